@@ -1,7 +1,7 @@
 """Configuration: frozen dataclasses, built once and passed whole. No jax in here.
 
-A config file is a Python file with `get_config() -> TrainConfig`; every field can be overridden from the command line.
-Names are those of a Hugging Face config.json where it has one.
+A config file is a Python file with `get_config() -> TrainConfig`; every field can be overridden from the command line
+(`load_train_config`). Names are those of a Hugging Face config.json where it has one.
 """
 
 from __future__ import annotations
@@ -10,20 +10,23 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import math
 import re
-import sys
 import types
 import typing
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
+
+T = TypeVar("T")
 
 
 class InputError(ValueError):
     """The user's input is at fault: the message names the thing, the place and the fix. Entry points print it alone."""
 
 
-def did_you_mean(name: str, known: typing.Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the nearest known name, else the empty string."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
@@ -45,23 +48,366 @@ def _accepts(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
+@dataclass(frozen=True)
 class _Checked:
-    """Base of the config classes: field types are checked when one is built."""
+    """Base of the config classes: the types of its fields are checked when one is built."""
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
-        for f in dataclasses.fields(self):  # type: ignore[arg-type]
+        for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             if not _accepts(value, hints[f.name]):
-                expected = getattr(hints[f.name], "__name__", None) if isinstance(hints[f.name], type) else hints[f.name]
-                raise InputError(
-                    f"{type(self).__name__}.{f.name}={value!r} is a {type(value).__name__}; expected {expected}"
-                )
+                expected = f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type))
+                self._require(False, f"{f.name}={value!r} is a {type(value).__name__}; expected {expected}")
 
     def _require(self, condition: bool, message: str) -> None:
         if not condition:
             raise InputError(f"{type(self).__name__}: {message}")
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with `changes`; an unknown name raises InputError."""
+        """A copy with `changes`, checked anew."""
         return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class BertConfig(_Checked):
+    """The model, and how it is computed. The first fields are a Hugging Face config.json's."""
+
+    vocab_size: int = 30522
+    """Rows of the word-embedding table."""
+    hidden_size: int = 768
+    """Width of the encoder."""
+    num_hidden_layers: int = 12
+    """Number of Transformer layers."""
+    num_attention_heads: int = 12
+    """Attention heads a layer; must divide hidden_size."""
+    intermediate_size: int = 3072
+    """Width of the feed-forward layer."""
+    hidden_act: Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"] = "gelu"
+    """`gelu` is the exact (erf) form of the paper's models; `gelu_new` and `gelu_pytorch_tanh` the tanh form."""
+    hidden_dropout_prob: float = 0.1
+    """Dropout after the embeddings and after both sublayers of each layer."""
+    attention_probs_dropout_prob: float = 0.1
+    """Dropout on the attention probabilities."""
+    max_position_embeddings: int = 512
+    """Rows of the position table: the longest sequence."""
+    type_vocab_size: int = 2
+    """Rows of the token-type table."""
+    initializer_range: float = 0.02
+    """Standard deviation of the truncated normal (cut at two, not corrected) that weights start from."""
+    layer_norm_eps: float = 1e-12
+    """Added to the variance in LayerNorm."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type; parameters, softmax, norms and losses stay float32."""
+    remat: bool = False
+    """Recompute each layer's activations in the backward pass: less memory, about a third more compute."""
+    scan_layers: bool = False
+    """Run the layers by one scan: much faster compilation for deep models. Same parameters, same numbers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+                     "max_position_embeddings", "type_vocab_size"):  # fmt: skip
+            self._require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
+        self._require(
+            self.hidden_size % self.num_attention_heads == 0,
+            f"hidden_size={self.hidden_size} is not divisible by num_attention_heads={self.num_attention_heads}",
+        )
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            self._require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} is not in [0, 1)")
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> BertConfig:
+        """A published size by name (google-research/bert: README, "smaller BERT models"), with `changes`.
+
+        Example: `BertConfig.preset("mini", vocab_size=8192)`. Raises InputError for an unknown name.
+        """
+        if name not in PRESETS:
+            raise InputError(f"unknown preset {name!r}: known are {', '.join(PRESETS)}{did_you_mean(name, PRESETS)}")
+        layers, hidden = PRESETS[name]
+        size = dict(num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=hidden // 64,
+                    intermediate_size=4 * hidden)  # fmt: skip
+        return cls(**{**size, **changes})
+
+
+PRESETS: dict[str, tuple[int, int]] = {  # name: (layers, hidden size)
+    "tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 512), "base": (12, 768), "large": (24, 1024),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DataConfig(_Checked):
+    """Text in, rows of token ids out."""
+
+    source: tuple[str, ...] = ()
+    """Files, globs (.txt .jsonl .parquet, also .gz and .zst), gs:// paths, `tfds:NAME`, or `stdlib:` (text every Python carries)."""
+    documents: Literal["blank_line", "line", "file"] = "blank_line"
+    """What ends a document in a .txt file."""
+    text_column: str = "text"
+    """The field of .jsonl, .parquet and TFDS records that holds the text."""
+    sentences: Literal["punctuation", "line"] = "punctuation"
+    """What ends a sentence: punctuation before a capital (lines are joined), or the end of a line (BERT's own format)."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """Binary, undecodable or malformed documents: stop with their place, or skip and count them."""
+    tokenizer: str = "unigram"
+    """A tokenizer (directory, tokenizer.json, vocab.txt, SentencePiece .model), or `unigram`, `bpe`, `wordpiece`: a
+    vocabulary of model.vocab_size pieces is trained on the source and kept in the work directory."""
+    lowercase: bool = True
+    """Whether a vocabulary trained here is uncased."""
+    max_seq_length: int = 128
+    """Tokens a row."""
+    examples: Literal["full_sentences", "sentence_pairs"] = "full_sentences"
+    """Full sentences packed into rows, or BERT's sentence pairs with next-sentence prediction."""
+    short_seq_prob: float = 0.1
+    """Sentence pairs: share of examples with a random shorter target length."""
+    dupe_factor: int = 1
+    """Sentence pairs: how often the corpus is cut into pairs, differently each time (BERT: 10)."""
+    eval_fraction: float = 0.01
+    """Share of documents held out, picked by a hash of their text (so copies of a document fall on the same side)."""
+    eval_source: tuple[str, ...] = ()
+    """Held-out text of its own, instead of eval_fraction."""
+    cache_dir: str | None = None
+    """Where tokenized rows are kept; default: `cache` in the work directory."""
+    num_workers: int | None = None
+    """Processes that tokenize; default: one a core."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.max_seq_length >= 8, f"max_seq_length={self.max_seq_length} is below 8")
+        self._require(0 <= self.eval_fraction < 1, f"eval_fraction={self.eval_fraction} is not in [0, 1)")
+        self._require(0 <= self.short_seq_prob <= 1, f"short_seq_prob={self.short_seq_prob} is not in [0, 1]")
+        self._require(self.dupe_factor >= 1, f"dupe_factor={self.dupe_factor} is below 1")
+        self._require(
+            self.dupe_factor == 1 or self.examples == "sentence_pairs",
+            f"dupe_factor={self.dupe_factor} is for examples='sentence_pairs'; full sentences are cut one way only",
+        )
+        self._require(self.num_workers is None or self.num_workers >= 1, f"num_workers={self.num_workers} is below 1")
+
+
+@dataclass(frozen=True)
+class MaskingConfig(_Checked):
+    """Which tokens are predicted, and what stands in their place (Devlin et al., 2018, section 3.1)."""
+
+    rate: float = 0.15
+    """Share of tokens predicted."""
+    mask_prob: float = 0.8
+    """Share of the predicted that become [MASK]."""
+    random_prob: float = 0.1
+    """Share of the predicted that become a random token of the vocabulary; the others stay."""
+    count: Literal["exact", "bernoulli"] = "exact"
+    """A fixed number a row (BERT), or each token by itself."""
+    whole_word: bool = False
+    """Mask all pieces of a word together."""
+    max_predictions_per_seq: int | None = None
+    """Prediction slots a row; default: enough for `rate` (20 at length 128; 77 at 512)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(0 < self.rate < 1, f"rate={self.rate} is not in (0, 1)")
+        self._require(
+            self.mask_prob >= 0 and self.random_prob >= 0 and self.mask_prob + self.random_prob <= 1,
+            f"mask_prob={self.mask_prob} and random_prob={self.random_prob} must be shares that sum to at most 1",
+        )
+        self._require(
+            not (self.whole_word and self.count == "bernoulli"),
+            "whole_word=True goes with count='exact': whole words are drawn until the row's count is reached",
+        )
+        slots = self.max_predictions_per_seq
+        self._require(slots is None or slots >= 1, f"max_predictions_per_seq={slots} is below 1")
+
+    def num_slots(self, length: int) -> int:
+        """P for rows of `length` tokens: the given one, or what `rate` needs (mean + 4 sd for Bernoulli counts)."""
+        if self.max_predictions_per_seq is not None:
+            return min(self.max_predictions_per_seq, length)
+        spread = 4 * math.sqrt(length * self.rate * (1 - self.rate)) if self.count == "bernoulli" else 0
+        return min(length, math.ceil(length * self.rate + spread))
+
+
+@dataclass(frozen=True)
+class OptimConfig(_Checked):
+    """Optimizer and schedule."""
+
+    name: Literal["adamw_bert", "adamw", "lamb"] = "adamw_bert"
+    """`adamw_bert`: google-research/bert's (no bias correction); `adamw`: standard; `lamb`: for very large batches."""
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+    schedule: Literal["linear", "bert_tf", "cosine", "warmup_stable_decay"] = "linear"
+    """Decay after the warm-up; `bert_tf` is BERT's own, which drops by warmup/num_steps where the warm-up ends."""
+    warmup_steps: int = 10_000
+    """Steps of linear warm-up."""
+    decay_steps: int | None = None
+    """warmup_stable_decay: steps of the final linear decay; default: a tenth of num_steps."""
+    weight_decay: float = 0.01
+    """Decoupled, and not applied to biases and LayerNorm."""
+    b1: float = 0.9
+    """Decay of the first moment."""
+    b2: float = 0.999
+    """Decay of the second moment."""
+    eps: float = 1e-6
+    """Added to the root of the second moment."""
+    clip_norm: float | None = 1.0
+    """Global norm that gradients are clipped to; None: not clipped."""
+    max_skipped: int = 10
+    """Non-finite updates are skipped; this many in a row stop the run."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be positive")
+        self._require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps} is negative")
+        self._require(self.clip_norm is None or self.clip_norm > 0, f"clip_norm={self.clip_norm} must be positive")
+        self._require(self.max_skipped >= 1, f"max_skipped={self.max_skipped} is below 1")
+        for name in ("b1", "b2"):
+            self._require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} is not in [0, 1)")
+
+
+@dataclass(frozen=True)
+class ParallelConfig(_Checked):
+    """How the work is laid over devices. May differ between runs of one work directory."""
+
+    num_devices: int | None = None
+    """Local devices used, data parallel; default: all."""
+
+
+@dataclass(frozen=True)
+class TrainConfig(_Checked):
+    """One pretraining run."""
+
+    workdir: str = "runs/pretrain"
+    """Where the run keeps everything; running the same command again continues it."""
+    num_steps: int = 100_000
+    """Optimizer steps."""
+    batch_size: int = 256
+    """Rows a step, over all devices."""
+    gradient_accumulation_steps: int = 1
+    """Microbatches a step; must divide batch_size."""
+    seed: int = 0
+    """Of initialisation, data order, masks and dropout."""
+    eval_every: int = 1000
+    """Steps between evaluations on held-out text (one is made at the end too)."""
+    eval_batches: int = 50
+    """Batches of held-out rows an evaluation reads, at most."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints (one is made at the end too)."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints kept, beside the best."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    init_from: str | None = None
+    """A pretrained directory to start the weights from, with a fresh optimizer."""
+    extend: bool = False
+    """Allow a larger num_steps than the work directory was started with."""
+    fill_masks: tuple[str, ...] = ()
+    """Sentences with [MASK], filled in by the model at the end of the run."""
+    model: BertConfig = field(default_factory=BertConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_steps", "batch_size", "gradient_accumulation_steps", "eval_every", "eval_batches",
+                     "checkpoint_every", "keep_checkpoints", "log_every"):  # fmt: skip
+            self._require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} is below 1")
+        self._require(self.seed >= 0, f"seed={self.seed} is negative")
+        self._require(
+            self.batch_size % self.gradient_accumulation_steps == 0,
+            f"batch_size={self.batch_size} is not divisible by "
+            f"gradient_accumulation_steps={self.gradient_accumulation_steps}",
+        )
+        self._require(
+            self.data.max_seq_length <= self.model.max_position_embeddings,
+            f"data.max_seq_length={self.data.max_seq_length} is past the position table, "
+            f"model.max_position_embeddings={self.model.max_position_embeddings}",
+        )
+        self._require(
+            self.optim.warmup_steps <= self.num_steps,
+            f"optim.warmup_steps={self.optim.warmup_steps} is more than num_steps={self.num_steps}",
+        )
+
+
+# May differ between runs of one work directory: where and how often, never what is computed.
+FREE_FIELDS = frozenset(
+    ["workdir", "eval_every", "checkpoint_every", "keep_checkpoints", "log_every", "extend", "fill_masks"]
+)
+
+
+def to_dict(cfg: Any) -> dict[str, Any]:
+    """A config as plain JSON types (tuples become lists)."""
+    return json.loads(json.dumps(dataclasses.asdict(cfg)))
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
+    """The inverse of `to_dict`; raises InputError for an unknown key, naming the nearest known one."""
+    hints = typing.get_type_hints(cls)
+    built: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise InputError(f"{where}: unknown key {key!r}{did_you_mean(key, hints)}")
+        if dataclasses.is_dataclass(hints[key]):
+            value = from_dict(hints[key], value, f"{where}: {key}")  # type: ignore[arg-type]
+        built[key] = tuple(value) if isinstance(value, list) else value
+    return cls(**built)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted name, old value, new value) of every leaf that differs between two `to_dict`s."""
+    found: list[tuple[str, Any, Any]] = []
+    for key in [*old, *(k for k in new if k not in old)]:
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append((prefix + key, a, b))
+    return found
+
+
+def load_config_file(path: str | Path) -> TrainConfig:
+    """Runs `get_config()` of a Python config file.
+
+    Raises InputError where the file is missing, has no get_config, or names a field that does not exist.
+    """
+    path = Path(path)
+    if not path.is_file():
+        nearby = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        raise InputError(f"no config file {path}{did_you_mean(str(path), nearby)}")
+    spec = importlib.util.spec_from_file_location(f"bert_jax_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path} is not a Python file: a config is a .py file with get_config()")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise InputError(f"{path} has no get_config() that returns a TrainConfig")
+        cfg = module.get_config()
+    except TypeError as e:  # a dataclass called with a name that it does not have
+        unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(e))
+        known = {c.__name__: c for c in (BertConfig, DataConfig, MaskingConfig, OptimConfig, ParallelConfig, TrainConfig)}
+        if unknown is None or unknown[1] not in known:
+            raise
+        names = [f.name for f in dataclasses.fields(known[unknown[1]])]
+        raise InputError(f"{path}: {unknown[1]} has no field {unknown[2]!r}{did_you_mean(unknown[2], names)}") from None
+    except SyntaxError as e:
+        raise InputError(f"{path}:{e.lineno}: {e.msg}") from None
+    if not isinstance(cfg, TrainConfig):
+        raise InputError(f"{path}: get_config() returned a {type(cfg).__name__}, not a TrainConfig")
+    return cfg
+
+
+def load_train_config(argv: Sequence[str], prog: str = "train.py") -> TrainConfig:
+    """`CONFIG.py [--field value ...]` -> the config, overridden. `--help` lists every field; tyro names near misses."""
+    import tyro
+
+    if argv and not argv[0].startswith("-"):
+        default, rest = load_config_file(argv[0]), argv[1:]
+    elif "--help" in argv or "-h" in argv:
+        default, rest = TrainConfig(), argv
+    else:
+        raise InputError(f"usage: python {prog} configs/NAME.py [--field value ...]; --help lists the fields")
+    return tyro.cli(
+        TrainConfig,
+        default=default,
+        args=list(rest),
+        prog=f"{prog} CONFIG.py",
+        description="Pretrain a BERT from raw text. Values shown are those of the given config file.",
+    )

@@ -1,0 +1,339 @@
+"""Text -> an indexed cache of token rows, made once, in parallel.
+
+The cache is a folder named by a hash of the text, the tokenizer and the options. Each shard (consecutive documents, about
+SHARD_BYTES of text) becomes two files, written whole or not at all: `shard-00000.npy`, the rows [n, L], training rows
+before held-out ones, and `shard-00000.npz`, what was counted. `index.json`, written last, makes the folder a cache; without
+it, whole shards are kept and the others made. No row crosses a shard, so the rows do not depend on who made them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bert_jax.config import DataConfig, InputError
+from bert_jax.data import examples, packing, sources
+from bert_jax.data.tokenizer import Tokenizer
+
+FORMAT = 1  # of the cache; raise it when the same text would give other rows
+SHARD_BYTES = 4 << 20
+
+Shard = tuple[sources.Segment, ...]
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]  # (items, how many, what) -> the items, shown as they pass
+
+
+def document_hash(text: str) -> int:
+    """64 bits of a document's text, white space folded: equal documents have equal hashes."""
+    return int.from_bytes(hashlib.blake2b(" ".join(text.split()).encode(), digest_size=8).digest(), "little")
+
+
+def is_held_out(document: int, fraction: float) -> bool:
+    """Whether the document of this hash is held out from training, a share `fraction` of all."""
+    return document % 1_000_000 < fraction * 1_000_000
+
+
+@dataclass
+class Rows:
+    """Rows of token ids by index, over memory-mapped shards."""
+
+    shards: list[tuple[Path, int, int]]  # file, rows [start, stop) of it
+    length: int
+    _ends: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._ends = np.cumsum([stop - start for _, start, stop in self.shards], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """int32 [n, columns]: the rows at `indices`."""
+        indices = np.asarray(indices)
+        shard_of = np.searchsorted(self._ends, indices, side="right")
+        rows = np.empty((len(indices), self.length), np.int32)
+        for out, index, shard in zip(rows, indices.tolist(), shard_of.tolist(), strict=True):
+            path, _, stop = self.shards[shard]
+            out[:] = _open_rows(path)[index - int(self._ends[shard]) + stop]
+        return rows
+
+
+@lru_cache(maxsize=4096)
+def _open_rows(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r")
+
+
+@dataclass
+class Corpus:
+    """A finished cache: training and held-out rows, and what was counted on the way."""
+
+    train: Rows
+    held_out: Rows
+    token_counts: np.ndarray  # int64 [V], of the training rows
+    summary: dict[str, Any]
+    document_hashes: np.ndarray  # uint64 [documents], with the file and split of each below
+    document_files: np.ndarray  # int32: index into summary["files"]
+    document_held_out: np.ndarray  # bool
+    sentence_hashes: np.ndarray  # uint64 [sentences]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One shard to make; all that a worker process needs."""
+
+    number: int
+    shard: Shard
+    file_numbers: tuple[int, ...]
+    cfg: DataConfig
+    tokenizer_path: str
+    directory: str
+
+
+def prepare(cfg: DataConfig, tokenizer_path: str | Path, cache_dir: str | Path, progress: Progress) -> Corpus:
+    """Tokenizes what is not in the cache yet and opens it.
+
+    Raises InputError for unreadable text, for a source without documents and for too few documents to hold some out.
+    """
+    files = sources.list_files(cfg.source)
+    tokenizer = Tokenizer.load(tokenizer_path)
+    segments, hashes = _scan(files, cfg, progress)
+    key = _cache_key(hashes, tokenizer, cfg)
+    directory = Path(cache_dir) / key
+    shards = plan_shards(segments)
+    if not (directory / "index.json").exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        numbers = {path: i for i, path in enumerate(files)}
+        tasks = [
+            _Task(i, shard, tuple(numbers[s.path] for s in shard), cfg, str(tokenizer_path), str(directory))
+            for i, shard in enumerate(shards)
+        ]
+        _run(_make_shard, tasks, cfg.num_workers, progress, "tokenize")
+        _write_index(directory, len(shards), files, cfg, tokenizer)
+    return _open(directory)
+
+
+def _reader(cfg: DataConfig) -> sources.Reader:
+    return sources.Reader(documents=cfg.documents, text_column=cfg.text_column, on_error=cfg.on_error)
+
+
+def read_texts(cfg: DataConfig, progress: Progress) -> Iterator[str]:
+    """The documents of `cfg.source`, for training a vocabulary; held-out ones too are left out here."""
+    report = sources.ReadReport()
+    for path in progress(files := sources.list_files(cfg.source), len(files), "read"):
+        for segment in sources.scan(path, _reader(cfg), SHARD_BYTES)[0]:
+            for text in sources.read(segment, _reader(cfg), report):
+                if not is_held_out(document_hash(text), cfg.eval_fraction):
+                    yield text
+
+
+def _scan(files: Sequence[str], cfg: DataConfig, progress: Progress) -> tuple[list[sources.Segment], list[str]]:
+    """Segments and content hash of every file."""
+    scan = partial(sources.scan, reader=_reader(cfg), segment_bytes=SHARD_BYTES)
+    segments, hashes = [], []
+    for found, content_hash in _run(scan, files, cfg.num_workers, progress, "scan"):
+        segments += found
+        hashes.append(content_hash)
+    return segments, hashes
+
+
+def plan_shards(segments: Sequence[sources.Segment]) -> list[Shard]:
+    """Consecutive segments in groups of about SHARD_BYTES: many small files share a shard, a large one has several."""
+    shards: list[list[sources.Segment]] = []
+    size = SHARD_BYTES
+    for segment in segments:
+        if size + segment.num_bytes > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(segment)
+        size += segment.num_bytes
+    return [tuple(shard) for shard in shards]
+
+
+def _cache_key(hashes: Sequence[str], tokenizer: Tokenizer, cfg: DataConfig) -> str:
+    parts = ["documents", "text_column", "sentences", "on_error", "max_seq_length", "examples", "short_seq_prob",
+             "dupe_factor", "eval_fraction"]  # fmt: skip
+    options = {name: getattr(cfg, name) for name in parts}
+    text = json.dumps([FORMAT, SHARD_BYTES, list(hashes), tokenizer.fingerprint(), options])
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _run(
+    function: Callable[[Any], Any], items: Sequence[Any], workers: int | None, progress: Progress, what: str
+) -> list[Any]:
+    """[function(item) ...], by several processes where there is work for them. They start fresh (spawn): JAX's threads
+    must not be forked."""
+    workers = min(workers or os.cpu_count() or 1, len(items))
+    if workers <= 1 or len(items) < 4:
+        return list(progress(map(function, items), len(items), what))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        try:
+            return list(progress(pool.map(function, items), len(items), what))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(path: str) -> Tokenizer:
+    return Tokenizer.load(path)
+
+
+def _make_shard(task: _Task) -> None:
+    """Makes the files of one shard, unless they are there."""
+    rows_path = Path(task.directory) / f"shard-{task.number:05d}.npy"
+    counts_path = rows_path.with_suffix(".npz")
+    if rows_path.exists() and counts_path.exists():
+        return
+    cfg, tokenizer = task.cfg, _tokenizer(task.tokenizer_path)
+    documents, counted = _tokenize(task, tokenizer)
+    sides = [
+        _examples([tokens for tokens, held_out in documents if held_out == side], cfg, tokenizer, task.number)
+        for side in (False, True)
+    ]
+    rows = np.concatenate([side[0] for side in sides])
+    train = sides[0][0][:, : cfg.max_seq_length]
+    counted["num_train"] = np.int64(len(train))
+    counted["token_counts"] = np.bincount(train[train != tokenizer.pad_id], minlength=tokenizer.vocab_size)
+    counted["real_tokens"] = np.int64(sum((side[0][:, : cfg.max_seq_length] != tokenizer.pad_id).sum() for side in sides))
+    counted["examples"] = np.int64(sum(side[1] for side in sides))
+    counted["row_lengths"] = np.bincount((train != tokenizer.pad_id).sum(1), minlength=cfg.max_seq_length + 1)
+    small = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
+    _write(rows_path, lambda f: np.save(f, rows.astype(small)))
+    _write(counts_path, lambda f: np.savez(f, **counted))
+
+
+def _tokenize(task: _Task, tokenizer: Tokenizer) -> tuple[list[tuple[list[np.ndarray], bool]], dict[str, np.ndarray]]:
+    """(sentences' ids, held out?) of each document of the shard, and what was counted."""
+    cfg, reader, report = task.cfg, _reader(task.cfg), sources.ReadReport()
+    documents: list[tuple[list[np.ndarray], bool]] = []
+    document_hashes, document_files, sentence_hashes = [], [], []
+    sentences: list[str] = []
+    for segment, file_number in zip(task.shard, task.file_numbers, strict=True):
+        for text in sources.read(segment, reader, report):
+            own = examples.split_sentences(text, cfg.sentences)
+            document_hashes.append(document_hash(text))
+            document_files.append(file_number)
+            documents.append(([np.empty(0)] * len(own), is_held_out(document_hashes[-1], cfg.eval_fraction)))
+            sentences += own
+    ids = iter(tokenizer.encode_batch(sentences))
+    documents = [([next(ids) for _ in own], held_out) for own, held_out in documents]
+    sentence_hashes = [int.from_bytes(hashlib.blake2b(s.encode(), digest_size=8).digest(), "little") for s in sentences]
+    unknown = sum(int((s == tokenizer.unk_id).sum()) for own, _ in documents for s in own)
+    return documents, {
+        "document_hashes": np.array(document_hashes, np.uint64),
+        "document_files": np.array(document_files, np.int32),
+        "document_held_out": np.array([held_out for _, held_out in documents], bool),
+        "sentence_hashes": np.array(sentence_hashes, np.uint64),
+        "text_tokens": np.int64(sum(len(s) for own, _ in documents for s in own)),
+        "unknown_tokens": np.int64(unknown),
+        "skipped": np.array(json.dumps(report.skipped)),
+        "skipped_first": np.array(json.dumps(report.first)),
+    }  # fmt: skip
+
+
+def _examples(
+    documents: list[list[np.ndarray]], cfg: DataConfig, tokenizer: Tokenizer, shard_number: int
+) -> tuple[np.ndarray, int]:
+    """Rows [n, L] of one side of a shard, and the number of examples in them; with sentence pairs [n, L + 1]: the
+    last column is the next-sentence label."""
+    documents = [[s for s in own if len(s)] for own in documents]
+    length, ids = cfg.max_seq_length, (tokenizer.cls_id, tokenizer.sep_id)
+    if cfg.examples == "full_sentences":
+        pieces = [piece for own in documents for piece in examples.full_sentences(own, length, *ids)]
+        packed = packing.pack([len(piece) for piece in pieces], length)
+        return packing.to_rows(pieces, packed, length, tokenizer.pad_id), len(pieces)
+    pairs, labels = [], []
+    for copy in range(cfg.dupe_factor):
+        rng = np.random.default_rng([shard_number, copy])
+        made = examples.sentence_pairs(documents, length, *ids, cfg.short_seq_prob, rng)
+        pairs += made[0]
+        labels += made[1]
+    rows = packing.to_rows(pairs, [[i] for i in range(len(pairs))], length, tokenizer.pad_id)
+    return np.concatenate([rows, np.array(labels, np.int32).reshape(-1, 1)], axis=1), len(pairs)
+
+
+def _write(path: Path, save: Callable[[Any], None]) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            save(f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"cannot write the token cache {path}: {e.strerror}; set --data.cache-dir elsewhere") from None
+
+
+def _write_index(directory: Path, num_shards: int, files: Sequence[str], cfg: DataConfig, tokenizer: Tokenizer) -> None:
+    """Adds up what the shards counted, checks it, and makes the folder a cache."""
+    counted = [dict(np.load(directory / f"shard-{i:05d}.npz")) for i in range(num_shards)]
+    joined = {
+        name: np.concatenate([c[name] for c in counted])
+        for name in ("document_hashes", "document_files", "document_held_out", "sentence_hashes")
+    }
+    total = {n: int(sum(c[n] for c in counted)) for n in ("text_tokens", "unknown_tokens", "real_tokens", "examples")}
+    rows = [len(np.load(directory / f"shard-{i:05d}.npy", mmap_mode="r")) for i in range(num_shards)]
+    held_out_documents = int(joined["document_held_out"].sum())
+    if cfg.eval_fraction and held_out_documents in (0, len(joined["document_hashes"])):
+        raise InputError(
+            f"{held_out_documents} of {len(joined['document_hashes'])} documents of {', '.join(cfg.source)} are held out by "
+            f"data.eval_fraction={cfg.eval_fraction}; change it, set it to 0, split the text into more documents "
+            "(data.documents), or give data.eval_source"
+        )
+    summary = {
+        "format": FORMAT,
+        "files": list(files),
+        "documents": len(joined["document_hashes"]),
+        "held_out_documents": held_out_documents,
+        "duplicated_documents": len(joined["document_hashes"]) - len(np.unique(joined["document_hashes"])),
+        "skipped": _sum_counts(json.loads(str(c["skipped"])) for c in counted),
+        "skipped_first": {k: v for c in reversed(counted) for k, v in json.loads(str(c["skipped_first"])).items()},
+        **total,
+        "vocab_size": tokenizer.vocab_size,
+        "max_seq_length": cfg.max_seq_length,
+        "columns": cfg.max_seq_length + (cfg.examples == "sentence_pairs"),
+        "rows": rows,
+        "train_rows": [int(c["num_train"]) for c in counted],
+        "row_lengths": np.sum([c["row_lengths"] for c in counted], axis=0).tolist(),
+    }
+    joined["token_counts"] = np.sum([c["token_counts"] for c in counted], axis=0)
+    _write(directory / "counts.npz", lambda f: np.savez(f, **joined))
+    _write(directory / "index.json", lambda f: f.write(json.dumps(summary).encode()))
+    for i in range(num_shards):
+        (directory / f"shard-{i:05d}.npz").unlink()
+
+
+def _sum_counts(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for one in counts:
+        for name, count in one.items():
+            total[name] = total.get(name, 0) + count
+    return total
+
+
+def _open(directory: Path) -> Corpus:
+    try:
+        summary = json.loads((directory / "index.json").read_text())
+        counts = dict(np.load(directory / "counts.npz"))
+    except (OSError, ValueError) as e:
+        raise InputError(f"the token cache {directory} is damaged ({e}); delete that folder and run again") from None
+    paths = [directory / f"shard-{i:05d}.npy" for i in range(len(summary["rows"]))]
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"the token cache lacks {path}; delete its folder and run again")
+    train = [(path, 0, n) for path, n in zip(paths, summary["train_rows"], strict=True)]
+    held_out = [(p, a, b) for p, a, b in zip(paths, summary["train_rows"], summary["rows"], strict=True)]
+    columns = summary["columns"]
+    return Corpus(Rows(train, columns), Rows(held_out, columns), summary=summary, **counts)

@@ -1,0 +1,141 @@
+"""Documents -> examples. An example is a short int32 array `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+Tokens = np.ndarray  # int32 [n]
+MAX_SENTENCE_CHARS = 4096  # longer ones are cut at white space: tokenizers need memory in proportion
+
+# A full stop, question or exclamation mark with closing quotes, then white space and what starts a sentence.
+_BOUNDARY = re.compile(r"""(?<=[.!?…])(?:["'”’)\]]*)\s+(?=["'“‘(\[]*[A-Z0-9])""")
+_ABBREVIATION = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|St|Prof|Rev|Gen|Col|Capt|Sen|Hon|No|vs|etc|Fig|Eq|i\.e|e\.g)|\b[A-Z])\.$")
+
+
+def split_sentences(text: str, ends: str = "punctuation") -> list[str]:
+    """A document's sentences; joined by spaces they are the text again, white space apart.
+
+    `ends="line"`: each non-blank line is one. `"punctuation"`: lines are joined, and a sentence ends at `.`, `!` or `?`
+    before a capital or digit, common abbreviations and initials apart. Sentences over MAX_SENTENCE_CHARS are cut.
+
+    >>> split_sentences("Mr. Fox ran.\\nHe hid! Why?")
+    ['Mr. Fox ran.', 'He hid!', 'Why?']
+    """
+    if ends == "line":
+        parts = [line.strip() for line in text.splitlines()]
+    else:
+        text = " ".join(text.split())
+        parts, start = [], 0
+        for match in _BOUNDARY.finditer(text):
+            end = match.end()
+            if not _ABBREVIATION.search(text, max(start, match.start() - 8), match.start()):
+                parts.append(text[start:end].rstrip())
+                start = end
+        parts.append(text[start:])
+    return [piece for part in parts if part for piece in _cut(part)]
+
+
+def _cut(sentence: str) -> Iterator[str]:
+    """Pieces of at most MAX_SENTENCE_CHARS, cut at white space where there is any."""
+    start = 0
+    while len(sentence) - start > MAX_SENTENCE_CHARS:
+        space = sentence.rfind(" ", start + 1, start + MAX_SENTENCE_CHARS)
+        end = space if space > start else start + MAX_SENTENCE_CHARS
+        yield sentence[start:end].strip()
+        start = end
+    yield sentence[start:].strip()
+
+
+def full_sentences(sentences: Sequence[Tokens], max_seq_length: int, cls_id: int, sep_id: int) -> list[Tokens]:
+    """Runs of consecutive sentences, `[CLS] x [SEP]`, each as long as fits (RoBERTa's FULL-SENTENCES within a document).
+
+    A sentence that does not fit in the room left begins the next run; one longer than a row is cut. No token is lost.
+
+    >>> [x.tolist() for x in full_sentences([np.array([5, 6]), np.array([7, 8, 9]), np.array([10])], 6, 1, 2)]
+    [[1, 5, 6, 2], [1, 7, 8, 9, 10, 2]]
+    """
+    room = max_seq_length - 2
+    runs: list[list[Tokens]] = [[]]
+    used = 0
+    for sentence in sentences:
+        if used + len(sentence) > room and used:
+            runs.append([])
+            used = 0
+        for start in range(0, len(sentence), room):  # one round, but for sentences longer than a row
+            part = sentence[start : start + room]
+            if start:
+                runs.append([])
+                used = 0
+            runs[-1].append(part)
+            used += len(part)
+    cls, sep = np.array([cls_id], np.int32), np.array([sep_id], np.int32)
+    return [np.concatenate([cls, *run, sep]) for run in runs if run]
+
+
+def sentence_pairs(
+    documents: Sequence[Sequence[Tokens]],
+    max_seq_length: int,
+    cls_id: int,
+    sep_id: int,
+    short_seq_prob: float,
+    rng: np.random.Generator,
+) -> tuple[list[Tokens], list[int]]:
+    """BERT's next-sentence examples: `[CLS] a [SEP] b [SEP]`, and labels 0 (b follows a) or 1 (b is from elsewhere).
+
+    After create_instances_from_document (google-research/bert, create_pretraining_data.py): chunks of sentences up to
+    the target length (a random shorter one with `short_seq_prob`); a is a random prefix of the chunk; b is the rest, or
+    with probability 1/2, and always where the chunk is a single sentence, text of another document, and then the rest of
+    the chunk is used again. Unlike there, a chunk is never longer than a row, so no text is truncated away: sentences
+    over half a row are cut, and a chunk takes two sentences wherever the document has them.
+    Where there is one document only, "elsewhere" is another place of it.
+    """
+    room = max_seq_length - 3
+    half = room // 2
+    cut = [[s[i : i + half] for s in document for i in range(0, len(s), half)] for document in documents]
+    cut = [document for document in cut if document]
+    cls, sep = np.array([cls_id], np.int32), np.array([sep_id], np.int32)
+    examples: list[Tokens] = []
+    labels: list[int] = []
+    for index, document in enumerate(cut):
+        position = 0
+        while position < len(document):
+            target = int(rng.integers(2, room + 1)) if rng.random() < short_seq_prob else room
+            end, length = position, 0
+            while end < len(document) and (end < position + 2 or length + len(document[end]) <= target):
+                length += len(document[end])
+                end += 1
+            size = end - position
+            split = position + (1 if size == 1 else int(rng.integers(1, size)))
+            a = np.concatenate(document[position:split])
+            is_random = size == 1 or rng.random() < 0.5
+            if is_random:
+                b = _elsewhere(cut, index, split, target - len(a), rng)[: room - len(a)]
+                position = split
+            else:
+                b = np.concatenate(document[split:end])
+                position = end
+            examples.append(np.concatenate([cls, a, sep, b, sep]))
+            labels.append(int(is_random))
+    return examples, labels
+
+
+def _elsewhere(
+    documents: Sequence[Sequence[Tokens]], own: int, following: int, wanted: int, rng: np.random.Generator
+) -> Tokens:
+    """At least `wanted` tokens, where there are so many, from a random sentence on of a random document but `own`."""
+    if len(documents) > 1:
+        other = int(rng.integers(len(documents) - 1))
+        document = documents[other + (other >= own)]
+        start = int(rng.integers(len(document)))
+    else:  # one document: any place but the sentence that really follows
+        document = documents[own]
+        start = int(rng.integers(max(1, len(document) - 1)))
+        start += start >= following and len(document) > 1
+    end, length = start, 0
+    while end < len(document) and (end == start or length < wanted):
+        length += len(document[end])
+        end += 1
+    return np.concatenate(document[start:end])

@@ -1,0 +1,551 @@
+"""Text files -> documents, addressed by (file, document range), so that a corpus can be cut into fixed shards.
+
+    list_files(["text/*.txt"])                        ["text/a.txt", "text/b.txt"]
+    scan("text/a.txt", Reader(), segment_bytes=2**24) ([Segment("text/a.txt", start=0, stop=812, ...), ...], sha256)
+    read(segment, Reader(), ReadReport())             the texts of documents [start, stop), in order
+
+A source is a local path, a glob, a folder, a URL (`gs://bucket/*.txt`), `tfds:NAME[/CONFIG][:SPLIT]`, or `stdlib:`, the
+English that every Python carries. Formats by suffix: .txt and .jsonl, each also as .gz and .zst, and .parquet.
+
+A document that is empty or whitespace is no document: it is never counted. One that cannot be read is counted, so that
+document ranges are the same whether bad documents raise or are skipped. A Segment also says where its first document
+lies: reading one costs its own size, except in a compressed file, which is decompressed from the start up to there.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import glob
+import gzip
+import hashlib
+import importlib
+import inspect
+import io
+import json
+import os
+import re
+import sysconfig
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from bert_jax.config import InputError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How files are read.
+
+    documents: what ends a document in a .txt file: a blank line, a line's end, or the file's.
+    text_column: the field of a JSON object, a Parquet column or a TFDS feature that holds the text.
+    on_error: what a document that is binary, not UTF-8 or not a record does: raise InputError, or be skipped and counted.
+    """
+
+    documents: Literal["blank_line", "line", "file"] = "blank_line"
+    text_column: str = "text"
+    on_error: Literal["raise", "skip"] = "raise"
+
+    def __post_init__(self) -> None:
+        for name, known in (("documents", ("blank_line", "line", "file")), ("on_error", ("raise", "skip"))):
+            if getattr(self, name) not in known:
+                raise InputError(f"Reader.{name}={getattr(self, name)!r}: not one of {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Documents [start, stop) of one file, in `num_bytes` bytes of UTF-8.
+
+    offset: where document `start` lies: a byte of the (decompressed) .txt or .jsonl, else a row.
+    """
+
+    path: str
+    start: int
+    stop: int
+    offset: int
+    num_bytes: int
+
+
+@dataclass
+class ReadReport:
+    """What was skipped: path -> number of documents, and path -> the first one's place and reason."""
+
+    skipped: dict[str, int] = field(default_factory=dict)
+    first: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Bad:
+    """A document that cannot be read: why, and how many bytes into it."""
+
+    reason: str
+    at: int = 0
+
+
+_Documents = Iterator[tuple[int, bytes | _Bad]]  # (where it lies, its bytes or what is wrong), empty ones left out
+
+# Every byte that occurs in the UTF-8 of whitespace: what still has others is not blank, and need not be decoded.
+_SPACE_BYTES = bytes(sorted({b for i in range(0x3001) if chr(i).isspace() for b in chr(i).encode()}))
+_BOM = b"\xef\xbb\xbf"
+
+
+def _blank(raw: bytes) -> bool:
+    return not raw.strip(_SPACE_BYTES) and not raw.decode(errors="replace").strip()
+
+
+def _need(module: str, install: str) -> Any:
+    """The module, or InputError with the line that installs it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise InputError(f"reading this source needs {module}, which is not installed: pip install {install}") from None
+
+
+# ---- opening files, here or in a bucket -----------------------------------------------------------------------------
+
+
+def _filesystem(url: str) -> Any:
+    """The fsspec file system of a URL."""
+    try:
+        return _need("fsspec", "'bert_jax[gcs]'").core.url_to_fs(url)[0]
+    except ImportError as error:
+        raise InputError(f"{url}: {error} (pip install 'bert_jax[gcs]' for gs://)") from None
+    except InputError:
+        raise
+    except Exception as error:  # an unknown protocol, or credentials: each backend has errors of its own
+        raise InputError(f"{url}: {error}") from None
+
+
+def _nearest(path: str) -> str:
+    """`; nearest in FOLDER: 'a', 'b'`, for the deepest folder of `path` that exists."""
+    folder, name = os.path.split(os.path.abspath(path))
+    while not os.path.isdir(folder):
+        folder, name = os.path.split(folder)
+    with contextlib.suppress(OSError):
+        names = difflib.get_close_matches(name, sorted(os.listdir(folder))[:1000], n=3, cutoff=0)
+        return f"; nearest in {folder}: {', '.join(map(repr, names)) or 'nothing, it is empty'}"
+    return ""
+
+
+@contextlib.contextmanager
+def _open(path: str) -> Iterator[Any]:
+    """The raw bytes of a local path or URL, seekable; whatever goes wrong while reading them is an InputError."""
+    try:
+        with _filesystem(path).open(path, "rb") if "://" in path else open(path, "rb", buffering=0) as file:
+            yield file
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file{'' if '://' in path else _nearest(path)}") from None
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        fix = "; it is cut short or not compressed so: fetch or compress it again" if _codec(path) else ""
+        raise InputError(f"{path}: cannot be read ({reason}){fix}") from None
+
+
+class _Tee(io.RawIOBase):
+    """A file that updates a hash with every byte read from it."""
+
+    def __init__(self, file: Any, hasher: Any):
+        self._file, self._hasher = file, hasher
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer)
+        if self._hasher:
+            self._hasher.update(memoryview(buffer)[:count])
+        return count
+
+
+class _Zstd(io.RawIOBase):
+    """The decompressed bytes of zstd frames; EOFError in the middle of one (zstandard's own reader is silent there)."""
+
+    def __init__(self, file: Any):
+        self._library = _need("zstandard", "zstandard")
+        self._file, self._frame, self._output = file, None, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._output:
+            ended = self._frame is None or self._frame.eof
+            compressed = (self._frame.unused_data if self._frame and ended else b"") or self._file.read(1 << 14)
+            if not compressed and ended:
+                return 0
+            if not compressed:
+                raise EOFError("the file ends inside a zstd frame")
+            if ended:
+                self._frame = self._library.ZstdDecompressor().decompressobj()
+            try:
+                self._output = memoryview(self._frame.decompress(compressed))
+            except self._library.ZstdError as error:
+                raise OSError(str(error)) from None
+        count = min(len(buffer), len(self._output))
+        buffer[:count], self._output = self._output[:count], self._output[count:]
+        return count
+
+
+_CODECS: dict[str, Callable[[Any], Any]] = {".gz": lambda file: gzip.GzipFile(fileobj=file), ".zst": _Zstd}
+
+
+def _codec(path: str) -> str:
+    suffix = os.path.splitext(path)[1].lower()
+    return suffix if suffix in _CODECS else ""
+
+
+@contextlib.contextmanager
+def _stream(path: str, offset: int, hasher: Any) -> Iterator[io.BufferedReader]:
+    """The decompressed bytes from `offset` on; `hasher` sees the whole raw file by the end."""
+    with _open(path) as file:
+        raw = io.BufferedReader(_Tee(file, hasher), 1 << 20)
+        if codec := _codec(path):
+            stream = io.BufferedReader(_CODECS[codec](raw), 1 << 20)
+            while offset:
+                offset -= len(stream.read(min(offset, 1 << 20))) or offset
+        else:
+            file.seek(offset)
+            stream = raw
+        yield stream
+        while raw.read(1 << 20):
+            pass
+
+
+def _lines(path: str, offset: int, hasher: Any) -> Iterator[tuple[int, bytes]]:
+    """(byte position, line) without a byte order mark."""
+    with _stream(path, offset, hasher) as file:
+        for line in file:
+            if not offset and line.startswith(_BOM):
+                offset, line = len(_BOM), line[len(_BOM) :]
+            yield offset, line
+            offset += len(line)
+
+
+# ---- the formats: (path, reader, offset, hasher) -> documents from `offset` on --------------------------------------
+
+
+def _text(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
+    held: list[bytes] = []
+    for position, line in _lines(path, offset, hasher):
+        if reader.documents == "file" or not _blank(line):
+            if not held:
+                offset = position
+            held.append(line)
+            ended = reader.documents == "line"
+        else:
+            ended = bool(held)
+        if ended:
+            yield offset, b"".join(held)
+            held = []
+    if held and not _blank(raw := b"".join(held)):
+        yield offset, raw
+
+
+def _jsonl(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
+    for position, line in _lines(path, offset, hasher):
+        if _blank(line):
+            continue
+        try:
+            record = json.loads(line)
+            value = record[reader.text_column] if isinstance(record, dict) else None
+            if not isinstance(record, dict):
+                yield position, _Bad(f"a JSON {type(record).__name__}, not an object")
+            elif not isinstance(value, str | None):
+                yield position, _Bad(f"{reader.text_column!r} is a {type(value).__name__}, not a string")
+            elif value and not _blank(raw := value.encode()):
+                yield position, raw
+        except KeyError:
+            yield position, _Bad(f"{_no_column(reader, record)}")
+        except (ValueError, RecursionError) as error:
+            yield position, _Bad(f"not a JSON object ({error})")
+
+
+def _parquet(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
+    _need("pyarrow", "pyarrow")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if hasher:
+        with _stream(path, 0, hasher):
+            pass
+    with _open(path) as file:
+        try:
+            table = pq.ParquetFile(file)
+            if reader.text_column not in table.schema_arrow.names:
+                raise InputError(f"{path}: {_no_column(reader, table.schema_arrow.names)}")
+            first = 0
+            for group in range(table.num_row_groups):
+                rows = table.metadata.row_group(group).num_rows
+                if first + rows > offset:
+                    batches = table.iter_batches(256, row_groups=[group], columns=[reader.text_column])
+                    values = (v for batch in batches for v in batch.column(0).cast(pa.large_binary()).to_pylist())
+                    for row, value in enumerate(values, first):
+                        if row >= offset and value and not _blank(value):
+                            yield row, value
+                first += rows
+        except pa.ArrowNotImplementedError:
+            kind = table.schema_arrow.field(reader.text_column).type
+            raise InputError(f"{path}: column {reader.text_column!r} is {kind}, not a string") from None
+        except pa.ArrowException as error:
+            raise InputError(f"{path}: not a readable Parquet file ({error})") from None
+
+
+def _no_column(reader: Reader, names: Any) -> str:
+    names = [str(name) for name in names]
+    return (
+        f"no {reader.text_column!r}, it has {', '.join(names) or 'nothing'}{did_you_mean(reader.text_column, names)} "
+        f"(--data.text-column)"
+    )
+
+
+def _tfds(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
+    name, split = _tfds_name(path)
+    tfds = _need("tensorflow_datasets", "tensorflow-datasets array_record importlib_resources")
+    # Some of TFDS's own datasets (glue) are known to it only once their module is imported.
+    package, stem = Path(tfds.__file__).parent, re.split("[/:]", name)[0]
+    modules = [f"{tfds.__name__}.{p.parent.name}.{stem}" for p in package.glob(f"[a-z]*/{stem}.py")]
+    data_dir = os.environ.get("TFDS_DATA_DIR")
+    command = (
+        f'python -c "import {", ".join([tfds.__name__ + " as tfds", *modules])}; tfds.builder({name!r}, '
+        f"data_dir='FOLDER', file_format='array_record').download_and_prepare()\", then set TFDS_DATA_DIR=FOLDER"
+    )
+    try:
+        try:  # what is prepared is read without the code that prepared it
+            builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
+        except tfds.core.DatasetNotFoundError:
+            for module in modules:
+                importlib.import_module(module)
+            builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+            builder.download_and_prepare()
+        features, splits = list(builder.info.features), list(builder.info.splits)
+        if reader.text_column not in features:
+            raise InputError(f"{path}: {_no_column(reader, features)}")
+        if re.split(r"[\[+]", split)[0] not in splits:
+            raise InputError(f"{path}: no split {split!r}, it has {', '.join(splits)}")
+        source = builder.as_data_source(split=split)
+    except InputError:
+        raise
+    except NotImplementedError:
+        found = f"is prepared as {builder.info.file_format.value}, which cannot be read by index without TensorFlow"
+        raise InputError(f"{path}: {builder.data_dir} {found}; prepare it again: {command}") from None
+    except Exception as error:  # a builder is a program of its own: a download, a parser, a missing library
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{path}: {type(error).__name__}: {reason}; to prepare it: {command}") from None
+    for row in range(offset, len(source)):
+        value = source[row][reader.text_column]
+        if not isinstance(value, bytes | str):
+            raise InputError(f"{path}: feature {reader.text_column!r} is a {type(value).__name__}, not a string")
+        raw = value.encode() if isinstance(value, str) else value
+        if hasher:
+            hasher.update(b"%d:%b" % (len(raw), raw))
+        if not _blank(raw):
+            yield row, raw
+
+
+def _tfds_name(path: str) -> tuple[str, str]:
+    """`tfds:glue/sst2:2.0.0:train[:10]` -> ("glue/sst2:2.0.0", "train[:10]"); the split is train if not given."""
+    match = re.fullmatch(r"tfds:([\w/.,=-]+(?::(?:\d+|\*)\.(?:\d+|\*)\.(?:\d+|\*))?)(?::(.+))?", path)
+    if not match:
+        raise InputError(f"{path}: not of the form tfds:NAME[/CONFIG][:SPLIT], as in tfds:glue/sst2:train")
+    return match[1], match[2] or "train"
+
+
+_NO_PROSE = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "pydoc_data", "_bundled", "lib-dynload"}
+_NO_PROSE |= {"site-packages", "dist-packages", "__pycache__"}
+_NOISE = re.compile(r"\s*(>>>|\.\.\.|[^\w\s][\W_]*$)")  # doctest input, table rules, underlines
+_COMMENTS = re.compile(r"(?:^[ \t]*#.*\n){2,}", re.MULTILINE)
+
+
+def _stdlib(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
+    """The topics of `help()`, then a document a module: its docstrings and longer comments, in the file's order."""
+    root, seen = Path(sysconfig.get_path("stdlib")), set()
+    topics = importlib.import_module("pydoc_data.topics").topics
+    documents: list[list[str]] = [[topics[name]] for name in sorted(topics)]
+    for file in sorted(root.rglob("*.py")):
+        if _NO_PROSE.isdisjoint(file.relative_to(root).parts):
+            documents.append(_module_prose(file.read_bytes()))
+    index = 0
+    for pieces in documents:
+        cleaned = (inspect.cleandoc(piece).splitlines() for piece in pieces)
+        prose = ["\n".join(line.rstrip() for line in lines if not _NOISE.match(line)).strip() for lines in cleaned]
+        raw = "\n\n".join(p for p in prose if p and p not in seen and not seen.add(p)).encode()  # type: ignore[func-returns-value]
+        if len(raw) >= 200:
+            if hasher:
+                hasher.update(b"%d:%b" % (len(raw), raw))
+            if index >= offset:
+                yield index, raw
+            index += 1
+
+
+def _module_prose(source: bytes) -> list[str]:
+    """Docstrings, and comments of two lines and more, of one Python file, which is parsed and not imported."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # invalid escapes in the string literals of others
+        try:
+            tree = ast.parse(source)
+        except (SyntaxError, ValueError):
+            return []
+    text = source.decode(errors="replace")
+    pieces = [
+        (text.count("\n", 0, m.start()), re.sub(r"^[ \t]*#+ ?", "", m[0], flags=re.MULTILINE))
+        for m in _COMMENTS.finditer(text)
+    ]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            pieces.append((node.body[0].lineno if node.body else 0, ast.get_docstring(node) or ""))
+    return [piece for _, piece in sorted(pieces)]
+
+
+_FORMATS: dict[str, Callable[[str, Reader, int, Any], _Documents]] = {
+    ".txt": _text,
+    ".jsonl": _jsonl,
+    ".parquet": _parquet,
+    "tfds:": _tfds,
+    "stdlib:": _stdlib,
+}
+
+
+def _format(path: str) -> str:
+    """The key of _FORMATS for a path; InputError if there is none."""
+    if path.startswith(("tfds:", "stdlib:")):
+        return path.split(":")[0] + ":"
+    codec = _codec(path)
+    suffix = os.path.splitext(path.removesuffix(path[-len(codec) :]) if codec else path)[1].lower()
+    if suffix not in (".txt", ".jsonl", ".parquet") or (codec and suffix == ".parquet"):
+        known = [s + c for s in (".txt", ".jsonl") for c in ("", *_CODECS)] + [".parquet"]
+        raise InputError(
+            f"{path}: {suffix + codec or 'no suffix'!r} is not a known format ({', '.join(known)})"
+            f"{did_you_mean(suffix + codec, known)}; give a pattern that matches text only, such as 'folder/**/*.txt'"
+        )
+    return suffix
+
+
+# ---- what the corpus builder calls ----------------------------------------------------------------------------------
+
+
+def list_files(sources: Sequence[str]) -> list[str]:
+    """The files that sources name, sorted, each once.
+
+        list_files(["text/*.txt", "text/a.txt", "tfds:lm1b"]) -> ["text/a.txt", "text/b.txt", "tfds:lm1b:train"]
+
+    A folder stands for all files in it, at any depth; `**` is any depth too.
+
+    Raises:
+      InputError: a source that matches nothing (with the nearest names there are), or a file of an unknown format.
+    """
+    files: set[str] = set()
+    for source in [sources] if isinstance(sources, str) else sources:
+        if source.startswith("tfds:"):
+            found = ["tfds:" + ":".join(_tfds_name(source))]
+        elif source == "stdlib:":
+            found = [source]
+        elif "://" in source:
+            fs = _filesystem(source)
+            try:
+                pattern = source.rstrip("/") + "/**" if fs.isdir(source) else source
+                matches = fs.glob(pattern, detail=True)
+            except Exception as error:  # credentials, network: each backend has errors of its own
+                raise InputError(f"{source}: {type(error).__name__}: {error}") from None
+            found = [fs.unstrip_protocol(name) for name, info in matches.items() if info["type"] == "file"]
+        else:
+            local = os.path.expanduser(source)
+            pattern = os.path.join(glob.escape(local), "**") if os.path.isdir(local) else local
+            matches = [local] if os.path.isfile(local) else glob.glob(pattern, recursive=True)
+            found = [os.path.normpath(match) for match in matches if os.path.isfile(match)]
+        if not found:
+            raise InputError(f"{source}: matches no file{'' if '://' in source else _nearest(os.path.expanduser(source))}")
+        files.update(found)
+    for file in sorted(files):
+        _format(file)
+    if not files:
+        raise InputError("no text: --data.source names no file")
+    return sorted(files)
+
+
+def scan(path: str, reader: Reader, segment_bytes: int) -> tuple[list[Segment], str]:
+    """Cut a file, in one pass, into segments of at least `segment_bytes` of text (but for the last); and hash it.
+
+        scan("a.txt", Reader(), 100) -> ([Segment("a.txt", 0, 3, 0, 117), Segment("a.txt", 3, 5, 119, 64)], "9f86d0...")
+
+    The hash is the hex SHA-256 of the file's bytes; of the texts, for `tfds:` and `stdlib:`.
+
+    Raises:
+      InputError: a file that is missing, unreadable or holds no document; a malformed record, unless they are skipped
+        (what is wrong with a document's characters is found by `read`).
+    """
+    hasher, segments = hashlib.sha256(), []
+    start = stop = offset = size = bad = 0
+    for position, value in _FORMATS[_format(path)](path, reader, 0, hasher):
+        if isinstance(value, _Bad):
+            bad, first_bad = bad + 1, (position, value)
+            if reader.on_error == "raise":
+                raise InputError(_complaint(path, position, value) + _SKIP)
+        if size >= segment_bytes:
+            segments.append(Segment(path, start, stop, offset, size))
+            start, size = stop, 0
+        if start == stop:
+            offset = position
+        stop += 1
+        size += 0 if isinstance(value, _Bad) else len(value)
+    if stop == 0:
+        raise InputError(f"{path}: holds no document, only whitespace or nothing: leave it out of --data.source")
+    if bad == stop:
+        raise InputError(f"{path}: all {bad} documents would be skipped; the last: {_complaint(path, *first_bad)}")
+    segments.append(Segment(path, start, stop, offset, size))
+    return segments, hasher.hexdigest()
+
+
+def read(segment: Segment, reader: Reader, report: ReadReport) -> Iterator[str]:
+    r"""The texts of a segment's documents, in order; line ends are \n, and none stands at either end.
+
+        list(read(Segment("a.txt", 0, 2, 0, 13), Reader(), ReadReport())) -> ["one\ntwo", "three"]
+
+    Documents that cannot be read are counted in `report` if `reader.on_error` is "skip".
+
+    Raises:
+      InputError: a file that is missing or has changed since `scan`; a document that is binary, not UTF-8 or malformed.
+    """
+    wanted = range(segment.start, segment.stop)
+    count = 0
+    with contextlib.closing(_FORMATS[_format(segment.path)](segment.path, reader, segment.offset, None)) as documents:  # type: ignore[type-var]
+        for count, (_, (position, value)) in enumerate(zip(wanted, documents, strict=False), 1):
+            text = value if isinstance(value, _Bad) else _decode(value)
+            if isinstance(text, str):
+                yield text
+                continue
+            if reader.on_error == "raise":
+                raise InputError(_complaint(segment.path, position, text) + _SKIP)
+            report.skipped[segment.path] = report.skipped.get(segment.path, 0) + 1
+            if segment.path not in report.first:
+                report.first[segment.path] = _complaint(segment.path, position, text)
+    if count < len(wanted):
+        raise InputError(f"{segment.path}: has changed since it was scanned: {len(wanted) - count} documents are missing")
+
+
+_SKIP = "; --data.on-error skip skips and counts such documents"
+
+
+def _decode(raw: bytes) -> str | _Bad:
+    if (at := raw.find(b"\0")) >= 0:
+        return _Bad("a NUL byte: a binary file, or UTF-16 (iconv -f UTF-16 -t UTF-8)", at)
+    try:
+        return raw.decode().replace("\r\n", "\n").strip("\r\n")
+    except UnicodeDecodeError as error:
+        return _Bad(f"byte 0x{raw[error.start]:02x} is not UTF-8", error.start)
+
+
+def _complaint(path: str, position: int, bad: _Bad) -> str:
+    """Place and reason; the line's number is counted only here, from the start of the file."""
+    kind = _format(path)
+    if kind not in (".txt", ".jsonl"):
+        return f"{path}: row {position}: {bad.reason}"
+    position += bad.at if kind == ".txt" else 0
+    line, left = 1, position
+    with _stream(path, 0, None) as file:
+        while left and (block := file.read(min(left, 1 << 20))):
+            line, left = line + block.count(b"\n"), left - len(block)
+    return f"{path}:{line} (byte {position}): {bad.reason}"

@@ -1,0 +1,36 @@
+"""The one door to attention kernels: sequence ids in, one rule for padding and packing."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from bert_jax.model.layers import dropout
+
+MASKED = -1e9  # added in float32; finite, so that a row with nothing to attend to stays finite
+
+
+def same_sequence(sequence_ids: Int[Array, "B L"]) -> Bool[Array, "B 1 L L"]:
+    """Who attends to whom: tokens of one sequence id (0 is padding, which attends to padding only)."""
+    return (sequence_ids[:, :, None] == sequence_ids[:, None, :])[:, None]
+
+
+def attention(
+    query: Float[Array, "B L H K"],
+    key: Float[Array, "B L H K"],
+    value: Float[Array, "B L H K"],
+    mask: Bool[Array, "B 1 L L"],
+    dropout_rate: float,
+    dropout_key: UInt32[Array, "2"] | None,
+) -> tuple[Float[Array, "B L H K"], Float[Array, "B H L L"]]:
+    """Scaled dot-product attention with dropout on the probabilities (Vaswani et al., 2017, section 3.2.1).
+
+    Returns the mixed values and the probabilities before dropout. Softmax is in float32 whatever the compute type.
+    A `dropout_key` of None means no dropout.
+    """
+    scale = query.shape[-1] ** -0.5
+    scores = jnp.einsum("blhk,bmhk->bhlm", query * scale, key, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
+    dropped = dropout(weights, dropout_rate, dropout_key).astype(value.dtype)
+    return jnp.einsum("bhlm,bmhk->blhk", dropped, value), weights

@@ -1,0 +1,144 @@
+"""The BERT encoder as functional Flax Linen modules.
+
+Axes: B rows, L tokens a row, D hidden size, H heads, K head size, M intermediate size, P prediction slots a row, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from bert_jax.config import BertConfig
+from bert_jax.model.attention import attention, same_sequence
+from bert_jax.model.layers import ACTIVATIONS, Dropout, dense, initializer, layer_norm
+
+
+class Embeddings(nn.Module):
+    """Word + position + token-type embeddings, normalised (Devlin et al., 2018, figure 2)."""
+
+    cfg: BertConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Int[Array, "B L"],
+        token_type_ids: Int[Array, "B L"],
+        position_ids: Int[Array, "B L"],
+        deterministic: bool,
+    ) -> Float[Array, "B L D"]:
+        cfg = self.cfg
+
+        def table(rows: int, name: str) -> nn.Embed:
+            return nn.Embed(rows, cfg.hidden_size, dtype=cfg.dtype, embedding_init=initializer(cfg), name=name)
+
+        x = (
+            table(cfg.vocab_size, "word_embeddings")(input_ids)
+            + table(cfg.max_position_embeddings, "position_embeddings")(position_ids)
+            + table(cfg.type_vocab_size, "token_type_embeddings")(token_type_ids)
+        )
+        return Dropout(cfg.hidden_dropout_prob)(layer_norm(cfg, "norm")(x), deterministic)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with its output projection."""
+
+    cfg: BertConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"], deterministic: bool
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "B H L L"]]:
+        cfg = self.cfg
+        heads = (*x.shape[:-1], cfg.num_attention_heads, cfg.hidden_size // cfg.num_attention_heads)
+        query, key, value = (dense(cfg, cfg.hidden_size, name)(x).reshape(heads) for name in ("query", "key", "value"))
+        rate = 0.0 if deterministic else cfg.attention_probs_dropout_prob
+        mixed, weights = attention(query, key, value, mask, rate, self.make_rng("dropout") if rate else None)
+        return dense(cfg, cfg.hidden_size, "output")(mixed.reshape(x.shape)), weights
+
+
+class Mlp(nn.Module):
+    """The feed-forward sublayer."""
+
+    cfg: BertConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        hidden = ACTIVATIONS[self.cfg.hidden_act](dense(self.cfg, self.cfg.intermediate_size, "intermediate")(x))
+        return dense(self.cfg, self.cfg.hidden_size, "output")(hidden)
+
+
+class EncoderLayer(nn.Module):
+    """Post-norm Transformer layer (Devlin et al., 2018, section 3)."""
+
+    cfg: BertConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"], deterministic: bool
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "B H L L"]]:
+        drop = self.cfg.hidden_dropout_prob
+        mixed, weights = SelfAttention(self.cfg, name="attention")(x, mask, deterministic)
+        x = layer_norm(self.cfg, "attention_norm")(x + Dropout(drop)(mixed, deterministic))
+        x = layer_norm(self.cfg, "mlp_norm")(x + Dropout(drop)(Mlp(self.cfg, name="mlp")(x), deterministic))
+        return x, weights
+
+
+class Encoder(nn.Module):
+    """Embeddings and the layers: token ids to hidden states.
+
+    Parameters are one subtree a layer, `layer_0` ... `layer_{N-1}`, however the layers are run: one after the other,
+    recomputed in the backward pass (`remat`) or stacked for a scan (`scan_layers`), with the same numbers.
+    """
+
+    cfg: BertConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Int[Array, "B L"],
+        token_type_ids: Int[Array, "B L"],
+        position_ids: Int[Array, "B L"],
+        sequence_ids: Int[Array, "B L"],
+        deterministic: bool = True,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> dict[str, Any]:
+        """Returns `last_hidden_state` [B, L, D]; on request `hidden_states` (the embeddings' output, then each
+        layer's) and `attentions` (each layer's probabilities [B, H, L, L], before dropout)."""
+        cfg = self.cfg
+        x = Embeddings(cfg, name="embeddings")(input_ids, token_type_ids, position_ids, deterministic)
+        mask = same_sequence(sequence_ids)
+        layer = EncoderLayer(cfg, parent=None)
+
+        def initial(key: Array) -> Any:
+            return layer.init(key, x, mask, True)["params"]
+
+        def run(x: Array, params_and_key: tuple[Any, Array]) -> tuple[Array, tuple[Any, Any]]:
+            params, key = params_and_key
+            x, weights = layer.apply({"params": params}, x, mask, deterministic, rngs={"dropout": key})
+            return x, (x if output_hidden_states else None, weights if output_attentions else None)
+
+        if cfg.remat:
+            run = jax.checkpoint(run, prevent_cse=not cfg.scan_layers)
+        layers = [self.param(f"layer_{i}", initial) for i in range(cfg.num_hidden_layers)]
+        keys = jax.random.split(jax.random.key(0) if deterministic else self.make_rng("dropout"), len(layers))
+        first = x
+        if cfg.scan_layers:
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+            x, (states, attentions) = jax.lax.scan(run, x, (stacked, keys))
+        else:
+            kept = []
+            for params, key in zip(layers, keys, strict=True):
+                x, outputs = run(x, (params, key))
+                kept.append(outputs)
+            states, attentions = zip(*kept, strict=True)
+        outputs = {"last_hidden_state": x}
+        if output_hidden_states:
+            outputs["hidden_states"] = (first, *states)
+        if output_attentions:
+            outputs["attentions"] = tuple(attentions)
+        return outputs

@@ -1,0 +1,68 @@
+"""What layers are made of: dense, norm, dropout, activations, as BERT has them."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, UInt32
+
+from bert_jax.config import BertConfig
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x times the normal distribution function at x, exactly (Hendrycks and Gimpel, 2016). In float32.
+
+    Written with erf: `jax.nn.gelu` goes through erfc, which costs twice as much on CPUs.
+    """
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
+
+ACTIVATIONS = {
+    "gelu": gelu,
+    "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
+def dropout(x: Float[Array, "..."], rate: float, key: UInt32[Array, "2"] | None) -> Float[Array, "..."]:
+    """Zeroes a share `rate` (to 1/65536) of `x` and scales up the rest; the identity where `key` is None.
+
+    One 32-bit draw serves two elements: drawing bits is a visible share of a training step.
+    """
+    threshold = round(rate * 2**16)
+    if key is None or threshold == 0:
+        return x
+    pairs = (*x.shape[:-1], -(-x.shape[-1] // 2))
+    bits = jax.lax.bitcast_convert_type(jax.random.bits(key, pairs, jnp.uint32), jnp.uint16)
+    keep = bits.reshape(*pairs[:-1], 2 * pairs[-1])[..., : x.shape[-1]] >= threshold
+    return jnp.where(keep, x * (1 / (1 - threshold / 2**16)), 0).astype(x.dtype)
+
+
+class Dropout(nn.Module):
+    """`dropout` with a key of the module's "dropout" stream."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."], deterministic: bool) -> Float[Array, "..."]:
+        return dropout(x, self.rate, None if deterministic or self.rate == 0 else self.make_rng("dropout"))
+
+
+def initializer(cfg: BertConfig) -> jax.nn.initializers.Initializer:
+    """BERT's truncated normal, cut at two sigma and not corrected for the cut (modeling.py, create_initializer)."""
+    return jax.nn.initializers.truncated_normal(cfg.initializer_range)
+
+
+def dense(cfg: BertConfig, features: int, name: str) -> nn.Dense:
+    """A dense layer with BERT's initialisation, in the compute type."""
+    return nn.Dense(features, dtype=cfg.dtype, kernel_init=initializer(cfg), name=name)
+
+
+def layer_norm(cfg: BertConfig, name: str) -> nn.LayerNorm:
+    """LayerNorm with float32 statistics and the two-pass variance that small activations need."""
+    return nn.LayerNorm(epsilon=cfg.layer_norm_eps, use_fast_variance=False, dtype=cfg.dtype, name=name)

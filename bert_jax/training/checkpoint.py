@@ -1,0 +1,295 @@
+"""Checkpoints of a training state by Orbax: asynchronous, atomic, and checked when read. Orbax is imported only here.
+
+Orbax does not notice a flipped bit in the numbers (a zstd block that did not shrink has no checksum), takes an empty folder
+for the newest checkpoint, and cannot start beside a torn metrics file. So each checkpoint has, next to `state`, a `meta`
+item with the caller's meta, the ranking metric, a checksum of each array, and one of itself; what differs is damage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import logging
+import math
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from bert_jax.config import InputError
+
+PyTree = Any
+
+
+class _Damaged(Exception):
+    """This checkpoint cannot be used; the text is the reason."""
+
+
+def _not_orbax(record: logging.LogRecord) -> bool:
+    return "/orbax/" not in record.pathname.replace("\\", "/")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """A failed read leaves coroutines behind, each of which prints a traceback when it is collected: collect them here."""
+    hook, log = sys.unraisablehook, logging.getLogger("asyncio")
+    sys.unraisablehook, log.disabled = lambda _: None, True
+    try:
+        yield
+    except BaseException:
+        gc.collect()
+        raise
+    finally:
+        sys.unraisablehook, log.disabled = hook, False
+
+
+def _reason(error: BaseException) -> str:
+    """An error of Orbax or TensorStore as one readable line: the innermost cause, without the dump of its spec."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(re.split(r" \[(?:tensorstore_spec|source locations)=", str(error))[0].split())[:300]
+    return text if " " in text else f"{type(error).__name__} {text}"
+
+
+@jax.jit
+def _checksum(x: jax.Array) -> jax.Array:
+    """The bits of `x` summed modulo 2**32: the same on any sharding, and another after any one flipped bit."""
+    unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
+    bits = x.astype(unsigned) if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, unsigned)
+    return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
+
+
+def _named(tree: PyTree) -> dict[str, Any]:
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _arrays(tree: PyTree) -> dict[str, list]:
+    """name -> [dtype, shape, checksum] of each array."""
+    named = _named(tree)
+    sums = jax.device_get([_checksum(x) for x in named.values()])
+    return {n: [str(x.dtype), list(x.shape), int(s)] for (n, x), s in zip(named.items(), sums, strict=True)}
+
+
+def _seal(record: dict) -> int:
+    return zlib.crc32(json.dumps({**record, "crc32": 0}, sort_keys=True).encode())
+
+
+def _template(x: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(x, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    sharding.shard_shape(np.shape(x))  # a ValueError here is the caller's; later it would look like damage
+    return jax.ShapeDtypeStruct(np.shape(x), x.dtype if hasattr(x, "dtype") else jnp.result_type(x), sharding=sharding)
+
+
+def _some(names: list[str]) -> str:
+    return (", ".join(names[:20]) or "none") + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
+def _check_same_model(folder: epath.Path, saved: dict[str, list], here: dict[str, jax.ShapeDtypeStruct]) -> None:
+    shapes = [
+        f"{n} {tuple(saved[n][1])} in the checkpoint, {here[n].shape} in this run"
+        for n in sorted(saved.keys() & here.keys())
+        if tuple(saved[n][1]) != here[n].shape
+    ]
+    if shapes or saved.keys() != here.keys():
+        raise InputError(
+            f"checkpoint {folder} is of another model or optimizer: other shapes: {_some(shapes)}; "
+            f"only in the checkpoint: {_some(sorted(saved.keys() - here.keys()))}; "
+            f"only in this run: {_some(sorted(here.keys() - saved.keys()))}. Use its config, or another --workdir"
+        )
+
+
+class Checkpointer:
+    """Orbax checkpoints of a training state: async, atomic, the last `keep` and the best.
+
+    `best_metric` names the entry of `metrics` that ranks them (lower is better; None: none is best). Each damaged one is
+    told to `report` in a line. All processes of a multi-host run make the same calls.
+
+    Raises:
+      InputError: `directory` cannot be created or read.
+    """
+
+    def __init__(
+        self,
+        directory: Any,
+        keep: int = 3,
+        best_metric: str | None = "eval/masked_lm_loss",
+        report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+    ) -> None:
+        logging.getLogger("absl").addFilter(_not_orbax)  # pages for each failure; ours is the one line. Idempotent
+        self.directory, self._metric = epath.Path(directory).expanduser().resolve(), best_metric
+        self._report = report if jax.process_index() == 0 else lambda line: None
+        self._saving, self._metrics = 0, dict[int, float]()
+        policies = ocp.checkpoint_managers
+        policy = policies.AnyPreservationPolicy([policies.LatestN(keep), self])  # `self`: see should_preserve
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy, cleanup_tmp_directories=True, lightweight_initialize=True
+        )
+        try:
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        except OSError as error:
+            raise InputError(
+                f"checkpoint folder {self.directory} cannot be used: {_reason(error)}; "
+                "make it a folder that you may write to, or give another --workdir"
+            ) from error
+        for step in self.steps:
+            with contextlib.suppress(Exception):  # restore_latest will say what is wrong with it, if it matters
+                self._metrics[step] = float(self._record(step)["metrics"][best_metric])
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, in order."""
+        return sorted(self._manager.all_steps())
+
+    @property
+    def best_step(self) -> int | None:
+        """The step whose checkpoint has the lowest `best_metric`, the newer of equals; None if none has it."""
+        return min((s for s in reversed(self.steps) if s in self._metrics), key=self._metrics.__getitem__, default=None)
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        """Orbax's PreservationPolicy (its BestN needs a metrics file that Orbax wrote and read): keep the best."""
+        return [info.step == self.best_step for info in checkpoints]
+
+    def save(self, step: int, state: PyTree, meta: dict, metrics: dict[str, float] | None = None) -> None:
+        """Starts to save `state` and `meta` (JSON) as `step`; the files are written while training goes on.
+
+        Raises:
+          InputError: this save or the one before it failed (a full disk), or `step` is not past the newest checkpoint.
+          TypeError: `meta` is not JSON.
+        """
+        self.wait()
+        if self.steps and step <= self.steps[-1]:
+            raise InputError(
+                f"checkpoint folder {self.directory} holds step {self.steps[-1]}, so step {step} cannot be saved in it: "
+                "has another run written there? Give each run a --workdir of its own"
+            )
+        state = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), state)
+        ranked = {k: float(v) for k, v in (metrics or {}).items() if k == self._metric and math.isfinite(v)}
+        record = json.loads(json.dumps({"crc32": 0, "arrays": _arrays(state), "meta": meta, "metrics": ranked}))
+        record["crc32"] = _seal(record)
+        self._saving = step
+        self._metrics.update((step, v) for v in ranked.values())
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(record))
+        with self._failures_named():
+            if not self._manager.save(step, args=args):
+                raise RuntimeError("Orbax declined to save it")
+
+    def wait(self) -> None:
+        """Waits until the last save is on the disk. Raises InputError if it failed; those before it are whole."""
+        with self._failures_named():
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits as `wait` does, and raises as it does, then ends Orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def restore_latest(self, like: PyTree) -> tuple[PyTree, dict, int] | None:
+        """The newest whole checkpoint as (state, meta, step), placed and typed as `like`; None if there is none at all.
+
+        Newer ones that are damaged are reported and moved aside to `NAME.damaged`, so that their steps can be saved again.
+
+        Raises:
+          InputError: the checkpoint is of another model, or there are checkpoints and none of them is whole.
+        """
+        self.wait()
+        like, damaged = jax.tree.map(_template, like), dict[epath.Path, str]()
+        folders = [p for p in self.directory.iterdir() if p.is_dir()]
+        for p in folders:
+            if not re.fullmatch(r"\d+|.*\.damaged.*|.*\.orbax-checkpoint-tmp.*", p.name):
+                self._report(f"{p} is ignored: its name is not a step, so it is no checkpoint")
+        for step in reversed(self.steps):
+            folder = self.directory / str(step)
+            try:
+                state, meta = self._restore(folder, like)
+            except _Damaged as error:
+                damaged[folder] = str(error)
+                continue
+            for bad, why in damaged.items():
+                self._report(f"checkpoint {bad} is damaged ({why}): moved to {self._move_aside(bad)}, using {step}")
+            self._manager.reload()
+            return state, meta, step
+        damaged.update((p, "moved aside before") for p in folders if ".damaged" in p.name)
+        if damaged:
+            each = "".join(f"\n  {p}: {why}" for p, why in damaged.items())
+            raise InputError(
+                f"no checkpoint in {self.directory} is whole:{each}\n"
+                "Bring a whole one back from a backup; to start anew, remove that folder or give another --workdir"
+            )
+        return None
+
+    def _restore(self, folder: epath.Path, like: PyTree) -> tuple[PyTree, dict]:
+        """The checkpoint, whole on all processes; raises _Damaged on all of them if one cannot read it."""
+        result, why = None, "another process cannot read it"
+        try:
+            with _quiet():
+                result = self._read(folder, like)
+        except (InputError, MemoryError, jax.errors.JaxRuntimeError):  # out of memory is not damage
+            raise
+        except Exception as error:
+            why = _reason(error)
+        everyone = multihost_utils.process_allgather(np.array(result is not None)).all()
+        if result is None or not everyone:
+            raise _Damaged(why)
+        return result
+
+    def _record(self, step: int | str) -> dict:
+        try:
+            record = json.loads((self.directory / str(step) / "meta" / "metadata").read_text())
+        except ValueError as error:
+            raise _Damaged("meta is not JSON") from error
+        if not isinstance(record, dict) or record.get("crc32") != _seal(record):
+            raise _Damaged("meta does not match its checksum")
+        return record
+
+    def _read(self, folder: epath.Path, like: PyTree) -> tuple[PyTree, dict]:
+        if not any(True for _ in folder.iterdir()):
+            raise _Damaged("the folder is empty")
+        for part in ("state", "meta", "meta/metadata", "state/_METADATA"):
+            if not (folder / part).exists():
+                raise _Damaged(f"{part} is missing")
+        record, here = self._record(folder.name), _named(like)
+        saved = record["arrays"]
+        _check_same_model(folder, saved, here)
+        as_saved = [jax.ShapeDtypeStruct(x.shape, saved[n][0], sharding=x.sharding) for n, x in here.items()]
+        template = jax.tree.unflatten(jax.tree.structure(like), as_saved)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(template))
+        state = self._manager.restore(int(folder.name), args=args).state
+        wrong = [n for n, array in _arrays(state).items() if array != saved[n]]
+        if wrong:
+            raise _Damaged(f"the numbers of {_some(wrong)} do not match their checksum")
+        return jax.tree.map(lambda x, t: x.astype(t.dtype), state, like), record["meta"]
+
+    @contextlib.contextmanager
+    def _failures_named(self) -> Iterator[None]:
+        try:
+            with _quiet():
+                yield
+        except Exception as error:
+            self._metrics.pop(self._saving, None)
+            with contextlib.suppress(OSError):
+                self._manager.reload()
+            raise InputError(
+                f"step {self._saving} could not be saved in checkpoint folder {self.directory}: {_reason(error)}; free "
+                f"space or mend the permissions, then run the same command again (whole checkpoints: {self.steps})"
+            ) from error
+
+    def _move_aside(self, path: epath.Path) -> epath.Path:
+        """Renames `path` to the first free one of NAME.damaged, NAME.damaged.2, ...; one process does it."""
+        names = [f"{path.name}.damaged"] + [f"{path.name}.damaged.{n}" for n in range(2, 1000)]
+        target = next(path.parent / n for n in names if not (path.parent / n).exists())
+        multihost_utils.sync_global_devices(f"name for {path}")
+        if jax.process_index() == 0:
+            path.rename(target)
+        multihost_utils.sync_global_devices(f"moved {path}")
+        return target

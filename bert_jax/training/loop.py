@@ -1,0 +1,189 @@
+"""fit and evaluate: take callables, know no model and no dataset."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from bert_jax.config import InputError
+from bert_jax.training.steps import TrainState
+
+Batch = dict[str, np.ndarray]
+
+
+class Log(Protocol):
+    """What the loop asks of a writer."""
+
+    def scalars(self, step: int, values: dict[str, float]) -> None: ...
+    def timing(self, step: int, values: dict[str, float]) -> None: ...
+    def progress(self, step: int, **shown: float) -> None: ...
+    def message(self, text: str) -> None: ...
+    def flush(self) -> None: ...
+
+
+class StopRequest:
+    """Set by SIGTERM and SIGINT, so that the loop ends behind the step it is in; a second signal ends it at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How far, and how often what."""
+
+    num_steps: int
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    max_skipped: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step processes, for tokens/s and MFU."""
+
+    flops: float
+    peak_flops: float | None  # of all devices together
+
+
+class _Clock:
+    """Wall time since the last line, the part of it spent waiting for data, and the tokens that passed."""
+
+    def __init__(self, cost: Cost) -> None:
+        self.cost = cost
+        self.restart()
+
+    def restart(self) -> None:
+        self.begun, self.waited, self.tokens, self.steps = time.perf_counter(), 0.0, 0, 0
+
+    def read(self) -> dict[str, float]:
+        seconds = time.perf_counter() - self.begun
+        values = {
+            "step_seconds": seconds / max(1, self.steps),
+            "tokens_per_second": self.tokens / seconds,
+            "data_wait_share": self.waited / seconds,
+        }
+        if self.cost.peak_flops:
+            values["mfu"] = self.cost.flops * self.steps / seconds / self.cost.peak_flops
+        return values
+
+
+def fit(
+    state: TrainState,
+    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
+    batches: Iterator[Batch],
+    put: Callable[[Batch], Any],
+    schedule: Schedule,
+    evaluate: Callable[[Any], dict[str, float]],
+    save: Callable[[TrainState, dict[str, float]], None],
+    log: Log,
+    stop: StopRequest,
+    cost: Cost,
+    first_loss: float | None = None,
+) -> TrainState:
+    """Trains from `state.step` to `schedule.num_steps`, or until `stop`.
+
+    Step n + 1 is dispatched before the metrics of step n are read, so the device does not wait for the host. `evaluate`
+    (params -> values) and `save` (state, last evaluation) run at their cadences and at the end; all metrics up to a step
+    are on disk before it is saved. `first_loss` is what the masked-LM loss of step 1 should be near.
+
+    Raises InputError where `schedule.max_skipped` updates in a row were not finite, naming the steps.
+    """
+    step = int(state.step)
+    clock = _Clock(cost)
+    pending: tuple[int, dict[str, jax.Array]] | None = None
+    shown: dict[str, float] = {}
+
+    def report() -> None:
+        """Reads the metrics of the pending step; waits for it, so that no more than two are under way."""
+        nonlocal pending
+        if pending is None:
+            return
+        number, on_device = pending
+        pending = None
+        jax.block_until_ready(on_device)
+        if number % schedule.log_every and number not in (1, schedule.num_steps):
+            return
+        values = {name: value.item() for name, value in jax.device_get(on_device).items()}
+        in_a_row = int(values.pop("skipped_in_a_row"))
+        if first_loss is not None and number == 1 and not abs(values["masked_lm_loss"] - first_loss) < 1:
+            log.message(
+                f"warning: the first masked-LM loss is {values['masked_lm_loss']:.2f}, where an untrained model has about "
+                f"{first_loss:.2f} (ln of the vocabulary): something is wrong with the weights or the labels"
+            )
+        log.scalars(number, {f"train/{name}": value for name, value in values.items()})
+        timing = clock.read()
+        log.timing(number, timing)
+        clock.restart()
+        shown.update(loss=values["loss"], tokens_per_second=timing["tokens_per_second"])
+        if in_a_row >= schedule.max_skipped:
+            raise InputError(
+                f"the updates of steps {number - in_a_row + 1} to {number} were not finite and were skipped: {in_a_row} in a row "
+                "(optim.max_skipped). Lower optim.learning_rate, or look at those batches"
+            )
+
+    while step < schedule.num_steps and stop.signal is None:
+        asked = time.perf_counter()
+        batch = next(batches)
+        clock.waited += time.perf_counter() - asked
+        state, metrics = train_step(state, put(batch))
+        report()
+        step += 1
+        clock.steps += 1
+        clock.tokens += int(np.count_nonzero(batch["sequence_ids"]))
+        pending = step, metrics
+        log.progress(step, **shown)
+        ends = step == schedule.num_steps or stop.signal is not None
+        evaluation: dict[str, float] = {}
+        if step % schedule.eval_every == 0 or step == schedule.num_steps:
+            report()
+            evaluation = evaluate(state.params)
+            log.scalars(step, evaluation)
+            log.message(f"step {step}: " + "  ".join(f"{name.removeprefix('eval/')} {v:.4f}" for name, v in evaluation.items()))
+            clock.restart()
+        if step % schedule.checkpoint_every == 0 or ends:
+            report()
+            log.flush()
+            save(state, evaluation)
+    report()
+    log.flush()
+    return state
+
+
+def evaluate_sums(
+    eval_step: Callable[[Any, Any], dict[str, Any]], params: Any, batches: Iterable[Batch], put: Callable[[Batch], Any]
+) -> dict[str, float]:
+    """Means over all `batches` of what `eval_step` sums; checks that every weight in them was counted."""
+    total: dict[str, Any] = {}
+    expected = 0.0
+    for batch in batches:
+        expected += float(batch["masked_weights"].sum())
+        sums = jax.device_get(eval_step(params, put(batch)))
+        total = {n: (s.total + total[n][0], s.weight + total[n][1]) if total else (s.total, s.weight) for n, s in sums.items()}
+    counted = float(total["masked_lm_loss"][1])
+    if abs(counted - expected) > 1e-3 * expected:
+        raise AssertionError(f"evaluation counted {counted} predictions of {expected}")
+    return {name: float(t) / max(float(w), 1e-9) for name, (t, w) in total.items()}

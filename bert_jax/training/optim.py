@@ -1,0 +1,89 @@
+"""Schedules, what decays, and optimizers as Optax chains without the learning rate (the step multiplies by it)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bert_jax.config import InputError, OptimConfig
+
+Schedule = Callable[[Any], jax.Array]
+
+
+def make_schedule(cfg: OptimConfig, num_steps: int) -> Schedule:
+    """step -> learning rate, from 0 up to the peak in `warmup_steps`, then down to 0 at `num_steps`.
+
+    `bert_tf` is google-research/bert's optimization.py: the decay is a line from the peak at step 0, which the warm-up
+    overrides, so the rate drops to peak * (1 - warmup/num_steps) where the warm-up ends. `linear` decays from the peak.
+    `warmup_stable_decay` holds the peak until the last `decay_steps`. Raises InputError where they do not fit.
+    """
+    peak, warmup = cfg.learning_rate, cfg.warmup_steps
+    left = num_steps - warmup
+    if cfg.schedule == "bert_tf":
+        decay = optax.linear_schedule(peak, 0.0, num_steps)
+        return lambda step: jnp.where(step < warmup, peak * step / max(1, warmup), decay(step))
+    if cfg.schedule == "linear":
+        parts, ends = [optax.linear_schedule(peak, 0.0, left)], []
+    elif cfg.schedule == "cosine":
+        parts, ends = [optax.cosine_decay_schedule(peak, max(1, left))], []
+    else:
+        decay_steps = num_steps // 10 if cfg.decay_steps is None else cfg.decay_steps
+        if decay_steps > left:
+            raise InputError(
+                f"optim.warmup_steps={warmup} and optim.decay_steps={decay_steps} are more than num_steps={num_steps}"
+            )
+        parts = [optax.constant_schedule(peak), optax.linear_schedule(peak, 0.0, decay_steps)]
+        ends = [num_steps - decay_steps]
+    if warmup:
+        parts, ends = [optax.linear_schedule(0.0, peak, warmup), *parts], [warmup, *ends]
+    return optax.join_schedules(parts, ends)
+
+
+def decays(params: Any) -> Any:
+    """A tree of booleans: True where weight decay (and LAMB's trust ratio) applies, so not to biases and LayerNorm."""
+
+    def one(path: tuple[Any, ...], leaf: Any) -> bool:
+        return path[-1].key not in ("bias", "scale")
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+class ScaleByBertAdamState(NamedTuple):
+    """First and second moments."""
+
+    mu: Any
+    nu: Any
+
+
+def scale_by_bert_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Adam without bias correction, epsilon outside the root (google-research/bert, AdamWeightDecayOptimizer)."""
+
+    def init(params: Any) -> ScaleByBertAdamState:
+        return ScaleByBertAdamState(jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))
+
+    def update(grads: Any, state: ScaleByBertAdamState, params: Any = None) -> tuple[Any, ScaleByBertAdamState]:
+        mu = jax.tree.map(lambda g, m: b1 * m + (1 - b1) * g, grads, state.mu)
+        nu = jax.tree.map(lambda g, v: b2 * v + (1 - b2) * g * g, grads, state.nu)
+        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
+        return updates, ScaleByBertAdamState(mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def make_optimizer(cfg: OptimConfig) -> optax.GradientTransformation:
+    """Gradients -> updates to be multiplied by minus the learning rate.
+
+    Clipping by the global norm is the step's, which knows the norm anyway. LAMB (You et al., 2020): bias-corrected Adam with
+    decay, scaled per tensor by |parameter| / |update|; biases and LayerNorm are excluded from both.
+    """
+    decay = optax.add_decayed_weights(cfg.weight_decay, mask=decays)
+    if cfg.name == "adamw_bert":
+        return optax.chain(scale_by_bert_adam(cfg.b1, cfg.b2, cfg.eps), decay)
+    adam = optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps)
+    if cfg.name == "adamw":
+        return optax.chain(adam, decay)
+    return optax.chain(adam, decay, optax.masked(optax.scale_by_trust_ratio(), decays))

@@ -1,0 +1,123 @@
+"""TrainState and the two pure steps, jitted once by the caller's `parallel`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array
+
+from bert_jax.training.losses import Sum
+from bert_jax.training.optim import Schedule
+
+Batch = dict[str, Array]
+Metrics = dict[str, Array]
+Sums = dict[str, Sum]
+# (params, microbatch, dropout key or None for deterministic) -> named sums; those ending in `_loss` are trained on
+SumsFn = Callable[[Any, Batch, Array | None], Sums]
+
+
+@struct.dataclass
+class TrainState:
+    """All that changes from step to step."""
+
+    step: Array  # int32: batches seen, which is also the number of the next batch
+    params: Any
+    opt_state: Any
+    skipped: Array  # int32: non-finite updates so far
+    skipped_in_a_row: Array  # int32
+
+
+def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    return TrainState(jnp.int32(0), params, optimizer.init(params), jnp.int32(0), jnp.int32(0))
+
+
+def make_train_step(
+    sums_fn: SumsFn,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    seed: int,
+    clip_norm: float | None = 1.0,
+    microbatches: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """A pure training step (state, batch) -> (state, metrics of the step).
+
+    The loss is the sum of total / weight over the names of `sums_fn` that end in `_loss`, with the weight of the whole
+    batch however it is cut into `microbatches` or laid over devices. Dropout keys are folded from (seed, step, microbatch).
+    Gradients are clipped to `clip_norm`; an update that is not finite is skipped and counted, the state otherwise kept.
+    """
+
+    def gradients(params: Any, batch: Batch, key: Array, weights: dict[str, Array]) -> tuple[Any, Sums]:
+        def loss(params: Any) -> tuple[Array, Sums]:
+            sums = sums_fn(params, batch, key)
+            total = sum(sums[name].total / jnp.maximum(weight, 1e-9) for name, weight in weights.items())
+            return jnp.asarray(total), sums
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        grads, sums = _accumulate(gradients, sums_fn, state.params, batch, key, microbatches)
+        norm = optax.global_norm(grads)
+        loss = sum(s.mean() for name, s in sums.items() if name.endswith("_loss"))
+        ok = jnp.isfinite(norm) & jnp.isfinite(loss)
+        if clip_norm is not None:
+            scale = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-9))
+            grads = jax.tree.map(lambda g: g * scale, grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
+        params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
+
+        def keep(new: Array, old: Array) -> Array:
+            return jnp.where(ok, new, old)
+
+        in_a_row = jnp.where(ok, 0, state.skipped_in_a_row + 1)
+        new_state = TrainState(
+            step=state.step + 1,
+            params=jax.tree.map(keep, params, state.params),
+            opt_state=jax.tree.map(keep, opt_state, state.opt_state),
+            skipped=state.skipped + jnp.where(ok, 0, 1),
+            skipped_in_a_row=in_a_row,
+        )
+        metrics = {"loss": loss, **{name: s.mean() for name, s in sums.items()}}
+        if "masked_lm_loss" in sums:
+            metrics["masked_lm_perplexity"] = jnp.exp(metrics["masked_lm_loss"])
+        metrics |= {"learning_rate": learning_rate, "gradient_norm": norm}
+        metrics |= {"skipped_updates": new_state.skipped, "skipped_in_a_row": in_a_row}
+        return new_state, metrics
+
+    return train_step
+
+
+def _accumulate(
+    gradients: Callable[..., tuple[Any, Sums]], sums_fn: SumsFn, params: Any, batch: Batch, key: Array, microbatches: int
+) -> tuple[Any, Sums]:
+    """Gradients and sums of the whole batch, `microbatches` one after the other.
+
+    Microbatch m takes every microbatches-th row, so that each device keeps the rows it has.
+    """
+    # Weights follow from the batch alone: the compiler drops the forward pass that this asks for.
+    weights = {n: s.weight for n, s in sums_fn(params, batch, None).items() if n.endswith("_loss")}
+    if microbatches == 1:
+        return gradients(params, batch, jax.random.fold_in(key, 0), weights)
+    rows = {k: v.reshape(-1, microbatches, *v.shape[1:]) for k, v in batch.items()}
+
+    def part(m: Array) -> tuple[Any, Sums]:
+        microbatch = {k: jax.lax.dynamic_index_in_dim(v, m, axis=1, keepdims=False) for k, v in rows.items()}
+        return gradients(params, microbatch, jax.random.fold_in(key, m), weights)
+
+    def add(total: tuple[Any, Sums], m: Array) -> tuple[tuple[Any, Sums], None]:
+        return jax.tree.map(jnp.add, total, part(m)), None
+
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(part, jnp.int32(0)))
+    return jax.lax.scan(add, zeros, jnp.arange(microbatches))[0]
+
+
+def make_eval_step(sums_fn: SumsFn) -> Callable[[Any, Batch], Sums]:
+    """A pure evaluation step (params, batch) -> named sums, without dropout."""
+    return lambda params, batch: sums_fn(params, batch, None)

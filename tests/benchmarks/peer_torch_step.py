@@ -1,0 +1,63 @@
+"""One pretraining step of PyTorch's BertForMaskedLM (transformers v5), timed on request (protocol.py).
+
+    python tests/benchmarks/peer_torch_step.py --layers 4 --hidden 256 --heads 4 --intermediate 1024 \
+        --batch 16 --length 128 --predictions 20 --threads 2 --steps 5
+
+What transformers' Trainer does in a step: forward and backward in train mode (dropout 0.1, its default attention, logits at
+every position), gradients clipped to norm 1, `torch.optim.AdamW(fused=True)` (its default since torch 2.8), no weight decay
+on biases and LayerNorms.
+"""
+
+from __future__ import annotations
+
+import protocol
+import torch
+import transformers
+
+args = protocol.arguments(__doc__)
+torch.set_num_threads(args.threads)
+torch.manual_seed(0)
+config = transformers.BertConfig(
+    vocab_size=protocol.VOCAB_SIZE,
+    hidden_size=args.hidden,
+    num_hidden_layers=args.layers,
+    num_attention_heads=args.heads,
+    intermediate_size=args.intermediate,
+    max_position_embeddings=max(512, args.length),
+)
+model = transformers.BertForMaskedLM(config).train()
+named = list(model.named_parameters())
+decayed = [p for name, p in named if "bias" not in name and "LayerNorm" not in name]
+plain = [p for name, p in named if "bias" in name or "LayerNorm" in name]
+optimizer = torch.optim.AdamW(
+    [{"params": decayed, "weight_decay": protocol.WEIGHT_DECAY}, {"params": plain, "weight_decay": 0.0}],
+    lr=protocol.LEARNING_RATE,
+    fused=True,
+)
+arrays = protocol.random_batch(args)
+input_ids, labels = (torch.from_numpy(arrays[name]).long() for name in ("input_ids", "labels"))
+batch = dict(
+    input_ids=input_ids,
+    labels=labels,
+    attention_mask=torch.ones_like(input_ids),
+    token_type_ids=torch.zeros_like(input_ids),
+)
+
+
+def step() -> float:
+    """One update; returns the loss."""
+    loss = model(**batch).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), protocol.CLIP_NORM)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+protocol.serve(
+    step,
+    args.steps,
+    parameters=sum(p.numel() for p in model.parameters()),
+    attention=config._attn_implementation,
+    versions={"torch": torch.__version__, "transformers": transformers.__version__},
+)

@@ -1,0 +1,133 @@
+"""The pretraining step of bert_jax beside those of transformers in PyTorch and in Flax, in turns on the same cores.
+
+    python tests/benchmarks/pretraining_step.py --preset mini --batch 16 --length 128 --rounds 20 --threads 2 \
+        --torch-python PATH --flax-python PATH --json pretraining_step.json
+
+PATH are interpreters: one with PyTorch and transformers >= 5, one with transformers 4.57.6, jax and flax (the last Flax
+models). Every participant lives in its own process (protocol.py); a round asks each for one step while the others sleep.
+Medians over rounds; ratios are taken round by round, then their median. "of peak" is the analytic FLOPs of what a model
+computes (the peers: logits at every position; ours: at the masked ones) over its time and the best NumPy matrix product of
+the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import protocol
+
+PRESETS = {
+    "mini": dict(layers=4, hidden=256, heads=4, intermediate=1024),
+    "base": dict(layers=12, hidden=768, heads=12, intermediate=3072),
+}
+SCRIPTS = {"ours": "ours_step.py", "torch": "peer_torch_step.py", "flax": "peer_flax_step.py", "sgemm": "sgemm_peak.py"}
+SETTLE_SECONDS = 0.2  # idle OpenMP threads spin for a while after a step
+
+
+def training_flops(layers: int, hidden: int, intermediate: int, batch: int, length: int, scored: int) -> float:
+    """Matrix-product FLOPs of one step, `scored` positions a row going through the vocabulary head; backward = 2 forwards."""
+    layer = 4 * hidden * hidden + 2 * hidden * intermediate + 2 * length * hidden  # multiply-adds a token
+    head = hidden * hidden + hidden * protocol.VOCAB_SIZE
+    return 3 * 2 * batch * (length * layers * layer + scored * head)
+
+
+class Participant:
+    """A timed process: started, warmed up, asked for steps."""
+
+    def __init__(self, name: str, python: str, flags: list[str], environment: dict[str, str]):
+        command = [python, str(Path(__file__).with_name(SCRIPTS[name])), *flags]
+        self.name = name
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
+        )
+        self.facts = self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        raise SystemExit(f"{SCRIPTS[self.name]} ended with code {self.process.wait()}")
+
+    def step(self) -> dict[str, float]:
+        """One step: seconds and peak_rss_mb."""
+        time.sleep(SETTLE_SECONDS)
+        print("step", file=self.process.stdin, flush=True)
+        return self._answer()
+
+    def stop(self) -> None:
+        """End the process."""
+        if self.process.poll() is None:
+            self.process.communicate("quit\n")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, default="mini")
+    for name, default in dict(batch=16, length=128, predictions=20, threads=2, rounds=20).items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--participants", nargs="+", choices=["ours", "torch", "flax"], default=["ours", "torch", "flax"])
+    parser.add_argument("--ours-python", default=sys.executable)
+    parser.add_argument("--torch-python", default=sys.executable)
+    parser.add_argument("--flax-python", default=sys.executable)
+    parser.add_argument("--json", type=Path, default=None, help="write everything measured to this file")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    shape = {**PRESETS[args.preset], **{k: getattr(args, k) for k in ("batch", "length", "predictions", "threads")}}
+    flags = [part for name, value in shape.items() for part in (f"--{name}", str(value))]
+    sgemm_environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"}
+    sgemm_environment["OPENBLAS_NUM_THREADS"] = str(args.threads)
+    running: list[Participant] = []
+    try:
+        for name in args.participants:
+            running.append(Participant(name, getattr(args, f"{name}_python"), flags, dict(os.environ)))
+        running.append(Participant("sgemm", sys.executable, flags, sgemm_environment))
+        answers = [{p.name: p.step() for p in running} for _ in range(args.rounds)]
+        facts = {p.name: p.facts for p in running}
+    finally:
+        for participant in running:
+            participant.stop()
+
+    seconds = {name: [answer[name]["seconds"] for answer in answers] for name in facts}
+    peak = facts["sgemm"]["flops"] / min(seconds["sgemm"])
+    first = args.participants[0]
+    rows = {}
+    for name in args.participants:
+        scored = args.predictions if name == "ours" else args.length
+        flops = training_flops(shape["layers"], shape["hidden"], shape["intermediate"], args.batch, args.length, scored)
+        rows[name] = {
+            "median_seconds": median(seconds[name]),
+            "fastest_seconds": min(seconds[name]),
+            "ratio": median(theirs / ours for theirs, ours in zip(seconds[name], seconds[first], strict=True)),
+            "peak_rss_mb": answers[-1][name]["peak_rss_mb"],
+            "gflop": flops / 1e9,
+            "of_peak": flops / median(seconds[name]) / peak,
+            "warmup_seconds": facts[name]["warmup_seconds"],
+        }
+    print(f"{args.preset}, batch {args.batch} x {args.length}, {args.threads} cores, {args.rounds} rounds; ", end="")
+    print(f"sgemm peak {peak / 1e9:.1f} GFLOP/s")
+    print(f"{'':8}{'median s':>10}{'fastest s':>10}{f'x {first}':>9}{'RSS MB':>9}{'GFLOP':>8}{'of peak':>9}{'warm-up s':>11}")
+    for name, row in rows.items():
+        print(
+            f"{name:8}{row['median_seconds']:10.4f}{row['fastest_seconds']:10.4f}{row['ratio']:9.2f}{row['peak_rss_mb']:9.0f}"
+            f"{row['gflop']:8.1f}{row['of_peak']:9.1%}{row['warmup_seconds']:11.1f}"
+        )
+    if args.json:
+        machine = {"machine": platform.machine(), "system": platform.system(), "python": platform.python_version()}
+        record = dict(preset=args.preset, shape=shape, rounds=args.rounds, peak_gflops=peak / 1e9, results=rows)
+        args.json.write_text(json.dumps({**record, **machine, "facts": facts, "answers": answers}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
