@@ -1,0 +1,25 @@
+"""BERT for JAX: pretrain from raw text, load, predict, and use the encoder from other JAX code."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bert_jax.config import BertConfig as BertConfig
+    from bert_jax.config import InputError as InputError
+    from bert_jax.inference import FillMask as FillMask
+    from bert_jax.inference import Model as Model
+    from bert_jax.inference import load as load
+    from bert_jax.inference import save as save
+
+# Names are imported when first used: a process that tokenizes text needs no jax.
+_HOME = {
+    "BertConfig": "config", "InputError": "config",
+    "FillMask": "inference", "Model": "inference", "load": "inference", "save": "inference",
+}  # fmt: skip
+__all__ = list(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'bert_jax' has no attribute {name!r}")
+    return getattr(import_module(f"bert_jax.{_HOME[name]}"), name)

@@ -328,8 +328,9 @@ class TrainConfig(_Checked):
 
 # May differ between runs of one work directory: where and how often, never what is computed.
 FREE_FIELDS = frozenset(
-    ["workdir", "eval_every", "checkpoint_every", "keep_checkpoints", "log_every", "extend", "fill_masks"]
-)
+    ["workdir", "eval_every", "checkpoint_every", "keep_checkpoints", "log_every", "extend", "fill_masks",
+     "data.cache_dir", "data.num_workers"]
+)  # fmt: skip
 
 
 def to_dict(cfg: Any) -> dict[str, Any]:
@@ -411,3 +412,43 @@ def load_train_config(argv: Sequence[str], prog: str = "train.py") -> TrainConfi
         prog=f"{prog} CONFIG.py",
         description="Pretrain a BERT from raw text. Values shown are those of the given config file.",
     )
+
+
+def claim_workdir(cfg: TrainConfig) -> list[str]:
+    """Writes the work directory's config.json, or holds `cfg` against the one that is there.
+
+    Returns lines to show. Raises InputError, listing the fields, where something differs that would change what is computed
+    (see FREE_FIELDS), where num_steps grows without `extend`, and where the folder cannot be written.
+    """
+    path = Path(cfg.workdir) / "config.json"
+    lines: list[str] = []
+    try:
+        if path.exists():
+            old = json.loads(path.read_text())
+            changed = [
+                (name, a, b)
+                for name, a, b in differences(old, to_dict(cfg))
+                if name not in FREE_FIELDS and not name.startswith("parallel.")
+            ]
+            grown = [c for c in changed if c[0] == "num_steps" and c[2] > c[1]]
+            if grown and cfg.extend:
+                changed.remove(grown[0])
+                lines.append(
+                    f"extending from {grown[0][1]} to {cfg.num_steps} steps: the {cfg.optim.schedule} schedule now ends there, "
+                    "so the learning rate jumps to where that schedule stands"
+                )
+            if changed:
+                listing = "\n".join(f"  {name}: {a!r} there, {b!r} here" for name, a, b in changed)
+                raise InputError(
+                    f"{cfg.workdir} holds another run:\n{listing}\nuse another --workdir"
+                    + (", or --extend to go on past its num_steps" if grown else "")
+                )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(to_dict(cfg), indent=2) + "\n")
+        temporary.replace(path)
+    except OSError as e:
+        raise InputError(f"cannot use the work directory {cfg.workdir}: {e.strerror or e}") from None
+    except json.JSONDecodeError as e:
+        raise InputError(f"{path} is not JSON ({e}): use another --workdir, or delete that file") from None
+    return lines

@@ -83,7 +83,8 @@ class Corpus:
     document_hashes: np.ndarray  # uint64 [documents], with the file and split of each below
     document_files: np.ndarray  # int32: index into summary["files"]
     document_held_out: np.ndarray  # bool
-    sentence_hashes: np.ndarray  # uint64 [sentences]
+    document_sentences: np.ndarray  # int32: sentences of each
+    sentence_hashes: np.ndarray  # uint64 [sentences], in the order of documents
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def _reader(cfg: DataConfig) -> sources.Reader:
 
 
 def read_texts(cfg: DataConfig, progress: Progress) -> Iterator[str]:
-    """The documents of `cfg.source`, for training a vocabulary; held-out ones too are left out here."""
+    """The documents of `cfg.source` that are not held out: what a vocabulary is trained on."""
     report = sources.ReadReport()
     for path in progress(files := sources.list_files(cfg.source), len(files), "read"):
         for segment in sources.scan(path, _reader(cfg), SHARD_BYTES)[0]:
@@ -202,40 +203,43 @@ def _make_shard(task: _Task) -> None:
     ]
     rows = np.concatenate([side[0] for side in sides])
     train = sides[0][0][:, : cfg.max_seq_length]
-    counted["num_train"] = np.int64(len(train))
+    counted["num_train"] = np.array(len(train))
     counted["token_counts"] = np.bincount(train[train != tokenizer.pad_id], minlength=tokenizer.vocab_size)
-    counted["real_tokens"] = np.int64(sum((side[0][:, : cfg.max_seq_length] != tokenizer.pad_id).sum() for side in sides))
-    counted["examples"] = np.int64(sum(side[1] for side in sides))
+    counted["real_tokens"] = np.array((rows[:, : cfg.max_seq_length] != tokenizer.pad_id).sum())
+    counted["examples"] = np.array(sum(side[1] for side in sides))
     counted["row_lengths"] = np.bincount((train != tokenizer.pad_id).sum(1), minlength=cfg.max_seq_length + 1)
     small = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
     _write(rows_path, lambda f: np.save(f, rows.astype(small)))
-    _write(counts_path, lambda f: np.savez(f, **counted))
+    _write(counts_path, lambda f: np.savez(f, **counted))  # type: ignore[arg-type]
 
 
 def _tokenize(task: _Task, tokenizer: Tokenizer) -> tuple[list[tuple[list[np.ndarray], bool]], dict[str, np.ndarray]]:
     """(sentences' ids, held out?) of each document of the shard, and what was counted."""
-    cfg, reader, report = task.cfg, _reader(task.cfg), sources.ReadReport()
-    documents: list[tuple[list[np.ndarray], bool]] = []
-    document_hashes, document_files, sentence_hashes = [], [], []
+    cfg, report = task.cfg, sources.ReadReport()
+    hashes: list[int] = []
+    files: list[int] = []
+    lengths: list[int] = []
     sentences: list[str] = []
     for segment, file_number in zip(task.shard, task.file_numbers, strict=True):
-        for text in sources.read(segment, reader, report):
+        for text in sources.read(segment, _reader(cfg), report):
             own = examples.split_sentences(text, cfg.sentences)
-            document_hashes.append(document_hash(text))
-            document_files.append(file_number)
-            documents.append(([np.empty(0)] * len(own), is_held_out(document_hashes[-1], cfg.eval_fraction)))
+            hashes.append(document_hash(text))
+            files.append(file_number)
+            lengths.append(len(own))
             sentences += own
-    ids = iter(tokenizer.encode_batch(sentences))
-    documents = [([next(ids) for _ in own], held_out) for own, held_out in documents]
-    sentence_hashes = [int.from_bytes(hashlib.blake2b(s.encode(), digest_size=8).digest(), "little") for s in sentences]
-    unknown = sum(int((s == tokenizer.unk_id).sum()) for own, _ in documents for s in own)
+    ids = tokenizer.encode_batch(sentences)
+    held_out = [is_held_out(h, cfg.eval_fraction) for h in hashes]
+    each = iter(ids)
+    documents = [([next(each) for _ in range(n)], held) for n, held in zip(lengths, held_out, strict=True)]
+    sentence_hashes = [hashlib.blake2b(s.encode(), digest_size=8).digest() for s in sentences]
     return documents, {
-        "document_hashes": np.array(document_hashes, np.uint64),
-        "document_files": np.array(document_files, np.int32),
-        "document_held_out": np.array([held_out for _, held_out in documents], bool),
-        "sentence_hashes": np.array(sentence_hashes, np.uint64),
-        "text_tokens": np.int64(sum(len(s) for own, _ in documents for s in own)),
-        "unknown_tokens": np.int64(unknown),
+        "document_hashes": np.array(hashes, np.uint64),
+        "document_files": np.array(files, np.int32),
+        "document_held_out": np.array(held_out, bool),
+        "document_sentences": np.array(lengths, np.int32),
+        "sentence_hashes": np.frombuffer(b"".join(sentence_hashes), np.uint64),
+        "text_tokens": np.array(sum(map(len, ids))),
+        "unknown_tokens": np.array(sum(int((s == tokenizer.unk_id).sum()) for s in ids)),
         "skipped": np.array(json.dumps(report.skipped)),
         "skipped_first": np.array(json.dumps(report.first)),
     }  # fmt: skip
@@ -276,12 +280,15 @@ def _write(path: Path, save: Callable[[Any], None]) -> None:
         raise InputError(f"cannot write the token cache {path}: {e.strerror}; set --data.cache-dir elsewhere") from None
 
 
+_PER_DOCUMENT = ("document_hashes", "document_files", "document_held_out", "document_sentences", "sentence_hashes")
+
+
 def _write_index(directory: Path, num_shards: int, files: Sequence[str], cfg: DataConfig, tokenizer: Tokenizer) -> None:
     """Adds up what the shards counted, checks it, and makes the folder a cache."""
     counted = [dict(np.load(directory / f"shard-{i:05d}.npz")) for i in range(num_shards)]
     joined = {
         name: np.concatenate([c[name] for c in counted])
-        for name in ("document_hashes", "document_files", "document_held_out", "sentence_hashes")
+        for name in _PER_DOCUMENT
     }
     total = {n: int(sum(c[n] for c in counted)) for n in ("text_tokens", "unknown_tokens", "real_tokens", "examples")}
     rows = [len(np.load(directory / f"shard-{i:05d}.npy", mmap_mode="r")) for i in range(num_shards)]
@@ -293,7 +300,7 @@ def _write_index(directory: Path, num_shards: int, files: Sequence[str], cfg: Da
             "(data.documents), or give data.eval_source"
         )
     summary = {
-        "format": FORMAT,
+        "key": directory.name,
         "files": list(files),
         "documents": len(joined["document_hashes"]),
         "held_out_documents": held_out_documents,
@@ -309,7 +316,7 @@ def _write_index(directory: Path, num_shards: int, files: Sequence[str], cfg: Da
         "row_lengths": np.sum([c["row_lengths"] for c in counted], axis=0).tolist(),
     }
     joined["token_counts"] = np.sum([c["token_counts"] for c in counted], axis=0)
-    _write(directory / "counts.npz", lambda f: np.savez(f, **joined))
+    _write(directory / "counts.npz", lambda f: np.savez(f, **joined))  # type: ignore[arg-type]
     _write(directory / "index.json", lambda f: f.write(json.dumps(summary).encode()))
     for i in range(num_shards):
         (directory / f"shard-{i:05d}.npz").unlink()

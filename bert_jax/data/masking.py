@@ -31,7 +31,8 @@ def random_bits(seed: int, step: int, first_row: int, num_rows: int, draws: int)
     blocks = -(-draws // _BLOCK)
     generator = np.random.Philox(key=np.array([seed, step], np.uint64))
     generator.advance(first_row * blocks)
-    return generator.random_raw(num_rows * blocks * _BLOCK // 2).view(np.uint32).reshape(num_rows, -1)[:, :draws]
+    raw = generator.random_raw(num_rows * blocks * _BLOCK // 2)
+    return raw.view(np.uint32).reshape(num_rows, blocks * _BLOCK)[:, :draws]
 
 
 def target_counts(lengths: np.ndarray, rate: float) -> np.ndarray:

@@ -1,20 +1,71 @@
-"""The stream of masked batches: the global batch of a step is a function of (seed, step) alone."""
+"""From a config to the stream of masked batches: the global batch of a step is a function of (seed, step) alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import grain
 import numpy as np
 
-from bert_jax.config import MaskingConfig
-from bert_jax.data import masking, packing
-from bert_jax.data.corpus import Rows
+from bert_jax.config import InputError, MaskingConfig, TrainConfig
+from bert_jax.data import corpus, masking, packing
+from bert_jax.data.corpus import Corpus, Progress, Rows
 from bert_jax.data.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]
 _EVALUATION = 2**63  # added to the step: held-out masks share no random bits with training's
+
+
+@dataclass(frozen=True)
+class PretrainingData:
+    """A run's tokenizer, training rows and held-out rows (of one corpus, or of two where data.eval_source is given)."""
+
+    tokenizer: Tokenizer
+    training: Corpus
+    evaluation: Corpus
+
+    @property
+    def held_out(self) -> Rows:
+        """The held-out rows; none where data.eval_fraction is 0."""
+        return self.evaluation.held_out
+
+    @property
+    def key(self) -> str:
+        """Names the very rows: equal keys, equal batches."""
+        return f"{self.training.summary['key']}+{self.evaluation.summary['key']}"
+
+
+def load_data(cfg: TrainConfig, progress: Progress) -> PretrainingData:
+    """The tokenizer, read or trained once and kept in the work directory, and the tokenized text.
+
+    Raises InputError for text or a tokenizer that cannot be read, and for a tokenizer with more ids than model.vocab_size.
+    """
+    data, kept = cfg.data, Path(cfg.workdir) / "tokenizer"
+    if not data.source:
+        raise InputError("no text: give --data.source FILE... (globs, tfds:NAME), or set it in the config file")
+    if not (kept / "tokenizer.json").exists():
+        if data.tokenizer in ("unigram", "bpe", "wordpiece"):
+            texts = corpus.read_texts(data, progress)
+            tokenizer = Tokenizer.train(texts, cfg.model.vocab_size, data.tokenizer, data.lowercase)  # type: ignore[arg-type]
+        else:
+            tokenizer = Tokenizer.load(data.tokenizer)
+        tokenizer.save(kept, model_max_length=cfg.model.max_position_embeddings)
+    tokenizer = Tokenizer.load(kept)
+    if tokenizer.vocab_size > cfg.model.vocab_size:
+        raise InputError(
+            f"the tokenizer has {tokenizer.vocab_size} ids and model.vocab_size={cfg.model.vocab_size}: ids past the table would "
+            f"be read from nowhere; set --model.vocab-size {tokenizer.vocab_size} or more"
+        )
+    cache = data.cache_dir or Path(cfg.workdir) / "cache"
+    if not data.eval_source:
+        both = corpus.prepare(data, kept, cache, progress)
+        return PretrainingData(tokenizer, both, both)
+    training = corpus.prepare(data.replace(eval_fraction=0.0), kept, cache, progress)
+    held_out = corpus.prepare(data.replace(source=data.eval_source, eval_fraction=0.0), kept, cache, progress)
+    held_out.train, held_out.held_out = held_out.held_out, held_out.train
+    return PretrainingData(tokenizer, training, held_out)
 
 
 @dataclass(frozen=True)
@@ -32,6 +83,11 @@ class BatchSource:
     def __post_init__(self) -> None:
         order = grain.MapDataset.range(len(self.rows)).seed(self.seed).shuffle().repeat()
         object.__setattr__(self, "_order", order)
+
+    @classmethod
+    def of(cls, cfg: TrainConfig, tokenizer: Tokenizer, rows: Rows) -> BatchSource:
+        """The source of a run's batches of `rows`."""
+        return cls(rows, tokenizer, cfg.masking, cfg.data.max_seq_length, cfg.batch_size, cfg.seed)
 
     def train(self, step: int) -> Batch:
         """The batch of `step`: rows in an order shuffled anew each epoch, with masks of this step's own."""

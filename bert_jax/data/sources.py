@@ -43,7 +43,7 @@ class Reader:
 
     documents: what ends a document in a .txt file: a blank line, a line's end, or the file's.
     text_column: the field of a JSON object, a Parquet column or a TFDS feature that holds the text.
-    on_error: what a document that is binary, not UTF-8 or not a record does: raise InputError, or be skipped and counted.
+    on_error: whether a document that is binary, not UTF-8 or malformed raises InputError, or is skipped and counted.
     """
 
     documents: Literal["blank_line", "line", "file"] = "blank_line"
@@ -86,11 +86,12 @@ class _Bad:
     at: int = 0
 
 
-_Documents = Iterator[tuple[int, bytes | _Bad]]  # (where it lies, its bytes or what is wrong), empty ones left out
+_Documents = Iterator[tuple[int, bytes | _Bad]]  # (where it lies, its bytes or what is wrong with them)
 
-# Every byte that occurs in the UTF-8 of whitespace: what still has others is not blank, and need not be decoded.
-_SPACE_BYTES = bytes(sorted({b for i in range(0x3001) if chr(i).isspace() for b in chr(i).encode()}))
+# Every byte that occurs in the UTF-8 of whitespace: what has others is not blank, and need not be decoded to know it.
+_SPACE_BYTES = bytes({b for i in range(0x3001) if chr(i).isspace() for b in chr(i).encode()})
 _BOM = b"\xef\xbb\xbf"
+_SKIP = "; --data.on-error skip skips and counts such documents"
 
 
 def _blank(raw: bytes) -> bool:
@@ -98,37 +99,29 @@ def _blank(raw: bytes) -> bool:
 
 
 def _need(module: str, install: str) -> Any:
-    """The module, or InputError with the line that installs it."""
     try:
         return importlib.import_module(module)
     except ImportError:
         raise InputError(f"reading this source needs {module}, which is not installed: pip install {install}") from None
 
 
-# ---- opening files, here or in a bucket -----------------------------------------------------------------------------
-
-
 def _filesystem(url: str) -> Any:
-    """The fsspec file system of a URL."""
+    fsspec = _need("fsspec", "'bert_jax[gcs]'")
     try:
-        return _need("fsspec", "'bert_jax[gcs]'").core.url_to_fs(url)[0]
-    except ImportError as error:
-        raise InputError(f"{url}: {error} (pip install 'bert_jax[gcs]' for gs://)") from None
-    except InputError:
-        raise
-    except Exception as error:  # an unknown protocol, or credentials: each backend has errors of its own
-        raise InputError(f"{url}: {error}") from None
+        return fsspec.core.url_to_fs(url)[0]
+    except Exception as error:  # no such protocol, library or credentials: each backend has errors of its own
+        raise InputError(f"{url}: {error} (gs:// needs: pip install 'bert_jax[gcs]')") from None
 
 
 def _nearest(path: str) -> str:
-    """`; nearest in FOLDER: 'a', 'b'`, for the deepest folder of `path` that exists."""
+    """`; nearest in FOLDER: 'a', 'b'`, for the deepest folder of a local path that exists."""
+    if "://" in path:
+        return ""
     folder, name = os.path.split(os.path.abspath(path))
     while not os.path.isdir(folder):
         folder, name = os.path.split(folder)
-    with contextlib.suppress(OSError):
-        names = difflib.get_close_matches(name, sorted(os.listdir(folder))[:1000], n=3, cutoff=0)
-        return f"; nearest in {folder}: {', '.join(map(repr, names)) or 'nothing, it is empty'}"
-    return ""
+    names = difflib.get_close_matches(name, sorted(os.listdir(folder))[:1000], n=3, cutoff=0)
+    return f"; nearest in {folder}: {', '.join(map(repr, names)) or 'nothing, it is empty'}"
 
 
 @contextlib.contextmanager
@@ -138,11 +131,10 @@ def _open(path: str) -> Iterator[Any]:
         with _filesystem(path).open(path, "rb") if "://" in path else open(path, "rb", buffering=0) as file:
             yield file
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file{'' if '://' in path else _nearest(path)}") from None
+        raise InputError(f"{path}: no such file{_nearest(path)}") from None
     except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
         fix = "; it is cut short or not compressed so: fetch or compress it again" if _codec(path) else ""
-        raise InputError(f"{path}: cannot be read ({reason}){fix}") from None
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}){fix}") from None
 
 
 class _Tee(io.RawIOBase):
@@ -155,7 +147,7 @@ class _Tee(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        count = self._file.readinto(buffer)
+        count: int = self._file.readinto(buffer)
         if self._hasher:
             self._hasher.update(memoryview(buffer)[:count])
         return count
@@ -166,7 +158,8 @@ class _Zstd(io.RawIOBase):
 
     def __init__(self, file: Any):
         self._library = _need("zstandard", "zstandard")
-        self._file, self._frame, self._output = file, None, memoryview(b"")
+        self._file, self._output = file, memoryview(b"")
+        self._frame: Any = None
 
     def readable(self) -> bool:
         return True
@@ -175,12 +168,12 @@ class _Zstd(io.RawIOBase):
         while not self._output:
             ended = self._frame is None or self._frame.eof
             compressed = (self._frame.unused_data if self._frame and ended else b"") or self._file.read(1 << 14)
-            if not compressed and ended:
+            if ended and not compressed:
                 return 0
-            if not compressed:
-                raise EOFError("the file ends inside a zstd frame")
             if ended:
                 self._frame = self._library.ZstdDecompressor().decompressobj()
+            elif not compressed:
+                raise EOFError("it ends inside a zstd frame")
             try:
                 self._output = memoryview(self._frame.decompress(compressed))
             except self._library.ZstdError as error:
@@ -211,7 +204,7 @@ def _stream(path: str, offset: int, hasher: Any) -> Iterator[io.BufferedReader]:
             file.seek(offset)
             stream = raw
         yield stream
-        while raw.read(1 << 20):
+        while hasher and raw.read(1 << 20):
             pass
 
 
@@ -225,68 +218,58 @@ def _lines(path: str, offset: int, hasher: Any) -> Iterator[tuple[int, bytes]]:
             offset += len(line)
 
 
-# ---- the formats: (path, reader, offset, hasher) -> documents from `offset` on --------------------------------------
+# The formats: (path, reader, offset, hasher) -> the documents from `offset` on, empty ones among them.
 
 
 def _text(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
     held: list[bytes] = []
     for position, line in _lines(path, offset, hasher):
-        if reader.documents == "file" or not _blank(line):
-            if not held:
-                offset = position
+        if reader.documents == "line":
+            yield position, line
+        elif reader.documents == "file" or not _blank(line):
+            offset = offset if held else position
             held.append(line)
-            ended = reader.documents == "line"
-        else:
-            ended = bool(held)
-        if ended:
+        elif held:
             yield offset, b"".join(held)
             held = []
-    if held and not _blank(raw := b"".join(held)):
-        yield offset, raw
+    yield offset, b"".join(held)
 
 
 def _jsonl(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
     for position, line in _lines(path, offset, hasher):
-        if _blank(line):
-            continue
         try:
-            record = json.loads(line)
-            value = record[reader.text_column] if isinstance(record, dict) else None
+            record = {reader.text_column: None} if _blank(line) else json.loads(line)
             if not isinstance(record, dict):
                 yield position, _Bad(f"a JSON {type(record).__name__}, not an object")
-            elif not isinstance(value, str | None):
-                yield position, _Bad(f"{reader.text_column!r} is a {type(value).__name__}, not a string")
-            elif value and not _blank(raw := value.encode()):
-                yield position, raw
-        except KeyError:
-            yield position, _Bad(f"{_no_column(reader, record)}")
+            elif reader.text_column not in record:
+                yield position, _Bad(_no_column(reader, record))
+            elif not isinstance(text := record[reader.text_column], str | None):
+                yield position, _Bad(f"{reader.text_column!r} is a {type(text).__name__}, not a string")
+            else:
+                yield position, (text or "").encode()
         except (ValueError, RecursionError) as error:
             yield position, _Bad(f"not a JSON object ({error})")
 
 
 def _parquet(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
-    _need("pyarrow", "pyarrow")
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    pa, pq = _need("pyarrow", "pyarrow"), _need("pyarrow.parquet", "pyarrow")
     if hasher:
         with _stream(path, 0, hasher):
             pass
     with _open(path) as file:
         try:
-            table = pq.ParquetFile(file)
+            table, row = pq.ParquetFile(file), 0
             if reader.text_column not in table.schema_arrow.names:
                 raise InputError(f"{path}: {_no_column(reader, table.schema_arrow.names)}")
-            first = 0
             for group in range(table.num_row_groups):
-                rows = table.metadata.row_group(group).num_rows
-                if first + rows > offset:
-                    batches = table.iter_batches(256, row_groups=[group], columns=[reader.text_column])
-                    values = (v for batch in batches for v in batch.column(0).cast(pa.large_binary()).to_pylist())
-                    for row, value in enumerate(values, first):
-                        if row >= offset and value and not _blank(value):
-                            yield row, value
-                first += rows
+                if row + table.metadata.row_group(group).num_rows <= offset:
+                    row += table.metadata.row_group(group).num_rows
+                    continue
+                for batch in table.iter_batches(256, row_groups=[group], columns=[reader.text_column]):
+                    for value in batch.column(0).cast(pa.large_binary()).to_pylist():
+                        if row >= offset:
+                            yield row, value or b""
+                        row += 1
         except pa.ArrowNotImplementedError:
             kind = table.schema_arrow.field(reader.text_column).type
             raise InputError(f"{path}: column {reader.text_column!r} is {kind}, not a string") from None
@@ -296,20 +279,26 @@ def _parquet(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
 
 def _no_column(reader: Reader, names: Any) -> str:
     names = [str(name) for name in names]
-    return (
-        f"no {reader.text_column!r}, it has {', '.join(names) or 'nothing'}{did_you_mean(reader.text_column, names)} "
-        f"(--data.text-column)"
-    )
+    near = did_you_mean(reader.text_column, names)
+    return f"no {reader.text_column!r}, it has {', '.join(names) or 'nothing'}{near} (--data.text-column)"
+
+
+def _tfds_name(path: str) -> tuple[str, str]:
+    """`tfds:glue/sst2:2.0.0:train[:10]` -> ("glue/sst2:2.0.0", "train[:10]"); the split is train if not given."""
+    match = re.fullmatch(r"tfds:(\w[\w/.,=-]*(?::(?:\d+|\*)\.(?:\d+|\*)\.(?:\d+|\*))?)(?::(.+))?", path)
+    if not match:
+        raise InputError(f"{path}: not of the form tfds:NAME[/CONFIG][:SPLIT], as in tfds:glue/sst2:train")
+    return match[1], match[2] or "train"
 
 
 def _tfds(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
-    name, split = _tfds_name(path)
     tfds = _need("tensorflow_datasets", "tensorflow-datasets array_record importlib_resources")
+    name, split = _tfds_name(path)
     # Some of TFDS's own datasets (glue) are known to it only once their module is imported.
-    package, stem = Path(tfds.__file__).parent, re.split("[/:]", name)[0]
-    modules = [f"{tfds.__name__}.{p.parent.name}.{stem}" for p in package.glob(f"[a-z]*/{stem}.py")]
-    data_dir = os.environ.get("TFDS_DATA_DIR")
-    command = (
+    stem, data_dir = re.split("[/:]", name)[0], os.environ.get("TFDS_DATA_DIR")
+    found = Path(tfds.__file__).parent.glob(f"[a-z]*/{stem}.py")
+    modules = [f"{tfds.__name__}.{file.parent.name}.{stem}" for file in found]
+    prepare = (
         f'python -c "import {", ".join([tfds.__name__ + " as tfds", *modules])}; tfds.builder({name!r}, '
         f"data_dir='FOLDER', file_format='array_record').download_and_prepare()\", then set TFDS_DATA_DIR=FOLDER"
     )
@@ -321,48 +310,41 @@ def _tfds(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
                 importlib.import_module(module)
             builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
             builder.download_and_prepare()
-        features, splits = list(builder.info.features), list(builder.info.splits)
-        if reader.text_column not in features:
-            raise InputError(f"{path}: {_no_column(reader, features)}")
-        if re.split(r"[\[+]", split)[0] not in splits:
-            raise InputError(f"{path}: no split {split!r}, it has {', '.join(splits)}")
+        if reader.text_column not in builder.info.features:
+            raise InputError(f"{path}: {_no_column(reader, sorted(builder.info.features))}")
+        if re.split(r"[\[+]", split)[0] not in builder.info.splits:
+            raise InputError(f"{path}: no split {split!r}, it has {', '.join(sorted(builder.info.splits))}")
         source = builder.as_data_source(split=split)
+        for row in range(offset, len(source)):
+            value = source[row][reader.text_column]
+            if not isinstance(value, bytes | str):
+                raise InputError(f"{path}: {reader.text_column!r} is a {type(value).__name__}, not a string")
+            yield row, _hashed(value.encode() if isinstance(value, str) else value, hasher)
     except InputError:
         raise
     except NotImplementedError:
-        found = f"is prepared as {builder.info.file_format.value}, which cannot be read by index without TensorFlow"
-        raise InputError(f"{path}: {builder.data_dir} {found}; prepare it again: {command}") from None
+        why = f"is prepared as {builder.info.file_format.value}, which cannot be read by index without TensorFlow"
+        raise InputError(f"{path}: {builder.data_dir} {why}; prepare it again: {prepare}") from None
     except Exception as error:  # a builder is a program of its own: a download, a parser, a missing library
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{path}: {type(error).__name__}: {reason}; to prepare it: {command}") from None
-    for row in range(offset, len(source)):
-        value = source[row][reader.text_column]
-        if not isinstance(value, bytes | str):
-            raise InputError(f"{path}: feature {reader.text_column!r} is a {type(value).__name__}, not a string")
-        raw = value.encode() if isinstance(value, str) else value
-        if hasher:
-            hasher.update(b"%d:%b" % (len(raw), raw))
-        if not _blank(raw):
-            yield row, raw
+        why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        raise InputError(f"{path}: {why}; to prepare it: {prepare}") from None
 
 
-def _tfds_name(path: str) -> tuple[str, str]:
-    """`tfds:glue/sst2:2.0.0:train[:10]` -> ("glue/sst2:2.0.0", "train[:10]"); the split is train if not given."""
-    match = re.fullmatch(r"tfds:([\w/.,=-]+(?::(?:\d+|\*)\.(?:\d+|\*)\.(?:\d+|\*))?)(?::(.+))?", path)
-    if not match:
-        raise InputError(f"{path}: not of the form tfds:NAME[/CONFIG][:SPLIT], as in tfds:glue/sst2:train")
-    return match[1], match[2] or "train"
+def _hashed(raw: bytes, hasher: Any) -> bytes:
+    if hasher:
+        hasher.update(b"%d:%b" % (len(raw), raw))
+    return raw
 
 
 _NO_PROSE = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "pydoc_data", "_bundled", "lib-dynload"}
 _NO_PROSE |= {"site-packages", "dist-packages", "__pycache__"}
 _NOISE = re.compile(r"\s*(>>>|\.\.\.|[^\w\s][\W_]*$)")  # doctest input, table rules, underlines
-_COMMENTS = re.compile(r"(?:^[ \t]*#.*\n){2,}", re.MULTILINE)
+_COMMENTS = re.compile(r"(?m)(?:^[ \t]*#.*\n){2,}")
 
 
 def _stdlib(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
     """The topics of `help()`, then a document a module: its docstrings and longer comments, in the file's order."""
-    root, seen = Path(sysconfig.get_path("stdlib")), set()
+    root, seen = Path(sysconfig.get_path("stdlib")), set[str]()
     topics = importlib.import_module("pydoc_data.topics").topics
     documents: list[list[str]] = [[topics[name]] for name in sorted(topics)]
     for file in sorted(root.rglob("*.py")):
@@ -371,11 +353,11 @@ def _stdlib(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
     index = 0
     for pieces in documents:
         cleaned = (inspect.cleandoc(piece).splitlines() for piece in pieces)
-        prose = ["\n".join(line.rstrip() for line in lines if not _NOISE.match(line)).strip() for lines in cleaned]
-        raw = "\n\n".join(p for p in prose if p and p not in seen and not seen.add(p)).encode()  # type: ignore[func-returns-value]
-        if len(raw) >= 200:
-            if hasher:
-                hasher.update(b"%d:%b" % (len(raw), raw))
+        prose = ("\n".join(line.rstrip() for line in lines if not _NOISE.match(line)).strip() for lines in cleaned)
+        fresh = [piece for piece in dict.fromkeys(prose) if piece and piece not in seen]
+        seen.update(fresh)
+        raw = "\n\n".join(fresh).encode()
+        if len(_hashed(raw, hasher)) >= 200:
             if index >= offset:
                 yield index, raw
             index += 1
@@ -390,10 +372,9 @@ def _module_prose(source: bytes) -> list[str]:
         except (SyntaxError, ValueError):
             return []
     text = source.decode(errors="replace")
-    pieces = [
-        (text.count("\n", 0, m.start()), re.sub(r"^[ \t]*#+ ?", "", m[0], flags=re.MULTILINE))
-        for m in _COMMENTS.finditer(text)
-    ]
+    pieces = []
+    for match in _COMMENTS.finditer(text):
+        pieces.append((text.count("\n", 0, match.start()) + 1, re.sub(r"(?m)^[ \t]*#+ ?", "", match[0])))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             pieces.append((node.body[0].lineno if node.body else 0, ast.get_docstring(node) or ""))
@@ -407,6 +388,7 @@ _FORMATS: dict[str, Callable[[str, Reader, int, Any], _Documents]] = {
     "tfds:": _tfds,
     "stdlib:": _stdlib,
 }
+_SUFFIXES = [*(s + c for s in (".txt", ".jsonl") for c in ("", *_CODECS)), ".parquet"]
 
 
 def _format(path: str) -> str:
@@ -414,17 +396,40 @@ def _format(path: str) -> str:
     if path.startswith(("tfds:", "stdlib:")):
         return path.split(":")[0] + ":"
     codec = _codec(path)
-    suffix = os.path.splitext(path.removesuffix(path[-len(codec) :]) if codec else path)[1].lower()
-    if suffix not in (".txt", ".jsonl", ".parquet") or (codec and suffix == ".parquet"):
-        known = [s + c for s in (".txt", ".jsonl") for c in ("", *_CODECS)] + [".parquet"]
+    suffix = os.path.splitext(path[: len(path) - len(codec)])[1].lower()
+    if suffix + codec not in _SUFFIXES:
         raise InputError(
-            f"{path}: {suffix + codec or 'no suffix'!r} is not a known format ({', '.join(known)})"
-            f"{did_you_mean(suffix + codec, known)}; give a pattern that matches text only, such as 'folder/**/*.txt'"
+            f"{path}: {suffix + codec or 'no suffix'!r} is not a known format ({', '.join(_SUFFIXES)})"
+            f"{did_you_mean(suffix + codec, _SUFFIXES)}; name text files only, with a pattern such as 'folder/**/*.txt'"
         )
     return suffix
 
 
-# ---- what the corpus builder calls ----------------------------------------------------------------------------------
+def _documents(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
+    """Documents from `offset` on; here the blank ones are left out, for every format alike."""
+    for position, value in _FORMATS[_format(path)](path, reader, offset, hasher):
+        if isinstance(value, _Bad) or not _blank(value):
+            yield position, value
+
+
+def _matches(source: str) -> list[str]:
+    """The files that one source names."""
+    if source.startswith("tfds:"):
+        return ["tfds:" + ":".join(_tfds_name(source))]
+    if source == "stdlib:":
+        return [source]
+    if "://" in source:
+        fs = _filesystem(source)
+        try:
+            found = fs.glob(source.rstrip("/") + "/**" if fs.isdir(source) else source, detail=True)
+        except Exception as error:  # credentials, network: each backend has errors of its own
+            raise InputError(f"{source}: {type(error).__name__}: {error}") from None
+        return [fs.unstrip_protocol(name) for name, info in found.items() if info["type"] == "file"]
+    source = os.path.expanduser(source)
+    if os.path.isfile(source):
+        return [os.path.normpath(source)]
+    pattern = os.path.join(glob.escape(source), "**") if os.path.isdir(source) else source
+    return [os.path.normpath(name) for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)]
 
 
 def list_files(sources: Sequence[str]) -> list[str]:
@@ -439,30 +444,13 @@ def list_files(sources: Sequence[str]) -> list[str]:
     """
     files: set[str] = set()
     for source in [sources] if isinstance(sources, str) else sources:
-        if source.startswith("tfds:"):
-            found = ["tfds:" + ":".join(_tfds_name(source))]
-        elif source == "stdlib:":
-            found = [source]
-        elif "://" in source:
-            fs = _filesystem(source)
-            try:
-                pattern = source.rstrip("/") + "/**" if fs.isdir(source) else source
-                matches = fs.glob(pattern, detail=True)
-            except Exception as error:  # credentials, network: each backend has errors of its own
-                raise InputError(f"{source}: {type(error).__name__}: {error}") from None
-            found = [fs.unstrip_protocol(name) for name, info in matches.items() if info["type"] == "file"]
-        else:
-            local = os.path.expanduser(source)
-            pattern = os.path.join(glob.escape(local), "**") if os.path.isdir(local) else local
-            matches = [local] if os.path.isfile(local) else glob.glob(pattern, recursive=True)
-            found = [os.path.normpath(match) for match in matches if os.path.isfile(match)]
-        if not found:
-            raise InputError(f"{source}: matches no file{'' if '://' in source else _nearest(os.path.expanduser(source))}")
+        if not (found := _matches(source)):
+            raise InputError(f"{source}: matches no file{_nearest(os.path.expanduser(source))}")
         files.update(found)
-    for file in sorted(files):
-        _format(file)
     if not files:
         raise InputError("no text: --data.source names no file")
+    for file in sorted(files):
+        _format(file)
     return sorted(files)
 
 
@@ -479,7 +467,7 @@ def scan(path: str, reader: Reader, segment_bytes: int) -> tuple[list[Segment], 
     """
     hasher, segments = hashlib.sha256(), []
     start = stop = offset = size = bad = 0
-    for position, value in _FORMATS[_format(path)](path, reader, 0, hasher):
+    for position, value in _documents(path, reader, 0, hasher):
         if isinstance(value, _Bad):
             bad, first_bad = bad + 1, (position, value)
             if reader.on_error == "raise":
@@ -509,24 +497,20 @@ def read(segment: Segment, reader: Reader, report: ReadReport) -> Iterator[str]:
     Raises:
       InputError: a file that is missing or has changed since `scan`; a document that is binary, not UTF-8 or malformed.
     """
-    wanted = range(segment.start, segment.stop)
-    count = 0
-    with contextlib.closing(_FORMATS[_format(segment.path)](segment.path, reader, segment.offset, None)) as documents:  # type: ignore[type-var]
-        for count, (_, (position, value)) in enumerate(zip(wanted, documents, strict=False), 1):
-            text = value if isinstance(value, _Bad) else _decode(value)
-            if isinstance(text, str):
-                yield text
-                continue
-            if reader.on_error == "raise":
-                raise InputError(_complaint(segment.path, position, text) + _SKIP)
-            report.skipped[segment.path] = report.skipped.get(segment.path, 0) + 1
-            if segment.path not in report.first:
-                report.first[segment.path] = _complaint(segment.path, position, text)
-    if count < len(wanted):
-        raise InputError(f"{segment.path}: has changed since it was scanned: {len(wanted) - count} documents are missing")
-
-
-_SKIP = "; --data.on-error skip skips and counts such documents"
+    path, documents = segment.path, _documents(segment.path, reader, segment.offset, None)
+    for index in range(segment.start, segment.stop):
+        if not (document := next(documents, None)):
+            raise InputError(f"{path}: has changed since it was scanned: it ends before document {index}")
+        position, value = document
+        text = value if isinstance(value, _Bad) else _decode(value)
+        if isinstance(text, str):
+            yield text
+            continue
+        if reader.on_error == "raise":
+            raise InputError(_complaint(path, position, text) + _SKIP)
+        report.skipped[path] = report.skipped.get(path, 0) + 1
+        if path not in report.first:
+            report.first[path] = _complaint(path, position, text)
 
 
 def _decode(raw: bytes) -> str | _Bad:

@@ -12,13 +12,14 @@ import json
 import os
 import re
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from bert_jax.config import InputError, did_you_mean
 
@@ -49,7 +50,8 @@ class Tokenizer:
         """Takes over `engine`; `roles` maps pad, unk, cls, sep, mask to tokens that it has."""
         engine.no_padding()
         engine.no_truncation()
-        engine.add_special_tokens([name for name in roles.values() if not _is_special(engine, name)])
+        special = {token.content for token in engine.get_added_tokens_decoder().values() if token.special}
+        engine.add_special_tokens([name for name in roles.values() if name not in special])  # others may have lstrip
         engine.encode_special_tokens = True
         added = engine.get_added_tokens_decoder()
         _guard(engine, [token.content for token in added.values() if token.special])
@@ -84,8 +86,8 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, int32 [n_i]: no special tokens added, no truncation, no padding.
 
-        Special tokens in a text are text: the characters `[MASK]` never give `mask_id`. Releases the GIL; runs on several
-        cores unless the environment says TOKENIZERS_PARALLELISM=false.
+        Special tokens in a text are text: the characters `[MASK]` never give `mask_id`. Releases the GIL, and
+        runs on several cores unless the environment says TOKENIZERS_PARALLELISM=false.
         """
         if isinstance(texts, str):
             raise TypeError("encode_batch takes a list of texts, not one string")
@@ -121,7 +123,10 @@ class Tokenizer:
         }
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        texts = {"tokenizer.json": self._json(), "tokenizer_config.json": json.dumps(config, ensure_ascii=False, indent=2)}
+        texts = {
+            "tokenizer.json": self._json(),
+            "tokenizer_config.json": json.dumps(config, ensure_ascii=False, indent=2),
+        }
         for name, text in texts.items():
             temporary = directory / f".{name}.{os.getpid()}"
             temporary.write_text(text + "\n", encoding="utf-8")
@@ -139,27 +144,21 @@ class Tokenizer:
 
         Args:
           path: the file; in a directory, the first found in the order above.
-          lowercase: for BERT's own normalisation (vocab.txt): True is uncased. None asks `do_lower_case` of the
-            tokenizer_config.json beside, else says uncased unless some entry has an upper-case letter.
+          lowercase: for BERT's own normalisation: True is uncased. None asks `do_lower_case` of a tokenizer_config.json
+            beside a vocab.txt, else says uncased unless some entry has an upper-case letter.
 
         Raises:
           InputError: the file is missing, of another kind, damaged, has duplicates, or lacks one of the five roles.
         """
-        path = Path(path)
-        if path.is_dir():
-            found = [f for pattern in ("tokenizer.json", "vocab.txt", "*.model", "vocab.json") for f in path.glob(pattern)]
-            if not found:
-                raise InputError(f"{path}: no tokenizer.json, vocab.txt, *.model or vocab.json in this directory")
-            path = found[0]
-        if not path.is_file():
-            names = [f.name for f in path.parent.glob("*")]
-            raise InputError(f"{path}: no such tokenizer file{did_you_mean(path.name, names)}")
+        path = _find(Path(path))
         config = _config_beside(path)
         if path.suffix == ".txt":
-            return cls(*_with_roles(_read_vocab_txt(path, config, lowercase), path, config))
+            vocab = _read_vocab_txt(path)
+            roles = _find_roles(vocab, path, config)
+            return cls(_wordpiece(vocab, config, lowercase, roles["unk"]), roles)
         if path.suffix == ".model":
-            engine = _convert_sentencepiece(path.read_bytes(), path)
-        elif path.suffix == ".json" and path.name.endswith("vocab.json"):
+            engine = _convert_sentencepiece(path.read_bytes(), str(path))
+        elif path.name.endswith("vocab.json"):
             engine = _read_byte_level(path, config)
         elif path.suffix == ".json":
             try:
@@ -170,34 +169,32 @@ class Tokenizer:
             raise InputError(f"{path}: expected a directory, tokenizer.json, vocab.txt, vocab.json or *.model")
         if lowercase is not None:
             if not isinstance(engine.normalizer, normalizers.BertNormalizer):
-                raise InputError(f"{path}: carries its own normalisation, so lowercase={lowercase} cannot apply; drop it")
+                raise InputError(f"{path}: lowercase={lowercase} does not apply: the file has its own rule")
             engine.normalizer.lowercase = lowercase
-        return cls(*_with_roles(engine, path, config))
+        return cls(engine, _find_roles(engine.get_vocab(with_added_tokens=True), path, config))
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, kind: Kind, lowercase: bool = True) -> Tokenizer:
-        """Trains a vocabulary of exactly `vocab_size` tokens, [PAD] [UNK] [CLS] [SEP] [MASK] being ids 0 to 4.
+        """Trains a vocabulary of exactly `vocab_size` tokens; [PAD] [UNK] [CLS] [SEP] [MASK] are ids 0 to 4.
 
-        `unigram` and `bpe` are SentencePiece's: NFKC (case folded if `lowercase`), same texts same vocabulary.
-        `wordpiece` is `tokenizers`', after BERT's normalisation: ids of equally frequent tokens move between runs, so
-        save the result. Every line is used; long ones are cut at white space.
+        `unigram` and `bpe` are SentencePiece's, after NFKC (case folded if `lowercase`): same texts, same vocabulary.
+        `wordpiece` is that of `tokenizers`, after BERT's normalisation: ids of equally frequent tokens move between
+        runs, so save the result. Every line is used; long ones are cut at white space.
 
         Raises:
-          InputError: `kind` is unknown, or the texts cannot fill, or do not fit, a vocabulary of this size.
+          InputError: `kind` is unknown, or the texts give fewer tokens than `vocab_size`, or need more.
         """
-        if kind not in ("unigram", "bpe", "wordpiece"):
-            raise InputError(f"kind={kind!r}: expected unigram, bpe or wordpiece{did_you_mean(kind, Kind.__args__)}")
-        if kind == "wordpiece":
-            engine = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
-            _bert_rules(engine, lowercase)
-            names = list(_BERT_NAMES.values())
-            trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=names, show_progress=False)  # type: ignore[call-arg]
-            engine.train_from_iterator(_lines(texts), trainer)
-            if engine.get_vocab_size() != vocab_size:
-                bound = "at most" if engine.get_vocab_size() < vocab_size else "at least"
-                raise InputError(f"vocab_size={vocab_size}: these texts need {bound} {engine.get_vocab_size()}")
-            return cls(engine)
-        return cls(_convert_sentencepiece(_train_sentencepiece(texts, vocab_size, kind, lowercase)))
+        if kind not in (kinds := get_args(Kind)):
+            raise InputError(f"kind={kind!r}: expected one of {', '.join(kinds)}{did_you_mean(kind, kinds)}")
+        if kind != "wordpiece":
+            model = _train_sentencepiece(texts, vocab_size, kind, lowercase)
+            return cls(_convert_sentencepiece(model, "trained model"))
+        specials = list(_BERT_NAMES.values())
+        engine = _wordpiece({name: id for id, name in enumerate(specials)}, {}, lowercase, "[UNK]")
+        trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=specials, show_progress=False)
+        engine.train_from_iterator(_lines(texts), trainer)
+        _require_size(vocab_size, engine.get_vocab_size())
+        return cls(engine)
 
 
 def _id(engine: tokenizers.Tokenizer, name: str) -> int:
@@ -206,78 +203,96 @@ def _id(engine: tokenizers.Tokenizer, name: str) -> int:
     return id
 
 
-def _is_special(engine: tokenizers.Tokenizer, name: str) -> bool:
-    return any(t.special and t.content == name for t in engine.get_added_tokens_decoder().values())
-
-
 def _guard(engine: tokenizers.Tokenizer, names: list[str]) -> None:
-    """Makes special tokens unreachable from text: Unigram would match `<s>` like any piece, SentencePiece does not."""
+    """Makes special tokens unreachable from text: Unigram would match `<s>` as it matches any piece."""
     leaks = [n for n in names if len(n) > 1 and _id(engine, n) in engine.encode(n, add_special_tokens=False).ids]
     pattern = "|".join(f"{re.escape(n[0])}(?={re.escape(n[1:])})" for n in leaks)
-    if isinstance(engine.model, models.Unigram) and leaks and json.dumps(pattern) not in engine.to_str():
-        split = pre_tokenizers.Split(Regex(pattern), "merged_with_previous")
-        before = [] if engine.pre_tokenizer is None else [engine.pre_tokenizer]
-        engine.pre_tokenizer = pre_tokenizers.Sequence([*before, split])
+    if leaks and isinstance(engine.model, models.Unigram) and json.dumps(pattern) not in engine.to_str():
+        _then_split(engine, pattern)
+
+
+def _then_split(engine: tokenizers.Tokenizer, pattern: str) -> None:
+    """Adds a cut after each match of `pattern` to the splitting before the model."""
+    steps = [] if engine.pre_tokenizer is None else [engine.pre_tokenizer]
+    cut = pre_tokenizers.Split(Regex(pattern), "merged_with_previous")
+    engine.pre_tokenizer = pre_tokenizers.Sequence([*steps, cut])
+
+
+def _find(path: Path) -> Path:
+    """The tokenizer file that `path` means."""
+    if path.is_dir():
+        for pattern in ("tokenizer.json", "vocab.txt", "*.model", "vocab.json"):
+            found = sorted(path.glob(pattern))
+            if len(found) > 1:
+                raise InputError(f"{path}: several tokenizers, {', '.join(f.name for f in found)}; give the file")
+            if found:
+                return found[0]
+        raise InputError(f"{path}: no tokenizer.json, vocab.txt, *.model or vocab.json in this directory")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file{did_you_mean(path.name, [f.name for f in path.parent.glob('*')])}")
+    return path
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text: {error}") from error
 
 
 def _config_beside(path: Path) -> dict[str, Any]:
     """special_tokens_map.json and tokenizer_config.json of the file's folder, the second over the first."""
     config: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        file = path.parent / name
+    for file in (path.with_name("special_tokens_map.json"), path.with_name("tokenizer_config.json")):
         if file.is_file():
             try:
-                config |= json.loads(file.read_text(encoding="utf-8"))
+                config |= json.loads(_read(file))
             except (ValueError, TypeError) as error:
                 raise InputError(f"{file}: not a JSON object: {error}") from error
     return config
 
 
-def _with_roles(
-    engine: tokenizers.Tokenizer, path: Path, config: dict[str, Any]
-) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
-    """The engine and the name of each role in it: as the config beside says, else the first usual name it has."""
+def _find_roles(vocab: Collection[str], path: Path, config: dict[str, Any]) -> dict[str, str]:
+    """The token of each role: what the config beside names, else the first usual name that the vocabulary has."""
     roles = {}
     for role, usual in ROLES.items():
         named = config.get(f"{role}_token")
         named = named["content"] if isinstance(named, dict) else named
         candidates = (named,) if named else usual
-        found = [name for name in candidates if engine.token_to_id(name) is not None]
+        found = [name for name in candidates if name in vocab]
         if not found:
             raise InputError(
-                f"{path}: no {role} token ({' or '.join(candidates)}) among its {engine.get_vocab_size()} tokens; name the"
-                f' one it has as "{role}_token" in a tokenizer_config.json beside it, or add it to the vocabulary'
+                f"{path}: no {role} token ({' or '.join(candidates)}) among its {len(vocab)} tokens; name the one it has"
+                f' as "{role}_token" in a tokenizer_config.json beside it, or add it to the vocabulary'
             )
         roles[role] = found[0]
-    return engine, roles
+    return roles
 
 
-def _bert_rules(engine: tokenizers.Tokenizer, lowercase: bool, chinese: bool = True, accents: bool | None = None) -> None:
-    """BERT's normalisation, splitting and decoding (tokenization.py of google-research/bert)."""
-    engine.normalizer = normalizers.BertNormalizer(
-        lowercase=lowercase, handle_chinese_chars=chinese, strip_accents=accents
-    )
-    engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    engine.decoder = decoders.WordPiece(cleanup=False)
-
-
-def _read_vocab_txt(path: Path, config: dict[str, Any], lowercase: bool | None) -> tokenizers.Tokenizer:
-    lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: U+2028 and the like are entries
+def _read_vocab_txt(path: Path) -> dict[str, int]:
     vocab: dict[str, int] = {}
-    for number, line in enumerate(lines):
+    for number, line in enumerate(_read(path).split("\n")):  # not splitlines: U+2028 and the like are entries
         token = line.strip() or line.rstrip("\r")
         if token in vocab:
             raise InputError(f"{path}: {token!r} stands on lines {vocab[token] + 1} and {number + 1}; remove one")
         if token:
             vocab[token] = number
+    return vocab
+
+
+def _wordpiece(vocab: dict[str, int], config: dict[str, Any], lowercase: bool | None, unk: str) -> tokenizers.Tokenizer:
+    """BERT's tokenizer (tokenization.py of google-research/bert; words of more than 100 characters as transformers)."""
     if lowercase is None:
-        cased = any(any(c.isupper() for c in token) for token in vocab if not re.fullmatch(r"\[.*\]|<.*>", token))
-        lowercase = bool(config.get("do_lower_case", not cased))
-    unk = config.get("unk_token", "[UNK]")
-    unk = unk["content"] if isinstance(unk, dict) else unk
-    model = models.WordPiece(vocab, unk_token=unk, max_input_chars_per_word=100)
-    engine = tokenizers.Tokenizer(model)
-    _bert_rules(engine, lowercase, config.get("tokenize_chinese_chars", True), config.get("strip_accents"))
+        words = [token for token in vocab if not re.fullmatch(r"\[.*\]|<.*>", token)]
+        lowercase = bool(config.get("do_lower_case", all(word == word.lower() for word in words)))
+    engine = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=unk, max_input_chars_per_word=100))
+    engine.normalizer = normalizers.BertNormalizer(
+        lowercase=lowercase,
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        strip_accents=config.get("strip_accents"),
+    )
+    engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    engine.decoder = decoders.WordPiece(cleanup=False)
     return engine
 
 
@@ -287,140 +302,139 @@ def _read_byte_level(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer
     if not merges.is_file():
         raise InputError(f"{path}: byte-level BPE needs {merges.name} beside it")
     try:
-        model = models.BPE.from_file(str(path), str(merges))
-    except Exception as error:
+        engine = tokenizers.Tokenizer(models.BPE.from_file(str(path), str(merges)))
+    except Exception as error:  # `tokenizers` raises plain Exception
         raise InputError(f"{path} with {merges.name}: not a byte-level BPE vocabulary: {error}") from error
-    engine = tokenizers.Tokenizer(model)
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space", False)))
     engine.decoder = decoders.ByteLevel()
     return engine
 
 
-# SentencePiece -----------------------------------------------------------------------------------------------------
+# --- SentencePiece ---
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # sentencepiece_model.proto, SentencePiece.Type
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # SentencePiece.Type
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """(field number, value) of a protobuf message: varints as int, fixed32 as float, the rest as bytes.
+def _fields(message: bytes) -> dict[int, list[Any]]:
+    """Field number -> values of a protobuf message: varints as int, fixed32 as float, the rest as bytes.
 
-    sentencepiece's generated module refuses to load beside a protobuf older than the one that wrote it.
+    By hand, because sentencepiece's generated module refuses a protobuf older than its own, as notebooks have.
     """
     at = 0
+    fields: dict[int, list[Any]] = defaultdict(list)
 
     def varint() -> int:
         nonlocal at
-        value = shift = 0
-        while True:
-            byte = message[at]
-            at, value, shift = at + 1, value | (byte & 127) << shift, shift + 7
-            if byte < 128:
-                return value
+        start = at
+        while message[at] > 127:
+            at += 1
+        at += 1
+        return sum((byte & 127) << 7 * i for i, byte in enumerate(message[start:at]))
 
     while at < len(message):
-        key = varint()
-        if key & 7 == 0:
-            yield key >> 3, varint()
+        number, wire = divmod(varint(), 8)
+        if wire == 0:
+            fields[number].append(varint())
             continue
-        size = {1: lambda: 8, 2: varint, 5: lambda: 4}[key & 7]()
-        data = message[at : at + size]
-        if len(data) != size:
-            raise IndexError("cut short")
-        at += size
-        yield key >> 3, struct.unpack("<f", data)[0] if key & 7 == 5 else data
+        size = varint() if wire == 2 else {1: 8, 5: 4}[wire]
+        data, at = message[at : at + size], at + size
+        fields[number].append(struct.unpack("<f", data)[0] if wire == 5 else data)
+    return fields
 
 
-def _convert_sentencepiece(model: bytes, path: str | os.PathLike[str] = "the trained model") -> tokenizers.Tokenizer:
-    """A SentencePiece model as a `tokenizers.Tokenizer` with the same ids.
+def _convert_sentencepiece(model: bytes, source: str) -> tokenizers.Tokenizer:
+    """A SentencePiece model as a `tokenizers.Tokenizer` (field numbers: sentencepiece_model.proto).
 
-    The same ids for every text but these (none of them in ordinary text): combining marks out of canonical order, characters
-    younger than the model's Unicode, BPE texts where a piece can be merged in two ways that overlap (`ababa`),
-    segmentations whose scores tie to within float32, and literal special tokens.
+    The ids are SentencePiece's own, but for these: a combining mark or jamo that follows a composed or compatibility
+    character, or another mark out of canonical order (NFKC text has none); U+0344, U+FFFF and characters younger than the
+    model's Unicode; unigram segmentations that tie to within float32 (runs of one character: `=====`); bpe pieces that
+    overlapping pairs can give (`ababa`); a user-defined token of a role, spelled out in text; and, in a model that
+    keeps control characters or white space as they come, U+0001 and a text of nothing else than characters it drops.
     """
     try:
-        fields = list(_fields(model))
-        pieces = [dict(_fields(value)) for number, value in fields if number == 1]
-        trainer, norm = (dict(_fields(dict(fields).get(number, b""))) for number in (2, 3))
-        names = [piece[1].decode() for piece in pieces]
-    except (IndexError, KeyError, UnicodeDecodeError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: not a SentencePiece model ({error!r})") from error
-    kinds = [piece.get(3, _NORMAL) for piece in pieces]
-    # The shortest decimal of the float32: what a JSON reader gives back unchanged.
-    scores = [float(str(np.float32(piece.get(2, 0.0)))) for piece in pieces]
-    vocab = {name: id for id, name in enumerate(names)}
-    model_type, fallback = trainer.get(3, 1), bool(trainer.get(35, 0))
-    for refused, what in (
-        (_UNKNOWN not in kinds, "no unknown piece: not a SentencePiece model"),
-        (model_type not in (1, 2), "a word or character model; unigram and bpe are supported"),
-        (_UNUSED in kinds, "unused pieces are not supported"),
-        (trainer.get(24, 0), "treat_whitespace_as_suffix is not supported"),
-        (not norm.get(5, 1), "escape_whitespaces=false is not supported"),
+        proto = _fields(model)
+        pieces = [_fields(piece) for piece in proto[1]]
+        names = [piece[1][0].decode() for piece in pieces]
+        # Nine digits hold a float32 and come back from JSON unchanged.
+        scores = [float(f"{piece[2][0] if piece[2] else 0.0:.9g}") for piece in pieces]
+        kinds = [piece[3][0] if piece[3] else _NORMAL for piece in pieces]
+        trainer, norm = ({n: v[-1] for n, v in _fields(b"".join(proto[number])).items()} for number in (2, 3))
+        unk_id = kinds.index(_UNKNOWN)
+    except (LookupError, ValueError, struct.error) as error:
+        raise InputError(f"{source}: not a SentencePiece model ({error!r})") from error
+    unigram, fallback = trainer.get(3, 1) == 1, bool(trainer.get(35, 0))
+    normal = {name: score for name, score, kind in zip(names, scores, kinds, strict=True) if kind == _NORMAL}
+    user = [name for name, kind in zip(names, kinds, strict=True) if kind == _USER_DEFINED]
+    frozen = [name for name in user if len(name) > 1 and not any(name in usual for usual in ROLES.values())]
+    for unsupported, what in (
+        (trainer.get(3, 1) not in (1, 2), "word and character models"),
+        (trainer.get(24, 0), "treat_whitespace_as_suffix"),
+        (not norm.get(5, 1), "escape_whitespaces=false"),
+        (_UNUSED in kinds, "unused pieces"),
+        (not unigram and frozen, f"user-defined pieces in a bpe model ({' '.join(frozen[:5])})"),
     ):
-        if refused:
-            raise InputError(f"{path}: {what}")
-    unk_id = kinds.index(_UNKNOWN)
-    if model_type == 1:
-        top = max((s for s, kind in zip(scores, kinds, strict=True) if kind == _NORMAL), default=0.0)
-        scores = [
-            len(name.encode()) * top - 0.1 if kind == _USER_DEFINED else score
-            for name, score, kind in zip(names, scores, kinds, strict=True)
-        ]
-        engine = tokenizers.Tokenizer(models.Unigram(list(zip(names, scores, strict=True)), unk_id, fallback))
+        if unsupported:
+            raise InputError(f"{source}: {what} cannot be converted exactly; train another model, or with type unigram")
+    if unigram:
+        top = max(normal.values(), default=0.0)
+        boosted = {name: float(f"{len(name.encode()) * top - 0.1:.9g}") for name in user}  # as unigram_model.cc does
+        scored = [(name, boosted.get(name, score)) for name, score in zip(names, scores, strict=True)]
+        engine = tokenizers.Tokenizer(models.Unigram(scored, unk_id, fallback))
     else:
-        merges = [
-            (name[:cut], name[cut:], score)
-            for name, score, kind in zip(names, scores, kinds, strict=True)
-            if kind == _NORMAL
-            for cut in range(1, len(name))
-            if all(kinds[vocab[part]] == _NORMAL for part in (name[:cut], name[cut:]) if part in vocab)
-            and name[:cut] in vocab
-            and name[cut:] in vocab
-        ]
-        merges.sort(key=lambda merge: -merge[2])
-        engine = tokenizers.Tokenizer(
-            models.BPE(vocab, [m[:2] for m in merges], unk_token=names[unk_id], fuse_unk=True, byte_fallback=fallback)
-        )
-        user = [n for n, kind in zip(names, kinds, strict=True) if kind == _USER_DEFINED and len(n) > 1]
-        engine.add_tokens([AddedToken(n, normalized=False) for n in user if n not in sum(ROLES.values(), ())])
+        pairs = ((name[:cut], name[cut:]) for name in normal for cut in range(1, len(name)))
+        merges = [pair for pair in pairs if pair[0] in normal and pair[1] in normal]
+        merges.sort(key=lambda pair: -normal[pair[0] + pair[1]])
+        vocab = {name: id for id, name in enumerate(names)}
+        engine = tokenizers.Tokenizer(models.BPE(vocab, merges, unk_token=names[unk_id], fuse_unk=True, byte_fallback=fallback))
     engine.add_special_tokens([n for n, kind in zip(names, kinds, strict=True) if kind in (_UNKNOWN, _CONTROL)])
     engine.normalizer = _sentencepiece_normalizer(norm)
     crossing = any("▁" in name[1:] for name in names)
     engine.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=not crossing)
+    engine.decoder = decoders.Metaspace(prepend_scheme="always" if norm.get(3, 1) else "never")
     if fallback:
-        engine.pre_tokenizer = pre_tokenizers.Sequence(
-            [engine.pre_tokenizer, pre_tokenizers.Split(Regex("<(?=0x[0-9A-F]{2}>)"), "merged_with_previous")]
-        )
-    scheme = "always" if norm.get(3, 1) else "never"
-    metaspace = decoders.Metaspace(prepend_scheme=scheme)
-    engine.decoder = decoders.Sequence([decoders.ByteFallback(), metaspace]) if fallback else metaspace
+        _then_split(engine, "<(?=0x[0-9A-F]{2}>)")  # the name of a byte, in text, is not that byte
+        engine.decoder = decoders.Sequence([decoders.ByteFallback(), engine.decoder])
     return engine
 
 
 def _sentencepiece_normalizer(norm: dict[int, Any]) -> normalizers.Normalizer:
+    dummy_prefix, one_space = norm.get(3, 1), norm.get(4, 1)
+    replace = normalizers.Replace
     steps: list[normalizers.Normalizer] = []
     if norm.get(2):
-        # `Precompiled` looks up whole grapheme clusters, and takes the shortest rule: case folding would drop the accent
-        # of E + U+0301. So compose first (what the map's long rules do), and cut clusters apart by U+0001.
+        # `Precompiled` looks up whole grapheme clusters and takes the shortest rule: case folding would drop the accent
+        # of E + U+0301. So compose first, which is what the map's long rules do, and cut clusters apart with U+0001
+        # (not at the very start: the alignments of `tokenizers` panic).
         charsmap = normalizers.Precompiled(norm[2])
-        composes = charsmap.normalize_str("ﬁe\u0301") == "fié"
-        tilde = composes and charsmap.normalize_str("～") == "～"  # the one compatibility character the map may keep
-        steps += [normalizers.Replace("～", "\uffff")] * tilde + [normalizers.NFKC()] * composes
-        steps += [normalizers.Replace(Regex(r"(?=[^\x00-\x7f]|\n)"), "\x01"), charsmap, normalizers.Replace("\x01", "")]
-        steps += [normalizers.Replace("\uffff", "～")] * tilde
-    if norm.get(4, 1):
-        steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Strip(right=False)]
-    steps.append(normalizers.Replace(" ", "▁"))
-    if norm.get(3, 1):
-        steps.append(normalizers.Prepend("▁"))
-    if norm.get(4, 1):
-        steps.append(normalizers.Replace(Regex("▁+$"), ""))
+        if charsmap.normalize_str("ﬁe\u0301") == "fié":
+            # The points of Hebrew and Arabic do not compose; the cut keeps the order they came in.
+            steps += [replace(Regex(r"(?!\A)(?=[\u0591-\u05c7\u064b-\u0652\u0670])"), "\x01"), normalizers.NFKC()]
+        steps += [replace(Regex(r"(?!\A)(?=[^\x00-\x7f]|\n)"), "\x01"), charsmap, replace("\x01", "")]
+        tilde = "\uff5e"  # the one compatibility character that such a map may keep
+        if charsmap.normalize_str(tilde) == tilde:
+            steps = [replace(tilde, "\uffff"), *steps, replace("\uffff", tilde)]
+    if one_space:
+        steps += [replace(Regex(" {2,}"), " "), replace(Regex(r"\A +"), "")]
+    if dummy_prefix:
+        steps.append(normalizers.Prepend(" "))
+    if one_space:
+        steps.append(replace(Regex(r"[ ▁]+\z"), ""))
     return normalizers.Sequence(steps)
 
 
+def _require_size(vocab_size: int, possible: int) -> None:
+    if vocab_size != possible:
+        bound = "give at most" if possible < vocab_size else "need at least"
+        raise InputError(f"vocab_size={vocab_size}: these texts {bound} {possible} tokens")
+
+
 def _lines(texts: Iterable[str], longest: int = 1000) -> Iterator[str]:
-    """Lines of at most `longest` characters, cut at white space: SentencePiece skips lines of more than 4192 bytes."""
+    """Lines of at most `longest` characters, cut at white space, without what makes SentencePiece skip a line.
+
+    It skips those of more than 4192 bytes, with NUL, and with its own sign for unknown, `▅`.
+    """
     for text in texts:
-        for line in text.replace("\x00", " ").replace("▅", " ").splitlines():  # it skips lines with these, too
+        for line in text.replace("\x00", " ").replace("▅", " ").splitlines():
             while len(line) > longest:
                 cut = max(line.rfind(" ", 1, longest), line.rfind("\t", 1, longest))
                 cut = cut if cut > 0 else longest
@@ -434,7 +448,9 @@ def _train_sentencepiece(texts: Iterable[str], vocab_size: int, kind: str, lower
     import sentencepiece
 
     model = io.BytesIO()
-    names = _BERT_NAMES
+    names = {"pad": "[PAD]", "unk": "[UNK]", "bos": "[CLS]", "eos": "[SEP]"}
+    ids: Any = {f"{name}_id": id for id, name in enumerate(names)}
+    pieces: Any = {f"{name}_piece": piece for name, piece in names.items()}
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=_lines(texts),
@@ -442,12 +458,16 @@ def _train_sentencepiece(texts: Iterable[str], vocab_size: int, kind: str, lower
             model_type=kind,
             vocab_size=vocab_size,
             normalization_rule_name="nmt_nfkc_cf" if lowercase else "nmt_nfkc",
-            **{f"{ours}_id": id for id, ours in enumerate(("pad", "unk", "bos", "eos"))},
-            **{f"{ours}_piece": names[role] for ours, role in dict(pad="pad", unk="unk", bos="cls", eos="sep").items()},
-            control_symbols=[names["mask"]],
-            num_threads=16,  # the result depends on it, not on the cores there are
+            control_symbols=["[MASK]"],
+            **ids,
+            **pieces,
+            num_threads=16,  # the result depends on it, and not on the cores there are
             minloglevel=2,
         )
-    except (RuntimeError, OSError) as error:
-        raise InputError(f"vocab_size={vocab_size}: {error}") from error
+    except RuntimeError as error:
+        if "sentences_.empty()" in str(error):
+            raise InputError("no text to train a vocabulary on: every line is empty") from error
+        if possible := re.search(r"(?:value <= |required_chars\. \d+ vs )(\d+)", str(error)):
+            _require_size(vocab_size, int(possible[1]))
+        raise InputError(f"vocab_size={vocab_size}: SentencePiece: {error}") from error
     return model.getvalue()

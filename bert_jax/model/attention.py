@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from bert_jax.model.layers import dropout
 
@@ -22,7 +22,7 @@ def attention(
     value: Float[Array, "B L H K"],
     mask: Bool[Array, "B 1 L L"],
     dropout_rate: float,
-    dropout_key: UInt32[Array, "2"] | None,
+    dropout_key: PRNGKeyArray | None,
 ) -> tuple[Float[Array, "B L H K"], Float[Array, "B H L L"]]:
     """Scaled dot-product attention with dropout on the probabilities (Vaswani et al., 2017, section 3.2.1).
 

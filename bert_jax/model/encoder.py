@@ -133,10 +133,10 @@ class Encoder(nn.Module):
         else:
             kept = []
             for params, key in zip(layers, keys, strict=True):
-                x, outputs = run(x, (params, key))
-                kept.append(outputs)
+                x, asked = run(x, (params, key))
+                kept.append(asked)
             states, attentions = zip(*kept, strict=True)
-        outputs = {"last_hidden_state": x}
+        outputs: dict[str, Any] = {"last_hidden_state": x}
         if output_hidden_states:
             outputs["hidden_states"] = (first, *states)
         if output_attentions:

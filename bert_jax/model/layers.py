@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, UInt32
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from bert_jax.config import BertConfig
 
@@ -29,7 +29,7 @@ ACTIVATIONS = {
 }
 
 
-def dropout(x: Float[Array, "..."], rate: float, key: UInt32[Array, "2"] | None) -> Float[Array, "..."]:
+def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None) -> Float[Array, "..."]:
     """Zeroes a share `rate` (to 1/65536) of `x` and scales up the rest; the identity where `key` is None.
 
     One 32-bit draw serves two elements: drawing bits is a visible share of a training step.

@@ -1,8 +1,8 @@
 """Checkpoints of a training state by Orbax: asynchronous, atomic, and checked when read. Orbax is imported only here.
 
-Orbax does not notice a flipped bit in the numbers (a zstd block that did not shrink has no checksum), takes an empty folder
-for the newest checkpoint, and cannot start beside a torn metrics file. So each checkpoint has, next to `state`, a `meta`
-item with the caller's meta, the ranking metric, a checksum of each array, and one of itself; what differs is damage.
+Orbax does not notice a flipped bit in the numbers (a zstd block that did not shrink has no checksum), takes an empty
+folder for the newest checkpoint, and cannot start beside a torn metrics file. So each checkpoint has, next to `state`, a
+`meta` item: the caller's meta, the ranking metric, a checksum of each array, and one of itself. What differs is damage.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _not_orbax(record: logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """A failed read leaves coroutines behind, each of which prints a traceback when it is collected: collect them here."""
+    """A failed read leaves coroutines behind that print tracebacks when they are collected: collect them here."""
     hook, log = sys.unraisablehook, logging.getLogger("asyncio")
     sys.unraisablehook, log.disabled = lambda _: None, True
     try:
@@ -56,8 +56,11 @@ def _reason(error: BaseException) -> str:
     """An error of Orbax or TensorStore as one readable line: the innermost cause, without the dump of its spec."""
     while error.__cause__ is not None:
         error = error.__cause__
-    text = " ".join(re.split(r" \[(?:tensorstore_spec|source locations)=", str(error))[0].split())[:300]
-    return text if " " in text else f"{type(error).__name__} {text}"
+    text = re.split(r" \[(?:tensorstore_spec|source locations)=", str(error))[0]
+    text = re.sub(r'Error opening "\w+" driver: | in OCDBT database', "", text)
+    text = " ".join(re.sub(r'(?: at local file|Failed writing:) "[^"]*checkpoint-tmp[^"]*":?', "", text).split())
+    text = text if len(text) < 300 else f"{text[:80]} ... {text[-200:]}"  # the gist is at the end
+    return text if isinstance(error, _Damaged) else f"{type(error).__name__}: {text}"
 
 
 @jax.jit
@@ -69,7 +72,9 @@ def _checksum(x: jax.Array) -> jax.Array:
 
 
 def _named(tree: PyTree) -> dict[str, Any]:
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def _arrays(tree: PyTree) -> dict[str, list]:
@@ -80,7 +85,7 @@ def _arrays(tree: PyTree) -> dict[str, list]:
 
 
 def _seal(record: dict) -> int:
-    return zlib.crc32(json.dumps({**record, "crc32": 0}, sort_keys=True).encode())
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
 def _template(x: Any) -> jax.ShapeDtypeStruct:
@@ -110,8 +115,8 @@ def _check_same_model(folder: epath.Path, saved: dict[str, list], here: dict[str
 class Checkpointer:
     """Orbax checkpoints of a training state: async, atomic, the last `keep` and the best.
 
-    `best_metric` names the entry of `metrics` that ranks them (lower is better; None: none is best). Each damaged one is
-    told to `report` in a line. All processes of a multi-host run make the same calls.
+    `best_metric` names the entry of `metrics` that ranks them (lower is better; None: none is best). `report` gets a
+    line for each damaged one. All processes of a multi-host run make the same calls.
 
     Raises:
       InputError: `directory` cannot be created or read.
@@ -131,10 +136,15 @@ class Checkpointer:
         policies = ocp.checkpoint_managers
         policy = policies.AnyPreservationPolicy([policies.LatestN(keep), self])  # `self`: see should_preserve
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy, cleanup_tmp_directories=True, lightweight_initialize=True
+            preservation_policy=policy,
+            cleanup_tmp_directories=True,
+            lightweight_initialize=True,
+            # Or a folder that cannot be made leaves threads that wait ten minutes for it, and the process with them.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         try:
             self._manager = ocp.CheckpointManager(self.directory, options=options)
+            next(self.directory.iterdir(), None)  # Orbax takes a file for an empty folder
         except OSError as error:
             raise InputError(
                 f"checkpoint folder {self.directory} cannot be used: {_reason(error)}; "
@@ -168,12 +178,12 @@ class Checkpointer:
         self.wait()
         if self.steps and step <= self.steps[-1]:
             raise InputError(
-                f"checkpoint folder {self.directory} holds step {self.steps[-1]}, so step {step} cannot be saved in it: "
+                f"step {step} cannot be saved in checkpoint folder {self.directory}, which holds step {self.steps[-1]}: "
                 "has another run written there? Give each run a --workdir of its own"
             )
         state = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), state)
         ranked = {k: float(v) for k, v in (metrics or {}).items() if k == self._metric and math.isfinite(v)}
-        record = json.loads(json.dumps({"crc32": 0, "arrays": _arrays(state), "meta": meta, "metrics": ranked}))
+        record = json.loads(json.dumps({"arrays": _arrays(state), "meta": meta, "metrics": ranked}))
         record["crc32"] = _seal(record)
         self._saving = step
         self._metrics.update((step, v) for v in ranked.values())
@@ -197,7 +207,7 @@ class Checkpointer:
     def restore_latest(self, like: PyTree) -> tuple[PyTree, dict, int] | None:
         """The newest whole checkpoint as (state, meta, step), placed and typed as `like`; None if there is none at all.
 
-        Newer ones that are damaged are reported and moved aside to `NAME.damaged`, so that their steps can be saved again.
+        Newer ones that are damaged are reported and moved aside to `NAME.damaged`; their steps can be saved again.
 
         Raises:
           InputError: the checkpoint is of another model, or there are checkpoints and none of them is whole.
@@ -244,18 +254,18 @@ class Checkpointer:
         return result
 
     def _record(self, step: int | str) -> dict:
-        try:
-            record = json.loads((self.directory / str(step) / "meta" / "metadata").read_text())
-        except ValueError as error:
-            raise _Damaged("meta is not JSON") from error
-        if not isinstance(record, dict) or record.get("crc32") != _seal(record):
-            raise _Damaged("meta does not match its checksum")
-        return record
+        """The JSON beside the state, whole; raises _Damaged."""
+        text = (self.directory / str(step) / "meta" / "metadata").read_bytes()
+        with contextlib.suppress(ValueError, AttributeError):
+            record = json.loads(text)
+            if record.pop("crc32", None) == _seal(record):
+                return record
+        raise _Damaged("meta does not match its checksum")
 
     def _read(self, folder: epath.Path, like: PyTree) -> tuple[PyTree, dict]:
         if not any(True for _ in folder.iterdir()):
             raise _Damaged("the folder is empty")
-        for part in ("state", "meta", "meta/metadata", "state/_METADATA"):
+        for part in ("state", "meta", "meta/metadata", "state/_METADATA", "state/manifest.ocdbt"):
             if not (folder / part).exists():
                 raise _Damaged(f"{part} is missing")
         record, here = self._record(folder.name), _named(like)

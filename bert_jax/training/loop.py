@@ -51,7 +51,7 @@ class StopRequest:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Cadence:
     """How far, and how often what."""
 
     num_steps: int
@@ -96,7 +96,7 @@ def fit(
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
     batches: Iterator[Batch],
     put: Callable[[Batch], Any],
-    schedule: Schedule,
+    cadence: Cadence,
     evaluate: Callable[[Any], dict[str, float]],
     save: Callable[[TrainState, dict[str, float]], None],
     log: Log,
@@ -104,13 +104,13 @@ def fit(
     cost: Cost,
     first_loss: float | None = None,
 ) -> TrainState:
-    """Trains from `state.step` to `schedule.num_steps`, or until `stop`.
+    """Trains from `state.step` to `cadence.num_steps`, or until `stop`.
 
     Step n + 1 is dispatched before the metrics of step n are read, so the device does not wait for the host. `evaluate`
     (params -> values) and `save` (state, last evaluation) run at their cadences and at the end; all metrics up to a step
     are on disk before it is saved. `first_loss` is what the masked-LM loss of step 1 should be near.
 
-    Raises InputError where `schedule.max_skipped` updates in a row were not finite, naming the steps.
+    Raises InputError where `cadence.max_skipped` updates in a row were not finite, naming the steps.
     """
     step = int(state.step)
     clock = _Clock(cost)
@@ -125,7 +125,7 @@ def fit(
         number, on_device = pending
         pending = None
         jax.block_until_ready(on_device)
-        if number % schedule.log_every and number not in (1, schedule.num_steps):
+        if number % cadence.log_every and number not in (1, cadence.num_steps):
             return
         values = {name: value.item() for name, value in jax.device_get(on_device).items()}
         in_a_row = int(values.pop("skipped_in_a_row"))
@@ -139,13 +139,13 @@ def fit(
         log.timing(number, timing)
         clock.restart()
         shown.update(loss=values["loss"], tokens_per_second=timing["tokens_per_second"])
-        if in_a_row >= schedule.max_skipped:
+        if in_a_row >= cadence.max_skipped:
             raise InputError(
                 f"the updates of steps {number - in_a_row + 1} to {number} were not finite and were skipped: {in_a_row} in a row "
                 "(optim.max_skipped). Lower optim.learning_rate, or look at those batches"
             )
 
-    while step < schedule.num_steps and stop.signal is None:
+    while step < cadence.num_steps and stop.signal is None:
         asked = time.perf_counter()
         batch = next(batches)
         clock.waited += time.perf_counter() - asked
@@ -156,15 +156,15 @@ def fit(
         clock.tokens += int(np.count_nonzero(batch["sequence_ids"]))
         pending = step, metrics
         log.progress(step, **shown)
-        ends = step == schedule.num_steps or stop.signal is not None
+        ends = step == cadence.num_steps or stop.signal is not None
         evaluation: dict[str, float] = {}
-        if step % schedule.eval_every == 0 or step == schedule.num_steps:
+        if step % cadence.eval_every == 0 or step == cadence.num_steps:
             report()
             evaluation = evaluate(state.params)
             log.scalars(step, evaluation)
             log.message(f"step {step}: " + "  ".join(f"{name.removeprefix('eval/')} {v:.4f}" for name, v in evaluation.items()))
             clock.restart()
-        if step % schedule.checkpoint_every == 0 or ends:
+        if step % cadence.checkpoint_every == 0 or ends:
             report()
             log.flush()
             save(state, evaluation)

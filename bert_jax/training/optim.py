@@ -26,10 +26,11 @@ def make_schedule(cfg: OptimConfig, num_steps: int) -> Schedule:
     if cfg.schedule == "bert_tf":
         decay = optax.linear_schedule(peak, 0.0, num_steps)
         return lambda step: jnp.where(step < warmup, peak * step / max(1, warmup), decay(step))
+    ends: list[int] = []
     if cfg.schedule == "linear":
-        parts, ends = [optax.linear_schedule(peak, 0.0, left)], []
+        parts = [optax.linear_schedule(peak, 0.0, left)]
     elif cfg.schedule == "cosine":
-        parts, ends = [optax.cosine_decay_schedule(peak, max(1, left))], []
+        parts = [optax.cosine_decay_schedule(peak, max(1, left))]
     else:
         decay_steps = num_steps // 10 if cfg.decay_steps is None else cfg.decay_steps
         if decay_steps > left:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 from jaxtyping import Array
 
 from bert_jax.training.losses import Sum
@@ -21,8 +20,7 @@ Sums = dict[str, Sum]
 SumsFn = Callable[[Any, Batch, Array | None], Sums]
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(NamedTuple):
     """All that changes from step to step."""
 
     step: Array  # int32: batches seen, which is also the number of the next batch

@@ -1,11 +1,11 @@
-"""One pretraining step of FlaxBertForMaskedLM as transformers' run_mlm_flax.py takes it, timed on request (protocol.py).
+"""One pretraining step of FlaxBertForMaskedLM, as run_mlm_flax.py takes it, timed on request (protocol.py).
 
     python tests/benchmarks/peer_flax_step.py --layers 4 --hidden 256 --heads 4 --intermediate 1024 \
         --batch 16 --length 128 --predictions 20 --threads 2 --steps 5
 
-Needs its own environment: transformers 4.57.6 is the last one with Flax models. As in that script: logits at every position,
-one-hot cross-entropy, optax.adamw without clipping and without decay on biases and LayerNorms, dropout 0.1, the state
-donated. Unlike it: `jax.jit` in place of `pmap` over the one device.
+Needs its own environment: transformers 4.57.6 is the last one with Flax models. As in that script: logits at every
+position, one-hot cross-entropy, optax.adamw without clipping and without decay on biases and LayerNorms, dropout 0.1,
+the state donated. Unlike it: `jax.jit` in place of `pmap` over the one device.
 """
 
 from __future__ import annotations
@@ -32,10 +32,8 @@ config = transformers.BertConfig(
 )
 model = transformers.FlaxBertForMaskedLM(config, input_shape=(1, args.length), seed=0)
 flat = traverse_util.flatten_dict(model.params)
-decay = {path: path[-1] != "bias" and path[-2:] != ("LayerNorm", "scale") for path in flat}
-optimizer = optax.adamw(
-    protocol.LEARNING_RATE, weight_decay=protocol.WEIGHT_DECAY, mask=traverse_util.unflatten_dict(decay)
-)
+decay = traverse_util.unflatten_dict({k: k[-1] != "bias" and k[-2:] != ("LayerNorm", "scale") for k in flat})
+optimizer = optax.adamw(protocol.LEARNING_RATE, weight_decay=protocol.WEIGHT_DECAY, mask=decay)
 state = train_state.TrainState.create(apply_fn=model.__call__, params=model.params, tx=optimizer)
 arrays = protocol.random_batch(args)
 batch = dict(

@@ -3,9 +3,9 @@
     python tests/benchmarks/peer_torch_step.py --layers 4 --hidden 256 --heads 4 --intermediate 1024 \
         --batch 16 --length 128 --predictions 20 --threads 2 --steps 5
 
-What transformers' Trainer does in a step: forward and backward in train mode (dropout 0.1, its default attention, logits at
-every position), gradients clipped to norm 1, `torch.optim.AdamW(fused=True)` (its default since torch 2.8), no weight decay
-on biases and LayerNorms.
+What transformers' Trainer does in a step: forward and backward in train mode (dropout 0.1, its default attention,
+logits at every position), gradients clipped to norm 1, `torch.optim.AdamW(fused=True)` (its default since torch 2.8),
+no weight decay on biases and LayerNorms.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import protocol
 import torch
 import transformers
+from peer_run_mlm import adamw
 
 args = protocol.arguments(__doc__)
 torch.set_num_threads(args.threads)
@@ -26,14 +27,7 @@ config = transformers.BertConfig(
     max_position_embeddings=max(512, args.length),
 )
 model = transformers.BertForMaskedLM(config).train()
-named = list(model.named_parameters())
-decayed = [p for name, p in named if "bias" not in name and "LayerNorm" not in name]
-plain = [p for name, p in named if "bias" in name or "LayerNorm" in name]
-optimizer = torch.optim.AdamW(
-    [{"params": decayed, "weight_decay": protocol.WEIGHT_DECAY}, {"params": plain, "weight_decay": 0.0}],
-    lr=protocol.LEARNING_RATE,
-    fused=True,
-)
+optimizer = adamw(model, protocol.LEARNING_RATE, protocol.WEIGHT_DECAY)
 arrays = protocol.random_batch(args)
 input_ids, labels = (torch.from_numpy(arrays[name]).long() for name in ("input_ids", "labels"))
 batch = dict(

@@ -4,10 +4,11 @@
         --torch-python PATH --flax-python PATH --json pretraining_step.json
 
 PATH are interpreters: one with PyTorch and transformers >= 5, one with transformers 4.57.6, jax and flax (the last Flax
-models). Every participant lives in its own process (protocol.py); a round asks each for one step while the others sleep.
-Medians over rounds; ratios are taken round by round, then their median. "of peak" is the analytic FLOPs of what a model
-computes (the peers: logits at every position; ours: at the masked ones) over its time and the best NumPy matrix product of
-the same run.
+models). Every participant lives in its own process (protocol.py); a round asks each for one step while the others
+sleep. Medians over rounds; ratios (how many times the first participant's seconds) are taken round by round, then their
+median. "of peak" is the analytic FLOPs of what a model computes (the peers: logits at every position; ours: at the
+masked ones) over its time and the best NumPy matrix product of the same run. "start s" is all that comes before the
+first timed step: imports, compilation, two warm-up steps.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ PRESETS = {
     "base": dict(layers=12, hidden=768, heads=12, intermediate=3072),
 }
 SCRIPTS = {"ours": "ours_step.py", "torch": "peer_torch_step.py", "flax": "peer_flax_step.py", "sgemm": "sgemm_peak.py"}
+PARTICIPANTS = ("ours", "torch", "flax")
 SETTLE_SECONDS = 0.2  # idle OpenMP threads spin for a while after a step
 
 
 def training_flops(layers: int, hidden: int, intermediate: int, batch: int, length: int, scored: int) -> float:
-    """Matrix-product FLOPs of one step, `scored` positions a row going through the vocabulary head; backward = 2 forwards."""
+    """Matrix-product FLOPs of a step with `scored` positions a row in the vocabulary head; backward = 2 forwards."""
     layer = 4 * hidden * hidden + 2 * hidden * intermediate + 2 * length * hidden  # multiply-adds a token
     head = hidden * hidden + hidden * protocol.VOCAB_SIZE
     return 3 * 2 * batch * (length * layers * layer + scored * head)
@@ -46,10 +48,12 @@ class Participant:
     def __init__(self, name: str, python: str, flags: list[str], environment: dict[str, str]):
         command = [python, str(Path(__file__).with_name(SCRIPTS[name])), *flags]
         self.name = name
+        start = time.perf_counter()
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
         )
         self.facts = self._answer()
+        self.facts["start_seconds"] = time.perf_counter() - start
 
     def _answer(self) -> dict[str, Any]:
         for line in self.process.stdout:
@@ -74,7 +78,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--preset", choices=PRESETS, default="mini")
     for name, default in dict(batch=16, length=128, predictions=20, threads=2, rounds=20).items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--participants", nargs="+", choices=["ours", "torch", "flax"], default=["ours", "torch", "flax"])
+    parser.add_argument("--participants", nargs="+", choices=PARTICIPANTS, default=PARTICIPANTS)
     parser.add_argument("--ours-python", default=sys.executable)
     parser.add_argument("--torch-python", default=sys.executable)
     parser.add_argument("--flax-python", default=sys.executable)
@@ -88,6 +92,7 @@ def main() -> None:
     flags = [part for name, value in shape.items() for part in (f"--{name}", str(value))]
     sgemm_environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"}
     sgemm_environment["OPENBLAS_NUM_THREADS"] = str(args.threads)
+    load = os.getloadavg()[0]  # of other work: near 0 where the numbers are worth keeping
     running: list[Participant] = []
     try:
         for name in args.participants:
@@ -113,20 +118,22 @@ def main() -> None:
             "peak_rss_mb": answers[-1][name]["peak_rss_mb"],
             "gflop": flops / 1e9,
             "of_peak": flops / median(seconds[name]) / peak,
-            "warmup_seconds": facts[name]["warmup_seconds"],
+            "start_seconds": facts[name]["start_seconds"],
         }
     print(f"{args.preset}, batch {args.batch} x {args.length}, {args.threads} cores, {args.rounds} rounds; ", end="")
-    print(f"sgemm peak {peak / 1e9:.1f} GFLOP/s")
-    print(f"{'':8}{'median s':>10}{'fastest s':>10}{f'x {first}':>9}{'RSS MB':>9}{'GFLOP':>8}{'of peak':>9}{'warm-up s':>11}")
+    print(f"sgemm peak {peak / 1e9:.1f} GFLOP/s; load before {load:.2f}")
+    columns = ("", "median s", "fastest s", f"x {first}", "RSS MB", "GFLOP", "of peak", "start s")
+    print("".join(f"{column:>10}" for column in columns))
     for name, row in rows.items():
         print(
-            f"{name:8}{row['median_seconds']:10.4f}{row['fastest_seconds']:10.4f}{row['ratio']:9.2f}{row['peak_rss_mb']:9.0f}"
-            f"{row['gflop']:8.1f}{row['of_peak']:9.1%}{row['warmup_seconds']:11.1f}"
+            f"{name:>10}{row['median_seconds']:10.4f}{row['fastest_seconds']:10.4f}{row['ratio']:10.2f}"
+            f"{row['peak_rss_mb']:10.0f}{row['gflop']:10.1f}{row['of_peak']:10.1%}{row['start_seconds']:10.1f}"
         )
     if args.json:
         machine = {"machine": platform.machine(), "system": platform.system(), "python": platform.python_version()}
-        record = dict(preset=args.preset, shape=shape, rounds=args.rounds, peak_gflops=peak / 1e9, results=rows)
-        args.json.write_text(json.dumps({**record, **machine, "facts": facts, "answers": answers}, indent=1) + "\n")
+        record = dict(preset=args.preset, shape=shape, rounds=args.rounds, load_before=load, peak_gflops=peak / 1e9)
+        record |= {**machine, "results": rows, "facts": facts, "answers": answers}
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

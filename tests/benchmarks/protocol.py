@@ -1,4 +1,4 @@
-"""What every timed process of pretraining_step.py shares; standard library and NumPy only, as each runs in its own interpreter.
+"""What the timed processes of pretraining_step.py share: standard library and NumPy only, each has its own interpreter.
 
 A timed process prints one JSON line when it has warmed up, then one for every line `step` that it reads, until `quit`:
 
@@ -27,7 +27,7 @@ LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 1e-4, 0.01, 1.0
 
 
 def arguments(doc: str | None) -> argparse.Namespace:
-    """Parse the shape of the model and of the batch; limit this process to `--threads` cores (call before importing jax)."""
+    """The shapes from the command line; limits this process to `--threads` cores, so call it before importing jax."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in dict(layers=4, hidden=256, heads=4, intermediate=1024, batch=16, length=128).items():
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -46,7 +46,7 @@ def limit_cores(count: int) -> None:
 
 
 def random_batch(args: argparse.Namespace) -> dict[str, np.ndarray]:
-    """Random ids [B, L] without padding; `labels` are -100 but at `predictions` positions a row (also as [B, P] arrays)."""
+    """Random ids [B, L] without padding; `labels` are -100 but at P positions a row, also given as [B, P] arrays."""
     rng = np.random.default_rng(0)
     input_ids = rng.integers(1000, VOCAB_SIZE, (args.batch, args.length), dtype=np.int32)
     scores = rng.random((args.batch, args.length))
@@ -69,7 +69,7 @@ def peak_rss_mb() -> float:
 
 
 def serve(step: Callable[[], Any], steps: int = 0, warmups: int = 2, **facts: Any) -> None:
-    """Warm up, then time one `step()` (which must wait for its result) for every request. `facts` join the ready line."""
+    """Warm up, then time one `step()`, which must wait for its result, a request. `facts` join the ready line."""
 
     def timed() -> float:
         start = time.perf_counter()

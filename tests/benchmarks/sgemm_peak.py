@@ -1,4 +1,4 @@
-"""One float32 matrix product 2048 x 2048 x 2048 in NumPy, timed on request (protocol.py): what this machine's cores can do.
+"""One float32 matrix product 2048 x 2048 x 2048 in NumPy, timed on request (protocol.py): what these cores can do.
 
     env -u OPENBLAS_CORETYPE OPENBLAS_NUM_THREADS=2 python tests/benchmarks/sgemm_peak.py --threads 2 --steps 5
 

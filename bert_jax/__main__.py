@@ -1,0 +1,134 @@
+"""`python -m bert_jax COMMAND ...`: the commands that are neither train nor finetune."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from bert_jax.config import DataConfig, InputError, TrainConfig, claim_workdir, did_you_mean, from_dict, load_train_config
+
+
+def tokenizer(
+    source: tyro.conf.Positional[tuple[str, ...]],
+    out: str,
+    vocab_size: int = 30522,
+    kind: Literal["unigram", "bpe", "wordpiece"] = "unigram",
+    lowercase: bool = True,
+    documents: Literal["blank_line", "line", "file"] = "blank_line",
+    text_column: str = "text",
+) -> None:
+    """Train a vocabulary on text and write tokenizer.json.
+
+    Args:
+        source: Files, globs, tfds:NAME, or stdlib: (text every Python carries).
+        out: Directory to write.
+        vocab_size: Number of pieces, special tokens included.
+        kind: unigram and bpe (SentencePiece) give the same vocabulary each time; wordpiece may break ties differently.
+        lowercase: Make it uncased.
+        documents: What ends a document in a .txt file.
+        text_column: Field of .jsonl, .parquet and TFDS records that holds the text.
+    """
+    from bert_jax.console import track
+    from bert_jax.data.corpus import read_texts
+    from bert_jax.data.tokenizer import Tokenizer
+
+    cfg = DataConfig(source=source, documents=documents, text_column=text_column, eval_fraction=0.0)
+    made = Tokenizer.train(read_texts(cfg, track), vocab_size, kind, lowercase)
+    made.save(out)
+    print(f"{made.vocab_size} pieces in {Path(out) / 'tokenizer.json'}; use it with --data.tokenizer {out}")
+
+
+def prepare(argv: list[str]) -> None:
+    """Tokenize a run's text into its cache, and show what was counted: CONFIG.py [--field value ...]."""
+    _examine(load_train_config(argv, "python -m bert_jax prepare"))
+
+
+def doctor(argv: list[str]) -> None:
+    """Say what is odd about a run's text, vocabulary and masks: CONFIG.py [--field value ...]. Exit status 1: something is."""
+    if _examine(load_train_config(argv, "python -m bert_jax doctor")):
+        sys.exit(1)
+
+
+def _examine(cfg: TrainConfig) -> list[str]:
+    """Prepares and shows; returns the warnings."""
+    from bert_jax.console import show_table, track
+    from bert_jax.data import doctor
+    from bert_jax.data.pretraining import BatchSource, load_data
+
+    claim_workdir(cfg)
+    data = load_data(cfg, track)
+    diagnosis = doctor.examine(data, cfg, BatchSource.of(cfg, data.tokenizer, data.training.train))
+    show_table("the text", diagnosis.facts, diagnosis.warnings)
+    return diagnosis.warnings
+
+
+def convert(source: tyro.conf.Positional[str], out: tyro.conf.Positional[str]) -> None:
+    """Write a work directory's newest checkpoint, or a pretrained directory, in the Hugging Face layout.
+
+    Args:
+        source: Work directory of train.py, or a directory with config.json and model.safetensors.
+        out: Directory to write.
+    """
+    from bert_jax import inference
+
+    is_workdir = (Path(source) / "checkpoints").is_dir()
+    inference.save(_load_workdir(Path(source)) if is_workdir else inference.load(source), out)
+    print(f"wrote {out}")
+
+
+def _load_workdir(workdir: Path) -> Any:
+    """The model of a work directory's newest checkpoint."""
+    import jax
+
+    from bert_jax import inference
+    from bert_jax.data.tokenizer import Tokenizer
+    from bert_jax.model.heads import BertForPreTraining
+    from bert_jax.training import checkpoint, optim, steps
+
+    cfg = from_dict(TrainConfig, json.loads((workdir / "config.json").read_text()), f"{workdir}/config.json")
+    pairs = cfg.data.examples == "sentence_pairs"
+    module = BertForPreTraining(cfg.model, next_sentence=pairs)
+    like = jax.eval_shape(lambda: steps.init_state(inference.initialize(module, 0), optim.make_optimizer(cfg.optim)))
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])), like)
+    restored = checkpoint.Checkpointer(workdir / "checkpoints").restore_latest(like)
+    if restored is None:
+        raise InputError(f"{workdir} has no checkpoint yet")
+    print(f"step {restored[2]} of {workdir}")
+    params = jax.device_get(restored[0].params)
+    return inference.Model(cfg.model, params, Tokenizer.load(workdir / "tokenizer"), inference.architecture_of(pairs))
+
+
+def _cli(function: Callable[..., None]) -> Callable[[list[str]], None]:
+    """A command whose options are the function's parameters."""
+    return lambda argv: tyro.cli(function, args=argv, prog=f"python -m bert_jax {function.__name__}")
+
+
+COMMANDS: dict[str, tuple[Callable[[list[str]], None], Callable[..., None]]] = {  # name: (runs argv, documented by)
+    "tokenizer": (_cli(tokenizer), tokenizer),
+    "prepare": (prepare, prepare),
+    "doctor": (doctor, doctor),
+    "convert": (_cli(convert), convert),
+}
+
+
+def main(argv: list[str]) -> None:
+    """Runs one command line."""
+    if not argv or argv[0] in ("-h", "--help"):
+        lines = [f"  {name:<10} {(function.__doc__ or '').splitlines()[0]}" for name, (_, function) in COMMANDS.items()]
+        print("usage: python -m bert_jax COMMAND ... (COMMAND --help says more)\n\n" + "\n".join(lines))
+        return
+    if argv[0] not in COMMANDS:
+        raise InputError(f"unknown command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}; known: {', '.join(COMMANDS)}")
+    COMMANDS[argv[0]][0](argv[1:])
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,217 @@
+"""What a run tells: metrics.jsonl, TensorBoard events and the console. No jax in here.
+
+metrics.jsonl is the record: one JSON object a line, `step` first, then the keys in the order given. Two runs of one seed
+write the same bytes, but for the lines of `"kind": "timing"`. Floats are written by repr, so they read back to the bit;
+JSON has no NaN, so those that are not finite are the strings "nan", "inf" and "-inf", which `read` turns back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import rich.console
+import rich.progress
+from tensorboardX.event_file_writer import (
+    EventsWriter,
+)  # not SummaryWriter: on a full disk its thread dies, and add_* hangs
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+
+from bert_jax.config import InputError
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        fix = "free space or mend the permissions there and run the same command again, or give another --workdir"
+        raise InputError(f"{path} cannot be written or read: {error.strerror or error}; {fix}") from error
+
+
+def _plain(value: Any) -> int | float:
+    """A Python number for a NumPy, JAX or Python one."""
+    value = value.item() if hasattr(value, "item") else value
+    return value if isinstance(value, int) else float(value)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    value = _plain(value)
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4f}" if value == 0 or not abs(value) < 0.001 else f"{value:.2e}"
+
+
+class Writer:
+    """metrics.jsonl, TensorBoard events and the live console of one run; one process of a run has one.
+
+    `start_step` is the step that was restored (0: a new run): TensorBoard forgets what it has seen past it, and the
+    time left is computed from it. Call `cut` first. `console` False shows nothing.
+
+    Raises:
+      InputError: `workdir` is not a local folder that can be written; so do all methods that write.
+    """
+
+    def __init__(
+        self, workdir: Any, num_steps: int, start_step: int = 0, console: bool = True, tensorboard: bool = True
+    ) -> None:
+        if "://" in str(workdir):
+            raise InputError(f"metrics.jsonl cannot grow in {workdir}: give a local --workdir")
+        self.path, self._folder = Path(workdir) / "metrics.jsonl", Path(workdir) / "tensorboard"
+        self._num_steps, self._start_step, self._start = num_steps, start_step, time.monotonic()
+        self._console, self._last_line, self._events = console, -math.inf, None
+        self._bar: rich.progress.Progress | None = None
+        with _naming(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+        if tensorboard:
+            with _naming(self._folder):
+                self._folder.mkdir(exist_ok=True)
+                self._events = EventsWriter(str(self._folder / "events"), f".{os.getpid()}.{start_step}")
+                if start_step:
+                    log = SessionLog(status=SessionLog.START)
+                    self._events.write_event(Event(step=start_step + 1, wall_time=time.time(), session_log=log))
+        screen = rich.console.Console(stderr=True)
+        if console and sys.stderr.isatty() and not screen.is_dumb_terminal:
+            columns = ("step", rich.progress.MofNCompleteColumn(), rich.progress.BarColumn())
+            text = rich.progress.TextColumn("{task.fields[shown]}", markup=False)
+            self._bar = rich.progress.Progress(*columns, text, console=screen)
+            self._task = self._bar.add_task("", total=num_steps, completed=start_step, shown="")
+            self._bar.start()
+
+    def _write(self, head: dict[str, Any], values: dict[str, float]) -> None:
+        plain = {name: _plain(value) for name, value in values.items()}
+        line = head | {name: v if math.isfinite(v) else str(v) for name, v in plain.items()}
+        data = json.dumps(line, allow_nan=False).encode() + b"\n"
+        with _naming(self.path):
+            while data:
+                data = data[self._file.write(data) :]
+        if self._events is not None:
+            with _naming(self._folder):
+                for name, value in plain.items():
+                    summary = scalar(name, float(value))
+                    self._events.write_event(Event(step=head["step"], wall_time=time.time(), summary=summary))
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Appends one line of metrics; the same metrics go to TensorBoard."""
+        self._write({"step": int(step)}, values)
+        if any(name.startswith("eval/") for name in values):
+            self._last_line = -math.inf  # the next progress is worth a line
+
+    def timing(self, step: int, values: dict[str, float]) -> None:
+        """Appends a line of its own for what differs from run to run: times and speeds."""
+        self._write({"step": int(step), "kind": "timing"}, values)
+
+    def progress(self, step: int, **shown: Any) -> None:
+        """Moves the bar, or prints a line: at first, at the end, after an evaluation, and every ten seconds."""
+        now = time.monotonic()
+        last = step >= self._num_steps
+        if not self._console or (self._bar is None and not last and now - self._last_line < SECONDS_BETWEEN_LINES):
+            return
+        self._last_line = now
+        parts = [f"{name.replace('_per_', '/').replace('_', ' ')} {_shown(v)}" for name, v in shown.items()]
+        if step > self._start_step:
+            left = int((now - self._start) / (step - self._start_step) * max(0, self._num_steps - step))
+            parts.append(f"eta {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}")
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, shown="  ".join(parts))
+        else:
+            self._print("  ".join([f"step {step:,}/{self._num_steps:,}", *parts]))
+
+    def message(self, text: str) -> None:
+        """Prints a line, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        elif self._console:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # a reader who has gone does not end the run
+            print(text, file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        """Brings metrics.jsonl to the disk, so that no checkpoint is ahead of it: call it before one is saved."""
+        with _naming(self.path):
+            os.fsync(self._file.fileno())
+        if self._events is not None:
+            with _naming(self._folder):
+                self._events.flush()
+
+    def close(self) -> None:
+        """Ends the bar and closes the files. Twice is once."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        if not self._file.closed:
+            try:
+                self.flush()
+            finally:
+                self._file.close()
+                if self._events is not None:
+                    with contextlib.suppress(OSError):
+                        self._events.close()
+                    self._events = None
+
+
+def _parse(path: Any) -> list[tuple[bytes, dict]]:
+    """(bytes, object) of each whole line; a last line that was torn is left out."""
+    with _naming(Path(path)):
+        lines = Path(path).read_bytes().splitlines()
+    parsed = []
+    for number, line in enumerate(lines, 1):
+        try:
+            value = json.loads(line)
+            value["step"] + 0
+            parsed.append((line + b"\n", value))
+        except (ValueError, TypeError, KeyError) as error:
+            if number == len(lines):
+                break
+            raise InputError(f"{path}, line {number} has no step: {line[:80]!r}; delete that line") from error
+    return parsed
+
+
+def read(path: Any) -> list[dict]:
+    """The lines of a metrics.jsonl as dictionaries, timing lines too; a torn last line is left out.
+
+    Raises:
+      InputError: the file cannot be read, or a line before the last is damaged.
+    """
+    special = ("nan", "inf", "-inf")
+    return [{k: float(v) if v in special else v for k, v in value.items()} for _, value in _parse(path)]
+
+
+def cut(path: Any, step: int) -> int:
+    """Removes the lines past `step` and a torn last one from a metrics.jsonl, atomically; how many these were.
+
+    For a run that starts anew `step` is -1. A file that does not exist has none.
+
+    Raises:
+      InputError: the file cannot be read or written, or a line before the last is damaged.
+    """
+    path = Path(path)
+    if not path.exists():
+        return 0
+    kept = b"".join(line for line, value in _parse(path) if value["step"] <= step)
+    with _naming(path):
+        before = path.read_bytes()
+        if kept == before:
+            return 0
+        temporary = path.with_name(path.name + ".tmp")
+        with open(temporary, "wb") as file:
+            file.write(kept)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    return len(before.splitlines()) - len(kept.splitlines())

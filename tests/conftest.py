@@ -1,0 +1,34 @@
+"""Eight simulated devices for every test, and a compilation cache that all runs share."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("NPROC", "16")  # XLA's pools: twice the devices, or its collectives deadlock (JAX 0.10.2)
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A Unigram tokenizer of 400 pieces, trained on the made-up language of helpers.py."""
+    from helpers import make_documents
+
+    from bert_jax.data.tokenizer import Tokenizer
+
+    return Tokenizer.train(["\n".join(doc) for doc in make_documents(300, seed=1)], 400, "unigram")
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tokenizer, tmp_path_factory):
+    """The folder that `tokenizer` is saved in."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(folder)
+    return folder

@@ -1,0 +1,541 @@
+"""The model: against a plain-NumPy BERT, and what must hold of padding, packing, scan, remat, bf16, dropout, initialisation.
+
+`PYTHONPATH=. python tests/test_model.py > tests/param_tree.txt` writes the parameter tree anew; do that only where it is to
+change, for published checkpoints and saved runs depend on it.
+"""
+
+import math
+from functools import cache, partial
+from pathlib import Path
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bert_jax.config import PRESETS, BertConfig, InputError
+from bert_jax.model.convert import flatten, unflatten
+from bert_jax.model.encoder import Encoder, EncoderLayer
+from bert_jax.model.heads import BertForPreTraining
+from bert_jax.model.layers import ACTIVATIONS, dropout
+from bert_jax.training.losses import pretraining_sums
+
+# Sizes with no common products, so that an array's number of elements tells what it is: 61 is prime.
+CFG = BertConfig(
+    vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=80,
+    max_position_embeddings=24, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2,
+)  # fmt: skip
+B, L, P, V = 3, 16, 4, CFG.vocab_size
+LENGTHS = [[7, 5], [16], [9]]  # of the sequences in each row; the rest of a row is padding
+
+
+def make_batch(seed: int = 0) -> dict[str, np.ndarray]:
+    """Packed and padded rows, with their prediction slots at real positions."""
+    rng = np.random.default_rng(seed)
+    sequence_ids, position_ids = np.zeros((2, B, L), np.int32)
+    for row, lengths in enumerate(LENGTHS):
+        begin = 0
+        for number, length in enumerate(lengths, start=1):
+            sequence_ids[row, begin : begin + length] = number
+            position_ids[row, begin : begin + length] = np.arange(length)
+            begin += length
+    real = sequence_ids > 0
+    return {
+        "input_ids": np.where(real, rng.integers(1, V, (B, L)), 0).astype(np.int32),
+        "token_type_ids": np.where(real, rng.integers(0, 2, (B, L)), 0).astype(np.int32),
+        "position_ids": position_ids,
+        "sequence_ids": sequence_ids,
+        "masked_positions": np.stack([rng.choice(np.flatnonzero(r), P, replace=False) for r in real]).astype(np.int32),
+        "masked_ids": rng.integers(1, V, (B, P)).astype(np.int32),
+        "masked_weights": rng.integers(0, 2, (B, P)).astype(np.float32),
+        "next_sentence_label": rng.integers(0, 2, B).astype(np.int32),
+    }
+
+
+def shapes(cfg: BertConfig = CFG) -> dict:
+    """Shapes and dtypes of the parameters with every head."""
+    key = jax.random.key(0)
+    return jax.eval_shape(lambda: BertForPreTraining(cfg, next_sentence=True).init(key, make_batch()))["params"]
+
+
+@cache
+def params() -> dict:
+    """Parameters far from their small initial values, biases and scales too, so that a slip anywhere shows."""
+    rng = np.random.default_rng(1)
+    spread = {"kernel": 0.2, "embedding": 0.5, "bias": 0.2, "scale": 0.2}
+    flat = {}
+    for path, leaf in flatten(shapes()).items():
+        kind = path.rsplit("/", 1)[1]
+        flat[path] = (rng.normal(0, spread[kind], leaf.shape) + (kind == "scale")).astype(np.float32)
+    return unflatten(flat)
+
+
+def changed(new: dict[str, float]) -> dict:
+    """The parameters with the arrays at some paths filled with one value."""
+    flat = flatten(params())
+    assert set(new) <= set(flat)
+    return unflatten(flat | {path: np.full_like(flat[path], value) for path, value in new.items()})
+
+
+ENCODER_INPUTS = ("input_ids", "token_type_ids", "position_ids", "sequence_ids")
+
+
+def forward(cfg: BertConfig, params, batch, key=None) -> dict:
+    """All that the model and its encoder return."""
+    rngs = None if key is None else {"dropout": key}
+    model = BertForPreTraining(cfg, next_sentence=True)
+    outputs = model.apply({"params": params}, batch, key is None, rngs=rngs)
+    encoder_inputs = [batch[name] for name in ENCODER_INPUTS]
+    return outputs | Encoder(cfg).apply({"params": params["encoder"]}, *encoder_inputs, key is None, True, True, rngs=rngs)
+
+
+@cache
+def compiled(**changes):
+    return jax.jit(partial(forward, CFG.replace(**changes)))
+
+
+def pretraining_loss(cfg: BertConfig, params, batch, key=None):
+    rngs = None if key is None else {"dropout": key}
+    outputs = BertForPreTraining(cfg, next_sentence=True).apply({"params": params}, batch, key is None, rngs=rngs)
+    sums = pretraining_sums(outputs, batch)
+    return sums["masked_lm_loss"].mean() + sums["next_sentence_loss"].mean()
+
+
+# A BERT in plain NumPy, float64, after Devlin et al. (2018) and google-research/bert's modeling.py. No masks: each sequence
+# attends within itself because it is computed by itself.
+
+
+def erf(x: np.ndarray) -> np.ndarray:
+    return np.vectorize(math.erf)(x)
+
+
+NUMPY_ACTIVATIONS = {
+    "gelu": lambda x: x * 0.5 * (1 + erf(x / math.sqrt(2))),
+    "gelu_new": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "relu": lambda x: np.maximum(x, 0),
+}
+NUMPY_ACTIVATIONS["gelu_pytorch_tanh"] = NUMPY_ACTIVATIONS["gelu_new"]
+
+
+def numpy_bert(params: dict, batch: dict, act: str) -> dict:
+    p = {path: np.asarray(leaf, np.float64) for path, leaf in flatten(params).items()}
+    heads, size = CFG.num_attention_heads, CFG.hidden_size // CFG.num_attention_heads
+
+    def dense(x, name):
+        return x @ p[f"{name}/kernel"] + p[f"{name}/bias"]
+
+    def norm(x, name):
+        mean = x.mean(-1, keepdims=True)
+        variance = ((x - mean) ** 2).mean(-1, keepdims=True)
+        return (x - mean) / np.sqrt(variance + 1e-12) * p[f"{name}/scale"] + p[f"{name}/bias"]
+
+    hidden = np.zeros((CFG.num_hidden_layers + 1, B, L, CFG.hidden_size))
+    attentions = np.zeros((CFG.num_hidden_layers, B, heads, L, L))
+    for b in range(B):
+        for number in np.unique(batch["sequence_ids"][b]):
+            at = np.flatnonzero(batch["sequence_ids"][b] == number)
+            e = "encoder/embeddings"
+            x = p[f"{e}/word_embeddings/embedding"][batch["input_ids"][b, at]]
+            x = x + p[f"{e}/position_embeddings/embedding"][batch["position_ids"][b, at]]
+            x = x + p[f"{e}/token_type_embeddings/embedding"][batch["token_type_ids"][b, at]]
+            x = hidden[0, b, at] = norm(x, f"{e}/norm")
+            for i in range(CFG.num_hidden_layers):
+                layer = f"encoder/layer_{i}"
+                q, k, v = (dense(x, f"{layer}/attention/{n}") for n in ("query", "key", "value"))
+                mixed = []
+                for h in range(heads):
+                    cols = slice(h * size, (h + 1) * size)
+                    scores = np.exp(q[:, cols] @ k[:, cols].T / math.sqrt(size))
+                    weights = scores / scores.sum(-1, keepdims=True)
+                    attentions[i, b, h][np.ix_(at, at)] = weights
+                    mixed.append(weights @ v[:, cols])
+                x = norm(x + dense(np.concatenate(mixed, -1), f"{layer}/attention/output"), f"{layer}/attention_norm")
+                wide = NUMPY_ACTIVATIONS[act](dense(x, f"{layer}/mlp/intermediate"))
+                x = hidden[i + 1, b, at] = norm(x + dense(wide, f"{layer}/mlp/output"), f"{layer}/mlp_norm")
+    picked = np.stack([hidden[-1, b, batch["masked_positions"][b]] for b in range(B)])
+    transformed = norm(NUMPY_ACTIVATIONS[act](dense(picked, "masked_lm/dense")), "masked_lm/norm")
+    table = p["encoder/embeddings/word_embeddings/embedding"]
+    pooled = np.tanh(dense(hidden[-1][:, 0], "pooler/dense"))
+    return {
+        "hidden_states": hidden,
+        "attentions": attentions,
+        "masked_lm_logits": transformed @ table.T + p["masked_lm/bias"],
+        "next_sentence_logits": dense(pooled, "next_sentence"),
+    }
+
+
+@pytest.mark.parametrize("act", ["gelu", "gelu_new", "relu"])
+def test_outputs_equal_those_of_a_plain_numpy_bert(act: str) -> None:
+    batch = make_batch()
+    ours, theirs = compiled(hidden_act=act)(params(), batch), numpy_bert(params(), batch, act)
+    real = batch["sequence_ids"] > 0
+    for mine, golden in zip(ours["hidden_states"], theirs["hidden_states"], strict=True):
+        np.testing.assert_allclose(mine[real], golden[real], atol=1e-5, rtol=0)
+    for mine, golden in zip(ours["attentions"], theirs["attentions"], strict=True):
+        np.testing.assert_allclose(mine, golden, atol=1e-5, rtol=0)
+    np.testing.assert_array_equal(ours["last_hidden_state"], ours["hidden_states"][-1])
+    for name in ("masked_lm_logits", "next_sentence_logits"):
+        np.testing.assert_allclose(ours[name], theirs[name], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_are_the_formulas_they_are_named_for(name: str) -> None:
+    x = np.linspace(-8, 8, 641, dtype=np.float32)
+    np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x)), NUMPY_ACTIVATIONS[name](x.astype(np.float64)), atol=1e-6)
+
+
+def test_an_unknown_activation_is_refused() -> None:
+    with pytest.raises(InputError, match="hidden_act='swish'"):
+        CFG.replace(hidden_act="swish")
+
+
+def test_what_stands_at_padding_does_not_change_outputs_at_real_positions() -> None:
+    batch = make_batch()
+    padding = batch["sequence_ids"] == 0
+    other = dict(batch)
+    for name, limit in (("input_ids", V), ("token_type_ids", 2), ("position_ids", L)):
+        noise = np.random.default_rng(5).integers(0, limit, (B, L))
+        other[name] = np.where(padding, noise, batch[name]).astype(np.int32)
+    a, b = (compiled()(params(), x) for x in (batch, other))
+    assert not np.array_equal(a["last_hidden_state"], b["last_hidden_state"])  # the noise was there
+    np.testing.assert_array_equal(a["last_hidden_state"][~padding], b["last_hidden_state"][~padding])
+    np.testing.assert_array_equal(a["masked_lm_logits"], b["masked_lm_logits"])
+    np.testing.assert_array_equal(a["next_sentence_logits"], b["next_sentence_logits"])
+
+
+def test_more_columns_of_padding_do_not_change_outputs_at_real_positions() -> None:
+    batch = make_batch()
+    wider = batch | {name: np.pad(batch[name], ((0, 0), (0, 8))) for name in ENCODER_INPUTS}
+    a, b = (compiled()(params(), x) for x in (batch, wider))
+    real = batch["sequence_ids"] > 0
+    np.testing.assert_allclose(a["last_hidden_state"][real], b["last_hidden_state"][:, :L][real], atol=2e-6)
+    np.testing.assert_allclose(a["masked_lm_logits"], b["masked_lm_logits"], atol=5e-6)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(b))
+
+
+def test_examples_packed_in_a_row_give_what_they_give_apart() -> None:
+    batch = make_batch()
+    first, second = LENGTHS[0]
+    batch["masked_positions"][0] = [1, 6, 8, 11]  # two slots in each example
+    apart = {name: np.zeros_like(values) for name, values in batch.items()}
+    for name in ENCODER_INPUTS:
+        apart[name][0, :first] = batch[name][0, :first]
+        apart[name][1, :second] = batch[name][0, first : first + second]
+    apart["masked_positions"][:2, :2] = [[1, 6], [8 - first, 11 - first]]
+    a, b = (compiled()(params(), x) for x in (batch, apart))
+    hidden = np.concatenate([b["last_hidden_state"][0, :first], b["last_hidden_state"][1, :second]])
+    np.testing.assert_allclose(a["last_hidden_state"][0, : first + second], hidden, atol=2e-6)
+    logits = np.concatenate([b["masked_lm_logits"][0, :2], b["masked_lm_logits"][1, :2]])
+    np.testing.assert_allclose(a["masked_lm_logits"][0], logits, atol=5e-6)
+
+
+@cache
+def outputs_and_gradients(**changes):
+    """Of one batch, without dropout and with it, under one key."""
+
+    @jax.jit
+    def run(params, batch):
+        key = jax.random.key(3)
+        return [
+            (forward(cfg, params, batch, k), jax.value_and_grad(partial(pretraining_loss, cfg))(params, batch, k))
+            for k in (None, key)
+        ]
+
+    cfg = CFG.replace(**changes)
+    return jax.device_get(run(params(), make_batch()))
+
+
+HOW = [dict(scan_layers=True), dict(remat=True), dict(scan_layers=True, remat=True)]
+
+
+@pytest.mark.parametrize("how", HOW, ids=lambda how: "+".join(how))
+def test_scan_and_remat_change_neither_outputs_nor_gradients(how: dict) -> None:
+    plain, other = outputs_and_gradients(), outputs_and_gradients(**how)
+    without, dropped = plain[0][1][0], plain[1][1][0]
+    assert abs(without - dropped) > 1e-3  # dropout was on
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=5e-6), other, plain)
+
+
+@pytest.mark.parametrize("how", HOW, ids=lambda how: "+".join(how))
+def test_scan_and_remat_are_really_used(how: dict) -> None:
+    def primitives(cfg: BertConfig) -> list[str]:
+        return [eqn.primitive.name for eqn in equations(partial(pretraining_loss, cfg), params(), make_batch())]
+
+    plain, other = primitives(CFG), primitives(CFG.replace(**how))
+    assert "scan" not in plain
+    assert "remat2" not in plain
+    assert "checkpoint" not in plain
+    assert ("scan" in other) == how.get("scan_layers", False)
+    assert ("remat2" in other or "checkpoint" in other) == how.get("remat", False)
+
+
+def equations(function, *args):
+    """Every equation in the jaxpr of function(*args), those of inner jaxprs too."""
+
+    def walk(jaxpr):
+        for eqn in jaxpr.eqns:
+            yield eqn
+            for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr):
+                if is_jaxpr(inner):
+                    yield from walk(getattr(inner, "jaxpr", inner))
+
+    def is_jaxpr(x) -> bool:
+        return isinstance(x, (jax.extend.core.Jaxpr, jax.extend.core.ClosedJaxpr))
+
+    return list(walk(jax.make_jaxpr(function)(*args).jaxpr))
+
+
+def largest_logits(function, *args) -> list:
+    """Arrays in the jaxpr of `function` that hold B*L*V elements or more and have an axis of V."""
+    variables = [v.aval for eqn in equations(function, *args) for v in (*eqn.invars, *eqn.outvars)]
+    return [a for a in variables if getattr(a, "size", 0) % (B * L * V) == 0 and getattr(a, "size", 0) > 0]
+
+
+def test_no_array_of_all_positions_by_all_tokens_is_made() -> None:
+    key = jax.random.key(0)
+    step = jax.value_and_grad(partial(pretraining_loss, CFG))
+    assert largest_logits(step, params(), make_batch(), key) == []
+    scanned = jax.value_and_grad(partial(pretraining_loss, CFG.replace(scan_layers=True, remat=True)))
+    assert largest_logits(scanned, params(), make_batch(), key) == []
+
+
+def test_the_test_for_such_an_array_would_see_one() -> None:
+    def all_logits(params, batch):
+        encoder_inputs = [batch[name] for name in ENCODER_INPUTS]
+        hidden = Encoder(CFG).apply({"params": params["encoder"]}, *encoder_inputs)["last_hidden_state"]
+        table = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
+        return (hidden @ table.T).sum()
+
+    def hidden_in_a_scan(params, batch):
+        return jax.lax.scan(lambda total, _: (total + jax.jit(all_logits)(params, batch), None), 0.0, None, length=2)[0]
+
+    assert largest_logits(all_logits, params(), make_batch())
+    assert largest_logits(jax.grad(jax.checkpoint(hidden_in_a_scan)), params(), make_batch())
+
+
+def test_bfloat16_is_close_to_float32_and_really_used() -> None:
+    exact, rough = (compiled(dtype=dtype)(params(), make_batch()) for dtype in ("float32", "bfloat16"))
+    real = make_batch()["sequence_ids"] > 0
+    assert rough["last_hidden_state"].dtype == jnp.bfloat16
+    hidden = np.asarray(rough["last_hidden_state"], np.float32)[real] - exact["last_hidden_state"][real]
+    assert 1e-4 < np.abs(hidden).max() < 0.15  # values are of order 1; bfloat16 has 8 bits
+    assert np.abs(hidden).mean() < 0.02
+    for name in ("masked_lm_logits", "next_sentence_logits"):
+        assert rough[name].dtype == jnp.float32
+        error = np.abs(rough[name] - exact[name]).mean() / np.abs(exact[name]).mean()
+        assert 1e-4 < error < 0.02
+
+
+def test_under_bfloat16_products_are_rough_and_softmax_norms_losses_gradients_are_float32() -> None:
+    cfg = CFG.replace(dtype="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes(cfg))} == {jnp.dtype("float32")}
+    grads = jax.eval_shape(jax.grad(partial(pretraining_loss, cfg)), params(), make_batch())
+    assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+    found = {}
+    for eqn in equations(partial(pretraining_loss, cfg), params(), make_batch(), jax.random.key(0)):
+        kinds = {str(v.aval.dtype) for v in eqn.invars if jnp.issubdtype(v.aval.dtype, jnp.floating)}
+        found[eqn.primitive.name] = found.get(eqn.primitive.name, set()) | kinds
+    assert found["dot_general"] == {"bfloat16"}
+    for name in ("exp", "log", "rsqrt", "reduce_sum", "reduce_max", "erf"):
+        assert found[name] == {"float32"}, name
+
+
+@cache
+def initial() -> dict[str, np.ndarray]:
+    """Freshly initialised parameters by path."""
+    model = BertForPreTraining(CFG, next_sentence=True)
+    return flatten(jax.device_get(jax.jit(model.init)(jax.random.key(0), make_batch())["params"]))
+
+
+def test_weights_start_from_a_truncated_normal_of_deviation_0_0176() -> None:
+    weights = {path: w for path, w in initial().items() if path.endswith(("/kernel", "/embedding"))}
+    assert len(weights) == 3 + 6 * CFG.num_hidden_layers + 3
+    deviation = 0.02 * 0.87963  # of a standard normal cut at two
+    for path, w in weights.items():
+        assert np.abs(w).max() <= 0.04, path
+        # five times the sampling error (the cut distribution's kurtosis is 2.37)
+        assert abs(w.std() / deviation - 1) < 5 * math.sqrt((2.37 - 1) / 4 / w.size), path
+        assert abs(w.mean()) < 5 * deviation / math.sqrt(w.size), path
+    everything = np.concatenate([w.ravel() for w in weights.values()])
+    assert everything.size > 15_000
+    assert abs(everything.std() / deviation - 1) < 0.015
+    assert np.abs(everything).max() > 0.0395
+
+
+def test_biases_start_at_zero_and_scales_at_one() -> None:
+    rest = {path: w for path, w in initial().items() if not path.endswith(("/kernel", "/embedding"))}
+    assert {path.rsplit("/", 1)[1] for path in rest} == {"bias", "scale"}
+    for path, w in rest.items():
+        np.testing.assert_array_equal(w, 1.0 if path.endswith("/scale") else 0.0, err_msg=path)
+
+
+def test_no_two_weights_start_from_the_same_draws() -> None:
+    beginnings = [tuple(w.ravel()[:8]) for path, w in initial().items() if path.endswith(("/kernel", "/embedding"))]
+    assert len(set(beginnings)) == len(beginnings)
+
+
+@pytest.mark.parametrize("shape", [(64, 512), (64, 511)])
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropout_zeroes_its_share_and_scales_up_the_rest(shape: tuple[int, ...], rate: float) -> None:
+    x = np.random.default_rng(0).uniform(1, 2, shape).astype(np.float32)
+    y = np.asarray(dropout(jnp.asarray(x), rate, jax.random.key(0)))
+    kept = y != 0
+    assert abs((~kept).mean() - rate) < 5 * math.sqrt(rate * (1 - rate) / x.size)
+    np.testing.assert_allclose(y[kept], x[kept] / (1 - rate), rtol=2e-5)  # the rate is a multiple of 1/65536
+    assert abs(y.mean() / x.mean() - 1) < 5 * math.sqrt(rate / (1 - rate) / x.size) * 1.05
+    for axis in (0, 1):  # neighbours, which share a draw, are dropped independently
+        a, b = kept.take(range(kept.shape[axis] - 1), axis), kept.take(range(1, kept.shape[axis]), axis)
+        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 5 / math.sqrt(a.size)
+
+
+def test_the_mean_of_dropout_is_its_input() -> None:
+    x = jnp.linspace(-1, 1, 7)
+    many = jax.vmap(lambda key: dropout(x, 0.3, key))(jax.random.split(jax.random.key(1), 20_000))
+    np.testing.assert_allclose(many.mean(0), x, atol=5 * math.sqrt(0.3 / 0.7 / 20_000))
+
+
+def test_dropout_is_a_function_of_its_key_and_the_identity_without_one() -> None:
+    x = jnp.ones((8, 32), jnp.bfloat16)
+    a, again, b = (dropout(x, 0.5, jax.random.key(seed)) for seed in (0, 0, 1))
+    assert a.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(a, again)
+    assert not np.array_equal(a, b)
+    assert dropout(x, 0.5, None) is x
+    assert dropout(x, 0.0, jax.random.key(0)) is x
+
+
+def test_gradients_pass_where_values_pass() -> None:
+    x = jnp.full((4, 64), 3.0)
+    y, pull = jax.vjp(lambda x: dropout(x, 0.25, jax.random.key(0)), x)
+    np.testing.assert_allclose(pull(jnp.ones_like(x))[0], y / 3.0, rtol=1e-6)
+
+
+OFF = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+
+
+def test_dropout_follows_the_key_and_deterministic_has_none() -> None:
+    batch, run = make_batch(), compiled()
+    a, again, b = (run(params(), batch, jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(a["masked_lm_logits"], again["masked_lm_logits"])
+    assert not np.allclose(a["masked_lm_logits"], b["masked_lm_logits"], atol=1e-2)
+    without = compiled(**OFF)
+    np.testing.assert_array_equal(run(params(), batch)["masked_lm_logits"], without(params(), batch)["masked_lm_logits"])
+    keyed = without(params(), batch, jax.random.key(0))  # rates of 0: a key changes nothing
+    np.testing.assert_array_equal(keyed["masked_lm_logits"], without(params(), batch)["masked_lm_logits"])
+
+
+# What makes the other places of a layer idle: a sublayer that puts out zeros has nothing to drop.
+PLACES = {
+    "attention probabilities": (dict(attention_probs_dropout_prob=0.5), {}),
+    "attention output": (dict(hidden_dropout_prob=0.5), {"mlp/output/kernel": 0, "mlp/output/bias": 0}),
+    "feed-forward output": (dict(hidden_dropout_prob=0.5), {"attention/output/kernel": 0, "attention/output/bias": 0}),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_layer_has_dropout_at(place: str) -> None:
+    rates, idle = PLACES[place]
+    layer = EncoderLayer(CFG.replace(**(OFF | rates)))
+    weights = changed({f"encoder/layer_0/{path}": value for path, value in idle.items()})["encoder"]["layer_0"]
+    x = np.broadcast_to(np.random.default_rng(0).normal(size=(1, L, CFG.hidden_size)), (2, L, CFG.hidden_size))
+    mask = np.ones((2, 1, L, L), bool)
+
+    @partial(jax.jit, static_argnums=0)
+    def run(deterministic: bool):
+        key = jax.random.key(0)
+        return layer.apply({"params": weights}, x.astype(np.float32), mask, deterministic, rngs={"dropout": key})[0]
+
+    without, dropped = np.asarray(run(True)), np.asarray(run(False))
+    assert np.abs(dropped - without).mean() > 1e-2
+    assert np.abs(dropped[0] - dropped[1]).mean() > 1e-2  # equal rows are dropped differently
+    np.testing.assert_array_equal(without[0], without[1])
+
+
+def test_the_embeddings_have_dropout() -> None:
+    run = compiled(**(OFF | dict(hidden_dropout_prob=0.5)))
+    zeros = np.asarray(run(params(), make_batch(), jax.random.key(0))["hidden_states"][0] == 0)
+    assert abs(zeros.mean() - 0.5) < 5 * 0.5 / math.sqrt(zeros.size)
+    attention_only = compiled(**(OFF | dict(attention_probs_dropout_prob=0.5)))
+    assert np.all(attention_only(params(), make_batch(), jax.random.key(0))["hidden_states"][0] != 0)
+
+
+def test_there_is_no_dropout_elsewhere() -> None:
+    """One draw for the embeddings, three a layer; none in the feed-forward, the pooler or the heads."""
+    drawn = [
+        eqn.outvars[0].aval.shape
+        for eqn in equations(partial(pretraining_loss, CFG), params(), make_batch(), jax.random.key(0))
+        if eqn.primitive.name == "random_bits"
+    ]
+    hidden, probabilities = (B, L, CFG.hidden_size // 2), (B, CFG.num_attention_heads, L, L // 2)
+    assert sorted(drawn) == sorted([hidden] + CFG.num_hidden_layers * [hidden, hidden, probabilities])
+    deterministic = equations(partial(pretraining_loss, CFG), params(), make_batch())
+    assert not [eqn for eqn in deterministic if eqn.primitive.name == "random_bits"]
+
+
+def test_hidden_states_and_attentions_come_on_request() -> None:
+    batch = make_batch()
+    encoder_inputs = [batch[name] for name in ENCODER_INPUTS]
+    plain = jax.eval_shape(Encoder(CFG).apply, {"params": params()["encoder"]}, *encoder_inputs)
+    assert set(plain) == {"last_hidden_state"}
+    for scan_layers in (False, True):
+        outputs = jax.eval_shape(partial(forward, CFG.replace(scan_layers=scan_layers)), params(), batch)
+        assert [a.shape for a in outputs["hidden_states"]] == (CFG.num_hidden_layers + 1) * [(B, L, CFG.hidden_size)]
+        assert [a.shape for a in outputs["attentions"]] == CFG.num_hidden_layers * [(B, CFG.num_attention_heads, L, L)]
+
+
+def test_attention_sums_to_one_and_is_zero_across_sequences() -> None:
+    batch = make_batch()
+    same = batch["sequence_ids"][:, :, None] == batch["sequence_ids"][:, None, :]
+    for weights in compiled()(params(), batch)["attentions"]:
+        np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-6)
+        assert np.all(np.asarray(weights).transpose(0, 2, 3, 1)[~same] == 0)
+        assert np.all(np.asarray(weights).transpose(0, 2, 3, 1)[same] > 0)
+
+
+def param_tree() -> str:
+    """Path, shape and dtype of every parameter of a small model with every head, sorted."""
+    leaves = flatten(shapes()).items()
+    return "".join(f"{path} {'x'.join(map(str, leaf.shape))} {leaf.dtype}\n" for path, leaf in sorted(leaves))
+
+
+def test_the_parameter_tree_is_the_one_on_file() -> None:
+    assert param_tree() == (Path(__file__).parent / "param_tree.txt").read_text()
+
+
+@pytest.mark.parametrize("how", [*HOW, dict(dtype="bfloat16")], ids=lambda how: "+".join(how))
+def test_the_parameter_tree_does_not_depend_on_how_the_model_is_computed(how: dict) -> None:
+    assert shapes(CFG.replace(**how)) == shapes()
+
+
+def test_pooler_and_next_sentence_head_exist_only_where_asked_for() -> None:
+    tree = jax.eval_shape(BertForPreTraining(CFG).init, jax.random.key(0), make_batch())["params"]
+    assert set(tree) == {"encoder", "masked_lm"}
+    assert set(shapes()) == {"encoder", "masked_lm", "pooler", "next_sentence"}
+
+
+# google-research/bert, README ("smaller BERT models"): layers, hidden size, and millions of parameters in its table.
+PUBLISHED = {
+    "tiny": (2, 128, 4.4), "mini": (4, 256, 11.3), "small": (4, 512, 29.1), "medium": (8, 512, 41.7), "base": (12, 768, 110.1),
+    "large": (24, 1024, 336.2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_have_the_published_sizes(name: str) -> None:
+    layers, hidden, millions = PUBLISHED[name]
+    cfg = BertConfig.preset(name)
+    assert (cfg.num_hidden_layers, cfg.hidden_size) == (layers, hidden)
+    assert (cfg.num_attention_heads, cfg.intermediate_size) == (hidden // 64, 4 * hidden)
+    assert (cfg.vocab_size, cfg.max_position_embeddings, cfg.type_vocab_size) == (30522, 512, 2)
+    assert (cfg.hidden_act, cfg.layer_norm_eps, cfg.initializer_range) == ("gelu", 1e-12, 0.02)
+    assert (cfg.hidden_dropout_prob, cfg.attention_probs_dropout_prob) == (0.1, 0.1)
+    small = cfg.replace(num_hidden_layers=1)  # tracing 24 layers would take seconds: the others are like the first
+    sizes = {path: leaf.size for path, leaf in flatten(shapes(small)).items()}
+    layer = sum(size for path, size in sizes.items() if path.startswith("encoder/layer_0/"))
+    assert round((sum(sizes.values()) + (layers - 1) * layer) / 1e6, 1) == millions
+    assert set(PRESETS) == set(PUBLISHED)
+
+
+if __name__ == "__main__":
+    print(param_tree(), end="")

@@ -1,0 +1,468 @@
+"""Tokenizers: one engine for every file, the same ids as SentencePiece's and as the exported tokenizer.json's."""
+
+import io
+import json
+import pickle
+import random
+import re
+import unicodedata
+from pydoc_data.topics import topics
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from bert_jax.config import InputError
+from bert_jax.data.tokenizer import Tokenizer, _convert_sentencepiece, _fields, _lines, _train_sentencepiece
+
+LINES = [line.strip() for text in topics.values() for line in text.splitlines() if line.strip()][:300]
+WORLD = [
+    "Crème brûlée, Ångström, Straße: RÉSUMÉ",
+    "Привет, Мир",
+    "中文と日本語 テスト",
+    "한국어 مُحَمَّد שָׁלוֹם",
+    "emoji 😀 ❤️ 👩‍👧",
+] * 20
+TEXTS = LINES + WORLD
+ROLE_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+VOCAB = [*ROLE_TOKENS, "the", "play", "##ing", "##s", "cafe", "!", "[", "]", "中", "mask", "hello"]
+
+
+@pytest.fixture(scope="module", params=["unigram", "bpe", "wordpiece"])
+def trained(request):
+    return Tokenizer.train(TEXTS, 600, request.param)
+
+
+def vocab_file(directory, tokens, name="vocab.txt"):
+    path = directory / name
+    path.write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    return path
+
+
+def sentencepiece_model(path, **options):
+    model = io.BytesIO()
+    options = {"model_type": "unigram", "vocab_size": 400, "num_threads": 1, "minloglevel": 2, "pad_id": 3} | options
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(TEXTS), model_writer=model, **options)
+    path.write_bytes(model.getvalue())
+    return path
+
+
+ALL_ROLES = {
+    "pad_piece": "[PAD]",
+    "unk_piece": "[UNK]",
+    "bos_piece": "[CLS]",
+    "eos_piece": "[SEP]",
+    "control_symbols": ["[MASK]"],
+}
+
+
+def varied_strings(n):
+    """Texts of every kind, NFKC-composed as far as combining marks go."""
+    rng = random.Random(0)
+    words = " ".join(TEXTS).split()
+    odd = [
+        *"\t\n\r\x00\x01\x7f\u00a0\u00ad\u3000\u200b\u200c\u200d\ufe0f▁…ﬁ½²№™ßİıſΣς～〜ﾞｶガÀéŹ😀👨❤🇩🇪[]<>/ ",
+        "  ",
+        "     ",
+        "👨‍👩‍👧",
+    ]
+    odd += ["E\u0301", "X\u0301", "А\u0301", "가", "\u1100\u1161", "مُحَمَّد", "हिन्दी", "[MASK]", "[CLS]", "<s>", "[UNK]", "[PAD]"]
+    blocks = [(32, 127), (0xA0, 0x300), (0x370, 0x600), (0x900, 0x1100), (0x1200, 0x3000), (0x3000, 0xD7FF), (0x1F300, 0x1FA00)]
+
+    def one():
+        kind = rng.random()
+        if kind < 0.3:
+            return "".join(chr(rng.randrange(*rng.choice(blocks))) for _ in range(rng.randrange(12)))
+        if kind < 0.7:
+            return "".join(rng.choice([rng.choice(words), rng.choice(odd), " "]) for _ in range(rng.randrange(14)))
+        return "".join(rng.choice([*odd, *"abcABC 1"]) for _ in range(rng.randrange(10)))
+
+    def stacked(text):  # marks on marks, and marks on what decomposes: where the conversion says that it differs
+        marks = [bool(unicodedata.combining(c)) for c in unicodedata.normalize("NFKD", text)]
+        loose = any(
+            unicodedata.combining(c) and unicodedata.normalize("NFKD", b) != b for b, c in zip(text, text[1:], strict=False)
+        )
+        return loose or any(a and b for a, b in zip(marks, marks[1:], strict=False))
+
+    texts = (one() for _ in range(10 * n))
+    arabic = ["مُحَمَّد", "مُحَمّـَد"]  # vowel points before and after the shadda: kept as they come
+    kept = ["", " ", "\n", "▁", " ▁ ", *arabic, *(text for text in texts if not stacked(text))]
+    return kept[:n]
+
+
+def assert_same_ids(theirs, ours, texts):
+    """Equal ids, or in fewer than one text of a hundred other pieces of the same total score: a tie that rounding decides."""
+    pairs = zip(texts, theirs.encode(texts), ours.encode_batch(texts), strict=True)
+    differing = [(text, a, b.tolist()) for text, a, b in pairs if a != b.tolist()]
+    ties = [(t, a, b) for t, a, b in differing if abs(sum(map(theirs.get_score, a)) - sum(map(theirs.get_score, b))) < 1e-4]
+    assert [case for case in differing if case not in ties] == []
+    assert len(ties) < len(texts) / 100
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_converted_model_gives_the_ids_of_sentencepiece(kind, lowercase):
+    model = _train_sentencepiece(TEXTS, 600, kind, lowercase)
+    theirs, ours = sentencepiece.SentencePieceProcessor(model_proto=model), Tokenizer(_convert_sentencepiece(model, "model"))
+    texts = TEXTS + varied_strings(4000)
+    assert_same_ids(theirs, ours, texts)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"byte_fallback": True, "character_coverage": 0.98, "vocab_size": 700},
+        {"normalization_rule_name": "identity", "remove_extra_whitespaces": False},
+        {"normalization_rule_name": "nfkc", "add_dummy_prefix": False},
+        {"split_by_whitespace": False},
+        {"user_defined_symbols": ["(", ")", "the"]},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_models_of_other_options_convert_exactly_too(tmp_path, options):
+    path = sentencepiece_model(tmp_path / "spm.model", **ALL_ROLES, **options)
+    theirs, ours = sentencepiece.SentencePieceProcessor(model_file=str(path)), Tokenizer.load(path)
+    assert_same_ids(theirs, ours, [*LINES, "[MASK] <0x41> two  spaces", " (the) other ", "é中😀", "Straße ﬁx"])
+    text = "one line, (the) other"
+    assert ours.decode(ours.encode_batch([text])[0]) == theirs.decode(theirs.encode(text))
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_training_twice_gives_the_same_tokenizer(kind):
+    assert Tokenizer.train(TEXTS, 500, kind).fingerprint() == Tokenizer.train(iter(TEXTS), 500, kind).fingerprint()
+
+
+def test_training_gives_the_roles_the_first_ids_and_the_size_asked_for(trained):
+    assert (trained.pad_id, trained.unk_id, trained.cls_id, trained.sep_id, trained.mask_id) == (0, 1, 2, 3, 4)
+    assert trained.vocab_size == 600
+    assert trained.special_ids == (0, 1, 2, 3, 4)
+    assert trained.tokens(range(5)) == list(ROLE_TOKENS)
+
+
+def test_encoding_gives_int32_ids_without_special_tokens_or_padding(trained):
+    encoded = trained.encode_batch(["the class", "", "the statement " * 1000])
+    assert all(ids.dtype == np.int32 and ids.ndim == 1 for ids in encoded)
+    assert len(encoded[1]) == 0
+    assert len(encoded[2]) >= 2000
+    assert not np.isin(np.concatenate(encoded), trained.special_ids).any()
+    assert trained.encode_batch([]) == []
+    assert trained.decode(encoded[0]) == "the class"
+    with pytest.raises(TypeError, match="not one string"):
+        trained.encode_batch("the class")
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe", "wordpiece"])
+def test_special_tokens_in_text_are_text(kind):
+    tokenizer = Tokenizer.train([*TEXTS, "[ MASK ] [ CLS ]"] * 2, 600, kind, lowercase=False)
+    specials = [i for i in tokenizer.special_ids if i != tokenizer.unk_id]
+    for again in (tokenizer, pickle.loads(pickle.dumps(tokenizer))):
+        for ids in again.encode_batch(["[MASK]", "a [MASK] b", "a[SEP]b", "[CLS][PAD]", "[CLS] [MASK] [SEP]"]):
+            assert len(ids) > 0
+            assert not np.isin(ids, specials).any()
+
+
+def test_special_tokens_in_text_are_text_in_a_foreign_unigram_tokenizer_json(tmp_path):
+    import tokenizers
+
+    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("a", -3.0)]
+    pieces += [(c, -4.0) for c in "<>/smaskpdun"[:3]] + [("s", -4.0), ("<mask>", 0.0)]
+    engine = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, 3, False))
+    engine.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    engine.enable_truncation(2)
+    engine.enable_padding(length=50)
+    engine.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.mask_id == len(pieces) - 1
+    ids = tokenizer.encode_batch(["<s>a</s>"])[0]
+    assert tokenizer.tokens(ids) == ["▁", "<", "s", ">", "a", "<", "/", "s", ">"]
+
+
+def test_user_defined_mask_is_not_read_from_text(tmp_path):
+    path = sentencepiece_model(tmp_path / "spm.model", **ALL_ROLES | {"control_symbols": [], "user_defined_symbols": ["[MASK]"]})
+    tokenizer = Tokenizer.load(path)
+    assert tokenizer.mask_id == sentencepiece.SentencePieceProcessor(model_file=str(path)).piece_to_id("[MASK]")
+    assert tokenizer.mask_id in tokenizer.special_ids
+    assert tokenizer.mask_id not in tokenizer.encode_batch(["say [MASK] now"])[0]
+
+
+def test_saved_tokenizer_loads_with_the_same_fingerprint_and_ids(trained, tmp_path):
+    trained.save(tmp_path)
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.fingerprint() == trained.fingerprint()
+    assert re.fullmatch("[0-9a-f]{64}", loaded.fingerprint())
+    texts = varied_strings(200)
+    for a, b in zip(trained.encode_batch(texts), loaded.encode_batch(texts), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(trained.starts_word, loaded.starts_word)
+    assert pickle.loads(pickle.dumps(trained)).fingerprint() == trained.fingerprint()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+
+
+@pytest.mark.parity
+def test_transformers_gives_the_same_ids_and_pairs(trained, tmp_path):
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    trained.save(tmp_path, model_max_length=128)
+    texts = [text for text in TEXTS[:100] + varied_strings(300) if not any(token in text for token in ROLE_TOKENS)]
+    ids = [i.tolist() for i in trained.encode_batch(texts)]
+    (a, b), cls, sep = ids[:2], trained.cls_id, trained.sep_id
+    plain = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    auto = AutoTokenizer.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": trained.vocab_size}))
+    beside_a_bert = AutoTokenizer.from_pretrained(tmp_path)
+    for theirs in (plain, auto, beside_a_bert):
+        assert theirs(texts, add_special_tokens=False)["input_ids"] == ids
+        pair = theirs(texts[0], texts[1])
+        assert pair["input_ids"] == [cls, *a, sep, *b, sep]
+        assert pair["token_type_ids"] == [0] * (len(a) + 2) + [1] * (len(b) + 1)
+        assert theirs(texts[0])["input_ids"] == [cls, *a, sep]
+        assert (theirs.mask_token_id, theirs.pad_token_id, theirs.unk_token_id) == (4, 0, 1)
+        assert theirs.model_max_length == 128
+
+
+def test_vocab_txt_is_bert(tmp_path):
+    tokenizer = Tokenizer.load(vocab_file(tmp_path, VOCAB))
+    ids = tokenizer.encode_batch(["  Playing THE café!", "hello中[MASK]", "thee", "the\x00s \ufffd plays" + "a" * 101])
+    assert [tokenizer.tokens(i) for i in ids] == [
+        ["play", "##ing", "the", "cafe", "!"],
+        ["hello", "中", "[", "mask", "]"],
+        ["[UNK]"],
+        ["the", "##s", "[UNK]"],
+    ]
+    assert tokenizer.decode([2, *ids[0].tolist(), 3]) == "playing the cafe !"
+    assert tokenizer.vocab_size == len(VOCAB)
+    assert Tokenizer.load(tmp_path).fingerprint() == tokenizer.fingerprint()
+
+
+def test_a_word_of_more_than_100_characters_is_unknown(tmp_path):
+    tokenizer = Tokenizer.load(vocab_file(tmp_path, [*VOCAB, "a", "##a"]))
+    assert [len(ids) for ids in tokenizer.encode_batch(["a" * 100, "a" * 101])] == [100, 1]
+
+
+def test_vocab_txt_is_cased_if_the_config_or_an_entry_says_so(tmp_path):
+    (tmp_path / "uncased").mkdir()
+    (tmp_path / "config").mkdir()
+    cased = vocab_file(tmp_path, [*VOCAB, "The"])
+    uncased = vocab_file(tmp_path / "uncased", VOCAB)
+    by_config = vocab_file(tmp_path / "config", [*VOCAB, "The"])
+    (tmp_path / "config" / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+
+    def tokens(path, lowercase=None):
+        tokenizer = Tokenizer.load(path, lowercase)
+        return tokenizer.tokens(tokenizer.encode_batch(["The"])[0])
+
+    assert tokens(cased) == ["The"]
+    assert tokens(cased, lowercase=True) == ["the"]
+    assert tokens(uncased) == ["the"]
+    assert tokens(uncased, lowercase=False) == ["[UNK]"]
+    assert tokens(by_config) == ["the"]
+
+
+def test_lowercase_overrides_the_rule_of_a_bert_tokenizer_json_and_of_no_other(tmp_path):
+    Tokenizer.load(vocab_file(tmp_path, VOCAB)).save(tmp_path / "saved")
+    tokenizer = Tokenizer.load(tmp_path / "saved", lowercase=False)
+    assert tokenizer.tokens(tokenizer.encode_batch(["THE"])[0]) == ["[UNK]"]
+    path = sentencepiece_model(tmp_path / "spm.model", **ALL_ROLES)
+    with pytest.raises(InputError, match="lowercase=True does not apply"):
+        Tokenizer.load(path, lowercase=True)
+
+
+def test_vocab_txt_lines_are_stripped_and_an_empty_line_takes_an_id(tmp_path):
+    tokenizer = Tokenizer.load(vocab_file(tmp_path, [*ROLE_TOKENS, " the \r", "", "cat"]))
+    assert tokenizer.tokens(tokenizer.encode_batch(["the cat"])[0]) == ["the", "cat"]
+    assert tokenizer.encode_batch(["the cat"])[0].tolist() == [5, 7]
+    assert tokenizer.vocab_size == 8
+    assert tokenizer.tokens([6]) == [""]
+
+
+def test_starts_word_is_false_where_a_token_continues_a_word(tmp_path):
+    wordpiece = Tokenizer.load(vocab_file(tmp_path, VOCAB))
+    assert [t for t, starts in zip(VOCAB, wordpiece.starts_word, strict=True) if not starts] == ["##ing", "##s"]
+    unigram = Tokenizer.train(TEXTS, 500, "unigram")
+    tokens = unigram.tokens(range(500))
+    expected = [t.startswith("▁") or t in ("[PAD]", "[CLS]", "[SEP]", "[MASK]") for t in tokens]
+    assert unigram.starts_word.tolist() == expected
+
+
+def byte_level(directory):
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "a", "b", "Ġ", "Ġa", "ab", "Ċ"]
+    (directory / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (directory / "merges.txt").write_text("#version: 0.2\nĠ a\na b\n")
+    return directory / "vocab.json"
+
+
+def test_vocab_json_with_merges_is_byte_level_bpe_with_the_roles_of_roberta(tmp_path):
+    tokenizer = Tokenizer.load(byte_level(tmp_path))
+    assert (tokenizer.cls_id, tokenizer.pad_id, tokenizer.sep_id, tokenizer.unk_id, tokenizer.mask_id) == (0, 1, 2, 3, 4)
+    ids = tokenizer.encode_batch(["ab a ab"])[0]
+    assert tokenizer.tokens(ids) == ["ab", "Ġa", "Ġa", "b"]
+    assert tokenizer.decode(ids) == "ab a ab"
+    assert tokenizer.starts_word[ids].tolist() == [False, True, True, False]
+    tokenizer.save(tmp_path / "saved")
+    assert Tokenizer.load(tmp_path / "saved").fingerprint() == tokenizer.fingerprint()
+
+
+@pytest.mark.parametrize("beside", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_a_config_beside_the_file_names_the_roles(tmp_path, beside):
+    path = vocab_file(tmp_path, ["<p>", "<u>", "<c>", "<e>", "<m>", "word"])
+    names = {"pad_token": "<p>", "unk_token": {"content": "<u>"}, "cls_token": "<c>", "sep_token": "<e>", "mask_token": "<m>"}
+    (tmp_path / beside).write_text(json.dumps(names))
+    tokenizer = Tokenizer.load(path)
+    assert tokenizer.special_ids == (0, 1, 2, 3, 4)
+    assert tokenizer.encode_batch(["word other"])[0].tolist() == [5, 1]
+
+
+def test_added_tokens_count_in_the_vocabulary_size(tmp_path):
+    Tokenizer.load(vocab_file(tmp_path, VOCAB)).save(tmp_path / "saved")
+    file = tmp_path / "saved" / "tokenizer.json"
+    spec = json.loads(file.read_text())
+    spec["added_tokens"].append(spec["added_tokens"][0] | {"id": len(VOCAB), "content": "[NEW]"})
+    file.write_text(json.dumps(spec))
+    tokenizer = Tokenizer.load(file)
+    assert tokenizer.vocab_size == len(tokenizer.starts_word) == len(VOCAB) + 1
+    assert tokenizer.special_ids[-1] == len(VOCAB)
+
+
+@pytest.mark.parametrize("missing", ROLE_TOKENS)
+def test_a_vocabulary_without_a_role_is_refused_by_name(tmp_path, missing):
+    path = vocab_file(tmp_path, [token for token in VOCAB if token != missing])
+    role = missing.strip("[]").lower()
+    with pytest.raises(InputError, match=rf'vocab.txt: no {role} token \({re.escape(missing)} or .*"{role}_token"'):
+        Tokenizer.load(path)
+
+
+def test_a_role_that_the_config_names_and_the_vocabulary_lacks_is_refused(tmp_path):
+    path = vocab_file(tmp_path, VOCAB)
+    (tmp_path / "tokenizer_config.json").write_text('{"mask_token": "<m>"}')
+    with pytest.raises(InputError, match=r"no mask token \(<m>\)"):
+        Tokenizer.load(path)
+
+
+def test_a_sentencepiece_model_without_a_mask_is_refused_by_name(tmp_path):
+    path = sentencepiece_model(tmp_path / "spm.model")
+    with pytest.raises(InputError, match=r"spm.model: no mask token \(\[MASK\] or <mask>\) among its 400 tokens"):
+        Tokenizer.load(path)
+
+
+def test_duplicate_lines_of_vocab_txt_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"'the' stands on lines 6 and 17; remove one"):
+        Tokenizer.load(vocab_file(tmp_path, [*VOCAB, "the "]))
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"model_type": "char", "vocab_size": 200, "hard_vocab_limit": False}, "word and character models"),
+        ({"treat_whitespace_as_suffix": True}, "treat_whitespace_as_suffix"),
+        ({"escape_whitespaces": False}, "escape_whitespaces"),
+        ({"model_type": "bpe", "user_defined_symbols": ["<sym>"]}, r"user-defined pieces in a bpe model \(<sym>\)"),
+    ],
+)
+def test_a_sentencepiece_model_that_cannot_be_converted_exactly_is_refused(tmp_path, options, named):
+    path = sentencepiece_model(tmp_path / "spm.model", **ALL_ROLES | options)
+    with pytest.raises(InputError, match=rf"spm.model: {named}"):
+        Tokenizer.load(path)
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("spm.model", b"not a model", "not a SentencePiece model"),
+        ("spm.model", b"", "not a SentencePiece model"),
+        ("tokenizer.json", b"{}", "not a tokenizer.json"),
+        ("vocab.json", b"{}", r"needs merges.txt beside it"),
+        ("vocab.txt", b"\xff\xfe", "not UTF-8"),
+        ("vocab.bin", b"", r"expected a directory, tokenizer.json, vocab.txt"),
+    ],
+)
+def test_a_damaged_or_foreign_file_is_refused_by_name(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"{name}: .*{message}"):
+        Tokenizer.load(tmp_path / name)
+
+
+def test_a_truncated_sentencepiece_model_is_refused(tmp_path):
+    path = sentencepiece_model(tmp_path / "spm.model", **ALL_ROLES)
+    whole = path.read_bytes()
+    for size in (1, 100, len(whole) // 2):
+        path.write_bytes(whole[:size])
+        with pytest.raises(InputError, match=r"spm.model: "):
+            Tokenizer.load(path)
+
+
+def test_damaged_merges_and_configs_are_refused(tmp_path):
+    path = byte_level(tmp_path)
+    (tmp_path / "merges.txt").write_text("x y z\n")
+    with pytest.raises(InputError, match="not a byte-level BPE vocabulary"):
+        Tokenizer.load(path)
+    (tmp_path / "tokenizer_config.json").write_text("[1]")
+    with pytest.raises(InputError, match=r"tokenizer_config.json: not a JSON object"):
+        Tokenizer.load(path)
+
+
+def test_a_missing_file_is_named_with_the_nearest_one(tmp_path):
+    vocab_file(tmp_path, VOCAB)
+    with pytest.raises(InputError, match=r"vocab.tx: no such file; did you mean 'vocab.txt'"):
+        Tokenizer.load(tmp_path / "vocab.tx")
+
+
+def test_a_directory_without_a_tokenizer_or_with_several_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no tokenizer.json, vocab.txt"):
+        Tokenizer.load(tmp_path)
+    for name in ("a.model", "b.model"):
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=r"several tokenizers, a.model, b.model; give the file"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe", "wordpiece"])
+def test_a_vocabulary_larger_or_smaller_than_the_texts_allow_is_refused_with_the_number(kind):
+    with pytest.raises(InputError, match=r"vocab_size=50000: these texts give at most \d+ tokens") as error:
+        Tokenizer.train(LINES[:100], 50_000, kind)
+    most = int(re.search(r"at most (\d+)", str(error.value))[1])
+    assert Tokenizer.train(LINES[:100], most, kind).vocab_size == most
+    with pytest.raises(InputError, match=r"vocab_size=20: these texts need at least \d+ tokens") as error:
+        Tokenizer.train(LINES[:100], 20, kind)
+    least = int(re.search(r"at least (\d+)", str(error.value))[1])
+    assert Tokenizer.train(LINES[:100], least, kind).vocab_size == least
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe", "wordpiece"])
+def test_training_on_no_text_is_refused(kind):
+    with pytest.raises(InputError, match="no text to train"):
+        Tokenizer.train([" ", "\n"], 100, kind)
+
+
+def test_an_unknown_kind_of_vocabulary_is_refused_with_the_nearest():
+    with pytest.raises(InputError, match=r"kind='unigrams': expected one of .*; did you mean 'unigram'"):
+        Tokenizer.train(TEXTS, 100, "unigrams")
+
+
+def test_errors_of_the_reader_pass_through_training():
+    def broken():
+        yield "some text"
+        raise InputError("file x is damaged")
+
+    for kind in ("unigram", "bpe", "wordpiece"):
+        with pytest.raises(InputError, match="file x is damaged"):
+            Tokenizer.train(broken(), 100, kind)
+
+
+def test_training_lines_are_cut_at_white_space_and_nothing_is_lost():
+    words = [f"word{i}" for i in range(3000)]
+    lines = list(_lines(["\n" + " ".join(words) + "\r\n\r\n", "中" * 2500, "a▅b\x00c"]))
+    assert max(len(line.encode()) for line in lines) <= 4192
+    assert " ".join(lines[:-4]).split() == words
+    assert "".join(lines[-4:-1]) == "中" * 2500
+    assert lines[-1] == "a b c"
+
+
+def test_a_long_line_counts_in_training():
+    long = " ".join(["zebra"] * 2000)
+    tokenizer = Tokenizer.train([*LINES, long], 500, "bpe")
+    assert tokenizer.tokens(tokenizer.encode_batch(["zebra"])[0]) == ["▁zebra"]
+
+
+def test_protobuf_fields_are_read_by_number_and_wire_type():
+    message = b"\x08\x96\x01" + b"\x12\x02hi" + b"\x1d\x00\x00\x80\x3f" + b"\x21" + bytes(8) + b"\x12\x00"
+    assert _fields(message) == {1: [150], 2: [b"hi", b""], 3: [1.0], 4: [bytes(8)]}
