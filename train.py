@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,12 +80,12 @@ def pretrain(cfg: TrainConfig, data: Any, training: Any, held_out: Any) -> int:
             params = jax.device_put(inference.start_from(cfg.init_from, module, state.params), parallel.replicated(mesh))
             state = state._replace(params=params)
 
-    log = writer.Writer(workdir, cfg.num_steps, start)
-    begun = f"continuing from step {start}" if start else "starting"
-    log.message(f"{begun} on {mesh.size} x {mesh.devices.flat[0].device_kind}, {cfg.batch_size // mesh.size} rows each")
-    batches = [held_out.evaluation(i) for i in range(held_out.num_evaluation_batches(cfg.eval_batches))]
-    unigram = {"eval/unigram_loss": unigram_loss(data.training.token_counts, iter(batches))} if batches else {}
-    with loop.StopRequest() as stop:
+    writer.cut(workdir / "metrics.jsonl", start if restored else -1)
+    with closing(writer.Writer(workdir, cfg.num_steps, start)) as log, closing(saved), loop.StopRequest() as stop:
+        begun = f"continuing from step {start}" if start else "starting"
+        log.message(f"{begun} on {mesh.size} x {mesh.devices.flat[0].device_kind}, {cfg.batch_size // mesh.size} rows each")
+        batches = [held_out.evaluation(i) for i in range(held_out.num_evaluation_batches(cfg.eval_batches))]
+        unigram = {"eval/unigram_loss": unigram_loss(data.training.token_counts, iter(batches))} if batches else {}
         begun_at = time.perf_counter()
         compiled = parallel.compile_step(train_step, mesh, state, put(training.train(start)), donate=True)
         if batches:
@@ -109,8 +110,6 @@ def pretrain(cfg: TrainConfig, data: Any, training: Any, held_out: Any) -> int:
             evaluate, save, log, stop, loop.Cost(flops, peak and peak * mesh.size),
             first_loss=None if cfg.init_from else math.log(cfg.model.vocab_size),
         )  # fmt: skip
-    saved.close()
-    log.close()
     if stop.signal is not None:
         print(f"stopped at step {int(state.step)} and saved; the same command continues", file=sys.stderr)
         return 128 + stop.signal

@@ -140,7 +140,7 @@ class DataConfig(_Checked):
     """Text in, rows of token ids out."""
 
     source: tuple[str, ...] = ()
-    """Files, globs (.txt .jsonl .parquet, also .gz and .zst), gs:// paths, `tfds:NAME`, or `stdlib:` (text every Python carries)."""
+    """Files, globs (.txt .jsonl .parquet, also .gz, .zst), gs:// paths, `tfds:NAME`, or `stdlib:` (text every Python carries)."""
     documents: Literal["blank_line", "line", "file"] = "blank_line"
     """What ends a document in a .txt file."""
     text_column: str = "text"
@@ -340,6 +340,8 @@ def to_dict(cfg: Any) -> dict[str, Any]:
 
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
     """The inverse of `to_dict`; raises InputError for an unknown key, naming the nearest known one."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"{where}: {values!r} where names and their values are expected")
     hints = typing.get_type_hints(cls)
     built: dict[str, Any] = {}
     for key, value in values.items():
@@ -425,6 +427,8 @@ def claim_workdir(cfg: TrainConfig) -> list[str]:
     try:
         if path.exists():
             old = json.loads(path.read_text())
+            if not isinstance(old, dict) or not isinstance(old.get("num_steps"), int):
+                raise InputError(f"{path} is not a run's config: use another --workdir, or delete that file")
             changed = [
                 (name, a, b)
                 for name, a, b in differences(old, to_dict(cfg))
@@ -449,6 +453,6 @@ def claim_workdir(cfg: TrainConfig) -> list[str]:
         temporary.replace(path)
     except OSError as e:
         raise InputError(f"cannot use the work directory {cfg.workdir}: {e.strerror or e}") from None
-    except json.JSONDecodeError as e:
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
         raise InputError(f"{path} is not JSON ({e}): use another --workdir, or delete that file") from None
     return lines

@@ -13,17 +13,17 @@ jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
-import pytest
+import pytest  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    """A Unigram tokenizer of 400 pieces, trained on the made-up language of helpers.py."""
+    """A Unigram tokenizer of 280 pieces, trained on the made-up language of helpers.py."""
     from helpers import make_documents
 
     from bert_jax.data.tokenizer import Tokenizer
 
-    return Tokenizer.train(["\n".join(doc) for doc in make_documents(300, seed=1)], 400, "unigram")
+    return Tokenizer.train(["\n".join(doc) for doc in make_documents(300, seed=1)], 280, "unigram")
 
 
 @pytest.fixture(scope="session")

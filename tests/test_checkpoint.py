@@ -130,7 +130,7 @@ def test_an_empty_or_new_folder_has_no_checkpoint(tmp_path):
 
 
 def test_the_newest_and_the_best_are_kept_also_by_a_new_process(tmp_path):
-    losses = {1: 5.0, 2: 3.0, 3: float("nan"), 4: 4.0, 5: None, 6: 3.5}
+    losses = {1: 5.0, 2: 3.0, 3: 4.0, 4: float("nan"), 5: None, 6: 3.5}
     checkpointer = Checkpointer(tmp_path, keep=2)
     for step, loss in list(losses.items())[:4]:
         checkpointer.save(step, make_state(step, 8), {}, {"other": 1.0, "eval/masked_lm_loss": loss})
@@ -149,7 +149,7 @@ def test_the_newest_and_the_best_are_kept_also_by_a_new_process(tmp_path):
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_newest_checkpoint_is_told_in_one_line_and_the_one_before_is_used(kind, folder, lines, capfd):
+def test_a_damaged_newest_checkpoint_is_told_in_one_line_and_the_one_before_is_used(kind, folder, lines, capfd, caplog):
     damage, reason = DAMAGE[kind]
     damage(folder / "2")
     checkpointer = Checkpointer(folder, report=lines.append)
@@ -160,6 +160,7 @@ def test_a_damaged_newest_checkpoint_is_told_in_one_line_and_the_one_before_is_u
     assert "\n" not in lines[0]
     assert str(folder / "2") in lines[0]
     assert len(lines[0]) < 700
+    assert "spec" not in lines[0]
     assert re.search(reason, lines[0])
     assert (folder / "2.damaged").is_dir()
     assert checkpointer.steps == [1]
@@ -169,6 +170,7 @@ def test_a_damaged_newest_checkpoint_is_told_in_one_line_and_the_one_before_is_u
     assert (meta, step) == ({"again": True}, 2)
     assert_equal(state, make_state(5))
     assert capfd.readouterr().err == ""
+    assert caplog.records == []
 
 
 def test_any_flipped_bit_is_noticed_or_does_not_matter(folder):
@@ -198,6 +200,20 @@ def test_if_all_are_damaged_each_is_named_and_nothing_is_moved_or_started_anew(f
         Checkpointer(folder, report=lines.append).restore_latest(make_state())
 
 
+def test_a_step_saved_again_does_not_inherit_the_metric_of_the_damaged_one(folder):
+    checkpointer = Checkpointer(folder)
+    checkpointer.save(3, make_state(3), {}, {"eval/masked_lm_loss": 1.0})
+    checkpointer.close()
+    truncate(biggest(folder / "3"), 0)
+    checkpointer = Checkpointer(folder, report=lambda line: None)
+    assert checkpointer.best_step == 3
+    checkpointer.restore_latest(make_state())
+    assert checkpointer.best_step is None
+    checkpointer.save(3, make_state(3), {})
+    assert checkpointer.best_step is None
+    checkpointer.close()
+
+
 def test_a_second_damage_of_a_step_is_moved_beside_the_first(folder, lines):
     empty(folder / "2")
     (folder / "2.damaged").mkdir()
@@ -206,13 +222,13 @@ def test_a_second_damage_of_a_step_is_moved_beside_the_first(folder, lines):
 
 
 def test_folders_that_are_no_steps_are_told_and_left_alone(folder, lines):
-    names = ["garbage", "12abc", "-3", "2.damaged"]
+    names = ["garbage", "12abc", "-3", "007", "2.damaged"]
     for name in names:
         (folder / name).mkdir()
     (folder / "notes.txt").write_text("a file")
     _, _, step = Checkpointer(folder, report=lines.append).restore_latest(make_state())
     assert step == 2
-    assert sorted(line.split(" ")[0] for line in lines) == sorted(str(folder / n) for n in names[:3])
+    assert sorted(line.split(" ")[0] for line in lines) == sorted(str(folder / n) for n in names[:4])
     assert all((folder / n).exists() for n in names)
 
 
@@ -283,7 +299,7 @@ def test_a_state_that_is_donated_while_it_is_written_is_saved_as_it_was(tmp_path
 
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_step_that_is_not_past_the_newest_is_refused(step, folder):
-    with pytest.raises(InputError, match=f"step {step} cannot be saved .* holds step 2"):
+    with pytest.raises(InputError, match=f"step {step} cannot be saved .*: it holds step 2"):
         Checkpointer(folder).save(step, make_state(), {})
 
 
@@ -300,7 +316,7 @@ def test_meta_that_is_not_json_is_refused_before_anything_is_written(folder):
     assert sorted(p.name for p in folder.iterdir()) == ["1", "2"]
 
 
-def test_a_full_disk_is_named_and_the_last_whole_checkpoint_stays(folder, capfd):
+def test_a_full_disk_is_named_and_the_last_whole_checkpoint_stays(folder, capfd, caplog):
     checkpointer = Checkpointer(folder, keep=1)  # step 1 goes when step 3 is whole, and not before
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))  # a write past it fails, as on a full disk
@@ -322,6 +338,7 @@ def test_a_full_disk_is_named_and_the_last_whole_checkpoint_stays(folder, capfd)
     checkpointer.close()
     assert checkpointer.steps == [3]
     assert capfd.readouterr().err == ""
+    assert caplog.records == []
 
 
 def test_closing_tells_of_a_failed_save(folder):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -67,7 +68,7 @@ class Rows:
         return rows
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=128)  # each holds a file open, and the limit may be 256
 def _open_rows(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r")
 
@@ -78,12 +79,13 @@ class Corpus:
 
     train: Rows
     held_out: Rows
-    token_counts: np.ndarray  # int64 [V], of the training rows
+    token_counts: np.ndarray  # int64 [V], of the training rows; 0 for special tokens, which are never predicted
     summary: dict[str, Any]
     document_hashes: np.ndarray  # uint64 [documents], with the file and split of each below
     document_files: np.ndarray  # int32: index into summary["files"]
     document_held_out: np.ndarray  # bool
     document_sentences: np.ndarray  # int32: sentences of each
+    document_unknown: np.ndarray  # int32: unknown tokens of each
     sentence_hashes: np.ndarray  # uint64 [sentences], in the order of documents
 
 
@@ -111,7 +113,10 @@ def prepare(cfg: DataConfig, tokenizer_path: str | Path, cache_dir: str | Path, 
     directory = Path(cache_dir) / key
     shards = plan_shards(segments)
     if not (directory / "index.json").exists():
-        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise _unwritable(directory, e) from None
         numbers = {path: i for i, path in enumerate(files)}
         tasks = [
             _Task(i, shard, tuple(numbers[s.path] for s in shard), cfg, str(tokenizer_path), str(directory))
@@ -204,7 +209,8 @@ def _make_shard(task: _Task) -> None:
     rows = np.concatenate([side[0] for side in sides])
     train = sides[0][0][:, : cfg.max_seq_length]
     counted["num_train"] = np.array(len(train))
-    counted["token_counts"] = np.bincount(train[train != tokenizer.pad_id], minlength=tokenizer.vocab_size)
+    ordinary = train[~np.isin(train, tokenizer.special_ids)]
+    counted["token_counts"] = np.bincount(ordinary, minlength=tokenizer.vocab_size)
     counted["real_tokens"] = np.array((rows[:, : cfg.max_seq_length] != tokenizer.pad_id).sum())
     counted["examples"] = np.array(sum(side[1] for side in sides))
     counted["row_lengths"] = np.bincount((train != tokenizer.pad_id).sum(1), minlength=cfg.max_seq_length + 1)
@@ -231,6 +237,7 @@ def _tokenize(task: _Task, tokenizer: Tokenizer) -> tuple[list[tuple[list[np.nda
     held_out = [is_held_out(h, cfg.eval_fraction) for h in hashes]
     each = iter(ids)
     documents = [([next(each) for _ in range(n)], held) for n, held in zip(lengths, held_out, strict=True)]
+    unknown = [sum(int((s == tokenizer.unk_id).sum()) for s in own) for own, _ in documents]
     sentence_hashes = [hashlib.blake2b(s.encode(), digest_size=8).digest() for s in sentences]
     return documents, {
         "document_hashes": np.array(hashes, np.uint64),
@@ -239,7 +246,8 @@ def _tokenize(task: _Task, tokenizer: Tokenizer) -> tuple[list[tuple[list[np.nda
         "document_sentences": np.array(lengths, np.int32),
         "sentence_hashes": np.frombuffer(b"".join(sentence_hashes), np.uint64),
         "text_tokens": np.array(sum(map(len, ids))),
-        "unknown_tokens": np.array(sum(int((s == tokenizer.unk_id).sum()) for s in ids)),
+        "document_unknown": np.array(unknown, np.int32),
+        "unknown_tokens": np.array(sum(unknown)),
         "skipped": np.array(json.dumps(report.skipped)),
         "skipped_first": np.array(json.dumps(report.first)),
     }  # fmt: skip
@@ -277,10 +285,15 @@ def _write(path: Path, save: Callable[[Any], None]) -> None:
         os.replace(temporary, path)
     except OSError as e:
         temporary.unlink(missing_ok=True)
-        raise InputError(f"cannot write the token cache {path}: {e.strerror}; set --data.cache-dir elsewhere") from None
+        raise _unwritable(path, e) from None
 
 
-_PER_DOCUMENT = ("document_hashes", "document_files", "document_held_out", "document_sentences", "sentence_hashes")
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(f"cannot write the token cache {path}: {error.strerror}; set --data.cache-dir elsewhere")
+
+
+_PER_DOCUMENT = ("document_hashes", "document_files", "document_held_out", "document_sentences", "document_unknown",
+                 "sentence_hashes")  # fmt: skip
 
 
 def _write_index(directory: Path, num_shards: int, files: Sequence[str], cfg: DataConfig, tokenizer: Tokenizer) -> None:
@@ -333,14 +346,15 @@ def _sum_counts(counts: Iterable[dict[str, int]]) -> dict[str, int]:
 def _open(directory: Path) -> Corpus:
     try:
         summary = json.loads((directory / "index.json").read_text())
-        counts = dict(np.load(directory / "counts.npz"))
-    except (OSError, ValueError) as e:
+        with open(directory / "counts.npz", "rb") as f:
+            counts = dict(np.load(f))
+        paths = [directory / f"shard-{i:05d}.npy" for i in range(len(summary["rows"]))]
+        for path, num_rows in zip(paths, summary["rows"], strict=True):
+            if len(_open_rows(path)) != num_rows:
+                raise ValueError(f"{path.name} has not the {num_rows} rows that were written")
+        train = [(path, 0, n) for path, n in zip(paths, summary["train_rows"], strict=True)]
+        held_out = [(p, a, b) for p, a, b in zip(paths, summary["train_rows"], summary["rows"], strict=True)]
+        columns = summary["columns"]
+        return Corpus(Rows(train, columns), Rows(held_out, columns), summary=summary, **counts)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as e:
         raise InputError(f"the token cache {directory} is damaged ({e}); delete that folder and run again") from None
-    paths = [directory / f"shard-{i:05d}.npy" for i in range(len(summary["rows"]))]
-    for path in paths:
-        if not path.exists():
-            raise InputError(f"the token cache lacks {path}; delete its folder and run again")
-    train = [(path, 0, n) for path, n in zip(paths, summary["train_rows"], strict=True)]
-    held_out = [(p, a, b) for p, a, b in zip(paths, summary["train_rows"], summary["rows"], strict=True)]
-    columns = summary["columns"]
-    return Corpus(Rows(train, columns), Rows(held_out, columns), summary=summary, **counts)

@@ -31,12 +31,23 @@ def examine(data: PretrainingData, cfg: TrainConfig, source: BatchSource) -> Dia
     facts += [("rows", f"{len(data.training.train):,} for training, {len(data.held_out):,} held out")]
     facts += [("epochs", f"{epochs:.2f}"), *mask_facts]
     if epochs > 100:
-        warnings.append(f"the run goes {epochs:.0f} times through its {len(data.training.train):,} rows: it may learn them by heart")
+        rows = f"{len(data.training.train):,} rows"
+        warnings.append(f"the run goes {epochs:.0f} times through its {rows}: it may learn them by heart")
     return Diagnosis(facts, warnings + mask_warnings)
 
 
 def _share(part: float, whole: float) -> str:
     return f"{part / max(1, whole):.2%}"
+
+
+def _worst(corpus: Corpus, numbers: np.ndarray) -> str:
+    """The three files that occur most often in `numbers`, each with how often."""
+    counts = np.bincount(numbers)
+    return ", ".join(f"{corpus.summary['files'][i]} ({counts[i]:,})" for i in np.argsort(-counts)[:3] if counts[i])
+
+
+def _sentence_files(corpus: Corpus) -> np.ndarray:
+    return np.repeat(corpus.document_files, corpus.document_sentences)
 
 
 def _text(corpus: Corpus) -> tuple[list[tuple[str, str]], list[str]]:
@@ -53,7 +64,9 @@ def _text(corpus: Corpus) -> tuple[list[tuple[str, str]], list[str]]:
     ]
     warnings = []
     if s["unknown_tokens"] > 0.01 * s["text_tokens"]:
-        warnings.append(f"{_share(s['unknown_tokens'], s['text_tokens'])} of the tokens are unknown: is this the text's vocabulary?")
+        worst = _worst(corpus, np.repeat(corpus.document_files, corpus.document_unknown))
+        share = f"{s['unknown_tokens']:,} tokens ({_share(s['unknown_tokens'], s['text_tokens'])})"
+        warnings.append(f"{share} are unknown, most in {worst}: is this the text's vocabulary?")
     for path, count in list(s["skipped"].items())[:10]:
         warnings.append(f"{count:,} documents of {path} were skipped; the first: {s['skipped_first'][path]}")
     return facts, warnings
@@ -73,13 +86,14 @@ def _repeats(corpus: Corpus) -> list[str]:
     _, first, inverse = np.unique(corpus.document_hashes, return_index=True, return_inverse=True)
     copies = first[inverse] != np.arange(len(inverse))
     if copies.mean() > 0.01:
-        by_file = np.bincount(corpus.document_files[copies])
-        worst = ", ".join(f"{corpus.summary['files'][i]} ({by_file[i]:,})" for i in np.argsort(-by_file)[:3] if by_file[i])
+        worst = _worst(corpus, corpus.document_files[copies])
         warnings.append(f"{copies.sum():,} documents ({copies.mean():.1%}) are copies of earlier ones, most in {worst}")
-    sentences = len(corpus.sentence_hashes)
-    repeated = sentences - len(np.unique(corpus.sentence_hashes))
-    if repeated > 0.2 * sentences:
-        warnings.append(f"{repeated:,} of {sentences:,} sentences ({repeated / sentences:.0%}) are repetitions: is this boilerplate?")
+    repeated = np.ones(len(corpus.sentence_hashes), bool)
+    repeated[np.unique(corpus.sentence_hashes, return_index=True)[1]] = False
+    if repeated.sum() > 0.2 * len(repeated):
+        worst = _worst(corpus, _sentence_files(corpus)[repeated])
+        share = f"{repeated.sum():,} of {len(repeated):,} sentences ({repeated.mean():.0%})"
+        warnings.append(f"{share} are repetitions, most in {worst}: is this boilerplate?")
     return warnings
 
 
@@ -87,12 +101,16 @@ def _leaks(data: PretrainingData) -> list[str]:
     """Held-out text that is also trained on: the evaluation would flatter."""
     if data.evaluation is not data.training:
         trained, held_out = data.training.sentence_hashes, data.evaluation.sentence_hashes
+        files = _sentence_files(data.evaluation)
     else:
         side = np.repeat(data.training.document_held_out, data.training.document_sentences)
         trained, held_out = data.training.sentence_hashes[~side], data.training.sentence_hashes[side]
-    shared = np.isin(held_out, trained).mean() if len(held_out) else 0
-    where = ", ".join(data.evaluation.summary["files"][:3])
-    return [f"{shared:.0%} of the held-out sentences ({where}) are also in the training text"] if shared > 0.1 else []
+        files = _sentence_files(data.training)[side]
+    shared = np.isin(held_out, trained)
+    if shared.sum() <= 0.1 * len(shared):
+        return []
+    share = f"{shared.sum():,} of {len(shared):,} held-out sentences ({shared.mean():.0%})"
+    return [f"{share} are also in the training text, most from {_worst(data.evaluation, files[shared])}"]
 
 
 def _masks(source: BatchSource, cfg: TrainConfig) -> tuple[list[tuple[str, str]], list[str]]:
@@ -106,8 +124,11 @@ def _masks(source: BatchSource, cfg: TrainConfig) -> tuple[list[tuple[str, str]]
         predicted += int(used.sum())
         masked += int((used & (now == source.tokenizer.mask_id)).sum())
         changed += int((used & (now != batch["masked_ids"])).sum())
-    fact = f"{_share(predicted, tokens)} of tokens: {_share(masked, predicted)} [MASK], {_share(changed - masked, predicted)} random"
+    now_masked, now_random = _share(masked, predicted), _share(changed - masked, predicted)
+    fact = f"{_share(predicted, tokens)} of tokens: {now_masked} [MASK], {now_random} random"
     warnings = []
     if abs(predicted / max(1, tokens) - cfg.masking.rate) > 0.25 * cfg.masking.rate:
-        warnings.append(f"{_share(predicted, tokens)} of the tokens are predicted where masking.rate={cfg.masking.rate} asks for more")
+        other = "fewer" if predicted > cfg.masking.rate * tokens else "more"
+        share = _share(predicted, tokens)
+        warnings.append(f"{share} of the tokens are predicted; masking.rate={cfg.masking.rate} asks for {other}")
     return [("predicted", fact)], warnings

@@ -46,7 +46,9 @@ def load_data(cfg: TrainConfig, progress: Progress) -> PretrainingData:
     if not data.source:
         raise InputError("no text: give --data.source FILE... (globs, tfds:NAME), or set it in the config file")
     if not (kept / "tokenizer.json").exists():
-        if data.tokenizer in ("unigram", "bpe", "wordpiece"):
+        if data.tokenizer in ("unigram", "bpe", "wordpiece") and cfg.init_from:  # weights go with their vocabulary
+            tokenizer = Tokenizer.load(cfg.init_from)
+        elif data.tokenizer in ("unigram", "bpe", "wordpiece"):
             texts = corpus.read_texts(data, progress)
             tokenizer = Tokenizer.train(texts, cfg.model.vocab_size, data.tokenizer, data.lowercase)  # type: ignore[arg-type]
         else:

@@ -54,7 +54,7 @@ class Tokenizer:
         engine.add_special_tokens([name for name in roles.values() if name not in special])  # others may have lstrip
         engine.encode_special_tokens = True
         added = engine.get_added_tokens_decoder()
-        _guard(engine, [token.content for token in added.values() if token.special])
+        _guard(engine, sorted(token.content for token in added.values() if token.special))
         self._engine, self._roles = engine, dict(roles)
         ids = {role: _id(engine, name) for role, name in roles.items()}
         self.pad_id, self.unk_id, self.cls_id = ids["pad"], ids["unk"], ids["cls"]
@@ -338,6 +338,8 @@ def _fields(message: bytes) -> dict[int, list[Any]]:
             continue
         size = varint() if wire == 2 else {1: 8, 5: 4}[wire]
         data, at = message[at : at + size], at + size
+        if at > len(message):
+            raise IndexError("cut short")
         fields[number].append(struct.unpack("<f", data)[0] if wire == 5 else data)
     return fields
 
@@ -358,9 +360,9 @@ def _convert_sentencepiece(model: bytes, source: str) -> tokenizers.Tokenizer:
         # Nine digits hold a float32 and come back from JSON unchanged.
         scores = [float(f"{piece[2][0] if piece[2] else 0.0:.9g}") for piece in pieces]
         kinds = [piece[3][0] if piece[3] else _NORMAL for piece in pieces]
-        trainer, norm = ({n: v[-1] for n, v in _fields(b"".join(proto[number])).items()} for number in (2, 3))
+        trainer, norm = ({n: v[-1] for n, v in _fields(proto[number][-1]).items()} for number in (2, 3))
         unk_id = kinds.index(_UNKNOWN)
-    except (LookupError, ValueError, struct.error) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, struct.error) as error:
         raise InputError(f"{source}: not a SentencePiece model ({error!r})") from error
     unigram, fallback = trainer.get(3, 1) == 1, bool(trainer.get(35, 0))
     normal = {name: score for name, score, kind in zip(names, scores, kinds, strict=True) if kind == _NORMAL}
@@ -369,7 +371,6 @@ def _convert_sentencepiece(model: bytes, source: str) -> tokenizers.Tokenizer:
     for unsupported, what in (
         (trainer.get(3, 1) not in (1, 2), "word and character models"),
         (trainer.get(24, 0), "treat_whitespace_as_suffix"),
-        (not norm.get(5, 1), "escape_whitespaces=false"),
         (_UNUSED in kinds, "unused pieces"),
         (not unigram and frozen, f"user-defined pieces in a bpe model ({' '.join(frozen[:5])})"),
     ):
@@ -433,8 +434,11 @@ def _lines(texts: Iterable[str], longest: int = 1000) -> Iterator[str]:
 
     It skips those of more than 4192 bytes, with NUL, and with its own sign for unknown, `▅`.
     """
+    empty = True
     for text in texts:
-        for line in text.replace("\x00", " ").replace("▅", " ").splitlines():
+        text = text.replace("\x00", " ").replace("▅", " ")
+        empty = empty and not text.strip()
+        for line in text.splitlines():
             while len(line) > longest:
                 cut = max(line.rfind(" ", 1, longest), line.rfind("\t", 1, longest))
                 cut = cut if cut > 0 else longest
@@ -442,6 +446,8 @@ def _lines(texts: Iterable[str], longest: int = 1000) -> Iterator[str]:
                 line = line[cut:].lstrip()
             if line.strip():
                 yield line
+    if empty:
+        raise InputError("no text to train a vocabulary on: every line is empty")
 
 
 def _train_sentencepiece(texts: Iterable[str], vocab_size: int, kind: str, lowercase: bool) -> bytes:
@@ -465,8 +471,6 @@ def _train_sentencepiece(texts: Iterable[str], vocab_size: int, kind: str, lower
             minloglevel=2,
         )
     except RuntimeError as error:
-        if "sentences_.empty()" in str(error):
-            raise InputError("no text to train a vocabulary on: every line is empty") from error
         if possible := re.search(r"(?:value <= |required_chars\. \d+ vs )(\d+)", str(error)):
             _require_size(vocab_size, int(possible[1]))
         raise InputError(f"vocab_size={vocab_size}: SentencePiece: {error}") from error

@@ -1,8 +1,8 @@
 """Checkpoints of a training state by Orbax: asynchronous, atomic, and checked when read. Orbax is imported only here.
 
 Orbax does not notice a flipped bit in the numbers (a zstd block that did not shrink has no checksum), takes an empty
-folder for the newest checkpoint, and cannot start beside a torn metrics file. So each checkpoint has, next to `state`, a
-`meta` item: the caller's meta, the ranking metric, a checksum of each array, and one of itself. What differs is damage.
+folder for the newest checkpoint, and cannot start beside a torn metrics file. So each checkpoint has, next to `state`,
+a `meta` item: the caller's meta, the ranking metric, a checksum of each array and one of itself. What differs is damage.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _reason(error: BaseException) -> str:
     """An error of Orbax or TensorStore as one readable line: the innermost cause, without the dump of its spec."""
     while error.__cause__ is not None:
         error = error.__cause__
-    text = re.split(r" \[(?:tensorstore_spec|source locations)=", str(error))[0]
+    text = re.split(r" \[(?:tensorstore_spec|source locations)", str(error))[0]
     text = re.sub(r'Error opening "\w+" driver: | in OCDBT database', "", text)
     text = " ".join(re.sub(r'(?: at local file|Failed writing:) "[^"]*checkpoint-tmp[^"]*":?', "", text).split())
     text = text if len(text) < 300 else f"{text[:80]} ... {text[-200:]}"  # the gist is at the end
@@ -178,7 +178,7 @@ class Checkpointer:
         self.wait()
         if self.steps and step <= self.steps[-1]:
             raise InputError(
-                f"step {step} cannot be saved in checkpoint folder {self.directory}, which holds step {self.steps[-1]}: "
+                f"step {step} cannot be saved in checkpoint folder {self.directory}: it holds step {self.steps[-1]}; "
                 "has another run written there? Give each run a --workdir of its own"
             )
         state = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), state)
@@ -186,6 +186,7 @@ class Checkpointer:
         record = json.loads(json.dumps({"arrays": _arrays(state), "meta": meta, "metrics": ranked}))
         record["crc32"] = _seal(record)
         self._saving = step
+        self._metrics.pop(step, None)  # of a damaged one that was moved aside
         self._metrics.update((step, v) for v in ranked.values())
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(record))
         with self._failures_named():
@@ -216,7 +217,7 @@ class Checkpointer:
         like, damaged = jax.tree.map(_template, like), dict[epath.Path, str]()
         folders = [p for p in self.directory.iterdir() if p.is_dir()]
         for p in folders:
-            if not re.fullmatch(r"\d+|.*\.damaged.*|.*\.orbax-checkpoint-tmp.*", p.name):
+            if not re.fullmatch(r"0|[1-9]\d*|.*\.damaged.*|.*\.orbax-checkpoint-tmp.*", p.name):
                 self._report(f"{p} is ignored: its name is not a step, so it is no checkpoint")
         for step in reversed(self.steps):
             folder = self.directory / str(step)

@@ -61,7 +61,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         grads, sums = _accumulate(gradients, sums_fn, state.params, batch, key, microbatches)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         loss = sum(s.mean() for name, s in sums.items() if name.endswith("_loss"))
         ok = jnp.isfinite(norm) & jnp.isfinite(loss)
         if clip_norm is not None:

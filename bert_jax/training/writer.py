@@ -1,7 +1,7 @@
 """What a run tells: metrics.jsonl, TensorBoard events and the console. No jax in here.
 
-metrics.jsonl is the record: one JSON object a line, `step` first, then the keys in the order given. Two runs of one seed
-write the same bytes, but for the lines of `"kind": "timing"`. Floats are written by repr, so they read back to the bit;
+metrics.jsonl is the record: one JSON object a line, `step` first, then the keys in the order given. Two runs of one
+seed write the same bytes, but for the lines of `"kind": "timing"`. Floats are written by repr, so they read back to the bit;
 JSON has no NaN, so those that are not finite are the strings "nan", "inf" and "-inf", which `read` turns back.
 """
 
@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -19,10 +20,8 @@ from typing import Any
 
 import rich.console
 import rich.progress
-from tensorboardX.event_file_writer import (
-    EventsWriter,
-)  # not SummaryWriter: on a full disk its thread dies, and add_* hangs
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter  # SummaryWriter hangs on a full disk: its thread dies
 from tensorboardX.summary import scalar
 
 from bert_jax.config import InputError
@@ -71,7 +70,8 @@ class Writer:
             raise InputError(f"metrics.jsonl cannot grow in {workdir}: give a local --workdir")
         self.path, self._folder = Path(workdir) / "metrics.jsonl", Path(workdir) / "tensorboard"
         self._num_steps, self._start_step, self._start = num_steps, start_step, time.monotonic()
-        self._console, self._last_line, self._events = console, -math.inf, None
+        self._console, self._last_line = console, -math.inf
+        self._events: Any = None
         self._bar: rich.progress.Progress | None = None
         with _naming(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,10 +79,11 @@ class Writer:
         if tensorboard:
             with _naming(self._folder):
                 self._folder.mkdir(exist_ok=True)
-                self._events = EventsWriter(str(self._folder / "events"), f".{os.getpid()}.{start_step}")
+                name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
+                self._events = RecordWriter(str(self._folder / name))
+                self._event(file_version="brain.Event:2")
                 if start_step:
-                    log = SessionLog(status=SessionLog.START)
-                    self._events.write_event(Event(step=start_step + 1, wall_time=time.time(), session_log=log))
+                    self._event(step=start_step + 1, session_log=SessionLog(status=SessionLog.START))
         screen = rich.console.Console(stderr=True)
         if console and sys.stderr.isatty() and not screen.is_dumb_terminal:
             columns = ("step", rich.progress.MofNCompleteColumn(), rich.progress.BarColumn())
@@ -101,8 +102,10 @@ class Writer:
         if self._events is not None:
             with _naming(self._folder):
                 for name, value in plain.items():
-                    summary = scalar(name, float(value))
-                    self._events.write_event(Event(step=head["step"], wall_time=time.time(), summary=summary))
+                    self._event(step=head["step"], summary=scalar(name, float(value)))
+
+    def _event(self, **fields: Any) -> None:
+        self._events.write(Event(wall_time=time.time(), **fields).SerializeToString())
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Appends one line of metrics; the same metrics go to TensorBoard."""

@@ -120,7 +120,7 @@ def main() -> None:
     start = time.perf_counter()
     blocks = Blocks(samples, tokenizer, args.length)
     seconds = time.perf_counter() - start
-    print(f"load before {load:.2f}; {len(samples)} samples in {len(blocks)} blocks; tokenising {seconds:.1f} s, not counted")
+    print(f"load before {load:.2f}; {len(samples)} samples in {len(blocks)} blocks; {seconds:.1f} s (not counted)")
 
     config = transformers.BertConfig(
         vocab_size=len(tokenizer),

@@ -1,0 +1,417 @@
+"""Configs refuse what cannot be, name what was meant, and a work directory belongs to one run."""
+
+import ast
+import json
+import os
+import re
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+
+import pytest
+
+from bert_jax import config
+from bert_jax.config import (
+    FREE_FIELDS,
+    BertConfig,
+    DataConfig,
+    InputError,
+    MaskingConfig,
+    OptimConfig,
+    ParallelConfig,
+    TrainConfig,
+    claim_workdir,
+    did_you_mean,
+    differences,
+    from_dict,
+    load_config_file,
+    load_train_config,
+    to_dict,
+)
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+CLASSES = (BertConfig, DataConfig, MaskingConfig, OptimConfig, ParallelConfig, TrainConfig)
+
+
+def config_file(folder, body="return TrainConfig(num_steps=50_000)"):
+    path = folder / "mine.py"
+    names = ", ".join(c.__name__ for c in CLASSES)
+    path.write_text(f"from bert_jax.config import {names}\n\n\ndef get_config():\n    {body}\n")
+    return str(path)
+
+
+# ---- fields
+
+
+@pytest.mark.parametrize("name", [c.__name__ for c in CLASSES])
+def test_every_field_has_a_docstring_under_it(name):
+    """But the groups of TrainConfig, whose classes have one."""
+    tree = ast.parse(Path(config.__file__).read_text())
+    (body,) = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
+    documented = set()
+    for node, following in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign):
+            has = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            if has or ast.unparse(node.annotation) in {c.__name__ for c in CLASSES}:
+                documented.add(node.target.id)
+    assert documented == {f.name for f in fields(getattr(config, name))}
+    assert isinstance(body[0].value.value, str)
+
+
+def test_a_config_cannot_be_changed_but_by_replace():
+    cfg = TrainConfig()
+    with pytest.raises(FrozenInstanceError):
+        cfg.num_steps = 3
+    assert cfg.replace(num_steps=20_000).num_steps == 20_000
+    with pytest.raises(InputError, match="num_steps=0 is below 1"):
+        cfg.replace(num_steps=0)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: BertConfig(hidden_size=1.5), "BertConfig: hidden_size=1.5 is a float; expected int"),
+        (lambda: BertConfig(hidden_size=True), "hidden_size=True is a bool; expected int"),
+        (lambda: BertConfig(layer_norm_eps="1e-12"), "layer_norm_eps='1e-12' is a str; expected float"),
+        (lambda: BertConfig(remat=1), "remat=1 is a int; expected bool"),
+        (lambda: BertConfig(hidden_act="silu"), "hidden_act='silu' .*'gelu', 'gelu_new'"),
+        (lambda: DataConfig(source="a.txt"), r"source='a.txt' is a str; expected tuple\[str, ...\]"),
+        (lambda: DataConfig(source=(3,)), r"source=\(3,\)"),
+        (lambda: DataConfig(cache_dir=3), r"cache_dir=3 is a int; expected str \| None"),
+        (lambda: TrainConfig(model=DataConfig()), r"model=DataConfig\(.* expected BertConfig"),
+        (lambda: OptimConfig(clip_norm=None, learning_rate=None), "learning_rate=None is a NoneType; expected float"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_by_name(build, message):
+    with pytest.raises(InputError, match=message):
+        build()
+
+
+def test_whole_numbers_are_floats_too():
+    assert OptimConfig(learning_rate=1, clip_norm=2).clip_norm == 2
+
+
+@pytest.mark.parametrize(
+    ("build", "both"),
+    [
+        (lambda: BertConfig(hidden_size=768, num_attention_heads=10), ["hidden_size=768", "num_attention_heads=10"]),
+        (lambda: DataConfig(dupe_factor=5), ["dupe_factor=5", "examples='sentence_pairs'"]),
+        (lambda: MaskingConfig(mask_prob=0.8, random_prob=0.3), ["mask_prob=0.8", "random_prob=0.3"]),
+        (lambda: MaskingConfig(whole_word=True, count="bernoulli"), ["whole_word=True", "count='exact'"]),
+        (lambda: TrainConfig(batch_size=10, gradient_accumulation_steps=3), ["batch_size=10", "gradient_accumulation_steps=3"]),
+        (
+            lambda: TrainConfig(data=DataConfig(max_seq_length=1024)),
+            ["data.max_seq_length=1024", "model.max_position_embeddings=512"],
+        ),
+        (lambda: TrainConfig(num_steps=5), ["optim.warmup_steps=10000", "num_steps=5"]),
+    ],
+)
+def test_a_contradiction_names_both_sides(build, both):
+    with pytest.raises(InputError) as error:
+        build()
+    assert all(side in str(error.value) for side in both)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: BertConfig(vocab_size=0), "vocab_size=0 must be positive"),
+        (lambda: BertConfig(hidden_dropout_prob=1.0), "hidden_dropout_prob=1.0 is not in"),
+        (lambda: DataConfig(max_seq_length=7), "max_seq_length=7 is below 8"),
+        (lambda: DataConfig(eval_fraction=1.0), "eval_fraction=1.0 is not in"),
+        (lambda: DataConfig(num_workers=0), "num_workers=0 is below 1"),
+        (lambda: MaskingConfig(rate=0.0), "rate=0.0 is not in"),
+        (lambda: MaskingConfig(max_predictions_per_seq=0), "max_predictions_per_seq=0 is below 1"),
+        (lambda: OptimConfig(learning_rate=-1.0), "learning_rate=-1.0 must be positive"),
+        (lambda: OptimConfig(b2=1.0), "b2=1.0 is not in"),
+        (lambda: TrainConfig(seed=-1), "seed=-1 is negative"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(build, message):
+    with pytest.raises(InputError, match=message):
+        build()
+
+
+def test_presets_are_the_published_sizes():
+    sizes = {
+        name: (c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.intermediate_size)
+        for name in config.PRESETS
+        for c in [BertConfig.preset(name)]
+    }
+    assert sizes == {
+        "tiny": (2, 128, 2, 512), "mini": (4, 256, 4, 1024), "small": (4, 512, 8, 2048), "medium": (8, 512, 8, 2048),
+        "base": (12, 768, 12, 3072), "large": (24, 1024, 16, 4096),
+    }  # fmt: skip
+    assert BertConfig.preset("mini", vocab_size=8192, num_hidden_layers=3).num_hidden_layers == 3
+    assert BertConfig.preset("base") == BertConfig()
+    with pytest.raises(InputError, match=r"unknown preset 'bas'.*did you mean 'base'\?"):
+        BertConfig.preset("bas")
+
+
+def test_a_near_name_is_suggested_and_a_far_one_is_not():
+    assert did_you_mean("hiden_size", ["hidden_size", "seed"]) == "; did you mean 'hidden_size'?"
+    assert did_you_mean("xyz", ["hidden_size", "seed"]) == ""
+
+
+# ---- dictionaries
+
+
+def test_a_config_survives_json():
+    cfg = TrainConfig(
+        fill_masks=("a [MASK]",),
+        data=DataConfig(source=("a", "b"), eval_source=("c",), cache_dir="d"),
+        masking=MaskingConfig(max_predictions_per_seq=20),
+        parallel=ParallelConfig(num_devices=2),
+    )
+    values = json.loads(json.dumps(to_dict(cfg)))
+    assert values["data"]["source"] == ["a", "b"]
+    assert from_dict(TrainConfig, values) == cfg
+    assert from_dict(TrainConfig, {}) == TrainConfig()
+
+
+def test_an_unknown_key_is_refused_with_its_place_and_the_nearest_name():
+    with pytest.raises(InputError, match=r"run/config\.json: model: unknown key 'hiden_size'; did you mean 'hidden_size'\?"):
+        from_dict(TrainConfig, {"model": {"hiden_size": 3}}, "run/config.json")
+    with pytest.raises(InputError, match="unknown key 'num_step'; did you mean 'num_steps'"):
+        from_dict(TrainConfig, {"num_step": 3})
+
+
+@pytest.mark.parametrize("values", [{"model": 3}, {"model": None}, [], 3])
+def test_what_is_no_table_of_keys_is_refused(values):
+    with pytest.raises(InputError, match="config"):
+        from_dict(TrainConfig, values)
+
+
+def test_differences_are_dotted_names_and_both_values():
+    old, new = {"a": 1, "b": {"c": 2, "d": [3], "gone": 4}, "same": 5}, {"a": 1, "b": {"c": 6, "d": [7], "new": 8}, "same": 5}
+    assert differences(old, new) == [("b.c", 2, 6), ("b.d", [3], [7]), ("b.gone", 4, None), ("b.new", None, 8)]
+    assert differences(to_dict(TrainConfig()), to_dict(TrainConfig())) == []
+    assert differences({"a": {"b": 1}}, {"a": 2}) == [("a", {"b": 1}, 2)]
+
+
+# ---- files and the command line
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
+def test_every_config_file_loads_and_says_how_it_is_run(path):
+    assert isinstance(load_config_file(path), TrainConfig)
+    assert f"python train.py configs/{path.name}" in ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_there_are_config_files():
+    assert CONFIGS
+
+
+def test_a_missing_config_file_is_named_with_the_nearest_one(tmp_path):
+    config_file(tmp_path)
+    with pytest.raises(InputError, match=r"no config file .*mien\.py; did you mean '.*mine\.py'\?"):
+        load_train_config([str(tmp_path / "mien.py")])
+    with pytest.raises(InputError, match=r"no config file nowhere/at_all\.py$"):
+        load_train_config(["nowhere/at_all.py"])
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return TrainConfig(num_step=3)", r"mine\.py: TrainConfig has no field 'num_step'; did you mean 'num_steps'\?"),
+        ("return TrainConfig(model=BertConfig(hidden=3))", r"mine\.py: BertConfig has no field 'hidden'"),
+        ("return TrainConfig(model=BertConfig.preset('tiny', hiden_size=3))", "'hiden_size'; did you mean 'hidden_size'"),
+        ("return TrainConfig().replace(sede=3)", "TrainConfig has no field 'sede'; did you mean 'seed'"),
+        ("return 3", r"mine\.py: get_config\(\) returned a int, not a TrainConfig"),
+        ("return (", r"mine\.py:\d+: "),
+        ("return TrainConfig(num_steps='many')", "num_steps='many' is a str; expected int"),
+    ],
+)
+def test_a_mistake_in_a_config_file_is_told_with_its_place(tmp_path, body, message):
+    with pytest.raises(InputError, match=message):
+        load_config_file(config_file(tmp_path, body))
+
+
+def test_a_file_that_is_no_config_is_refused(tmp_path):
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(InputError, match=r"empty\.py has no get_config\(\)"):
+        load_config_file(tmp_path / "empty.py")
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(InputError, match=r"notes\.txt is not a Python file"):
+        load_config_file(tmp_path / "notes.txt")
+
+
+def test_an_error_of_a_config_files_own_code_is_not_hidden(tmp_path):
+    with pytest.raises(TypeError, match="unsupported operand"):
+        load_config_file(config_file(tmp_path, "return 1 + ''"))
+
+
+def test_the_command_line_overrides_the_file(tmp_path):
+    path = config_file(tmp_path)
+    assert load_train_config([path]) == TrainConfig(num_steps=50_000)
+    cfg = load_train_config(
+        [path, "--num-steps", "20_000", "--model.num-hidden-layers", "3", "--data.source", "a", "b", "--masking.rate", "0.3",
+         "--extend", "--data.cache-dir", "c", "--optim.clip-norm", "None"]
+    )  # fmt: skip
+    assert (cfg.num_steps, cfg.model.num_hidden_layers, cfg.data.source) == (20_000, 3, ("a", "b"))
+    assert (cfg.masking.rate, cfg.extend, cfg.data.cache_dir, cfg.optim.clip_norm) == (0.3, True, "c", None)
+
+
+def said(capsys):
+    """What was printed, without boxes and line breaks."""
+    out, err = capsys.readouterr()
+    return " ".join(re.sub(r"[─-╿]", " ", out + err).split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num-stepz", "3"], r"Unrecognized options: --num-stepz.* Perhaps you meant: --num-steps"),
+        (["--model.num-atention-heads", "3"], r"Perhaps you meant: --model\.num-attention-heads"),
+        (["--maskng.rate", "0.3"], r"Perhaps you meant: --masking\.rate"),
+        (["--num-steps", "many"], r"--num-steps: .*'many'"),
+        (["--data.examples", "pairs"], r"invalid choice 'pairs'.*full_sentences.*sentence_pairs"),
+        (["--model.num-attention-heads", "10"], r"hidden_size=768 is not divisible by num_attention_heads=10"),
+        (["--num-steps", "10"], r"optim\.warmup_steps=10000 is more than num_steps=10"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_told_with_what_was_meant(tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        load_train_config([config_file(tmp_path), *arguments])
+    assert stop.value.code == 2
+    assert re.search(message, said(capsys))
+
+
+def test_no_config_file_is_answered_with_the_usage():
+    for arguments in ([], ["--num-steps", "3"]):
+        with pytest.raises(InputError, match=r"usage: python train\.py configs/NAME\.py"):
+            load_train_config(arguments)
+
+
+@pytest.mark.parametrize("has_file", [True, False])
+def test_help_lists_every_field_with_its_docstring(tmp_path, capsys, has_file, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as stop:
+        load_train_config([*[config_file(tmp_path)][: int(has_file)], "--help"])
+    assert stop.value.code == 0
+    shown = said(capsys)
+    for group, kind in (("", TrainConfig), *((f.name, c) for f in fields(TrainConfig) for c in CLASSES if f.type == c.__name__)):
+        for f in fields(kind):
+            if f.type not in {c.__name__ for c in CLASSES}:
+                assert f"--{group}{'.' * bool(group)}{f.name.replace('_', '-')}" in shown
+    assert "Attention heads a layer; must divide hidden_size." in shown
+    assert ("default: 50000" in shown) == has_file
+
+
+# ---- the work directory
+
+
+@pytest.fixture
+def run(tmp_path):
+    return TrainConfig(workdir=str(tmp_path / "runs" / "one"), num_steps=20_000)
+
+
+def test_the_same_run_continues(run):
+    assert claim_workdir(run) == []
+    path = Path(run.workdir) / "config.json"
+    assert from_dict(TrainConfig, json.loads(path.read_text())) == run
+    assert claim_workdir(run) == []
+    assert [p.name for p in Path(run.workdir).iterdir()] == ["config.json"]
+
+
+def test_another_run_is_refused_with_a_list_of_what_differs(run):
+    claim_workdir(run)
+    before = (Path(run.workdir) / "config.json").read_text()
+    other = run.replace(seed=3, model=run.model.replace(num_hidden_layers=2), data=run.data.replace(source=("x",)), log_every=1)
+    with pytest.raises(InputError) as error:
+        claim_workdir(other)
+    assert str(error.value).splitlines() == [
+        f"{run.workdir} holds another run:",
+        "  seed: 0 there, 3 here",
+        "  model.num_hidden_layers: 12 there, 2 here",
+        "  data.source: [] there, ['x'] here",
+        "use another --workdir",
+    ]
+    assert (Path(run.workdir) / "config.json").read_text() == before
+
+
+OTHER_VALUE = {
+    "eval_every": 7, "checkpoint_every": 7, "keep_checkpoints": 7, "log_every": 7, "extend": True, "fill_masks": ["x"],
+    "data.cache_dir": "x", "data.num_workers": 7, "parallel.num_devices": 7,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_VALUE)
+def test_free_fields_may_differ(run, name):
+    claim_workdir(run)
+    values = to_dict(run)
+    *groups, last = name.split(".")
+    (values[groups[0]] if groups else values)[last] = OTHER_VALUE[name]
+    other = from_dict(TrainConfig, values)
+    assert other != run
+    assert claim_workdir(other) == []
+    assert json.loads((Path(run.workdir) / "config.json").read_text()) == values
+
+
+def test_the_list_of_free_fields_names_fields_that_are_there_and_tested():
+    names = {name for name, _, _ in differences({}, to_dict(TrainConfig()))}
+    names |= {f"data.{f.name}" for f in fields(DataConfig)}
+    assert names >= FREE_FIELDS
+    assert FREE_FIELDS - {"workdir"} == {name for name in OTHER_VALUE if not name.startswith("parallel.")}
+
+
+def test_a_moved_work_directory_still_continues(run, tmp_path):
+    claim_workdir(run)
+    Path(run.workdir).rename(tmp_path / "moved")
+    assert claim_workdir(run.replace(workdir=str(tmp_path / "moved"))) == []
+
+
+def test_more_steps_need_extend_and_say_what_happens_to_the_schedule(run):
+    claim_workdir(run)
+    longer = run.replace(num_steps=30_000)
+    with pytest.raises(InputError, match=r"num_steps: 20000 there, 30000 here\n.*--extend to go on past its num_steps"):
+        claim_workdir(longer)
+    (line,) = claim_workdir(longer.replace(extend=True))
+    assert re.match("extending from 20000 to 30000 steps: the linear schedule now ends there", line)
+    assert claim_workdir(longer) == []  # from now on it is a run of 30000
+    with pytest.raises(InputError, match=r"num_steps: 30000 there, 20000 here\nuse another --workdir$"):
+        claim_workdir(run.replace(extend=True))  # fewer are never allowed
+
+
+def test_extend_does_not_let_other_fields_through(run):
+    claim_workdir(run)
+    with pytest.raises(InputError) as error:
+        claim_workdir(run.replace(num_steps=30_000, extend=True, seed=1))
+    assert "seed: 0 there, 1 here" in str(error.value)
+    assert json.loads((Path(run.workdir) / "config.json").read_text())["num_steps"] == 20_000
+
+
+@pytest.mark.parametrize("below", ["file", "file/below"])
+def test_a_work_directory_that_cannot_be_used_is_named(run, tmp_path, below):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=rf"cannot use the work directory .*{below}: "):
+        claim_workdir(run.replace(workdir=str(tmp_path / below)))
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_work_directory_without_permission_is_named(run, tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match=r"cannot use the work directory .*Permission denied"):
+        claim_workdir(run)
+
+
+def test_a_full_disk_leaves_the_old_config_whole(run, monkeypatch):
+    claim_workdir(run)
+    before = (Path(run.workdir) / "config.json").read_text()
+
+    def full(self, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(InputError, match=r"cannot use the work directory .*No space left on device"):
+        claim_workdir(run)
+    assert (Path(run.workdir) / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize("content", [b"", b'{"num_steps": 3', b"\xff\xfe\x00", b"[]", b"null", b'{"num_steps": null}'])
+def test_a_damaged_config_json_is_named(run, content):
+    path = Path(run.workdir) / "config.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"{re.escape(str(path.parent))}.*"):
+        claim_workdir(run)
+    assert path.read_bytes() == content

@@ -1,0 +1,419 @@
+"""The token cache: same rows whoever makes it, whole or not at all, and everything in it counted."""
+
+import hashlib
+import os
+import re
+
+import numpy as np
+import pytest
+from helpers import make_documents, make_words, quiet, write_documents
+
+from bert_jax.config import DataConfig, InputError
+from bert_jax.data import corpus
+from bert_jax.data.corpus import document_hash, is_held_out, plan_shards, prepare
+from bert_jax.data.sources import Segment
+from bert_jax.data.tokenizer import Tokenizer
+
+L = 32
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(corpus, "SHARD_BYTES", 3000)
+    yield
+    corpus._open_rows.cache_clear()
+
+
+@pytest.fixture
+def documents():
+    """Four files: one of several shards, two that share one, and one with a copy of a document and unknown characters."""
+    many = make_documents(60, seed=2)
+    return [many[:40], many[40:45], many[45:50], [*many[50:], many[3], ["Ωψξ ξψΩ bako."]]]
+
+
+@pytest.fixture
+def folder(tmp_path, documents):
+    for name, own in zip("abcd", documents, strict=True):
+        write_documents(tmp_path / "text" / f"{name}.txt", own)
+    return tmp_path
+
+
+@pytest.fixture
+def build(folder, tokenizer_dir):
+    """Prepares the corpus in `folder`; the options are DataConfig's."""
+
+    def build(cache="cache", tokenizer=tokenizer_dir, **options):
+        given = dict(source=(str(folder / "text"),), max_seq_length=L, eval_fraction=0.2, num_workers=1)
+        return prepare(DataConfig(**{**given, **options}), tokenizer, folder / cache, quiet)
+
+    return build
+
+
+def everything(made):
+    """All rows, training ones first."""
+    return np.concatenate([rows[np.arange(len(rows))] for rows in (made.train, made.held_out)])
+
+
+def assert_same(one, other):
+    np.testing.assert_array_equal(everything(one), everything(other))
+    for name in ("token_counts", *corpus._PER_DOCUMENT):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert one.summary == other.summary
+
+
+def shard_files(folder, suffix="npy"):
+    return sorted((folder / "cache").glob(f"*/shard-*.{suffix}"))
+
+
+def text_of(rows, tokenizer):
+    return [tokenizer.decode(row.tolist()) for row in rows[np.arange(len(rows))]]
+
+
+# ---- rows
+
+
+@pytest.mark.parametrize("examples", ["full_sentences", "sentence_pairs"])
+def test_rows_do_not_depend_on_the_number_of_workers(build, examples, folder):
+    one = build("one", examples=examples, dupe_factor=1 + (examples == "sentence_pairs"))
+    two = build("two", examples=examples, dupe_factor=1 + (examples == "sentence_pairs"), num_workers=2)
+    assert len(one.summary["rows"]) >= 5
+    assert_same(one, two)
+
+
+def test_no_row_crosses_a_shard(build, documents, tokenizer, folder):
+    """A shard's rows hold the tokens of its own documents and no others."""
+    build(eval_fraction=0.0)
+    ids = [np.concatenate(tokenizer.encode_batch(doc)) for own in documents for doc in own]
+    first = 0
+    for path in shard_files(folder):
+        rows, last = np.load(path).astype(int), first
+        count = (~np.isin(rows, [tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id])).sum()
+        while last < len(ids) and count > 0:
+            count -= len(ids[last])
+            last += 1
+        assert count == 0
+        expected = np.bincount(np.concatenate(ids[first:last]), minlength=tokenizer.vocab_size)
+        found = np.bincount(rows.ravel(), minlength=tokenizer.vocab_size)
+        for special in (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id):
+            found[special] = 0
+        np.testing.assert_array_equal(found, expected)
+        first = last
+    assert first == len(ids)
+
+
+def test_shards_are_consecutive_segments_of_about_the_size():
+    def segment(path, start, size):
+        return Segment(path, start, start + 1, 0, size)
+
+    segments = [segment("a", 0, 3500), segment("a", 1, 900), segment("b", 0, 1000), segment("c", 0, 1000), segment("d", 0, 200)]
+    assert plan_shards(segments) == [(segments[0],), tuple(segments[1:4]), (segments[4],)]
+    assert plan_shards([]) == []
+
+
+def test_rows_are_read_by_index_in_any_order(build):
+    made = build()
+    whole = everything(made)
+    for rows, expected in ((made.train, whole[: len(made.train)]), (made.held_out, whole[len(made.train) :])):
+        order = np.random.default_rng(0).permutation(len(rows))
+        np.testing.assert_array_equal(rows[order], expected[order])
+        assert rows[[0, 0]].dtype == np.int32
+        assert rows[[]].shape == (0, L)
+        with pytest.raises(IndexError):
+            rows[[len(rows)]]
+
+
+def test_more_shards_than_open_files_can_be_read(tmp_path):
+    resource = pytest.importorskip("resource")
+    shards = [(tmp_path / f"{i}.npy", 0, 1) for i in range(300)]
+    for i, (path, _, _) in enumerate(shards):
+        np.save(path, np.full((1, 4), i, np.uint16))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))  # macOS's; Linux has 1024
+    try:
+        assert corpus.Rows(shards, 4)[np.arange(300)][:, 0].tolist() == list(range(300))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_the_last_column_of_pairs_is_their_label(build, tokenizer):
+    made = build(examples="sentence_pairs")
+    rows = everything(made)
+    assert rows.shape[1] == L + 1
+    assert set(rows[:, -1].tolist()) == {0, 1}
+    assert ((rows[:, :-1] == tokenizer.cls_id).sum(1) == 1).all()
+    assert ((rows[:, :-1] == tokenizer.sep_id).sum(1) == 2).all()
+
+
+def test_pairs_are_cut_otherwise_in_each_copy(build):
+    once, twice = build(examples="sentence_pairs"), build(examples="sentence_pairs", dupe_factor=2)
+    assert abs(len(twice.train) / len(once.train) - 2) < 0.2
+    rows = twice.train[np.arange(len(twice.train))]
+    assert len(np.unique(rows, axis=0)) > 0.8 * len(rows)
+
+
+# ---- held out
+
+
+def test_held_out_documents_never_occur_in_training_rows(build, folder, documents, tokenizer):
+    """Each document gets a word that no other has."""
+    words = make_words()
+    marks = [f"{a}{b}" for a in words[100:110] for b in words[110:120]]
+    marked = [[s.replace(".", f" {mark}.") for s in doc] for doc, mark in zip(documents[0] * 2, marks, strict=False)]
+    for old in (folder / "text").iterdir():
+        old.unlink()
+    write_documents(folder / "text" / "a.txt", marked)
+    held_out = {mark for mark, doc in zip(marks, marked, strict=False) if is_held_out(document_hash("\n".join(doc)), 0.2)}
+    assert 5 < len(held_out) < 30
+    for examples in ("full_sentences", "sentence_pairs"):
+        made = build(examples=examples, max_seq_length=64)
+        trained, evaluated = (" ".join(text_of(rows, tokenizer)) for rows in (made.train, made.held_out))
+        for mark in marks[: len(marked)]:
+            assert (mark in evaluated) == (mark in held_out)
+            assert (mark in trained) == (mark not in held_out)
+
+
+def test_copies_of_a_document_fall_on_the_same_side_whatever_their_white_space():
+    assert document_hash("a b\nc") == document_hash(" a  b c\n") != document_hash("a bc")
+    hashes = [document_hash(str(i)) for i in range(20_000)]
+    share = np.mean([is_held_out(h, 0.1) for h in hashes])
+    assert abs(share - 0.1) < 0.01
+    assert not any(is_held_out(h, 0.0) for h in hashes)
+    assert all(is_held_out(h, 0.2) for h in hashes if is_held_out(h, 0.1))  # a larger share holds the smaller
+
+
+def test_a_vocabulary_is_trained_on_training_text_only(folder, documents):
+    cfg = DataConfig(source=(str(folder / "text"),), eval_fraction=0.2)
+    texts = list(corpus.read_texts(cfg, quiet))
+    expected = ["\n".join(doc) for own in documents for doc in own]
+    assert texts == [text for text in expected if not is_held_out(document_hash(text), 0.2)]
+    assert len(texts) < len(expected)
+
+
+@pytest.mark.parametrize("fraction", [1e-6, 0.999_999])
+def test_a_split_without_documents_on_one_side_is_refused(build, fraction):
+    with pytest.raises(InputError, match=r"of 62 documents of .*text are held out by data\.eval_fraction"):
+        build(eval_fraction=fraction)
+
+
+def test_nothing_is_held_out_where_nothing_is_asked(build):
+    made = build(eval_fraction=0.0)
+    assert len(made.held_out) == 0
+    assert made.held_out[[]].shape == (0, L)
+    assert not made.document_held_out.any()
+
+
+# ---- counts
+
+
+@pytest.mark.parametrize("examples", ["full_sentences", "sentence_pairs"])
+def test_counts_are_those_of_a_brute_force_count(build, documents, tokenizer, folder, examples):
+    made = build(examples=examples)
+    texts = [" ".join(doc) for own in documents for doc in own]
+    ids = [[tokenizer.encode_batch([s])[0] for s in doc] for own in documents for doc in own]
+    flat = [np.concatenate(own) for own in ids]
+    hashes = [int.from_bytes(hashlib.blake2b(t.encode(), digest_size=8).digest(), "little") for t in texts]
+    held = [h % 1_000_000 < 200_000 for h in hashes]
+    s = made.summary
+    assert s["files"] == [str(folder / "text" / f"{name}.txt") for name in "abcd"]
+    assert s["documents"] == 62
+    assert s["held_out_documents"] == sum(held)
+    assert s["duplicated_documents"] == 1
+    assert s["text_tokens"] == sum(map(len, flat))
+    unknown = [int((own == tokenizer.unk_id).sum()) for own in flat]
+    assert made.document_unknown.tolist() == unknown
+    assert s["unknown_tokens"] == sum(unknown) > 0
+    assert made.document_hashes.tolist() == hashes
+    assert made.document_held_out.tolist() == held
+    assert made.document_files.tolist() == [i for i, own in enumerate(documents) for _ in own]
+    assert made.document_sentences.tolist() == list(map(len, ids))
+    assert len(made.sentence_hashes) == sum(map(len, ids))
+    assert len(np.unique(made.sentence_hashes)) == len({s for own in documents for doc in own for s in doc})
+    rows, train = everything(made)[:, :L], made.train[np.arange(len(made.train))][:, :L]
+    assert s["real_tokens"] == (rows != tokenizer.pad_id).sum()
+    assert s["examples"] == (rows == tokenizer.cls_id).sum()
+    assert (s["vocab_size"], s["max_seq_length"]) == (tokenizer.vocab_size, L)
+    assert (sum(s["rows"]), sum(s["train_rows"])) == (len(rows), len(train))
+    lengths = (train != tokenizer.pad_id).sum(1)
+    assert s["row_lengths"] == [int((lengths == n).sum()) for n in range(L + 1)]
+    assert (s["skipped"], s["skipped_first"]) == ({}, {})
+    if examples == "full_sentences":
+        trained = np.concatenate([own for own, h in zip(flat, held, strict=True) if not h])
+        counts = np.bincount(trained, minlength=tokenizer.vocab_size)
+        counts[list(tokenizer.special_ids)] = 0
+        np.testing.assert_array_equal(made.token_counts, counts)
+
+
+def test_token_counts_leave_out_what_is_never_predicted(build, tokenizer):
+    for examples in ("full_sentences", "sentence_pairs"):
+        counts = build(examples=examples).token_counts
+        assert counts.shape == (tokenizer.vocab_size,)
+        assert counts.sum() > 1000
+        assert not counts[list(tokenizer.special_ids)].any()
+
+
+def test_skipped_documents_are_counted_and_named_by_file_and_place(build, folder, documents):
+    write_documents(folder / "text" / "c.txt", documents[2])
+    bad = (folder / "text" / "c.txt").read_bytes().replace(b"\n\n", b"\n\n\xff\xfe bad\n\n", 2)
+    (folder / "text" / "c.txt").write_bytes(bad)
+    with pytest.raises(InputError, match=r"c\.txt:\d+ .*--data\.on-error skip"):
+        build()
+    made = build(on_error="skip")
+    path = str(folder / "text" / "c.txt")
+    assert made.summary["skipped"] == {path: 2}
+    line = bad[: bad.index(b"\xff")].count(b"\n") + 1
+    assert made.summary["skipped_first"][path].startswith(f"{path}:{line} ")
+    assert made.summary["documents"] == 62
+
+
+def test_a_file_of_many_shards_counts_its_skipped_documents_together(build, folder, documents):
+    path = folder / "text" / "a.txt"
+    path.write_bytes(path.read_bytes().replace(b"\n\n", b"\n\n\xff\n\n"))
+    assert build(on_error="skip").summary["skipped"] == {str(path): len(documents[0]) - 1}
+
+
+# ---- whole or not at all
+
+
+def stop_at_shard(monkeypatch, number, function, argument):
+    """Makes corpus.`function` die once it gets to shard `number`."""
+    original = getattr(corpus, function)
+
+    def dying(*args):
+        found = re.search(r"\d+", getattr(args[argument], "name", str(args[argument])))
+        if found and int(found[0]) == number and not str(args[argument]).endswith(".npy"):
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(corpus, function, dying)
+
+
+@pytest.mark.parametrize(("function", "argument"), [("_examples", 3), ("_write", 0)], ids=["before", "between its two files"])
+def test_an_interrupted_preparation_is_completed_and_its_whole_shards_kept(build, folder, monkeypatch, function, argument):
+    expected = build("elsewhere")
+    with monkeypatch.context() as patch:
+        stop_at_shard(patch, 2, function, argument)
+        with pytest.raises(KeyboardInterrupt):
+            build()
+    (directory,) = (folder / "cache").iterdir()
+    assert not (directory / "index.json").exists()
+    assert len(list(directory.glob("shard-*.npz"))) == 2
+    (directory / "shard-00003.npy.123.tmp").write_bytes(b"half")
+    (directory / "index.json.123.tmp").write_bytes(b"{}")
+    for path in (whole := sorted(directory.glob("shard-0000[01].npy"))):
+        os.utime(path, ns=(1, 1))
+    assert_same(build(), expected)
+    assert len(whole) == 2
+    assert [path.stat().st_mtime_ns for path in whole] == [1, 1]
+    assert (directory / "shard-00002.npy").stat().st_mtime_ns > 1
+
+
+def test_a_preparation_that_dies_while_it_writes_its_index_is_completed(build, folder, monkeypatch):
+    expected = build("elsewhere")
+    original = corpus._write
+    for name in ("counts.npz", "index.json"):
+        with monkeypatch.context() as patch:
+            patch.setattr(corpus, "_write", lambda path, save, name=name: 1 / (path.name != name) and original(path, save))
+            with pytest.raises(ZeroDivisionError):
+                build()
+        assert not list((folder / "cache").glob("*/index.json"))
+    for path in (made := shard_files(folder)):
+        os.utime(path, ns=(1, 1))
+    assert_same(build(), expected)
+    assert {path.stat().st_mtime_ns for path in made} == {1}
+
+
+def test_a_cache_that_lost_its_index_is_made_anew(build, folder):
+    expected = everything(build())
+    next((folder / "cache").glob("*/index.json")).unlink()
+    np.testing.assert_array_equal(everything(build()), expected)
+
+
+def test_a_half_written_file_never_bears_the_final_name(tmp_path):
+    def dies(file):
+        file.write(b"half")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        corpus._write(tmp_path / "shard-00000.npy", dies)
+    assert not (tmp_path / "shard-00000.npy").exists()
+
+
+def test_a_finished_cache_holds_rows_counts_and_index_and_nothing_else(build, folder):
+    made = build()
+    (directory,) = (folder / "cache").iterdir()
+    expected = [f"shard-{i:05d}.npy" for i in range(len(made.summary["rows"]))]
+    assert sorted(path.name for path in directory.iterdir()) == ["counts.npz", "index.json", *expected]
+
+
+def test_what_is_unchanged_is_not_tokenized_again(build, monkeypatch):
+    first = build()
+    monkeypatch.setattr(corpus, "_make_shard", None)
+    monkeypatch.setattr(Tokenizer, "encode_batch", None)
+    assert_same(build(), first)
+    assert_same(build(num_workers=2), first)
+
+
+def test_changed_text_tokenizer_or_options_are_another_cache(build, folder, documents, tokenizer, tmp_path):
+    keys = {build().summary["key"]}
+    others = [
+        dict(max_seq_length=64), dict(eval_fraction=0.3), dict(sentences="line"), dict(documents="line"), dict(on_error="skip"),
+        dict(examples="sentence_pairs"), dict(examples="sentence_pairs", short_seq_prob=0.5),
+        dict(examples="sentence_pairs", dupe_factor=2),
+    ]  # fmt: skip
+    keys |= {build(**options).summary["key"] for options in others}
+    Tokenizer.train(["\n".join(doc) for own in documents for doc in own], 200, "unigram").save(tmp_path / "other")
+    keys.add(build(tokenizer=tmp_path / "other").summary["key"])
+    path = folder / "text" / "b.txt"
+    path.write_text(path.read_text().replace(".", "!", 1))
+    keys.add(build().summary["key"])
+    path.unlink()
+    keys.add(build().summary["key"])
+    assert len(keys) == 1 + len(others) + 3
+    assert {d.name for d in (folder / "cache").iterdir()} == keys
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("index.json", lambda data: data[: len(data) // 2]),
+        ("index.json", lambda data: b""),
+        ("index.json", lambda data: b"[]"),
+        ("index.json", lambda data: b"{}"),
+        ("index.json", lambda data: b"\xff" + data),
+        ("counts.npz", lambda data: data[: len(data) // 2]),
+        ("counts.npz", lambda data: b""),
+        ("counts.npz", None),
+        ("shard-00001.npy", None),
+        ("shard-00001.npy", lambda data: data[: len(data) // 2]),
+        ("shard-00001.npy", lambda data: b""),
+    ],
+)
+def test_a_damaged_cache_is_refused_and_named(build, folder, name, damage):
+    build()
+    corpus._open_rows.cache_clear()
+    path = next((folder / "cache").glob(f"*/{name}"))
+    path.write_bytes(damage(path.read_bytes())) if damage else path.unlink()
+    with pytest.raises(InputError, match=rf"the token cache .*{re.escape(path.parent.name)}.*delete .* folder"):
+        build()
+
+
+def test_a_cache_that_cannot_be_written_is_an_input_error(build, folder, monkeypatch):
+    (folder / "file").write_text("")
+    for cache in ("file", "file/below"):
+        with pytest.raises(InputError, match=r"cannot write the token cache .*file.*--data\.cache-dir"):
+            build(cache)
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"cannot write the token cache .*No space left on device"):
+        build("full")
+    assert not list((folder / "full").glob("*/*"))
+
+
+def test_an_error_in_a_worker_process_is_the_users_message(build, folder):
+    path = folder / "text" / "a.txt"
+    path.write_bytes(path.read_bytes()[:-10] + b"\xff\n")
+    with pytest.raises(InputError, match=r"a\.txt:\d+ .*0xff"):
+        build(num_workers=2)

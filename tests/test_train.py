@@ -1,0 +1,270 @@
+"""train.py from end to end: text in, a pretrained directory out, stopped anywhere and continued to the bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import make_documents
+
+import train
+from bert_jax import inference
+from bert_jax.config import InputError
+from bert_jax.training import loop, writer
+
+ROOT = Path(__file__).parent.parent
+STEPS = 12
+
+CONFIG = """
+from bert_jax.config import BertConfig, DataConfig, OptimConfig, TrainConfig
+
+def get_config():
+    return TrainConfig(
+        num_steps=12, batch_size=8, eval_every=4, checkpoint_every=4, log_every=1, seed=3,
+        model=BertConfig(vocab_size=200, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                         intermediate_size=64, max_position_embeddings=32),
+        data=DataConfig(max_seq_length=32, documents="line", eval_fraction=0.2),
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=2),
+        fill_masks=("bako [MASK] bako.",),
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder with a config file and 300 one-line documents."""
+    folder = tmp_path_factory.mktemp("project")
+    lines = [" ".join(sentences) for sentences in make_documents(300)]
+    (folder / "text.txt").write_text("\n".join(lines) + "\n")
+    (folder / "config.py").write_text(CONFIG)
+    return folder
+
+
+def arguments(project, workdir, *more):
+    return [str(project / "config.py"), "--workdir", str(workdir), "--data.source", str(project / "text.txt"), *more]
+
+
+@pytest.fixture(scope="module")
+def whole_run(project):
+    """The work directory of an uninterrupted run."""
+    assert train.main(arguments(project, project / "whole")) == 0
+    return project / "whole"
+
+
+def recorded(workdir):
+    """metrics.jsonl without its timing lines."""
+    lines = (Path(workdir) / "metrics.jsonl").read_bytes().splitlines()
+    return [line for line in lines if json.loads(line).get("kind") != "timing"]
+
+
+def test_a_run_leaves_what_it_promises(whole_run):
+    values = writer.read(whole_run / "metrics.jsonl")
+    assert [v["step"] for v in values if "train/loss" in v] == list(range(1, STEPS + 1))
+    evaluations = [v for v in values if "eval/masked_lm_loss" in v]
+    assert [v["step"] for v in evaluations] == [4, 8, 12]
+    assert all(np.isfinite(v["eval/unigram_loss"]) for v in evaluations)
+    assert abs(values[1]["train/masked_lm_loss"] - np.log(200)) < 0.5
+    assert evaluations[-1]["eval/masked_lm_loss"] < evaluations[0]["eval/masked_lm_loss"]
+    timing = [v for v in values if v.get("kind") == "timing"]
+    assert {"compile_seconds", "tokens_per_second", "data_wait_share", "step_seconds"} <= set().union(*timing)
+    assert list((whole_run / "tensorboard").iterdir())
+    model = inference.load(whole_run / "export")
+    assert model.architecture == "BertForMaskedLM"
+    assert len(inference.FillMask(model)(["bako [MASK] bako."])[0]) == 5
+
+
+def test_another_run_of_the_same_seed_gives_the_same_bytes(project, whole_run, tmp_path):
+    assert train.main(arguments(project, tmp_path / "again")) == 0
+    assert recorded(tmp_path / "again") == recorded(whole_run)
+    first, second = ((d / "export" / "model.safetensors").read_bytes() for d in (whole_run, tmp_path / "again"))
+    assert first == second
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_continues_to_the_bit(project, whole_run, tmp_path, monkeypatch, number):
+    compile_step, calls = train_parallel().compile_step, []
+
+    def compile_and_count(*args, **kwargs):
+        compiled = compile_step(*args, **kwargs)
+
+        def step(*args):
+            calls.append(1)
+            if len(calls) == 6:
+                os.kill(os.getpid(), number)
+            return compiled(*args)
+
+        return step if kwargs["donate"] else compiled
+
+    monkeypatch.setattr(train_parallel(), "compile_step", compile_and_count)
+    assert train.main(arguments(project, tmp_path)) == 128 + number
+    assert len(recorded(tmp_path)) == 6 + 1
+    assert not (tmp_path / "export").exists()
+    assert train.main(arguments(project, tmp_path)) == 0
+    assert recorded(tmp_path) == recorded(whole_run)
+
+
+def train_parallel():
+    from bert_jax.training import parallel
+
+    return parallel
+
+
+def environment(devices):
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "NPROC": "16", "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }  # fmt: skip
+
+
+def run(project, workdir, *more, devices=8):
+    command = [sys.executable, str(ROOT / "train.py"), *arguments(project, workdir, *more)]
+    return subprocess.Popen(command, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def kill_behind_step_4(process, workdir):
+    while process.poll() is None and not (workdir / "checkpoints" / "4").exists():
+        time.sleep(0.001)
+    process.kill()
+    output = process.communicate()[0]
+    assert process.returncode == -signal.SIGKILL, output
+
+
+def test_a_killed_run_continues_to_the_bit(project, whole_run, tmp_path):
+    kill_behind_step_4(run(project, tmp_path), tmp_path)
+    assert not (tmp_path / "export").exists()
+    process = run(project, tmp_path)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert "continuing from step" in output
+    assert recorded(tmp_path) == recorded(whole_run)
+
+
+def test_one_device_sees_the_same_batches_and_losses_as_eight(project, whole_run, tmp_path):
+    assert train.main(arguments(project, tmp_path, "--parallel.num-devices", "1")) == 0
+    for one, eight in zip(recorded(tmp_path), recorded(whole_run), strict=True):
+        one, eight = json.loads(one), json.loads(eight)
+        assert one.keys() == eight.keys()
+        for name in one:
+            assert one[name] == pytest.approx(eight[name], rel=2e-4, abs=2e-4), name
+
+
+def test_a_run_continues_on_another_number_of_devices(project, whole_run, tmp_path):
+    kill_behind_step_4(run(project, tmp_path, "--parallel.num-devices", "2"), tmp_path)
+    assert train.main(arguments(project, tmp_path)) == 0
+    losses = [[json.loads(x).get("train/loss", 0.0) for x in recorded(d)] for d in (tmp_path, whole_run)]
+    np.testing.assert_allclose(losses[0], losses[1], atol=2e-4)
+
+
+def test_sentence_pairs_train_both_heads_and_export_for_pretraining(project, tmp_path):
+    pairs = ["--data.examples", "sentence_pairs", "--data.dupe-factor", "2", "--num-steps", "4", "--optim.warmup-steps", "1"]
+    assert train.main(arguments(project, tmp_path, *pairs, "--gradient-accumulation-steps", "1")) == 0
+    last = writer.read(tmp_path / "metrics.jsonl")[-1]
+    assert {"eval/masked_lm_loss", "eval/next_sentence_loss", "eval/next_sentence_accuracy"} <= last.keys()
+    assert inference.load(tmp_path / "export").architecture == "BertForPreTraining"
+
+
+def test_init_from_continues_the_weights_at_another_length(project, whole_run, tmp_path):
+    more = ["--init-from", str(whole_run / "export"), "--data.max-seq-length", "16", "--num-steps", "2", "--optim.warmup-steps", "1"]
+    assert train.main(arguments(project, tmp_path / "shorter", *more)) == 0
+    first = next(v for v in writer.read(tmp_path / "shorter" / "metrics.jsonl") if "train/loss" in v)
+    fresh = next(v for v in writer.read(whole_run / "metrics.jsonl") if "train/loss" in v)
+    assert first["train/masked_lm_loss"] < fresh["train/masked_lm_loss"] - 0.5
+    same = (tmp_path / "shorter" / "tokenizer" / "tokenizer.json").read_bytes()
+    assert same == (whole_run / "tokenizer" / "tokenizer.json").read_bytes()
+    with pytest.raises(InputError, match=r"model.hidden_size: 32 there, 64 in this run"):
+        train.main(arguments(project, tmp_path / "wider", "--init-from", str(whole_run / "export"), "--model.hidden-size", "64"))
+
+
+def test_a_run_of_another_configuration_is_refused_with_the_difference(project, whole_run):
+    with pytest.raises(InputError, match=r"seed: 3 there, 4 here"):
+        train.main(arguments(project, whole_run, "--seed", "4"))
+
+
+def test_changed_text_is_refused(project, whole_run, tmp_path):
+    import shutil
+
+    shutil.copytree(whole_run, tmp_path / "run")
+    changed = tmp_path / "text.txt"
+    changed.write_text((project / "text.txt").read_text() + "The dog sleeps. The cat sleeps.\n")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["data"]["source"] = [str(changed)]
+    config["workdir"] = str(tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="is not what .* was begun with"):
+        train.main([str(project / "config.py"), "--workdir", str(tmp_path / "run"), "--data.source", str(changed)])
+
+
+def test_extend_goes_on_past_the_end_and_says_so(project, whole_run, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(whole_run, tmp_path / "run")
+    with pytest.raises(InputError, match="--extend"):
+        train.main(arguments(project, tmp_path / "run", "--num-steps", "16"))
+    assert train.main(arguments(project, tmp_path / "run", "--num-steps", "16", "--extend")) == 0
+    assert "extending from 12 to 16 steps" in capsys.readouterr().err
+    assert writer.read(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 16
+
+
+def test_a_batch_that_does_not_divide_names_the_nearest(project, tmp_path):
+    with pytest.raises(InputError, match=r"batch_size=12 does not divide over 8 devices .* nearest that do: 8, 16"):
+        train.main(arguments(project, tmp_path, "--batch-size", "12"))
+
+
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(project, whole_run, tmp_path, capfd):
+    import shutil
+
+    shutil.copytree(whole_run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "export")
+    (tmp_path / "run" / "checkpoints" / "12" / "state" / "_METADATA").unlink()
+    assert train.main(arguments(project, tmp_path / "run")) == 0
+    said = capfd.readouterr().err
+    assert "12 is damaged" in said
+    assert "continuing from step 8" in said
+    assert recorded(tmp_path / "run") == recorded(whole_run)
+
+
+def test_updates_that_are_never_finite_stop_the_run_and_name_the_steps(project, tmp_path):
+    with pytest.raises(InputError, match=r"steps 2 to 4 were not finite .* 3 in a row"):
+        train.main(arguments(project, tmp_path, "--optim.learning-rate", "1e38", "--optim.warmup-steps", "0", "--optim.max-skipped", "3",
+                             "--model.layer-norm-eps", "0"))  # fmt: skip
+
+
+def test_a_run_without_held_out_text_trains(project, tmp_path):
+    assert train.main(arguments(project, tmp_path, "--data.eval-fraction", "0", "--num-steps", "2", "--optim.warmup-steps", "1")) == 0
+    assert not any(name.startswith("eval/") for v in writer.read(tmp_path / "metrics.jsonl") for name in v)
+
+
+def test_convert_writes_what_the_newest_checkpoint_holds(project, whole_run, tmp_path):
+    from bert_jax.__main__ import main
+
+    main(["convert", str(whole_run), str(tmp_path / "out")])
+    wanted = (whole_run / "export" / "model.safetensors").read_bytes()
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == wanted
+
+
+def test_the_loop_says_when_the_first_loss_is_far_from_chance():
+    import jax.numpy as jnp
+
+    from bert_jax.training.steps import TrainState
+
+    said = []
+
+    class Log:
+        def __getattr__(self, name):
+            return lambda *a, **k: said.append(a[0]) if name == "message" else None
+
+    def step(state, batch):
+        metrics = {"loss": jnp.float32(9.0), "masked_lm_loss": jnp.float32(9.0), "skipped_in_a_row": jnp.int32(0)}
+        return state._replace(step=state.step + 1), metrics
+
+    loop.fit(
+        TrainState(jnp.int32(0), None, None, jnp.int32(0), jnp.int32(0)), step, iter([{"sequence_ids": np.ones((1, 1))}] * 2),
+        lambda b: b, loop.Cadence(2, 1, 9, 9, 3), lambda p: {}, lambda *a: None, Log(), loop.StopRequest(), loop.Cost(1.0, None), 4.0,
+    )  # fmt: skip
+    assert any("first masked-LM loss is 9.00" in text for text in said)
