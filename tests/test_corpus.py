@@ -268,7 +268,10 @@ def test_skipped_documents_are_counted_and_named_by_file_and_place(build, folder
 def test_a_file_of_many_shards_counts_its_skipped_documents_together(build, folder, documents):
     path = folder / "text" / "a.txt"
     path.write_bytes(path.read_bytes().replace(b"\n\n", b"\n\n\xff\n\n"))
-    assert build(on_error="skip").summary["skipped"] == {str(path): len(documents[0]) - 1}
+    summary = build(on_error="skip").summary
+    assert summary["skipped"] == {str(path): len(documents[0]) - 1}
+    line = path.read_bytes().split(b"\xff")[0].count(b"\n") + 1
+    assert summary["skipped_first"][str(path)].startswith(f"{path}:{line} ")
 
 
 # ---- whole or not at all
@@ -294,7 +297,7 @@ def test_an_interrupted_preparation_is_completed_and_its_whole_shards_kept(build
         stop_at_shard(patch, 2, function, argument)
         with pytest.raises(KeyboardInterrupt):
             build()
-    (directory,) = (folder / "cache").iterdir()
+    (directory,) = (folder / "cache").glob("*/")
     assert not (directory / "index.json").exists()
     assert len(list(directory.glob("shard-*.npz"))) == 2
     (directory / "shard-00003.npy.123.tmp").write_bytes(b"half")
@@ -340,7 +343,7 @@ def test_a_half_written_file_never_bears_the_final_name(tmp_path):
 
 def test_a_finished_cache_holds_rows_counts_and_index_and_nothing_else(build, folder):
     made = build()
-    (directory,) = (folder / "cache").iterdir()
+    (directory,) = (folder / "cache").glob("*/")
     expected = [f"shard-{i:05d}.npy" for i in range(len(made.summary["rows"]))]
     assert sorted(path.name for path in directory.iterdir()) == ["counts.npz", "index.json", *expected]
 
@@ -351,6 +354,31 @@ def test_what_is_unchanged_is_not_tokenized_again(build, monkeypatch):
     monkeypatch.setattr(Tokenizer, "encode_batch", None)
     assert_same(build(), first)
     assert_same(build(num_workers=2), first)
+
+
+def test_only_touched_files_are_read_again(build, folder, monkeypatch):
+    first, scanned, original = build(), [], corpus.sources.scan
+
+    def scan(path, **options):
+        scanned.append(path)
+        return original(path, **options)
+
+    monkeypatch.setattr(corpus.sources, "scan", scan)
+    assert_same(build(), first)
+    assert scanned == []
+    path = folder / "text" / "b.txt"
+    path.write_text(path.read_text().replace("a", "e", 1))  # of the same size
+    assert build().summary["key"] != first.summary["key"]
+    assert scanned == [str(path)]
+    build(documents="line")
+    assert len(scanned) == 5
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a', b"[]", b"3", b"\xff"])
+def test_a_damaged_memory_of_scans_is_made_anew(build, folder, content):
+    first = build()
+    (folder / "cache" / "scan.json").write_bytes(content)
+    assert_same(build(), first)
 
 
 def test_changed_text_tokenizer_or_options_are_another_cache(build, folder, documents, tokenizer, tmp_path):
@@ -369,7 +397,7 @@ def test_changed_text_tokenizer_or_options_are_another_cache(build, folder, docu
     path.unlink()
     keys.add(build().summary["key"])
     assert len(keys) == 1 + len(others) + 3
-    assert {d.name for d in (folder / "cache").iterdir()} == keys
+    assert {d.name for d in (folder / "cache").glob("*/")} == keys
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bert_jax.data.examples import MAX_SENTENCE_CHARS, full_sentences, sentence_pairs, split_sentences
+from bert_jax.data.examples import MAX_SENTENCE_CHARS, MOST_EMPTY, full_sentences, sentence_pairs, split_sentences
 
 CLS, SEP = 1, 2
 
@@ -108,6 +108,13 @@ def test_a_sentence_longer_than_a_row_is_cut_and_its_end_is_filled_up():
     assert [run[1:-1].tolist() for run in runs] == [[10, 11], [*range(12, 18)], [*range(18, 24)], [24, 25, 26, 27, 28]]
 
 
+def test_a_sentence_is_cut_only_where_much_of_the_row_would_stay_empty():
+    just_too_long = 30 - MOST_EMPTY + 1
+    assert [len(run) - 2 for run in full_sentences(numbered([just_too_long, 20]), 32, CLS, SEP)] == [just_too_long, 20]
+    assert [len(run) - 2 for run in full_sentences(numbered([just_too_long - 1, 20]), 32, CLS, SEP)] == [30, 4]
+    assert [len(run) - 2 for run in full_sentences(numbered([20, 10, 4]), 32, CLS, SEP)] == [30, 4]  # fits to the token
+
+
 def test_no_sentences_give_no_examples():
     assert full_sentences([], 8, CLS, SEP) == []
     assert full_sentences(numbered([0, 0]), 8, CLS, SEP) == []
@@ -116,7 +123,7 @@ def test_no_sentences_give_no_examples():
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.integers(0, 40), max_size=30), st.integers(8, 24))
+@given(st.lists(st.integers(0, 90), max_size=30), st.integers(8, 60))
 def test_full_sentences_lose_no_token_keep_the_order_and_fit(lengths, row_length):
     sentences = numbered(lengths)
     runs = full_sentences(sentences, row_length, CLS, SEP)
@@ -127,7 +134,8 @@ def test_full_sentences_lose_no_token_keep_the_order_and_fit(lengths, row_length
         assert (run[0], run[-1]) == (CLS, SEP)
         assert 3 <= len(run) <= row_length
     for run, following in itertools.pairwise(runs):
-        assert len(run) == row_length or int(following[1]) in starts  # only what is longer than a row is cut
+        assert row_length - len(run) < MOST_EMPTY
+        assert len(run) == row_length or int(following[1]) in starts  # what is cut fills its row
 
 
 # ---- sentence pairs
@@ -207,6 +215,12 @@ def test_the_asked_share_of_chunks_is_short(share):
     short = np.mean([n < 59 for n, end in zip(chunks, ends, strict=True) if not end])
     expected = share * 57 / 59  # targets are uniform in [2, 60]: 59 and 60 fill the row
     assert abs(short - expected) <= 5 * np.sqrt(expected * (1 - expected) / len(chunks))
+
+
+def test_short_chunks_hold_two_sentences_and_are_random_no_more_often():
+    documents = [numbered([10] * 90, FIRST * (d + 1)) for d in range(30)]
+    _, labels = sentence_pairs(documents, 43, CLS, SEP, 1.0, np.random.default_rng(0))
+    assert abs(np.mean(labels) - 0.5) < 0.05
 
 
 def test_random_text_is_drawn_from_every_other_document_and_from_its_middle_too():

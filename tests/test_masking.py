@@ -78,6 +78,12 @@ def test_a_row_of_specials_and_padding_is_left_as_it_is():
         assert not out["masked_ids"].any()
 
 
+def test_padding_is_what_the_caller_says_it_is():
+    cfg = MaskingConfig(rate=0.5, mask_prob=1.0, random_prob=0.0)
+    out = mask_rows(np.array([[9, 9, 8, 9]]), vocabulary(), cfg, 0, 0, pad_id=9)
+    assert out["input_ids"].tolist() == [[9, 9, MASK, 9]]
+
+
 def test_kept_tokens_are_predicted_all_the_same():
     ids = some_rows(3)
     out = mask_rows(ids, vocabulary(), MaskingConfig(rate=0.3, mask_prob=0.0, random_prob=0.0), 0, 0)

@@ -118,11 +118,12 @@ def test_an_epoch_reads_each_row_once_and_the_next_in_another_order(data, config
     assert len(orders) == 4
 
 
-def test_the_same_row_is_masked_otherwise_in_the_next_epoch(data, config):
+def test_the_same_row_is_masked_otherwise_in_the_next_epoch_and_by_another_seed(data, config):
     one_row = Rows([(path, start, start + 1) for path, start, _ in data.training.train.shards[:1]], L)
     source = replace(BatchSource.of(config, data.tokenizer, one_row), batch_size=1)
     masks = {tuple(source.train(step)["masked_positions"][0].tolist()) for step in range(10)}
-    assert len(masks) == 10
+    masks.add(tuple(replace(source, seed=1).train(0)["masked_positions"][0].tolist()))
+    assert len(masks) == 11
 
 
 def test_the_order_of_rows_is_the_one_it_has_always_been(tmp_path, tokenizer):

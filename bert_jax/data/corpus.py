@@ -8,6 +8,7 @@ it, whole shards are kept and the others made. No row crosses a shard, so the ro
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -108,15 +109,13 @@ def prepare(cfg: DataConfig, tokenizer_path: str | Path, cache_dir: str | Path, 
     """
     files = sources.list_files(cfg.source)
     tokenizer = Tokenizer.load(tokenizer_path)
-    segments, hashes = _scan(files, cfg, progress)
+    _make_folder(Path(cache_dir))
+    segments, hashes = _scan(files, cfg, Path(cache_dir), progress)
     key = _cache_key(hashes, tokenizer, cfg)
     directory = Path(cache_dir) / key
     shards = plan_shards(segments)
     if not (directory / "index.json").exists():
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise _unwritable(directory, e) from None
+        _make_folder(directory)
         numbers = {path: i for i, path in enumerate(files)}
         tasks = [
             _Task(i, shard, tuple(numbers[s.path] for s in shard), cfg, str(tokenizer_path), str(directory))
@@ -141,14 +140,39 @@ def read_texts(cfg: DataConfig, progress: Progress) -> Iterator[str]:
                     yield text
 
 
-def _scan(files: Sequence[str], cfg: DataConfig, progress: Progress) -> tuple[list[sources.Segment], list[str]]:
-    """Segments and content hash of every file."""
+def _scan(
+    files: Sequence[str], cfg: DataConfig, cache_dir: Path, progress: Progress
+) -> tuple[list[sources.Segment], list[str]]:
+    """Segments and content hash of every file. Files that have not been touched since the last time are not read again."""
+    kept = cache_dir / "scan.json"
+    try:
+        known = dict(json.loads(kept.read_text()))
+    except (OSError, ValueError, TypeError):
+        known = {}
+    names = [_unchanged_name(path, cfg) for path in files]
+    new = [path for path, name in zip(files, names, strict=True) if name not in known]
     scan = partial(sources.scan, reader=_reader(cfg), segment_bytes=SHARD_BYTES)
+    scanned = dict(zip(new, _run(scan, new, cfg.num_workers, progress, "scan"), strict=True))
     segments, hashes = [], []
-    for found, content_hash in _run(scan, files, cfg.num_workers, progress, "scan"):
-        segments += found
+    for path, name in zip(files, names, strict=True):
+        if path in scanned:
+            known[name] = ([dataclasses.astuple(segment) for segment in scanned[path][0]], scanned[path][1])
+        found, content_hash = known[name]
+        segments += [sources.Segment(*values) for values in found]
         hashes.append(content_hash)
+    known.pop("", None)
+    if scanned:
+        _write(kept, lambda f: f.write(json.dumps(known).encode()))
     return segments, hashes
+
+
+def _unchanged_name(path: str, cfg: DataConfig) -> str:
+    """Another for a file that was touched or is cut in another way; empty for what is no local file."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return ""
+    return json.dumps([path, stat.st_size, stat.st_mtime_ns, dataclasses.astuple(_reader(cfg)), SHARD_BYTES])
 
 
 def plan_shards(segments: Sequence[sources.Segment]) -> list[Shard]:
@@ -285,6 +309,13 @@ def _write(path: Path, save: Callable[[Any], None]) -> None:
         os.replace(temporary, path)
     except OSError as e:
         temporary.unlink(missing_ok=True)
+        raise _unwritable(path, e) from None
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
         raise _unwritable(path, e) from None
 
 

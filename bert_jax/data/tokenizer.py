@@ -1,7 +1,7 @@
 """One face over every tokenizer file: text in, int32 ids out. No jax in here.
 
-There is one engine, `tokenizers.Tokenizer`: vocab.txt, vocab.json + merges.txt and SentencePiece .model files are turned
-into one on load, so the ids of training are the ids of the tokenizer.json that is exported, whatever was loaded.
+There is one engine, `tokenizers.Tokenizer`: vocab.txt, vocab.json + merges.txt and SentencePiece .model files are
+turned into one on load, so the ids of training are the ids of the exported tokenizer.json, whatever was loaded.
 """
 
 from __future__ import annotations
@@ -453,13 +453,21 @@ def _lines(texts: Iterable[str], longest: int = 1000) -> Iterator[str]:
 def _train_sentencepiece(texts: Iterable[str], vocab_size: int, kind: str, lowercase: bool) -> bytes:
     import sentencepiece
 
-    model = io.BytesIO()
+    model, failed = io.BytesIO(), list[BaseException]()
+
+    def lines() -> Iterator[str]:
+        try:
+            yield from _lines(texts)
+        except (Exception, KeyboardInterrupt) as error:
+            failed.append(error)  # of which SentencePiece passes on the text alone
+            raise
+
     names = {"pad": "[PAD]", "unk": "[UNK]", "bos": "[CLS]", "eos": "[SEP]"}
     ids: Any = {f"{name}_id": id for id, name in enumerate(names)}
     pieces: Any = {f"{name}_piece": piece for name, piece in names.items()}
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(texts),
+            sentence_iterator=lines(),
             model_writer=model,
             model_type=kind,
             vocab_size=vocab_size,
@@ -471,6 +479,8 @@ def _train_sentencepiece(texts: Iterable[str], vocab_size: int, kind: str, lower
             minloglevel=2,
         )
     except RuntimeError as error:
+        if failed:
+            raise failed[0] from None
         if possible := re.search(r"(?:value <= |required_chars\. \d+ vs )(\d+)", str(error)):
             _require_size(vocab_size, int(possible[1]))
         raise InputError(f"vocab_size={vocab_size}: SentencePiece: {error}") from error

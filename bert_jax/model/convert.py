@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,11 @@ _HEADS = [
     ("cls.predictions.bias", "masked_lm/bias"),
     ("cls.seq_relationship", "next_sentence"),
 ]
+_TIED = [  # (their name, the tensor that it must equal): older files have it twice
+    ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+    ("cls.predictions.decoder.bias", "cls.predictions.bias"),
+]
+_ONLY = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}  # of their config.json
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 
@@ -94,7 +100,7 @@ def from_hugging_face(tensors: dict[str, np.ndarray], like: Params, cfg: BertCon
     """Tensors under their names -> parameters of the tree `like`, and our paths that the tensors lack.
 
     Missing paths keep the value in `like`; that is for the caller to allow. Raises InputError, naming both sides, where a
-    shape differs or a tensor of the encoder is missing.
+    shape differs, a tensor of the encoder is missing, there are more layers, or the output layer is not the embedding table.
     """
     names = {ours: theirs for theirs, ours in _names(cfg.num_hidden_layers)}
     flat, missing, wrong = dict(flatten(like)), [], []
@@ -107,6 +113,12 @@ def from_hugging_face(tensors: dict[str, np.ndarray], like: Params, cfg: BertCon
         if tensor.shape != old.shape:
             wrong.append(f"{theirs} is {list(tensors[theirs].shape)}, which does not fit {path} {list(old.shape)}")
         flat[path] = np.ascontiguousarray(tensor, dtype=np.float32)
+    for theirs, tied in _TIED:
+        if theirs in tensors and tied in tensors and not np.array_equal(tensors[theirs], tensors[tied]):
+            wrong.append(f"{theirs} differs from {tied}, to which this model ties it")
+    layers = {int(found[1]) for found in map(re.compile(r"bert\.encoder\.layer\.(\d+)\.").match, tensors) if found}
+    if layers and max(layers) >= cfg.num_hidden_layers:
+        wrong.append(f"there are tensors of {max(layers) + 1} layers, but num_hidden_layers={cfg.num_hidden_layers}")
     lost = [path for path in missing if path.startswith("encoder/")]
     if wrong or lost:
         lines = [*wrong, *(f"no tensor {_their_name(path, names)} for {path}" for path in lost)]
@@ -150,6 +162,9 @@ def load_config(directory: str | Path) -> tuple[BertConfig, str]:
         raise InputError(f"{path} is not JSON: {e}") from None
     if values.get("model_type") != "bert":
         raise InputError(f"{path}: model_type {values.get('model_type')!r} is not known; known: 'bert'")
+    for name, only in _ONLY.items():
+        if values.get(name, only) != only:
+            raise InputError(f"{path}: {name}={values[name]!r} is not supported, only {only!r}")
     fields = {f.name for f in dataclasses.fields(BertConfig)} - {"dtype", "remat", "scan_layers"}
     cfg = BertConfig(**{name: value for name, value in values.items() if name in fields})
     return cfg, (values.get("architectures") or ["BertForMaskedLM"])[0]

@@ -2,13 +2,12 @@
 
 Orbax does not notice a flipped bit in the numbers (a zstd block that did not shrink has no checksum), takes an empty
 folder for the newest checkpoint, and cannot start beside a torn metrics file. So each checkpoint has, next to `state`,
-a `meta` item: the caller's meta, the ranking metric, a checksum of each array and one of itself. What differs is damage.
+a `meta` item: the caller's meta, the ranking metric, checksums of each array and of itself. What differs is damage.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import logging
 import math
@@ -35,21 +34,22 @@ class _Damaged(Exception):
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:
-    return "/orbax/" not in record.pathname.replace("\\", "/")
+    return "/orbax/" not in (record.pathname + record.getMessage()).replace("\\", "/")
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """A failed read leaves coroutines behind that print tracebacks when they are collected: collect them here."""
-    hook, log = sys.unraisablehook, logging.getLogger("asyncio")
-    sys.unraisablehook, log.disabled = lambda _: None, True
-    try:
-        yield
-    except BaseException:
-        gc.collect()
-        raise
-    finally:
-        sys.unraisablehook, log.disabled = hook, False
+def _hush() -> None:
+    """Keeps from the terminal what Orbax adds to an error that it raises: pages of log, and reads that end after it."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_not_orbax)
+    hook = sys.unraisablehook
+
+    def filtered(unraisable: Any) -> None:
+        code = getattr(unraisable.object, "cr_code", None)  # of a coroutine
+        if str(unraisable.exc_value) != "Event loop is closed" and "orbax" not in getattr(code, "co_filename", ""):
+            hook(unraisable)
+
+    if getattr(hook, "__name__", "") != filtered.__name__:
+        sys.unraisablehook = filtered
 
 
 def _reason(error: BaseException) -> str:
@@ -78,10 +78,8 @@ def _named(tree: PyTree) -> dict[str, Any]:
 
 
 def _arrays(tree: PyTree) -> dict[str, list]:
-    """name -> [dtype, shape, checksum] of each array."""
-    named = _named(tree)
-    sums = jax.device_get([_checksum(x) for x in named.values()])
-    return {n: [str(x.dtype), list(x.shape), int(s)] for (n, x), s in zip(named.items(), sums, strict=True)}
+    """name -> [dtype, shape, checksum] of each array; one after another, as these sums may cross hosts."""
+    return {n: [str(x.dtype), list(x.shape), int(_checksum(x))] for n, x in _named(tree).items()}
 
 
 def _seal(record: dict) -> int:
@@ -129,7 +127,7 @@ class Checkpointer:
         best_metric: str | None = "eval/masked_lm_loss",
         report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
     ) -> None:
-        logging.getLogger("absl").addFilter(_not_orbax)  # pages for each failure; ours is the one line. Idempotent
+        _hush()
         self.directory, self._metric = epath.Path(directory).expanduser().resolve(), best_metric
         self._report = report if jax.process_index() == 0 else lambda line: None
         self._saving, self._metrics = 0, dict[int, float]()
@@ -243,8 +241,7 @@ class Checkpointer:
         """The checkpoint, whole on all processes; raises _Damaged on all of them if one cannot read it."""
         result, why = None, "another process cannot read it"
         try:
-            with _quiet():
-                result = self._read(folder, like)
+            result = self._read(folder, like)
         except (InputError, MemoryError, jax.errors.JaxRuntimeError):  # out of memory is not damage
             raise
         except Exception as error:
@@ -284,8 +281,7 @@ class Checkpointer:
     @contextlib.contextmanager
     def _failures_named(self) -> Iterator[None]:
         try:
-            with _quiet():
-                yield
+            yield
         except Exception as error:
             self._metrics.pop(self._saving, None)
             with contextlib.suppress(OSError):

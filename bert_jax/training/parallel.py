@@ -20,7 +20,8 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
     devices = jax.local_devices()
     if num_devices is not None and not 1 <= num_devices <= len(devices):
         raise InputError(
-            f"parallel.num_devices={num_devices}, but there are {len(devices)} ({devices[0].device_kind}): choose 1 to {len(devices)}"
+            f"parallel.num_devices={num_devices}, but there are {len(devices)} ({devices[0].device_kind}): "
+            f"choose 1 to {len(devices)}"
         )
     return jax.make_mesh((num_devices or len(devices),), ("data",), (AxisType.Auto,), devices=devices[:num_devices])
 

@@ -1,8 +1,8 @@
 """What a run tells: metrics.jsonl, TensorBoard events and the console. No jax in here.
 
 metrics.jsonl is the record: one JSON object a line, `step` first, then the keys in the order given. Two runs of one
-seed write the same bytes, but for the lines of `"kind": "timing"`. Floats are written by repr, so they read back to the bit;
-JSON has no NaN, so those that are not finite are the strings "nan", "inf" and "-inf", which `read` turns back.
+seed write the same bytes, but for the lines of `"kind": "timing"`. Floats are written by repr, so they read back to the
+bit; JSON has no NaN, so those that are not finite are the strings "nan", "inf" and "-inf", which `read` turns back.
 """
 
 from __future__ import annotations

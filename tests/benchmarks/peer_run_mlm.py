@@ -1,11 +1,12 @@
 """Pretraining as transformers' run_mlm.py does it in PyTorch, for a comparison over equal wall time on equal masks.
 
-    python tests/benchmarks/peer_run_mlm.py --text 'text/*/*.txt' --tokenizer DIR --num-steps 6000 --warmup-steps 600 \
+    python tests/benchmarks/peer_run_mlm.py --text 'text/*/*.txt' --tokenizer DIR --warmup-share 0.05 \
         --learning-rate 5e-4 --minutes 30 --eval-file eval.npz --out peer.jsonl --out-dir peer
 
 Samples are tokenised with special tokens, concatenated and cut into blocks of --length, the remainder dropped;
 DataCollatorForLanguageModeling masks 15 % in shuffled epochs; BertForMaskedLM in float32, Trainer's AdamW (fused, no
-decay on biases and LayerNorms), clipping to 1, linear warm-up and decay. Documents are read, and some held out, by
+decay on biases and LayerNorms), clipping to 1, linear warm-up and decay, which by wall time end exactly with the
+budget, however fast the machine is. Documents are read, and some held out, by
 bert_jax: --documents and --heldout-hash must be those of its run. A sample is a document or, as run_mlm.py has it with
 plain text files, a line.
 
@@ -30,8 +31,8 @@ import transformers
 
 Arrays = dict[str, np.ndarray]
 SIZES = dict(hidden=256, layers=4, heads=4, intermediate=1024, length=128, batch=32)
-RUN = dict(warmup_steps=600, threads=2, seed=0)
-RATES = dict(learning_rate=5e-4, weight_decay=0.01, heldout_hash=0.01, eval_every_minutes=3.0)
+RUN = dict(threads=2, seed=0)
+RATES = dict(warmup_share=0.05, learning_rate=5e-4, weight_decay=0.01, heldout_hash=0.01, eval_every_minutes=3.0)
 
 
 def read_documents(patterns: Sequence[str], documents: str, held_out: float) -> list[str]:
@@ -98,7 +99,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sample-by", choices=["document", "line"], default="document")
     for name, default in (SIZES | RUN | RATES).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
-    parser.add_argument("--num-steps", type=int, required=True, help="where the schedule ends; training ends there too")
     parser.add_argument("--minutes", type=float, required=True, help="wall time of training")
     parser.add_argument("--eval-file", required=True, help="NPZ")
     parser.add_argument("--out", type=Path, required=True, help="JSONL of minutes, step, eval_loss")
@@ -133,15 +133,20 @@ def main() -> None:
     )
     model = transformers.BertForMaskedLM(config).train()
     optimizer = adamw(model, args.learning_rate, args.weight_decay)
-    schedule = transformers.get_linear_schedule_with_warmup(optimizer, args.warmup_steps, args.num_steps)
+
+    def share_of_peak(_: int) -> float:
+        progress = trained / budget
+        return min(progress / args.warmup_share, max(0.0, (1 - progress) / (1 - args.warmup_share)))
+
+    budget, trained, next_evaluation, step = args.minutes * 60, 0.0, 0.0, 0
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_peak)
     collate = transformers.DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
     loader = torch.utils.data.DataLoader(blocks, batch_size=args.batch, shuffle=True, collate_fn=collate)
     batches = itertools.chain.from_iterable(itertools.repeat(loader))  # shuffled anew each epoch
 
-    budget, trained, next_evaluation, step = args.minutes * 60, 0.0, 0.0, 0
     args.out.write_text("")
     while True:
-        ended = trained >= budget or step >= args.num_steps
+        ended = trained >= budget
         if ended or trained >= next_evaluation:
             line = json.dumps({"minutes": trained / 60, "step": step, "eval_loss": evaluate(model, evaluation)})
             print(line, flush=True)

@@ -1,0 +1,86 @@
+"""Imports point down: a short table of who may import what, held against the source."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted([*(ROOT / "bert_jax").rglob("*.py"), ROOT / "train.py"])
+
+# module: the only places (prefixes of paths) that may import it
+ONLY_IN = {
+    "flax": ["bert_jax/model/"],
+    "orbax": ["bert_jax/training/checkpoint.py"],
+    "optax": ["bert_jax/training/"],
+    "grain": ["bert_jax/data/pretraining.py"],
+    "tensorflow_datasets": ["bert_jax/data/sources.py"],
+    "sentencepiece": ["bert_jax/data/tokenizer.py"],
+    "tensorboardX": ["bert_jax/training/writer.py"],
+    "torch": [],
+    "tensorflow": [],
+    "transformers": [],
+}
+# place: what it may not import
+NEVER = {
+    "bert_jax/config.py": ["jax", "bert_jax."],
+    "bert_jax/data/": ["jax", "bert_jax.model", "bert_jax.training", "bert_jax.inference"],
+    "bert_jax/model/": ["bert_jax.data", "bert_jax.training", "bert_jax.inference"],
+    "bert_jax/training/": ["bert_jax.inference", "bert_jax.data"],
+    "bert_jax/inference.py": ["bert_jax.training"],
+}
+
+
+def imported(path):
+    """Dotted names that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+
+
+def breaches(path, names):
+    """The rules that importing `names` in `path` (relative to the root) breaks."""
+    found = []
+    for name in names:
+        top = name.split(".")[0]
+        if top in ONLY_IN and not any(path.startswith(place) for place in ONLY_IN[top]):
+            found.append(f"{path} imports {name}")
+        for place, forbidden in NEVER.items():
+            for module in forbidden:
+                if path.startswith(place) and (name == module.rstrip(".") or name.startswith(module.rstrip(".") + ".")):
+                    found.append(f"{path} imports {name}")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down(path):
+    assert breaches(str(path.relative_to(ROOT)), imported(path)) == []
+
+
+def test_a_breach_is_seen():
+    assert breaches("bert_jax/data/corpus.py", ["jax.numpy"])
+    assert breaches("bert_jax/training/steps.py", ["flax.struct"])
+    assert not breaches("bert_jax/model/heads.py", ["flax.linen", "jax"])
+
+
+def modules_after(statement):
+    command = f"import sys; {statement}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_brings_in_no_heavy_library():
+    assert not modules_after("import bert_jax") & {"jax", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "torch"}
+
+
+def test_predicting_brings_in_no_training_library_and_neither_torch_nor_tensorflow():
+    loaded = modules_after("import bert_jax; bert_jax.load; bert_jax.FillMask")
+    assert not loaded & {"optax", "orbax", "grain", "tensorflow_datasets", "torch", "tensorflow"}
+
+
+def test_a_process_that_tokenizes_needs_no_jax():
+    assert "jax" not in modules_after("import bert_jax.data.corpus")

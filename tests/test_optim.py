@@ -1,0 +1,184 @@
+"""Optimizers against transcriptions of the published code, and schedules at points computed by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bert_jax.config import BertConfig, InputError, OptimConfig
+from bert_jax.inference import initialize
+from bert_jax.model.convert import flatten, unflatten
+from bert_jax.model.heads import BertForPreTraining
+from bert_jax.training.optim import decays, make_optimizer, make_schedule
+
+RATES = [0.01, 0.02, 0.03, 0.02, 0.01]
+SHAPES = {
+    "dense/kernel": (5, 3),
+    "dense/bias": (3,),
+    "norm/scale": (3,),
+    "norm/bias": (3,),
+    "word_embeddings/embedding": (7, 3),
+    "zero/kernel": (3, 2),  # starts at 0, where LAMB has no ratio
+}
+
+
+def arrays(seed: int) -> dict[str, np.ndarray]:
+    """One array a path; gradients of very different sizes, down to epsilon's, so that epsilon's place shows."""
+    rng = np.random.default_rng(seed)
+    return {path: (rng.normal(size=s) * 10.0 ** rng.uniform(-7, 0, s)).astype(np.float32) for path, s in SHAPES.items()}
+
+
+def start() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(99)
+    return {path: rng.normal(size=s).astype(np.float32) * (path != "zero/kernel") for path, s in SHAPES.items()}
+
+
+def ours(cfg: OptimConfig) -> list[dict[str, np.ndarray]]:
+    """Parameters after each of five steps, the learning rate applied as the training step does."""
+    optimizer = make_optimizer(cfg)
+    update = jax.jit(optimizer.update)
+    params, history = unflatten(start()), []
+    state = optimizer.init(params)
+    for number, rate in enumerate(RATES):
+        updates, state = update(unflatten(arrays(number)), state, params)
+        params = jax.tree.map(lambda p, u, rate=rate: p - rate * u, params, updates)
+        history.append(flatten(params))
+    return history
+
+
+def assert_equal_histories(mine: list, theirs: list, atol: float = 2e-7) -> None:
+    for a, b in zip(mine, theirs, strict=True):
+        for path in SHAPES:
+            np.testing.assert_allclose(a[path], b[path], rtol=2e-6, atol=atol, err_msg=path)
+    assert all(np.abs(mine[-1][path] - start()[path]).max() > 1e-3 for path in SHAPES)
+
+
+def test_adamw_bert_is_google_research_berts_optimizer() -> None:
+    """optimization.py, AdamWeightDecayOptimizer.apply_gradients, transcribed; its exclusions are
+    ["LayerNorm", "layer_norm", "bias"] by name, which are our `scale`s and `bias`es."""
+    b1, b2, epsilon, weight_decay = 0.9, 0.999, 1e-6, 0.01
+    param = {path: p.astype(np.float64) for path, p in start().items()}
+    m, v = ({path: np.zeros(shape) for path, shape in SHAPES.items()} for _ in range(2))
+    history = []
+    for number, learning_rate in enumerate(RATES):
+        for path, grad in arrays(number).items():
+            grad = grad.astype(np.float64)
+            m[path] = b1 * m[path] + (1 - b1) * grad
+            v[path] = b2 * v[path] + (1 - b2) * grad**2
+            update = m[path] / (np.sqrt(v[path]) + epsilon)
+            if path.rsplit("/", 1)[1] not in ("scale", "bias"):
+                update = update + weight_decay * param[path]
+            param[path] = param[path] - learning_rate * update
+        history.append(dict(param))
+    assert_equal_histories(ours(OptimConfig(name="adamw_bert")), history)
+
+
+def test_adamw_is_optax_adamw() -> None:
+    cfg = OptimConfig(name="adamw", b1=0.8, b2=0.98, eps=1e-5, weight_decay=0.1)
+    optimizer = optax.adamw(lambda count: jnp.array(RATES)[count], b1=0.8, b2=0.98, eps=1e-5, weight_decay=0.1, mask=decays)
+    update = jax.jit(optimizer.update)
+    params, history = unflatten(start()), []
+    state = optimizer.init(params)
+    for number in range(len(RATES)):
+        updates, state = update(unflatten(arrays(number)), state, params)
+        params = optax.apply_updates(params, updates)
+        history.append(flatten(params))
+    assert_equal_histories(ours(cfg), history)
+
+
+def test_lamb_is_the_papers() -> None:
+    """You et al. (2020), algorithm 2 with phi(x) = x, and the exclusions of its authors' code (exclude_from_weight_decay and
+    exclude_from_layer_adaptation: LayerNorm, bias); the ratio is 1 where either norm is 0."""
+    b1, b2, epsilon, weight_decay = 0.9, 0.999, 1e-6, 0.02
+    param = {path: p.astype(np.float64) for path, p in start().items()}
+    m, v = ({path: np.zeros(shape) for path, shape in SHAPES.items()} for _ in range(2))
+    history = []
+    for number, learning_rate in enumerate(RATES):
+        for path, grad in arrays(number).items():
+            grad = grad.astype(np.float64)
+            m[path] = b1 * m[path] + (1 - b1) * grad
+            v[path] = b2 * v[path] + (1 - b2) * grad**2
+            corrected = m[path] / (1 - b1 ** (number + 1)), v[path] / (1 - b2 ** (number + 1))
+            update, ratio = corrected[0] / (np.sqrt(corrected[1]) + epsilon), 1.0
+            if path.rsplit("/", 1)[1] not in ("scale", "bias"):
+                update = update + weight_decay * param[path]
+                norms = np.linalg.norm(param[path]), np.linalg.norm(update)
+                ratio = norms[0] / norms[1] if norms[0] > 0 and norms[1] > 0 else 1.0
+            param[path] = param[path] - learning_rate * ratio * update
+        history.append(dict(param))
+    # In float32, 1 - b2 is off by 1 in 40 000, the update by half of that.
+    assert_equal_histories(ours(OptimConfig(name="lamb", weight_decay=0.02)), history, atol=1e-6)
+
+
+def test_exactly_biases_and_scales_are_excluded_from_decay() -> None:
+    cfg = BertConfig.preset("tiny", vocab_size=100)
+    params = jax.eval_shape(lambda: initialize(BertForPreTraining(cfg, next_sentence=True), 0))
+    mask = flatten(decays(params))
+    assert mask == {path: path.endswith(("/kernel", "/embedding")) for path in flatten(params)}
+    assert sum(mask.values()) == 3 + 6 * 2 + 3  # tables, six kernels a layer, pooler, MLM transform, NSP
+    assert mask["encoder/embeddings/word_embeddings/embedding"]
+    assert not mask["masked_lm/bias"]
+
+
+LINEAR = dict(learning_rate=1.0, schedule="linear")
+BERT_TF = dict(learning_rate=2.0, schedule="bert_tf")
+COSINE = dict(learning_rate=1.0, schedule="cosine")
+STABLE = dict(learning_rate=1.0, schedule="warmup_stable_decay")
+
+
+@pytest.mark.parametrize(
+    ("options", "num_steps", "points"),
+    [
+        (LINEAR | dict(warmup_steps=10), 110, {0: 0, 1: 0.1, 9: 0.9, 10: 1, 11: 0.99, 60: 0.5, 109: 0.01, 110: 0, 200: 0}),
+        (LINEAR | dict(warmup_steps=0), 100, {0: 1, 1: 0.99, 50: 0.5, 99: 0.01, 100: 0}),
+        # optimization.py: init_lr * step / warmup below the warm-up's end, init_lr * (1 - step / num_steps) from there
+        (BERT_TF | dict(warmup_steps=10), 100, {0: 0, 1: 0.2, 9: 1.8, 10: 1.8, 11: 1.78, 50: 1, 99: 0.02, 100: 0, 150: 0}),
+        (BERT_TF | dict(warmup_steps=0), 100, {0: 2, 1: 1.98, 50: 1, 100: 0}),
+        (COSINE | dict(warmup_steps=10), 110, {0: 0, 5: 0.5, 10: 1, 35: 0.5 + 8**-0.5, 60: 0.5, 85: 0.5 - 8**-0.5, 110: 0}),
+        (COSINE | dict(warmup_steps=0), 100, {0: 1, 50: 0.5, 100: 0}),
+        (STABLE | dict(warmup_steps=10), 100, {0: 0, 5: 0.5, 10: 1, 50: 1, 90: 1, 91: 0.9, 95: 0.5, 100: 0, 120: 0}),
+        (STABLE | dict(warmup_steps=10, decay_steps=50), 100, {0: 0, 10: 1, 50: 1, 51: 0.98, 75: 0.5, 100: 0}),
+        (STABLE | dict(warmup_steps=0, decay_steps=100), 100, {0: 1, 50: 0.5, 100: 0}),
+        (STABLE | dict(warmup_steps=60, decay_steps=40), 100, {30: 0.5, 60: 1, 80: 0.5, 100: 0}),
+    ],
+)
+def test_schedules_pass_through_points_computed_by_hand(options: dict, num_steps: int, points: dict[int, float]) -> None:
+    schedule = jax.jit(make_schedule(OptimConfig(**options), num_steps))
+    for step, expected in points.items():
+        np.testing.assert_allclose(schedule(jnp.int32(step)), expected, atol=1e-6, err_msg=f"step {step}")
+
+
+def test_berts_own_schedule_drops_where_the_warm_up_ends() -> None:
+    """By warmup/num_steps: after 10 % of warm-up, the rate goes on from 90 % of the peak, which it never reaches."""
+    rates = [float(make_schedule(OptimConfig(**BERT_TF, warmup_steps=100), 1000)(jnp.int32(s))) for s in (98, 99, 100, 101)]
+    np.testing.assert_allclose(rates, [1.96, 1.98, 1.8, 1.798], rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "bert_tf", "cosine", "warmup_stable_decay"])
+def test_a_warm_up_as_long_as_the_run_is_all_warm_up(schedule: str) -> None:
+    cfg = OptimConfig(learning_rate=1.0, schedule=schedule, warmup_steps=10, decay_steps=0)
+    rates = [float(make_schedule(cfg, 10)(jnp.int32(step))) for step in range(10)]
+    np.testing.assert_allclose(rates, np.arange(10) / 10, atol=1e-6)
+
+
+def test_a_warm_up_and_a_decay_that_do_not_fit_the_run_are_refused() -> None:
+    cfg = OptimConfig(schedule="warmup_stable_decay", warmup_steps=60, decay_steps=50)
+    with pytest.raises(InputError, match=r"warmup_steps=60 .*decay_steps=50 .*num_steps=100"):
+        make_schedule(cfg, 100)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(schedule="linaer"), "schedule='linaer'"),
+        (dict(name="adam"), "name='adam'"),
+        (dict(learning_rate=0.0), "learning_rate=0.0 must be positive"),
+        (dict(warmup_steps=-1), "warmup_steps=-1 is negative"),
+        (dict(clip_norm=0.0), "clip_norm=0.0 must be positive"),
+        (dict(b2=1.0), r"b2=1.0 is not in \[0, 1\)"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        OptimConfig(**options)
