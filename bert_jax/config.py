@@ -12,6 +12,7 @@ import importlib.util
 import json
 import math
 import re
+import shutil
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -309,7 +310,7 @@ class TrainConfig(_Checked):
         for name in ("num_steps", "batch_size", "gradient_accumulation_steps", "eval_every", "eval_batches",
                      "checkpoint_every", "keep_checkpoints", "log_every"):  # fmt: skip
             self._require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} is below 1")
-        self._require(self.seed >= 0, f"seed={self.seed} is negative")
+        self._require(0 <= self.seed < 2**63, f"seed={self.seed} is not in [0, 2**63)")
         self._require(
             self.batch_size % self.gradient_accumulation_steps == 0,
             f"batch_size={self.batch_size} is not divisible by "
@@ -416,11 +417,21 @@ def load_train_config(argv: Sequence[str], prog: str = "train.py") -> TrainConfi
     )
 
 
+def _filled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with the defaults of fields that are newer than the file they come from."""
+    return {
+        name: _filled(values[name], default) if isinstance(default, dict) and isinstance(values.get(name), dict)
+        else values.get(name, default)
+        for name, default in defaults.items()
+    } | {name: value for name, value in values.items() if name not in defaults}  # fmt: skip
+
+
 def claim_workdir(cfg: TrainConfig) -> list[str]:
     """Writes the work directory's config.json, or holds `cfg` against the one that is there.
 
     Returns lines to show. Raises InputError, listing the fields, where something differs that would change what is computed
-    (see FREE_FIELDS), where num_steps grows without `extend`, and where the folder cannot be written.
+    (see FREE_FIELDS), where num_steps grows without `extend`, and where the folder cannot be written. Before the first
+    checkpoint nothing is lost by another config: it replaces the old one, with the vocabulary trained for that.
     """
     path = Path(cfg.workdir) / "config.json"
     lines: list[str] = []
@@ -431,7 +442,7 @@ def claim_workdir(cfg: TrainConfig) -> list[str]:
                 raise InputError(f"{path} is not a run's config: use another --workdir, or delete that file")
             changed = [
                 (name, a, b)
-                for name, a, b in differences(old, to_dict(cfg))
+                for name, a, b in differences(_filled(old, to_dict(TrainConfig())), to_dict(cfg))
                 if name not in FREE_FIELDS and not name.startswith("parallel.")
             ]
             grown = [c for c in changed if c[0] == "num_steps" and c[2] > c[1]]
@@ -441,7 +452,10 @@ def claim_workdir(cfg: TrainConfig) -> list[str]:
                     f"extending from {grown[0][1]} to {cfg.num_steps} steps: the {cfg.optim.schedule} schedule now ends there, "
                     "so the learning rate jumps to where that schedule stands"
                 )
-            if changed:
+            checkpoints = path.parent / "checkpoints"
+            if changed and not (checkpoints.is_dir() and any(checkpoints.iterdir())):
+                shutil.rmtree(path.parent / "tokenizer", ignore_errors=True)
+            elif changed:
                 listing = "\n".join(f"  {name}: {a!r} there, {b!r} here" for name, a, b in changed)
                 raise InputError(
                     f"{cfg.workdir} holds another run:\n{listing}\nuse another --workdir"

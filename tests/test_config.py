@@ -123,7 +123,7 @@ def test_a_contradiction_names_both_sides(build, both):
         (lambda: MaskingConfig(max_predictions_per_seq=0), "max_predictions_per_seq=0 is below 1"),
         (lambda: OptimConfig(learning_rate=-1.0), "learning_rate=-1.0 must be positive"),
         (lambda: OptimConfig(b2=1.0), "b2=1.0 is not in"),
-        (lambda: TrainConfig(seed=-1), "seed=-1 is negative"),
+        (lambda: TrainConfig(seed=-1), r"seed=-1 is not in \[0, 2"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(build, message):
@@ -313,8 +313,35 @@ def test_the_same_run_continues(run):
     assert [p.name for p in Path(run.workdir).iterdir()] == ["config.json"]
 
 
-def test_another_run_is_refused_with_a_list_of_what_differs(run):
+def begin(run):
+    """A run that has reached its first checkpoint."""
     claim_workdir(run)
+    (Path(run.workdir) / "checkpoints" / "1000").mkdir(parents=True)
+    (Path(run.workdir) / "tokenizer").mkdir()
+
+
+def test_before_the_first_checkpoint_another_config_replaces_the_old_one_and_its_vocabulary(run):
+    begin(run)
+    (Path(run.workdir) / "checkpoints" / "1000").rmdir()
+    assert claim_workdir(run.replace(seed=1)) == []
+    assert json.loads((Path(run.workdir) / "config.json").read_text())["seed"] == 1
+    assert not (Path(run.workdir) / "tokenizer").exists()
+
+
+def test_a_config_written_before_a_field_existed_stands_for_its_default(run):
+    begin(run)
+    path = Path(run.workdir) / "config.json"
+    values = json.loads(path.read_text())
+    del values["log_every"], values["optim"]["max_skipped"]
+    path.write_text(json.dumps(values))
+    assert claim_workdir(run) == []
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"optim.max_skipped: 10 there, 3 here"):
+        claim_workdir(run.replace(optim=run.optim.replace(max_skipped=3)))
+
+
+def test_another_run_is_refused_with_a_list_of_what_differs(run):
+    begin(run)
     before = (Path(run.workdir) / "config.json").read_text()
     other = run.replace(seed=3, model=run.model.replace(num_hidden_layers=2), data=run.data.replace(source=("x",)), log_every=1)
     with pytest.raises(InputError) as error:
@@ -361,7 +388,7 @@ def test_a_moved_work_directory_still_continues(run, tmp_path):
 
 
 def test_more_steps_need_extend_and_say_what_happens_to_the_schedule(run):
-    claim_workdir(run)
+    begin(run)
     longer = run.replace(num_steps=30_000)
     with pytest.raises(InputError, match=r"num_steps: 20000 there, 30000 here\n.*--extend to go on past its num_steps"):
         claim_workdir(longer)
@@ -373,7 +400,7 @@ def test_more_steps_need_extend_and_say_what_happens_to_the_schedule(run):
 
 
 def test_extend_does_not_let_other_fields_through(run):
-    claim_workdir(run)
+    begin(run)
     with pytest.raises(InputError) as error:
         claim_workdir(run.replace(num_steps=30_000, extend=True, seed=1))
     assert "seed: 0 there, 1 here" in str(error.value)

@@ -172,7 +172,7 @@ def _unchanged_name(path: str, cfg: DataConfig) -> str:
         stat = os.stat(path)
     except OSError:
         return ""
-    return json.dumps([path, stat.st_size, stat.st_mtime_ns, dataclasses.astuple(_reader(cfg)), SHARD_BYTES])
+    return json.dumps([path, stat.st_size, stat.st_mtime_ns, dataclasses.astuple(_reader(cfg)), SHARD_BYTES, FORMAT])
 
 
 def plan_shards(segments: Sequence[sources.Segment]) -> list[Shard]:

@@ -54,7 +54,8 @@ def mask_rows(
 
     Returns int32 `input_ids` [B, L] (80 % of the chosen become [MASK], 10 % a random token of the whole vocabulary, 10 %
     stay, by `cfg`), int32 `masked_positions` and `masked_ids` [B, P] in the order of positions, and float32
-    `masked_weights` [B, P], 0 in unused slots. Special tokens and padding are never chosen.
+    `masked_weights` [B, P], 0 in unused slots. Special tokens ([UNK] too, of which nothing can be
+    learnt) and padding are never chosen.
 
     `first_row` is the place of row 0 in the global batch. Nothing depends on `B`.
     """

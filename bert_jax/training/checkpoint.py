@@ -34,7 +34,7 @@ class _Damaged(Exception):
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:
-    return "/orbax/" not in (record.pathname + record.getMessage()).replace("\\", "/")
+    return not re.search(r"[/\\]orbax[/\\]|tensorstore", record.pathname + record.getMessage(), re.IGNORECASE)
 
 
 def _hush() -> None:
