@@ -79,9 +79,10 @@ def biggest(step: Path) -> Path:
     return max((p for p in step.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
-def flip(path: Path, at: float = 0.5) -> None:
+def flip(path: Path, *places: float) -> None:
     data = bytearray(path.read_bytes())
-    data[int(at * len(data))] ^= 4
+    for at in places:
+        data[int(at * len(data))] ^= 4
     path.write_bytes(data)
 
 
@@ -106,8 +107,11 @@ DAMAGE = {
     "missing data file": (lambda step: biggest(step).unlink(), "Error reading"),
     "truncated data file": (lambda step: truncate(biggest(step), 1000), "not valid for value of size 1000"),
     "emptied data file": (lambda step: truncate(biggest(step), 0), "not valid for value of size 0"),
-    "bit-flipped data file": (lambda step: flip(biggest(step)), "do not match their checksum|Error reading"),
-    "bit-flipped manifest": (lambda step: flip(step / "state" / "manifest.ocdbt"), "manifest.ocdbt"),
+    "bit-flipped data file": (
+        lambda step: flip(biggest(step), 0.25, 0.75),
+        "do not match their checksum|Error reading",
+    ),
+    "bit-flipped manifest": (lambda step: flip(step / "state" / "manifest.ocdbt", 0.5), "manifest.ocdbt"),
     "truncated metadata": (lambda step: truncate(step / "state" / "_METADATA", 30), "JSONDecodeError"),
     "missing state": (lambda step: shutil.rmtree(step / "state"), "state is missing"),
     "missing meta": (lambda step: shutil.rmtree(step / "meta"), "meta is missing"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -143,6 +144,38 @@ def test_a_killed_run_continues_to_the_bit(project, whole_run, tmp_path):
     assert process.returncode == 0, output
     assert "continuing from step" in output
     assert recorded(tmp_path) == recorded(whole_run)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_five_random_moments_equals_one_that_was_not(project, tmp_path):
+    """All kills between the first and the last checkpoint; the third one while a checkpoint is being written."""
+    more = ["--num-steps", "60", "--checkpoint-every", "3", "--eval-every", "10"]
+    assert train.main(arguments(project, tmp_path / "whole", *more)) == 0
+    rng, checkpoints, said = random.Random(7), tmp_path / "run" / "checkpoints", []
+
+    def newest():
+        return max((int(p.name) for p in checkpoints.glob("*") if p.name.isdigit()), default=0)
+
+    for kill in range(5):
+        process, begun = run(project, tmp_path / "run", *more), newest()
+        while process.poll() is None and newest() <= begun:
+            time.sleep(0.001)
+        if kill == 2:
+            while process.poll() is None and not list(checkpoints.glob("*.orbax-checkpoint-tmp")):
+                pass
+        else:
+            time.sleep(rng.uniform(0, 0.1))
+        process.kill()
+        output = process.communicate()[0]
+        assert process.returncode == -signal.SIGKILL, output
+        said.append((newest(), [p.name for p in checkpoints.glob("*.orbax-checkpoint-tmp")]))
+    assert 3 <= said[0][0] <= said[-1][0] < 60, said
+    assert said[2][1], said
+    print("newest checkpoint and unfinished ones at each kill:", said)
+    process = run(project, tmp_path / "run", *more)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert recorded(tmp_path / "run") == recorded(tmp_path / "whole")
 
 
 def test_one_device_sees_the_same_batches_and_losses_as_eight(project, whole_run, tmp_path):

@@ -30,8 +30,12 @@ def cross_entropy(logits: Float[Array, "... V"], labels: Int[Array, "..."], weig
 
 
 def accuracy(logits: Float[Array, "... V"], labels: Int[Array, "..."], weights: Float[Array, "..."]) -> Sum:
-    """How often the largest logit is the label's, weighted."""
-    return Sum(jnp.sum((jnp.argmax(logits, axis=-1) == labels) * weights), jnp.sum(weights))
+    """How often the largest logit is the label's, weighted; where n logits are the largest, it counts 1/n."""
+    # Comparisons with the maximum, which the loss needs as well: an argmax costs CPUs as much as a layer's matrix product.
+    is_label = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == labels[..., None]
+    largest = logits == jnp.max(logits, axis=-1, keepdims=True)
+    hits = jnp.sum(largest & is_label, axis=-1) / jnp.maximum(1, jnp.sum(largest, axis=-1))
+    return Sum(jnp.sum(hits * weights), jnp.sum(weights))
 
 
 def pretraining_sums(outputs: dict[str, Array], batch: dict[str, Array]) -> dict[str, Sum]:
