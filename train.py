@@ -86,6 +86,7 @@ def pretrain(cfg: TrainConfig, data: Any, training: Any, held_out: Any) -> int:
         log.message(f"{begun} on {mesh.size} x {mesh.devices.flat[0].device_kind}, {cfg.batch_size // mesh.size} rows each")
         batches = [held_out.evaluation(i) for i in range(held_out.num_evaluation_batches(cfg.eval_batches))]
         unigram = {"eval/unigram_loss": unigram_loss(data.training.token_counts, iter(batches))} if batches else {}
+        predictions = sum(float(batch["masked_weights"].sum()) for batch in batches)
         begun_at = time.perf_counter()
         compiled = parallel.compile_step(train_step, mesh, state, put(training.train(start)), donate=True)
         if batches:
@@ -95,7 +96,7 @@ def pretrain(cfg: TrainConfig, data: Any, training: Any, held_out: Any) -> int:
         def evaluate(params: Any) -> dict[str, float]:
             if not batches:
                 return {}
-            values = loop.evaluate_sums(eval_step, params, batches, put)
+            values = loop.evaluate_sums(eval_step, params, batches, put, {"masked_lm_loss": predictions})
             return {f"eval/{name}": value for name, value in values.items()} | unigram
 
         def save(state: steps.TrainState, evaluation: dict[str, float]) -> None:
@@ -104,11 +105,12 @@ def pretrain(cfg: TrainConfig, data: Any, training: Any, held_out: Any) -> int:
         length = cfg.data.max_seq_length
         flops = metrics.pretraining_flops(cfg.model, cfg.batch_size, length, cfg.masking.num_slots(length))
         peak = metrics.peak_flops(mesh.devices.flat[0].device_kind)
+        cost = loop.Cost(lambda batch: int((batch["sequence_ids"] > 0).sum()), flops, peak and peak * mesh.size)
         state = loop.fit(
             state, compiled, training.stream(start, cfg.num_steps), put,
             loop.Cadence(cfg.num_steps, cfg.log_every, cfg.eval_every, cfg.checkpoint_every, cfg.optim.max_skipped),
-            evaluate, save, log, stop, loop.Cost(flops, peak and peak * mesh.size),
-            first_loss=None if cfg.init_from else math.log(cfg.model.vocab_size),
+            evaluate, save, log, stop, cost,
+            first_loss=None if cfg.init_from else math.log(cfg.model.vocab_size) + (math.log(2) if pairs else 0),
         )  # fmt: skip
     if stop.signal is not None:
         print(f"stopped at step {int(state.step)} and saved; the same command continues", file=sys.stderr)

@@ -16,7 +16,7 @@ _HOME = {
     "BertConfig": "config", "InputError": "config",
     "FillMask": "inference", "Model": "inference", "load": "inference", "save": "inference",
 }  # fmt: skip
-__all__ = list(_HOME)  # noqa: PLE0605
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

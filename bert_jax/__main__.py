@@ -94,8 +94,9 @@ def _load_workdir(workdir: Path) -> Any:
     pairs = cfg.data.examples == "sentence_pairs"
     module = BertForPreTraining(cfg.model, next_sentence=pairs)
     like = jax.eval_shape(lambda: steps.init_state(inference.initialize(module, 0), optim.make_optimizer(cfg.optim)))
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])), like)
-    restored = checkpoint.Checkpointer(workdir / "checkpoints").restore_latest(like)
+    saved = checkpoint.Checkpointer(workdir / "checkpoints", read_only=True)
+    restored = saved.restore_latest(like)
+    saved.close()
     if restored is None:
         raise InputError(f"{workdir} has no checkpoint yet")
     print(f"step {restored[2]} of {workdir}")

@@ -115,7 +115,7 @@ class BertConfig(_Checked):
             f"hidden_size={self.hidden_size} is not divisible by num_attention_heads={self.num_attention_heads}",
         )
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            self._require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} is not in [0, 1)")
+            self._require(0 <= getattr(self, name) <= 0.99, f"{name}={getattr(self, name)} is not in [0, 0.99]")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> BertConfig:
@@ -256,6 +256,13 @@ class OptimConfig(_Checked):
         self._require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be positive")
         self._require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps} is negative")
         self._require(self.clip_norm is None or self.clip_norm > 0, f"clip_norm={self.clip_norm} must be positive")
+        self._require(self.weight_decay >= 0, f"weight_decay={self.weight_decay} is negative")
+        self._require(self.eps > 0, f"eps={self.eps} must be positive")
+        self._require(self.decay_steps is None or self.decay_steps >= 0, f"decay_steps={self.decay_steps} is negative")
+        self._require(
+            self.decay_steps is None or self.schedule == "warmup_stable_decay",
+            f"decay_steps={self.decay_steps} is for schedule='warmup_stable_decay', not {self.schedule!r}",
+        )
         self._require(self.max_skipped >= 1, f"max_skipped={self.max_skipped} is below 1")
         for name in ("b1", "b2"):
             self._require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} is not in [0, 1)")
@@ -349,7 +356,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") ->
         if key not in hints:
             raise InputError(f"{where}: unknown key {key!r}{did_you_mean(key, hints)}")
         if dataclasses.is_dataclass(hints[key]):
-            value = from_dict(hints[key], value, f"{where}: {key}")  # type: ignore[arg-type]
+            value = from_dict(hints[key], value, f"{where}: {key}")
         built[key] = tuple(value) if isinstance(value, list) else value
     return cls(**built)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bert_jax.config import BertConfig, InputError, differences, to_dict
@@ -60,7 +61,7 @@ def save(model: Model, directory: str | Path) -> None:
 
 def initialize(module: BertForPreTraining, seed: int) -> dict[str, Any]:
     """Fresh parameters. Pure: jit it, eval_shape it."""
-    ids = np.zeros((1, 8), np.int32)
+    ids = jnp.zeros((1, 8), jnp.int32)
     batch = dict.fromkeys(("input_ids", "token_type_ids", "position_ids", "sequence_ids", "masked_positions"), ids)
     return module.init(jax.random.key(seed), batch)["params"]
 

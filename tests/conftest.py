@@ -14,6 +14,9 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 import pytest  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+install_import_hook("bert_jax.model", "beartype.beartype")  # shapes in signatures are checked
 
 
 @pytest.fixture(scope="session")

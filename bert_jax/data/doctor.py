@@ -67,8 +67,16 @@ def _text(corpus: Corpus) -> tuple[list[tuple[str, str]], list[str]]:
         worst = _worst(corpus, np.repeat(corpus.document_files, corpus.document_unknown))
         share = f"{s['unknown_tokens']:,} tokens ({_share(s['unknown_tokens'], s['text_tokens'])})"
         warnings.append(f"{share} are unknown, most in {worst}: is this the text's vocabulary?")
-    for path, count in list(s["skipped"].items())[:10]:
+    worst_skipped = sorted(s["skipped"].items(), key=lambda item: -item[1])
+    for path, count in worst_skipped[:10]:
         warnings.append(f"{count:,} documents of {path} were skipped; the first: {s['skipped_first'][path]}")
+    if rest := worst_skipped[10:]:
+        warnings.append(f"{sum(n for _, n in rest):,} documents of {len(rest):,} more files were skipped")
+    if s["columns"] > s["max_seq_length"] and s["documents"] < 4 * len(s["rows"]):
+        warnings.append(
+            f"{s['documents']:,} documents in {len(s['rows']):,} shards: random next sentences come from the same shard, so "
+            "often from the same document; cut the text into more documents (data.documents), or use full_sentences"
+        )
     return facts, warnings
 
 

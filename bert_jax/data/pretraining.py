@@ -49,7 +49,8 @@ def load_data(cfg: TrainConfig, progress: Progress) -> PretrainingData:
         if data.tokenizer in ("unigram", "bpe", "wordpiece") and cfg.init_from:  # weights go with their vocabulary
             tokenizer = Tokenizer.load(cfg.init_from)
         elif data.tokenizer in ("unigram", "bpe", "wordpiece"):
-            texts = corpus.read_texts(data, progress)
+            kept_out = 0.0 if data.eval_source else data.eval_fraction
+            texts = corpus.read_texts(data.replace(eval_fraction=kept_out), progress)
             tokenizer = Tokenizer.train(texts, cfg.model.vocab_size, data.tokenizer, data.lowercase)  # type: ignore[arg-type]
         else:
             tokenizer = Tokenizer.load(data.tokenizer)

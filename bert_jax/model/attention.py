@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from bert_jax.model.layers import dropout
 
+AnyArray = Array | np.ndarray  # what callers may give
 MASKED = -1e9  # added in float32; finite, so that a row with nothing to attend to stays finite
 
 
-def same_sequence(sequence_ids: Int[Array, "B L"]) -> Bool[Array, "B 1 L L"]:
+def same_sequence(sequence_ids: Int[AnyArray, "B L"]) -> Bool[Array, "B 1 L L"]:
     """Who attends to whom: tokens of one sequence id (0 is padding, which attends to padding only)."""
-    return (sequence_ids[:, :, None] == sequence_ids[:, None, :])[:, None]
+    ids = jnp.asarray(sequence_ids)
+    return (ids[:, :, None] == ids[:, None, :])[:, None]
 
 
 def attention(
@@ -29,8 +32,7 @@ def attention(
     Returns the mixed values and the probabilities before dropout. Softmax is in float32 whatever the compute type.
     A `dropout_key` of None means no dropout.
     """
-    scale = query.shape[-1] ** -0.5
-    scores = jnp.einsum("blhk,bmhk->bhlm", query * scale, key, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("blhk,bmhk->bhlm", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
     weights = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
     dropped = dropout(weights, dropout_rate, dropout_key).astype(value.dtype)
     return jnp.einsum("bhlm,bmhk->blhk", dropped, value), weights

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from bert_jax.config import BertConfig
-from bert_jax.model.attention import attention, same_sequence
+from bert_jax.model.attention import AnyArray, attention, same_sequence
 from bert_jax.model.layers import ACTIVATIONS, Dropout, dense, initializer, layer_norm
 
 
@@ -25,9 +25,9 @@ class Embeddings(nn.Module):
     @nn.compact
     def __call__(
         self,
-        input_ids: Int[Array, "B L"],
-        token_type_ids: Int[Array, "B L"],
-        position_ids: Int[Array, "B L"],
+        input_ids: Int[AnyArray, "B L"],
+        token_type_ids: Int[AnyArray, "B L"],
+        position_ids: Int[AnyArray, "B L"],
         deterministic: bool,
     ) -> Float[Array, "B L D"]:
         cfg = self.cfg
@@ -99,10 +99,10 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(
         self,
-        input_ids: Int[Array, "B L"],
-        token_type_ids: Int[Array, "B L"],
-        position_ids: Int[Array, "B L"],
-        sequence_ids: Int[Array, "B L"],
+        input_ids: Int[AnyArray, "B L"],
+        token_type_ids: Int[AnyArray, "B L"],
+        position_ids: Int[AnyArray, "B L"],
+        sequence_ids: Int[AnyArray, "B L"],
         deterministic: bool = True,
         output_hidden_states: bool = False,
         output_attentions: bool = False,

@@ -9,10 +9,11 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from bert_jax.config import BertConfig
+from bert_jax.model.attention import AnyArray
 from bert_jax.model.encoder import Encoder
 from bert_jax.model.layers import ACTIVATIONS, dense, layer_norm
 
-Batch = dict[str, Array]
+Batch = dict[str, AnyArray]
 
 
 class Pooler(nn.Module):
@@ -31,15 +32,15 @@ class MaskedLMHead(nn.Module):
     cfg: BertConfig
 
     @nn.compact
-    def __call__(self, hidden: Float[Array, "B P D"], table: Float[Array, "V D"]) -> Float[Array, "B P V"]:
+    def __call__(self, hidden: Float[Array, "B P D"], table: Float[AnyArray, "V D"]) -> Float[Array, "B P V"]:
         cfg = self.cfg
         x = layer_norm(cfg, "norm")(ACTIVATIONS[cfg.hidden_act](dense(cfg, cfg.hidden_size, "dense")(hidden)))
         bias = self.param("bias", nn.initializers.zeros, (cfg.vocab_size,))
-        logits = jnp.einsum("bpd,vd->bpv", x, table.astype(x.dtype), preferred_element_type=jnp.float32)
+        logits = jnp.einsum("bpd,vd->bpv", x, jnp.asarray(table, x.dtype), preferred_element_type=jnp.float32)
         return logits + bias
 
 
-def gather_positions(hidden: Float[Array, "B L D"], positions: Int[Array, "B P"]) -> Float[Array, "B P D"]:
+def gather_positions(hidden: Float[Array, "B L D"], positions: Int[AnyArray, "B P"]) -> Float[Array, "B P D"]:
     """hidden[b, positions[b, p]]: the rows that the MLM head runs on."""
     return jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
 

@@ -40,7 +40,7 @@ def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None) -> Fl
     pairs = (*x.shape[:-1], -(-x.shape[-1] // 2))
     bits = jax.lax.bitcast_convert_type(jax.random.bits(key, pairs, jnp.uint32), jnp.uint16)
     keep = bits.reshape(*pairs[:-1], 2 * pairs[-1])[..., : x.shape[-1]] >= threshold
-    return jnp.where(keep, x * (1 / (1 - threshold / 2**16)), 0).astype(x.dtype)
+    return jnp.where(keep, x.astype(jnp.float32) * (1 / (1 - threshold / 2**16)), 0).astype(x.dtype)
 
 
 class Dropout(nn.Module):

@@ -114,7 +114,8 @@ class Checkpointer:
     """Orbax checkpoints of a training state: async, atomic, the last `keep` and the best.
 
     `best_metric` names the entry of `metrics` that ranks them (lower is better; None: none is best). `report` gets a
-    line for each damaged one. All processes of a multi-host run make the same calls.
+    line for each damaged one. `read_only` leaves the folder as it is: a run may be saving there. All processes of
+    a multi-host run make the same calls.
 
     Raises:
       InputError: `directory` cannot be created or read.
@@ -126,16 +127,19 @@ class Checkpointer:
         keep: int = 3,
         best_metric: str | None = "eval/masked_lm_loss",
         report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+        read_only: bool = False,
     ) -> None:
         _hush()
         self.directory, self._metric = epath.Path(directory).expanduser().resolve(), best_metric
+        self._read_only = read_only
         self._report = report if jax.process_index() == 0 else lambda line: None
         self._saving, self._metrics = 0, dict[int, float]()
         policies = ocp.checkpoint_managers
         policy = policies.AnyPreservationPolicy([policies.LatestN(keep), self])  # `self`: see should_preserve
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy,
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
             lightweight_initialize=True,
             # Or a folder that cannot be made leaves threads that wait ten minutes for it, and the process with them.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
@@ -225,8 +229,10 @@ class Checkpointer:
                 damaged[folder] = str(error)
                 continue
             for bad, why in damaged.items():
-                self._report(f"checkpoint {bad} is damaged ({why}): moved to {self._move_aside(bad)}, using {step}")
-            self._manager.reload()
+                moved = "" if self._read_only else f"moved to {self._move_aside(bad)}, "
+                self._report(f"checkpoint {bad} is damaged ({why}): {moved}using {step}")
+            if not self._read_only:
+                self._manager.reload()
             return state, meta, step
         damaged.update((p, "moved aside before") for p in folders if ".damaged" in p.name)
         if damaged:

@@ -65,6 +65,7 @@ class Cadence:
 class Cost:
     """What a step processes, for tokens/s and MFU."""
 
+    tokens: Callable[[Batch], int]  # real ones, padding left out
     flops: float
     peak_flops: float | None  # of all devices together
 
@@ -108,7 +109,7 @@ def fit(
 
     Step n + 1 is dispatched before the metrics of step n are read, so the device does not wait for the host. `evaluate`
     (params -> values) and `save` (state, last evaluation) run at their cadences and at the end; all metrics up to a step
-    are on disk before it is saved. `first_loss` is what the masked-LM loss of step 1 should be near.
+    are on disk before it is saved. `first_loss` is what the loss of step 1 should be near.
 
     Raises InputError where `cadence.max_skipped` updates in a row were not finite, naming the steps.
     """
@@ -129,10 +130,10 @@ def fit(
             return
         values = {name: value.item() for name, value in jax.device_get(on_device).items()}
         in_a_row = int(values.pop("skipped_in_a_row"))
-        if first_loss is not None and number == 1 and not abs(values["masked_lm_loss"] - first_loss) < 1:
+        if first_loss is not None and number == 1 and not abs(values["loss"] - first_loss) < 1:
             log.message(
-                f"warning: the first masked-LM loss is {values['masked_lm_loss']:.2f}, where an untrained model has about "
-                f"{first_loss:.2f} (ln of the vocabulary): something is wrong with the weights or the labels"
+                f"warning: the first loss is {values['loss']:.2f}, where an untrained model has about {first_loss:.2f} "
+                "(guessing by chance): something is wrong with the weights or the labels"
             )
         log.scalars(number, {f"train/{name}": value for name, value in values.items()})
         timing = clock.read()
@@ -153,7 +154,7 @@ def fit(
         report()
         step += 1
         clock.steps += 1
-        clock.tokens += int(np.count_nonzero(batch["sequence_ids"]))
+        clock.tokens += cost.tokens(batch)
         pending = step, metrics
         log.progress(step, **shown)
         ends = step == cadence.num_steps or stop.signal is not None
@@ -174,16 +175,18 @@ def fit(
 
 
 def evaluate_sums(
-    eval_step: Callable[[Any, Any], dict[str, Any]], params: Any, batches: Iterable[Batch], put: Callable[[Batch], Any]
+    eval_step: Callable[[Any, Any], dict[str, Any]],
+    params: Any,
+    batches: Iterable[Batch],
+    put: Callable[[Batch], Any],
+    weights: dict[str, float],
 ) -> dict[str, float]:
-    """Means over all `batches` of what `eval_step` sums; checks that every weight in them was counted."""
+    """Means over all `batches` of what `eval_step` sums; `weights` are the sums' weights that all examples add up to."""
     total: dict[str, Any] = {}
-    expected = 0.0
     for batch in batches:
-        expected += float(batch["masked_weights"].sum())
         sums = jax.device_get(eval_step(params, put(batch)))
         total = {n: (s.total + total[n][0], s.weight + total[n][1]) if total else (s.total, s.weight) for n, s in sums.items()}
-    counted = float(total["masked_lm_loss"][1])
-    if abs(counted - expected) > 1e-3 * expected:
-        raise AssertionError(f"evaluation counted {counted} predictions of {expected}")
+    for name, expected in weights.items():
+        if abs(float(total[name][1]) - expected) > 1e-3 * expected:
+            raise AssertionError(f"evaluation counted a weight of {total[name][1]} in {name}, where the set has {expected}")
     return {name: float(t) / max(float(w), 1e-9) for name, (t, w) in total.items()}

@@ -16,7 +16,8 @@ from bert_jax.training.optim import Schedule
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
 Sums = dict[str, Sum]
-# (params, microbatch, dropout key or None for deterministic) -> named sums; those ending in `_loss` are trained on
+# (params, microbatch, dropout key or None for deterministic) -> named sums; those ending in `_loss` are trained on.
+# Their weights must follow from the batch alone, not from parameters or dropout.
 SumsFn = Callable[[Any, Batch, Array | None], Sums]
 
 
