@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,9 +59,17 @@ def initializer(cfg: BertConfig) -> jax.nn.initializers.Initializer:
     return jax.nn.initializers.truncated_normal(cfg.initializer_range)
 
 
+def _flat_matmul(x: Array, kernel: Array, dimension_numbers: Any, **kwargs: Any) -> Array:
+    """`lax.dot_general` of `nn.Dense` with all leading axes of `x` as one.
+
+    Then the kernel's gradient contracts one axis, and XLA's CPU backend need not transpose the cotangent for it.
+    """
+    return jax.lax.dot(x.reshape(-1, x.shape[-1]), kernel, **kwargs).reshape(*x.shape[:-1], -1)
+
+
 def dense(cfg: BertConfig, features: int, name: str) -> nn.Dense:
     """A dense layer with BERT's initialisation, in the compute type."""
-    return nn.Dense(features, dtype=cfg.dtype, kernel_init=initializer(cfg), name=name)
+    return nn.Dense(features, dtype=cfg.dtype, kernel_init=initializer(cfg), dot_general=_flat_matmul, name=name)
 
 
 def layer_norm(cfg: BertConfig, name: str) -> nn.LayerNorm:
