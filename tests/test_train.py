@@ -208,7 +208,7 @@ def test_init_from_continues_the_weights_at_another_length(project, whole_run, t
     assert train.main(arguments(project, tmp_path / "shorter", *more)) == 0
     first = next(v for v in writer.read(tmp_path / "shorter" / "metrics.jsonl") if "train/loss" in v)
     fresh = next(v for v in writer.read(whole_run / "metrics.jsonl") if "train/loss" in v)
-    assert first["train/masked_lm_loss"] < fresh["train/masked_lm_loss"] - 0.5
+    assert first["train/masked_lm_loss"] < fresh["train/masked_lm_loss"] - 0.3
     same = (tmp_path / "shorter" / "tokenizer" / "tokenizer.json").read_bytes()
     assert same == (whole_run / "tokenizer" / "tokenizer.json").read_bytes()
     with pytest.raises(InputError, match=r"model.hidden_size: 32 there, 64 in this run"):
