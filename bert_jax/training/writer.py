@@ -86,7 +86,7 @@ class Writer:
                     self._event(step=start_step + 1, session_log=SessionLog(status=SessionLog.START))
         screen = rich.console.Console(stderr=True)
         if console and sys.stderr.isatty() and not screen.is_dumb_terminal:
-            columns = ("step", rich.progress.MofNCompleteColumn(), rich.progress.BarColumn())
+            columns = ("step", rich.progress.MofNCompleteColumn(), rich.progress.BarColumn(bar_width=16))
             text = rich.progress.TextColumn("{task.fields[shown]}", markup=False)
             self._bar = rich.progress.Progress(*columns, text, console=screen)
             self._task = self._bar.add_task("", total=num_steps, completed=start_step, shown="")
