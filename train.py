@@ -118,8 +118,8 @@ def pretrain(cfg: TrainConfig, data: Any, training: Any, held_out: Any) -> int:
     if batches:
         reached = evaluate(state.params)
         print(
-            f"held-out loss {reached['eval/masked_lm_loss']:.3f} nats a masked token; a model without context, which knows only how "
-            f"frequent each token is, reaches {reached['eval/unigram_loss']:.3f}"
+            f"held-out loss {reached['eval/masked_lm_loss']:.3f} nats a masked token; "
+            f"a model without context, which knows only how frequent each token is, reaches {reached['eval/unigram_loss']:.3f}"
         )
     finish(cfg, inference.Model(cfg.model, jax.device_get(state.params), data.tokenizer, inference.architecture_of(pairs)))
     return 0
