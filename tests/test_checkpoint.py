@@ -409,3 +409,16 @@ def test_the_record_beside_a_checkpoint_is_plain_json(folder):
     record = json.loads((folder / "2" / "meta" / "metadata").read_text())
     assert record["meta"] == {"step": 2}
     assert record["arrays"]["params/dense/bias"][:2] == ["bfloat16", [4096]]
+
+
+def test_read_only_leaves_a_folder_that_a_run_may_be_saving_in_as_it_is(folder: Path, lines: list[str]) -> None:
+    newest = max(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+    empty(folder / str(newest))
+    (folder / f"{newest + 1}.orbax-checkpoint-tmp").mkdir()
+    before = sorted(p.name for p in folder.iterdir())
+    checkpointer = Checkpointer(folder, report=lines.append, read_only=True)
+    _, _, step = checkpointer.restore_latest(make_state())
+    checkpointer.close()
+    assert step < newest
+    assert sorted(p.name for p in folder.iterdir()) == before
+    assert any("is damaged" in line and "moved" not in line for line in lines)
