@@ -14,7 +14,8 @@ import pytest
 import sentencepiece
 
 from bert_jax.config import InputError
-from bert_jax.data.tokenizer import Tokenizer, _convert_sentencepiece, _fields, _lines, _train_sentencepiece
+from bert_jax.data.sentencepiece import _fields, convert, train, training_lines
+from bert_jax.data.tokenizer import Tokenizer
 
 LINES = [line.strip() for text in topics.values() for line in text.splitlines() if line.strip()][:300]
 WORLD = [
@@ -101,8 +102,8 @@ def assert_same_ids(theirs, ours, texts):
 @pytest.mark.parametrize("lowercase", [True, False])
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_converted_model_gives_the_ids_of_sentencepiece(kind, lowercase):
-    model = _train_sentencepiece(TEXTS, 600, kind, lowercase)
-    theirs, ours = sentencepiece.SentencePieceProcessor(model_proto=model), Tokenizer(_convert_sentencepiece(model, "model"))
+    model = train(TEXTS, 600, kind, lowercase)
+    theirs, ours = sentencepiece.SentencePieceProcessor(model_proto=model), Tokenizer(convert(model, "model"))
     texts = TEXTS + varied_strings(4000)
     assert_same_ids(theirs, ours, texts)
 
@@ -473,7 +474,7 @@ def test_errors_of_the_reader_pass_through_training():
 
 def test_training_lines_are_cut_at_white_space_and_nothing_is_lost():
     words = [f"word{i}" for i in range(3000)]
-    lines = list(_lines(["\n" + " ".join(words) + "\r\n\r\n", "中" * 2500, "a▅b\x00c"]))
+    lines = list(training_lines(["\n" + " ".join(words) + "\r\n\r\n", "中" * 2500, "a▅b\x00c"]))
     assert max(len(line.encode()) for line in lines) <= 4192
     assert " ".join(lines[:-4]).split() == words
     assert "".join(lines[-4:-1]) == "中" * 2500

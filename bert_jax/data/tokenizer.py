@@ -7,32 +7,41 @@ turned into one on load, so the ids of training are the ids of the exported toke
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
-import struct
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import tokenizers
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from bert_jax.config import InputError, did_you_mean
+from bert_jax.data import sentencepiece
+from bert_jax.data.sentencepiece import ROLES
 
 Kind = Literal["unigram", "bpe", "wordpiece"]
-# Role -> the names it goes by, in order: BERT's, then those of RoBERTa and XLM-R.
-ROLES = {
-    "pad": ("[PAD]", "<pad>"),
-    "unk": ("[UNK]", "<unk>"),
-    "cls": ("[CLS]", "<s>"),
-    "sep": ("[SEP]", "</s>"),
-    "mask": ("[MASK]", "<mask>"),
-}
+MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "distilbert", "albert", "electra")
 _BERT_NAMES = {role: names[0] for role, names in ROLES.items()}
+
+
+class Encoding(NamedTuple):
+    """What a text of n tokens becomes.
+
+    Attributes:
+      ids: int32 [n].
+      offsets: int32 [n, 2]; `text[start:end]` is what token i stands for, without the white space before it. Starts and
+        ends never fall; spans overlap only where tokens share a character, as the bytes of an emoji do.
+      word_ids: int32 [n], from 0, never falling: equal for tokens of one word. Words are what the tokenizer cuts the text
+        into before it looks at its vocabulary, so that punctuation may be a word of its own; as in transformers.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    word_ids: np.ndarray
 
 
 class Tokenizer:
@@ -40,14 +49,26 @@ class Tokenizer:
 
     Attributes:
       pad_id, unk_id, cls_id, sep_id, mask_id: ids of the five roles.
+      mask_token: the text of the mask, `[MASK]` or `<mask>`.
       vocab_size: V; ids are 0..V-1, added tokens included.
       special_ids: sorted ids of the roles and of every other special token.
       starts_word: bool [V], False where the token continues a word: `##` in WordPiece, no leading `▁` in SentencePiece
         (its unknown piece continues too), no leading `Ġ` in byte-level BPE. All True if the file marks no words.
+      pair_separators: separators between the parts of a pair: 1 in `[CLS] a [SEP] b [SEP]`, 2 in `<s> a </s></s> b </s>`.
+      token_types: True if the second part of a pair, with its last separator, has token type 1; False if all are 0.
     """
 
-    def __init__(self, engine: tokenizers.Tokenizer, roles: dict[str, str] = _BERT_NAMES) -> None:
-        """Takes over `engine`; `roles` maps pad, unk, cls, sep, mask to tokens that it has."""
+    def __init__(
+        self,
+        engine: tokenizers.Tokenizer,
+        roles: dict[str, str] = _BERT_NAMES,
+        pair_separators: int | None = None,
+        token_types: bool | None = None,
+    ) -> None:
+        """Takes over `engine`; `roles` maps pad, unk, cls, sep, mask to tokens that it has.
+
+        `pair_separators` and `token_types` are, unless given, what the engine's post-processor does; without any, BERT's.
+        """
         engine.no_padding()
         engine.no_truncation()
         special = {token.content for token in engine.get_added_tokens_decoder().values() if token.special}
@@ -59,16 +80,28 @@ class Tokenizer:
         ids = {role: _id(engine, name) for role, name in roles.items()}
         self.pad_id, self.unk_id, self.cls_id = ids["pad"], ids["unk"], ids["cls"]
         self.sep_id, self.mask_id = ids["sep"], ids["mask"]
-        cls, sep = roles["cls"], roles["sep"]
-        engine.post_processor = processors.TemplateProcessing(
-            single=f"{cls} $A {sep}",
-            pair=f"{cls} $A {sep} $B:1 {sep}:1",
-            special_tokens=[(cls, self.cls_id), (sep, self.sep_id)],
-        )
+        self.mask_token = roles["mask"]
+        separators, types = _pair_layout(engine) or (pair_separators or 1, pair_separators != 2)
+        self.pair_separators: int = separators if pair_separators is None else pair_separators
+        self.token_types: bool = types if token_types is None else token_types
+        engine.post_processor = self._post_processor()
         vocab = engine.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocab.values()) + 1
         self.special_ids = tuple(sorted(id for id, token in added.items() if token.special))
         self.starts_word = self._word_starts(vocab)
+
+    def _post_processor(self) -> processors.PostProcessor:
+        cls, sep, second = self._roles["cls"], self._roles["sep"], int(self.token_types)
+        template = processors.TemplateProcessing(
+            single=f"{cls} $A {sep}",
+            pair=f"{cls} $A {f'{sep} ' * self.pair_separators}$B:{second} {sep}:{second}",
+            special_tokens=[(cls, self.cls_id), (sep, self.sep_id)],
+        )
+        prefix = re.search(r'"ByteLevel","add_prefix_space":(true|false)', _state(self._engine.pre_tokenizer))
+        if not prefix:
+            return template
+        trim = processors.ByteLevel(trim_offsets=True, add_prefix_space=prefix[1] == "true")
+        return processors.Sequence([trim, template])
 
     def _word_starts(self, vocab: dict[str, int]) -> np.ndarray:
         starts = np.ones(self.vocab_size, np.bool_)
@@ -88,11 +121,57 @@ class Tokenizer:
 
         Special tokens in a text are text: the characters `[MASK]` never give `mask_id`. Releases the GIL, and
         runs on several cores unless the environment says TOKENIZERS_PARALLELISM=false.
+
+        Raises:
+          InputError: a text is no str, or has half of a surrogate pair, which no UTF-8 can hold; names its index.
         """
+        return [np.array(encoding.ids, np.int32) for encoding in self._encode(self._engine, texts)]
+
+    def encode_with_mask(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """As `encode_batch`, but the characters of `mask_token` in a text give `mask_id`; `[SEP]` and the like stay text."""
+        return [np.array(encoding.ids, np.int32) for encoding in self._encode(self._mask_engine, texts)]
+
+    def encode_with_offsets(self, texts: Sequence[str]) -> list[Encoding]:
+        """As `encode_batch`, with where each token stands in its text and the word that it belongs to."""
+        encodings = self._encode(self._engine, texts, offsets=True)
+        trim = '"Metaspace"' in _state(self._engine.pre_tokenizer)  # byte-level's post-processor has done it
+        return [
+            Encoding(
+                np.array(encoding.ids, np.int32),
+                _spans(text, encoding.offsets, trim),
+                np.array(encoding.word_ids, np.int32),
+            )
+            for text, encoding in zip(texts, encodings, strict=True)
+        ]
+
+    @staticmethod
+    def _encode(engine: tokenizers.Tokenizer, texts: Sequence[str], offsets: bool = False) -> list[tokenizers.Encoding]:
         if isinstance(texts, str):
-            raise TypeError("encode_batch takes a list of texts, not one string")
-        encodings = self._engine.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+            raise TypeError("expected a list of texts, not one string")
+        texts = list(texts)
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise InputError(f"texts[{i}] is a {type(text).__name__}, not a str")
+        encode = engine.encode_batch if offsets else engine.encode_batch_fast
+        try:
+            return encode(texts, add_special_tokens=False)
+        except TypeError:
+            for i, text in enumerate(texts):
+                if half := re.search("[\ud800-\udfff]", text):
+                    raise InputError(
+                        f"texts[{i}]: character {half.start()} is {half[0]!a}, half of a surrogate pair; remove it"
+                    ) from None
+            raise
+
+    @cached_property
+    def _mask_engine(self) -> tokenizers.Tokenizer:
+        """The engine, but its mask is no special token: `tokenizers` then finds it in text."""
+        spec = json.loads(self._engine.to_str())
+        for token in spec["added_tokens"]:
+            token["special"] = token["special"] and token["content"] != self.mask_token
+        engine = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        engine.encode_special_tokens = True
+        return engine
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`, special tokens left out."""
@@ -112,13 +191,13 @@ class Tokenizer:
     def save(self, directory: str | os.PathLike[str], model_max_length: int = 512) -> None:
         """Writes tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer loads with equal ids.
 
-        Its pairs are `[CLS] a [SEP] b [SEP]` with type ids 0 and 1. Each file appears whole or not at all.
+        Pairs too are laid out as `pair_separators` and `token_types` say. Each file appears whole or not at all.
         """
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": model_max_length,
             "clean_up_tokenization_spaces": False,
-            "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+            "model_input_names": ["input_ids", *["token_type_ids"] * self.token_types, "attention_mask"],
             **{f"{role}_token": name for role, name in self._roles.items()},
         }
         directory = Path(directory)
@@ -139,25 +218,31 @@ class Tokenizer:
         self.__init__(tokenizers.Tokenizer.from_str(state[0]), state[1])  # type: ignore[misc]
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], lowercase: bool | None = None) -> Tokenizer:
+    def load(cls, path: str | os.PathLike[str], lowercase: bool | None = None, model_type: str | None = None) -> Tokenizer:
         """Loads a directory, tokenizer.json, vocab.txt, SentencePiece .model, or vocab.json with merges.txt beside it.
 
         Args:
           path: the file; in a directory, the first found in the order above.
-          lowercase: for BERT's own normalisation: True is uncased. None asks `do_lower_case` of a tokenizer_config.json
-            beside a vocab.txt, else says uncased unless some entry has an upper-case letter.
+          lowercase: for BERT's own normalisation and ALBERT's: True is uncased. None asks `do_lower_case` of a
+            tokenizer_config.json beside, else says uncased unless some entry of a vocab.txt has an upper-case letter.
+          model_type: `model_type` of a config.json, one of `MODEL_TYPES`. Decides what the file leaves open: the ids and
+            normalisation of a .model (else SentencePiece's own), pairs where a tokenizer.json has no post-processor,
+            and no token types for distilbert. None asks `tokenizer_class` of a tokenizer_config.json beside.
 
         Raises:
           InputError: the file is missing, of another kind, damaged, has duplicates, or lacks one of the five roles.
         """
         path = _find(Path(path))
         config = _config_beside(path)
+        model_type = _model_type(model_type, config)
+        typed = model_type != "distilbert" and "token_type_ids" in config.get("model_input_names", ["token_type_ids"])
+        token_types = None if typed else False
         if path.suffix == ".txt":
             vocab = _read_vocab_txt(path)
             roles = _find_roles(vocab, path, config)
-            return cls(_wordpiece(vocab, config, lowercase, roles["unk"]), roles)
+            return cls(_wordpiece(vocab, config, lowercase, roles["unk"]), roles, token_types=token_types)
         if path.suffix == ".model":
-            engine = _convert_sentencepiece(path.read_bytes(), str(path))
+            engine = _read_sentencepiece(path, config, lowercase, model_type)
         elif path.name.endswith("vocab.json"):
             engine = _read_byte_level(path, config)
         elif path.suffix == ".json":
@@ -167,11 +252,14 @@ class Tokenizer:
                 raise InputError(f"{path}: not a tokenizer.json: {error}") from error
         else:
             raise InputError(f"{path}: expected a directory, tokenizer.json, vocab.txt, vocab.json or *.model")
-        if lowercase is not None:
+        if lowercase is not None and not (path.suffix == ".model" and model_type == "albert"):
             if not isinstance(engine.normalizer, normalizers.BertNormalizer):
                 raise InputError(f"{path}: lowercase={lowercase} does not apply: the file has its own rule")
             engine.normalizer.lowercase = lowercase
-        return cls(engine, _find_roles(engine.get_vocab(with_added_tokens=True), path, config))
+        doubled = path.name.endswith("vocab.json") or model_type in ("roberta", "xlm-roberta")
+        separators = 2 if doubled and not _pair_layout(engine) else None
+        roles = _find_roles(engine.get_vocab(with_added_tokens=True), path, config)
+        return cls(engine, roles, separators, token_types)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, kind: Kind, lowercase: bool = True) -> Tokenizer:
@@ -187,13 +275,13 @@ class Tokenizer:
         if kind not in (kinds := get_args(Kind)):
             raise InputError(f"kind={kind!r}: expected one of {', '.join(kinds)}{did_you_mean(kind, kinds)}")
         if kind != "wordpiece":
-            model = _train_sentencepiece(texts, vocab_size, kind, lowercase)
-            return cls(_convert_sentencepiece(model, "trained model"))
+            model = sentencepiece.train(texts, vocab_size, kind, lowercase)
+            return cls(sentencepiece.convert(model, "trained model"))
         specials = list(_BERT_NAMES.values())
         engine = _wordpiece({name: id for id, name in enumerate(specials)}, {}, lowercase, "[UNK]")
         trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=specials, show_progress=False)
-        engine.train_from_iterator(_lines(texts), trainer)
-        _require_size(vocab_size, engine.get_vocab_size())
+        engine.train_from_iterator(sentencepiece.training_lines(texts), trainer)
+        sentencepiece.require_size(vocab_size, engine.get_vocab_size())
         return cls(engine)
 
 
@@ -203,19 +291,42 @@ def _id(engine: tokenizers.Tokenizer, name: str) -> int:
     return id
 
 
+def _state(part: Any) -> str:
+    """JSON of a pre-tokenizer or post-processor, or `null`."""
+    return "null" if part is None else part.__getstate__().decode()
+
+
+def _pair_layout(engine: tokenizers.Tokenizer) -> tuple[int, bool] | None:
+    """Separators between the parts of a pair, and whether the second has type 1, as the engine's post-processor says."""
+    spec = json.loads(_state(engine.post_processor)) or {"type": None}
+    for step in spec.get("processors", [spec]):
+        if step["type"] == "RobertaProcessing":
+            return 2, False
+        if step["type"] == "BertProcessing":
+            return 1, True
+        if step["type"] == "TemplateProcessing":
+            pair = [(kind, part["id"], part["type_id"]) for entry in step["pair"] for kind, part in entry.items()]
+            first, second = ([(kind, id) for kind, id, _ in pair].index(("Sequence", name)) for name in "AB")
+            return min(max(second - first - 1, 1), 2), any(type_id == 1 for _, _, type_id in pair)
+    return None
+
+
+def _spans(text: str, offsets: Sequence[tuple[int, int]], trim: bool) -> np.ndarray:
+    """int32 [n, 2]: the offsets; with `trim`, less the white space at both ends, as byte-level's `trim_offsets`."""
+    spans = np.array(offsets, np.int32).reshape(-1, 2)
+    for i in range(len(spans)) if trim else ():
+        surface = text[offsets[i][0] : offsets[i][1]]
+        spans[i, 0] += len(surface) - len(surface.lstrip())
+        spans[i, 1] -= len(surface) - len(surface.rstrip()) if surface.strip() else 0
+    return spans
+
+
 def _guard(engine: tokenizers.Tokenizer, names: list[str]) -> None:
     """Makes special tokens unreachable from text: Unigram would match `<s>` as it matches any piece."""
     leaks = [n for n in names if len(n) > 1 and _id(engine, n) in engine.encode(n, add_special_tokens=False).ids]
     pattern = "|".join(f"{re.escape(n[0])}(?={re.escape(n[1:])})" for n in leaks)
     if leaks and isinstance(engine.model, models.Unigram) and json.dumps(pattern) not in engine.to_str():
-        _then_split(engine, pattern)
-
-
-def _then_split(engine: tokenizers.Tokenizer, pattern: str) -> None:
-    """Adds a cut after each match of `pattern` to the splitting before the model."""
-    steps = [] if engine.pre_tokenizer is None else [engine.pre_tokenizer]
-    cut = pre_tokenizers.Split(Regex(pattern), "merged_with_previous")
-    engine.pre_tokenizer = pre_tokenizers.Sequence([*steps, cut])
+        sentencepiece.then_split(engine, pattern)
 
 
 def _find(path: Path) -> Path:
@@ -250,6 +361,17 @@ def _config_beside(path: Path) -> dict[str, Any]:
             except (ValueError, TypeError) as error:
                 raise InputError(f"{file}: not a JSON object: {error}") from error
     return config
+
+
+def _model_type(model_type: str | None, config: dict[str, Any]) -> str | None:
+    """`model_type`, else the family that `tokenizer_class` names, else None."""
+    if model_type is None:
+        named = str(config.get("tokenizer_class")).removesuffix("Fast").removesuffix("Tokenizer").lower()
+        return {name.replace("-", ""): name for name in MODEL_TYPES}.get(named)
+    if model_type not in MODEL_TYPES:
+        nearest = did_you_mean(model_type, MODEL_TYPES)
+        raise InputError(f"model_type={model_type!r}: expected one of {', '.join(MODEL_TYPES)}{nearest}")
+    return model_type
 
 
 def _find_roles(vocab: Collection[str], path: Path, config: dict[str, Any]) -> dict[str, str]:
@@ -296,8 +418,20 @@ def _wordpiece(vocab: dict[str, int], config: dict[str, Any], lowercase: bool | 
     return engine
 
 
+def _read_sentencepiece(
+    path: Path, config: dict[str, Any], lowercase: bool | None, model_type: str | None
+) -> tokenizers.Tokenizer:
+    model, source = path.read_bytes(), str(path)
+    if model_type == "xlm-roberta":
+        return sentencepiece.convert_fairseq(model, source)
+    if model_type == "albert":
+        lowercase = config.get("do_lower_case", True) if lowercase is None else lowercase
+        return sentencepiece.convert_albert(model, source, bool(lowercase), config.get("keep_accents", False))
+    return sentencepiece.convert(model, source)
+
+
 def _read_byte_level(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
-    """GPT-2's and RoBERTa's byte-level BPE."""
+    """RoBERTa's byte-level BPE, whose `<mask>` takes the space before it."""
     merges = path.with_name(path.name.replace("vocab.json", "merges.txt"))
     if not merges.is_file():
         raise InputError(f"{path}: byte-level BPE needs {merges.name} beside it")
@@ -307,181 +441,8 @@ def _read_byte_level(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer
         raise InputError(f"{path} with {merges.name}: not a byte-level BPE vocabulary: {error}") from error
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space", False)))
     engine.decoder = decoders.ByteLevel()
+    mask = config.get("mask_token") or "<mask>"
+    mask = mask if isinstance(mask, dict) else {"content": mask}
+    if engine.token_to_id(mask["content"]) is not None:
+        engine.add_special_tokens([AddedToken(mask["content"], lstrip=mask.get("lstrip", True), special=True)])
     return engine
-
-
-# --- SentencePiece ---
-
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # SentencePiece.Type
-
-
-def _fields(message: bytes) -> dict[int, list[Any]]:
-    """Field number -> values of a protobuf message: varints as int, fixed32 as float, the rest as bytes.
-
-    By hand, because sentencepiece's generated module refuses a protobuf older than its own, as notebooks have.
-    """
-    at = 0
-    fields: dict[int, list[Any]] = defaultdict(list)
-
-    def varint() -> int:
-        nonlocal at
-        start = at
-        while message[at] > 127:
-            at += 1
-        at += 1
-        return sum((byte & 127) << 7 * i for i, byte in enumerate(message[start:at]))
-
-    while at < len(message):
-        number, wire = divmod(varint(), 8)
-        if wire == 0:
-            fields[number].append(varint())
-            continue
-        size = varint() if wire == 2 else {1: 8, 5: 4}[wire]
-        data, at = message[at : at + size], at + size
-        if at > len(message):
-            raise IndexError("cut short")
-        fields[number].append(struct.unpack("<f", data)[0] if wire == 5 else data)
-    return fields
-
-
-def _convert_sentencepiece(model: bytes, source: str) -> tokenizers.Tokenizer:
-    """A SentencePiece model as a `tokenizers.Tokenizer` (field numbers: sentencepiece_model.proto).
-
-    The ids are SentencePiece's own, but for these: a combining mark or jamo that follows a composed or compatibility
-    character, or another mark out of canonical order (NFKC text has none); U+0344, U+FFFF and characters younger than the
-    model's Unicode; unigram segmentations that tie to within float32 (runs of one character: `=====`); bpe pieces that
-    overlapping pairs can give (`ababa`); a user-defined token of a role, spelled out in text; and, in a model that
-    keeps control characters or white space as they come, U+0001 and a text of nothing else than characters it drops.
-    """
-    try:
-        proto = _fields(model)
-        pieces = [_fields(piece) for piece in proto[1]]
-        names = [piece[1][0].decode() for piece in pieces]
-        # Nine digits hold a float32 and come back from JSON unchanged.
-        scores = [float(f"{piece[2][0] if piece[2] else 0.0:.9g}") for piece in pieces]
-        kinds = [piece[3][0] if piece[3] else _NORMAL for piece in pieces]
-        trainer, norm = ({n: v[-1] for n, v in _fields(proto[number][-1]).items()} for number in (2, 3))
-        unk_id = kinds.index(_UNKNOWN)
-    except (LookupError, ValueError, TypeError, AttributeError, struct.error) as error:
-        raise InputError(f"{source}: not a SentencePiece model ({error!r})") from error
-    unigram, fallback = trainer.get(3, 1) == 1, bool(trainer.get(35, 0))
-    normal = {name: score for name, score, kind in zip(names, scores, kinds, strict=True) if kind == _NORMAL}
-    user = [name for name, kind in zip(names, kinds, strict=True) if kind == _USER_DEFINED]
-    frozen = [name for name in user if len(name) > 1 and not any(name in usual for usual in ROLES.values())]
-    for unsupported, what in (
-        (trainer.get(3, 1) not in (1, 2), "word and character models"),
-        (trainer.get(24, 0), "treat_whitespace_as_suffix"),
-        (_UNUSED in kinds, "unused pieces"),
-        (not unigram and frozen, f"user-defined pieces in a bpe model ({' '.join(frozen[:5])})"),
-    ):
-        if unsupported:
-            raise InputError(f"{source}: {what} cannot be converted exactly; train another model, or with type unigram")
-    if unigram:
-        top = max(normal.values(), default=0.0)
-        boosted = {name: float(f"{len(name.encode()) * top - 0.1:.9g}") for name in user}  # as unigram_model.cc does
-        scored = [(name, boosted.get(name, score)) for name, score in zip(names, scores, strict=True)]
-        engine = tokenizers.Tokenizer(models.Unigram(scored, unk_id, fallback))
-    else:
-        pairs = ((name[:cut], name[cut:]) for name in normal for cut in range(1, len(name)))
-        merges = [pair for pair in pairs if pair[0] in normal and pair[1] in normal]
-        merges.sort(key=lambda pair: -normal[pair[0] + pair[1]])
-        vocab = {name: id for id, name in enumerate(names)}
-        engine = tokenizers.Tokenizer(models.BPE(vocab, merges, unk_token=names[unk_id], fuse_unk=True, byte_fallback=fallback))
-    engine.add_special_tokens([n for n, kind in zip(names, kinds, strict=True) if kind in (_UNKNOWN, _CONTROL)])
-    engine.normalizer = _sentencepiece_normalizer(norm)
-    crossing = any("▁" in name[1:] for name in names)
-    engine.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=not crossing)
-    engine.decoder = decoders.Metaspace(prepend_scheme="always" if norm.get(3, 1) else "never")
-    if fallback:
-        _then_split(engine, "<(?=0x[0-9A-F]{2}>)")  # the name of a byte, in text, is not that byte
-        engine.decoder = decoders.Sequence([decoders.ByteFallback(), engine.decoder])
-    return engine
-
-
-def _sentencepiece_normalizer(norm: dict[int, Any]) -> normalizers.Normalizer:
-    dummy_prefix, one_space = norm.get(3, 1), norm.get(4, 1)
-    replace = normalizers.Replace
-    steps: list[normalizers.Normalizer] = []
-    if norm.get(2):
-        # `Precompiled` looks up whole grapheme clusters and takes the shortest rule: case folding would drop the accent
-        # of E + U+0301. So compose first, which is what the map's long rules do, and cut clusters apart with U+0001
-        # (not at the very start: the alignments of `tokenizers` panic).
-        charsmap = normalizers.Precompiled(norm[2])
-        if charsmap.normalize_str("ﬁe\u0301") == "fié":
-            # The points of Hebrew and Arabic do not compose; the cut keeps the order they came in.
-            steps += [replace(Regex(r"(?!\A)(?=[\u0591-\u05c7\u064b-\u0652\u0670])"), "\x01"), normalizers.NFKC()]
-        steps += [replace(Regex(r"(?!\A)(?=[^\x00-\x7f]|\n)"), "\x01"), charsmap, replace("\x01", "")]
-        tilde = "\uff5e"  # the one compatibility character that such a map may keep
-        if charsmap.normalize_str(tilde) == tilde:
-            steps = [replace(tilde, "\uffff"), *steps, replace("\uffff", tilde)]
-    if one_space:
-        steps += [replace(Regex(" {2,}"), " "), replace(Regex(r"\A +"), "")]
-    if dummy_prefix:
-        steps.append(normalizers.Prepend(" "))
-    if one_space:
-        steps.append(replace(Regex(r"[ ▁]+\z"), ""))
-    return normalizers.Sequence(steps)
-
-
-def _require_size(vocab_size: int, possible: int) -> None:
-    if vocab_size != possible:
-        bound = "give at most" if possible < vocab_size else "need at least"
-        raise InputError(f"vocab_size={vocab_size}: these texts {bound} {possible} tokens")
-
-
-def _lines(texts: Iterable[str], longest: int = 1000) -> Iterator[str]:
-    """Lines of at most `longest` characters, cut at white space, without what makes SentencePiece skip a line.
-
-    It skips those of more than 4192 bytes, with NUL, and with its own sign for unknown, `▅`.
-    """
-    empty = True
-    for text in texts:
-        text = text.replace("\x00", " ").replace("▅", " ")
-        empty = empty and not text.strip()
-        for line in text.splitlines():
-            while len(line) > longest:
-                cut = max(line.rfind(" ", 1, longest), line.rfind("\t", 1, longest))
-                cut = cut if cut > 0 else longest
-                yield line[:cut]
-                line = line[cut:].lstrip()
-            if line.strip():
-                yield line
-    if empty:
-        raise InputError("no text to train a vocabulary on: every line is empty")
-
-
-def _train_sentencepiece(texts: Iterable[str], vocab_size: int, kind: str, lowercase: bool) -> bytes:
-    import sentencepiece
-
-    model, failed = io.BytesIO(), list[BaseException]()
-
-    def lines() -> Iterator[str]:
-        try:
-            yield from _lines(texts)
-        except (Exception, KeyboardInterrupt) as error:
-            failed.append(error)  # of which SentencePiece passes on the text alone
-            raise
-
-    names = {"pad": "[PAD]", "unk": "[UNK]", "bos": "[CLS]", "eos": "[SEP]"}
-    ids: Any = {f"{name}_id": id for id, name in enumerate(names)}
-    pieces: Any = {f"{name}_piece": piece for name, piece in names.items()}
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines(),
-            model_writer=model,
-            model_type=kind,
-            vocab_size=vocab_size,
-            normalization_rule_name="nmt_nfkc_cf" if lowercase else "nmt_nfkc",
-            control_symbols=["[MASK]"],
-            **ids,
-            **pieces,
-            num_threads=16,  # the result depends on it, and not on the cores there are
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        if failed:
-            raise failed[0] from None
-        if possible := re.search(r"(?:value <= |required_chars\. \d+ vs )(\d+)", str(error)):
-            _require_size(vocab_size, int(possible[1]))
-        raise InputError(f"vocab_size={vocab_size}: SentencePiece: {error}") from error
-    return model.getvalue()
