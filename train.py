@@ -38,15 +38,15 @@ def pretrain(cfg: TrainConfig, data: Any, training: Any, held_out: Any) -> int:
     """Builds the model, the steps and the state, fits, and exports."""
     import jax
 
-    from bert_jax import inference
+    from bert_jax import pretrained
     from bert_jax.data.pretraining import unigram_loss
-    from bert_jax.model.heads import BertForPreTraining
+    from bert_jax.model.heads import Bert
     from bert_jax.training import checkpoint, loop, losses, metrics, optim, parallel, steps, writer
 
     mesh = parallel.make_mesh(cfg.parallel.num_devices)
     parallel.check_batch(cfg.batch_size, cfg.gradient_accumulation_steps, mesh)
-    pairs = cfg.data.examples == "sentence_pairs"
-    module = BertForPreTraining(cfg.model, next_sentence=pairs)
+    head = pretrained.pretraining_head(cfg)
+    module = Bert(cfg.model, head)
 
     def sums_fn(params: Any, batch: Any, key: Any) -> dict[str, losses.Sum]:
         rngs = None if key is None else {"dropout": key}
@@ -60,7 +60,7 @@ def pretrain(cfg: TrainConfig, data: Any, training: Any, held_out: Any) -> int:
     put = partial(parallel.shard_batch, mesh=mesh)
 
     def fresh() -> steps.TrainState:
-        return steps.init_state(inference.initialize(module, cfg.seed), optimizer)
+        return steps.init_state(pretrained.initialize(module, cfg.seed), optimizer)
 
     workdir = Path(cfg.workdir)
     state = jax.eval_shape(fresh)
@@ -77,7 +77,7 @@ def pretrain(cfg: TrainConfig, data: Any, training: Any, held_out: Any) -> int:
     else:
         start, state = 0, jax.jit(fresh, out_shardings=parallel.replicated(mesh))()
         if cfg.init_from:
-            params = jax.device_put(inference.start_from(cfg.init_from, module, state.params), parallel.replicated(mesh))
+            params = jax.device_put(pretrained.start_from(cfg.init_from, module, state.params), parallel.replicated(mesh))
             state = state._replace(params=params)
 
     writer.cut(workdir / "metrics.jsonl", start if restored else -1)
@@ -110,7 +110,7 @@ def pretrain(cfg: TrainConfig, data: Any, training: Any, held_out: Any) -> int:
             state, compiled, training.stream(start, cfg.num_steps), put,
             loop.Cadence(cfg.num_steps, cfg.log_every, cfg.eval_every, cfg.checkpoint_every, cfg.optim.max_skipped),
             evaluate, save, log, stop, cost,
-            first_loss=None if cfg.init_from else math.log(cfg.model.vocab_size) + (math.log(2) if pairs else 0),
+            first_loss=None if cfg.init_from else math.log(cfg.model.vocab_size) + (math.log(2) if head == "pretraining" else 0),
         )  # fmt: skip
     if stop.signal is not None:
         print(f"stopped at step {int(state.step)} and saved; the same command continues", file=sys.stderr)
@@ -121,18 +121,17 @@ def pretrain(cfg: TrainConfig, data: Any, training: Any, held_out: Any) -> int:
             f"held-out loss {reached['eval/masked_lm_loss']:.3f} nats a masked token; "
             f"a model without context, which knows only how frequent each token is, reaches {reached['eval/unigram_loss']:.3f}"
         )
-    finish(cfg, inference.Model(cfg.model, jax.device_get(state.params), data.tokenizer, inference.architecture_of(pairs)))
+    finish(cfg, pretrained.Model(cfg.model, jax.device_get(state.params), data.tokenizer, head))
     return 0
 
 
 def finish(cfg: TrainConfig, model: Any) -> None:
     """Exports the model, shows what it learnt and says what to do next."""
-    from bert_jax import inference
+    from bert_jax import inference, pretrained
 
     directory = Path(cfg.workdir) / "export"
-    inference.save(model, directory)
-    for sentence in cfg.fill_masks:
-        fillings = inference.FillMask(model)([sentence])[0]
+    pretrained.save(model, directory)
+    for sentence, fillings in zip(cfg.fill_masks, inference.FillMask(model)(cfg.fill_masks), strict=True):
         print(f"{sentence}\n    " + "  ".join(f"{f.token} {f.score:.0%}" for f in fillings))
     print(
         f"\nThe model is in {directory}: transformers loads it (AutoModelForMaskedLM.from_pretrained), and so does\n"

@@ -6,15 +6,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bert_jax.config import BertConfig as BertConfig
     from bert_jax.config import InputError as InputError
+    from bert_jax.inference import Answerer as Answerer
+    from bert_jax.inference import Classifier as Classifier
+    from bert_jax.inference import Embedder as Embedder
     from bert_jax.inference import FillMask as FillMask
-    from bert_jax.inference import Model as Model
-    from bert_jax.inference import load as load
-    from bert_jax.inference import save as save
+    from bert_jax.inference import Tagger as Tagger
+    from bert_jax.inference import nearest as nearest
+    from bert_jax.pooling import Pooling as Pooling
+    from bert_jax.pretrained import Model as Model
+    from bert_jax.pretrained import load as load
+    from bert_jax.pretrained import save as save
 
 # Names are imported when first used: a process that tokenizes text needs no jax.
 _HOME = {
-    "BertConfig": "config", "InputError": "config",
-    "FillMask": "inference", "Model": "inference", "load": "inference", "save": "inference",
+    "BertConfig": "config", "InputError": "config", "Pooling": "pooling",
+    "Model": "pretrained", "load": "pretrained", "save": "pretrained",
+    "Answerer": "inference", "Classifier": "inference", "Embedder": "inference", "FillMask": "inference", "Tagger": "inference",
+    "nearest": "inference",
 }  # fmt: skip
 __all__ = list(_HOME)
 

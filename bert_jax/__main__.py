@@ -67,41 +67,22 @@ def _examine(cfg: TrainConfig) -> list[str]:
     return diagnosis.warnings
 
 
-def convert(source: tyro.conf.Positional[str], out: tyro.conf.Positional[str]) -> None:
-    """Write a work directory's newest checkpoint, or a pretrained directory, in the Hugging Face layout.
+def convert(source: tyro.conf.Positional[str], out: tyro.conf.Positional[str], head: str | None = None, verbose: bool = False) -> None:
+    """Write a model that bert_jax reads (see README) in the Hugging Face layout.
 
     Args:
-        source: Work directory of train.py, or a directory with config.json and model.safetensors.
+        source: Pretrained directory, TF1 checkpoint's directory, work directory of train.py, or name on the hub.
         out: Directory to write.
+        head: Head to write; default: the one that it has.
+        verbose: Show where each tensor came from and went to.
     """
-    from bert_jax import inference
+    from bert_jax import pretrained
 
-    is_workdir = (Path(source) / "checkpoints").is_dir()
-    inference.save(_load_workdir(Path(source)) if is_workdir else inference.load(source), out)
+    model = pretrained.load(source, head)  # type: ignore[arg-type]
+    pretrained.save(model, out)
+    for line in pretrained.describe(model, verbose):
+        print(line)
     print(f"wrote {out}")
-
-
-def _load_workdir(workdir: Path) -> Any:
-    """The model of a work directory's newest checkpoint."""
-    import jax
-
-    from bert_jax import inference
-    from bert_jax.data.tokenizer import Tokenizer
-    from bert_jax.model.heads import BertForPreTraining
-    from bert_jax.training import checkpoint, optim, steps
-
-    cfg = from_dict(TrainConfig, json.loads((workdir / "config.json").read_text()), f"{workdir}/config.json")
-    pairs = cfg.data.examples == "sentence_pairs"
-    module = BertForPreTraining(cfg.model, next_sentence=pairs)
-    like = jax.eval_shape(lambda: steps.init_state(inference.initialize(module, 0), optim.make_optimizer(cfg.optim)))
-    saved = checkpoint.Checkpointer(workdir / "checkpoints", read_only=True)
-    restored = saved.restore_latest(like)
-    saved.close()
-    if restored is None:
-        raise InputError(f"{workdir} has no checkpoint yet")
-    print(f"step {restored[2]} of {workdir}")
-    params = jax.device_get(restored[0].params)
-    return inference.Model(cfg.model, params, Tokenizer.load(workdir / "tokenizer"), inference.architecture_of(pairs))
 
 
 def _cli(function: Callable[..., None]) -> Callable[[list[str]], None]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 T = TypeVar("T")
+ModelType = Literal["bert", "roberta", "xlm-roberta", "distilbert", "albert", "electra"]
 
 
 class InputError(ValueError):
@@ -74,6 +75,8 @@ class _Checked:
 class BertConfig(_Checked):
     """The model, and how it is computed. The first fields are a Hugging Face config.json's."""
 
+    model_type: ModelType = "bert"
+    """The family: which of BERT's parts it has, and how its tensors and classes are called elsewhere."""
     vocab_size: int = 30522
     """Rows of the word-embedding table."""
     hidden_size: int = 768
@@ -84,16 +87,22 @@ class BertConfig(_Checked):
     """Attention heads a layer; must divide hidden_size."""
     intermediate_size: int = 3072
     """Width of the feed-forward layer."""
+    embedding_size: int | None = None
+    """Width of the embeddings, projected to hidden_size (ALBERT, ELECTRA); default: hidden_size, no projection."""
+    num_hidden_groups: int | None = None
+    """Groups of consecutive layers that share their parameters (ALBERT: 1); default: none do."""
     hidden_act: Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"] = "gelu"
     """`gelu` is the exact (erf) form of the paper's models; `gelu_new` and `gelu_pytorch_tanh` the tanh form."""
     hidden_dropout_prob: float = 0.1
     """Dropout after the embeddings and after both sublayers of each layer."""
     attention_probs_dropout_prob: float = 0.1
     """Dropout on the attention probabilities."""
+    classifier_dropout: float | None = None
+    """Dropout before a classification head; default: hidden_dropout_prob."""
     max_position_embeddings: int = 512
-    """Rows of the position table: the longest sequence."""
+    """Rows of the position table: the longest sequence (RoBERTa and XLM-R: two more)."""
     type_vocab_size: int = 2
-    """Rows of the token-type table."""
+    """Rows of the token-type table; 0: no such table (DistilBERT)."""
     initializer_range: float = 0.02
     """Standard deviation of the truncated normal (cut at two, not corrected) that weights start from."""
     layer_norm_eps: float = 1e-12
@@ -108,14 +117,50 @@ class BertConfig(_Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-                     "max_position_embeddings", "type_vocab_size"):  # fmt: skip
-            self._require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
+                     "max_position_embeddings", "embedding_size", "num_hidden_groups"):  # fmt: skip
+            value = getattr(self, name)
+            self._require(value is None or value > 0, f"{name}={value} must be positive")
+        self._require(self.type_vocab_size >= 0, f"type_vocab_size={self.type_vocab_size} is negative")
+        self._require(self.max_length > 0, f"max_position_embeddings={self.max_position_embeddings} leaves no position")
+        projected = self.model_type in ("albert", "electra")
+        self._require(
+            self.embedding_size is None or (projected and (self.model_type == "albert" or self.embedding_size != self.hidden_size)),
+            f"embedding_size={self.embedding_size} does not go with model_type={self.model_type!r} and hidden_size={self.hidden_size}",
+        )
+        if self.model_type == "albert":
+            self._require(
+                None not in (self.embedding_size, self.num_hidden_groups), "model_type='albert' needs embedding_size and num_hidden_groups"
+            )
+        else:
+            self._require(
+                self.num_hidden_groups is None,
+                f"num_hidden_groups={self.num_hidden_groups} is for model_type='albert', not {self.model_type!r}",
+            )
+        self._require(
+            (self.type_vocab_size == 0) == (self.model_type == "distilbert"),
+            f"type_vocab_size={self.type_vocab_size} does not go with model_type={self.model_type!r}: DistilBERT alone has no types",
+        )
+        self._require(
+            (self.num_hidden_groups or 1) <= self.num_hidden_layers,
+            f"num_hidden_groups={self.num_hidden_groups} is more than num_hidden_layers={self.num_hidden_layers}",
+        )
         self._require(
             self.hidden_size % self.num_attention_heads == 0,
             f"hidden_size={self.hidden_size} is not divisible by num_attention_heads={self.num_attention_heads}",
         )
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            self._require(0 <= getattr(self, name) <= 0.99, f"{name}={getattr(self, name)} is not in [0, 0.99]")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+            value = getattr(self, name)
+            self._require(value is None or 0 <= value <= 0.99, f"{name}={value} is not in [0, 0.99]")
+
+    @property
+    def position_offset(self) -> int:
+        """Row of the position table that a sequence's first token has: fairseq's models leave rows for padding."""
+        return 2 if self.model_type in ("roberta", "xlm-roberta") else 0
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest sequence."""
+        return self.max_position_embeddings - self.position_offset
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> BertConfig:
@@ -130,6 +175,8 @@ class BertConfig(_Checked):
                     intermediate_size=4 * hidden)  # fmt: skip
         return cls(**{**size, **changes})
 
+
+COMPUTED = frozenset(["dtype", "remat", "scan_layers"])  # BertConfig's fields that say how, not what: no part of a model
 
 PRESETS: dict[str, tuple[int, int]] = {  # name: (layers, hidden size)
     "tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 512), "base": (12, 768), "large": (24, 1024),
@@ -324,7 +371,7 @@ class TrainConfig(_Checked):
             f"gradient_accumulation_steps={self.gradient_accumulation_steps}",
         )
         self._require(
-            self.data.max_seq_length <= self.model.max_position_embeddings,
+            self.data.max_seq_length <= self.model.max_length,
             f"data.max_seq_length={self.data.max_seq_length} is past the position table, "
             f"model.max_position_embeddings={self.model.max_position_embeddings}",
         )

@@ -1,124 +1,566 @@
-"""Load a pretrained directory and predict."""
+"""Predictions: lists in, lists out in the same order, any length mix; few compiled shapes and little padding."""
 
 from __future__ import annotations
 
-import sys
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_jax.config import BertConfig, InputError, differences, to_dict
-from bert_jax.data.packing import describe
-from bert_jax.data.tokenizer import Tokenizer
-from bert_jax.model import convert
-from bert_jax.model.heads import BertForPreTraining
+from bert_jax.config import InputError
+from bert_jax.data.batching import Example, PackedBatch, batches
+from bert_jax.data.tokenizer import Encoding, Tokenizer
+from bert_jax.model.heads import gather_positions, pool
+from bert_jax.pooling import Pooling
+from bert_jax.pretrained import Model
+
+Text = str | tuple[str, str]  # a text, or a pair of texts
+_AT_FIRST = np.zeros(1, np.int32)
+_MASKS = 4  # of a text that are filled at once
+_IN_FLIGHT = 4  # batches that are sent ahead of the one whose results are read
 
 
-@dataclass(frozen=True)
-class Model:
-    """A pretrained model: its configuration, parameters (a plain nested dict) and tokenizer."""
+class _Predictor:
+    """What all predictors share: the jitted function, the tokenizer's layout of an example, and running a list of them.
 
-    config: BertConfig
-    params: dict[str, Any]
-    tokenizer: Tokenizer
-    architecture: str
-
-    @property
-    def module(self) -> BertForPreTraining:
-        """The Flax module that `params` belong to."""
-        return BertForPreTraining(self.config, next_sentence=self.architecture == "BertForPreTraining")
-
-
-def architecture_of(next_sentence: bool) -> str:
-    """The Hugging Face class that a pretrained model is exported for."""
-    return "BertForPreTraining" if next_sentence else "BertForMaskedLM"
-
-
-def load(path: str | Path) -> Model:
-    """Reads a pretrained directory: config.json, model.safetensors, tokenizer.json.
-
-    Raises InputError where a file is missing or damaged, or the tensors are not those of the model that config.json describes.
+    A subclass gives `_outputs(params, batch)`: float arrays by name, [B, S, ...] for the places that the head runs at, or
+    [B, L, ...] for every token if the name is in `per_token`.
     """
-    cfg, architecture = convert.load_config(path)
-    module = BertForPreTraining(cfg, next_sentence=architecture == "BertForPreTraining")
-    like = jax.eval_shape(partial(initialize, module), 0)
-    params, missing = convert.from_hugging_face(convert.load_tensors(path), like, cfg, str(path))
-    if missing:
-        raise InputError(f"{path} has no tensors for {', '.join(missing)}, which {architecture} needs")
-    return Model(cfg, params, Tokenizer.load(path), architecture)
+
+    per_token: frozenset[str] = frozenset()
+    needs: tuple[str, ...] = ()  # heads that it works with; empty: all
+
+    def __init__(self, model: Model) -> None:
+        if model.tokenizer is None:
+            raise InputError("this model has no tokenizer: put its tokenizer.json or vocab.txt beside its config.json")
+        if self.needs and model.head not in self.needs:
+            raise InputError(
+                f"{type(self).__name__} needs a model with the head {' or '.join(self.needs)}; this one has {model.head!r}"
+            )
+        self.model, self.tokenizer = model, model.tokenizer
+        self._params = jax.device_put(model.params)
+        self._run_batch = jax.jit(self._outputs)
+        self._tokens = 2048 if jax.default_backend() == "cpu" else 16384  # a batch; more gains nothing on CPUs
+
+    def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
+        raise NotImplementedError
+
+    def _slots(self, length: int) -> int:
+        """Places of a row of `length` tokens that the head runs at."""
+        return max(1, length // 4)
+
+    def _example(self, parts: Sequence[np.ndarray], places: np.ndarray = _AT_FIRST) -> Example:
+        """`[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`, as the tokenizer lays pairs out."""
+        t = self.tokenizer
+        middle = [t.sep_id] * t.pair_separators
+        ids = [[t.cls_id], parts[0], *(x for part in parts[1:] for x in (middle, part)), [t.sep_id]]
+        input_ids = np.concatenate(ids).astype(np.int32)
+        types = np.zeros_like(input_ids)
+        if len(parts) > 1 and t.token_types:
+            types[1 + len(parts[0]) + len(middle) :] = 1
+        if len(input_ids) and input_ids.max() >= self.model.config.vocab_size:
+            raise InputError(
+                f"the tokenizer gives id {input_ids.max()} ({t.tokens([int(input_ids.max())])[0]!r}), past the model's vocabulary "
+                f"of {self.model.config.vocab_size}: it is not this model's tokenizer"
+            )
+        return Example(input_ids, types, places)
+
+    def _run(self, examples: Sequence[Example]) -> list[dict[str, np.ndarray]]:
+        """What `_outputs` says of each example: [k, ...] at its places, [n, ...] for its tokens."""
+        results: list[dict[str, np.ndarray]] = [{} for _ in examples]
+        flying: deque[tuple[PackedBatch, dict[str, jax.Array]]] = deque()
+
+        def land() -> None:
+            batch, outputs = flying.popleft()
+            arrays = jax.device_get(outputs)
+            for place in batch.places:
+                results[place.example] = {
+                    name: array[place.row, place.tokens if name in self.per_token else place.slots]
+                    for name, array in arrays.items()
+                }
+
+        longest = self.model.config.max_length
+        for batch in batches(examples, longest, self._tokens, self._slots, self.tokenizer.pad_id):
+            flying.append((batch, self._run_batch(self._params, batch.arrays | {"places": batch.positions})))
+            if len(flying) > _IN_FLIGHT:
+                land()
+        while flying:
+            land()
+        return results
+
+    def _encode(self, texts: Sequence[Text], limit: int | None = None) -> list[Example]:
+        """An example each, cut to what the model takes with a warning that says how many were."""
+        pairs = [isinstance(text, (tuple, list)) for text in texts]
+        if any(pair and len(text) != 2 for pair, text in zip(pairs, texts, strict=True)):
+            raise InputError("a pair of texts has two texts")
+        counts = [2 if pair else 1 for pair in pairs]
+        flat: list[str] = []
+        for pair, text in zip(pairs, texts, strict=True):
+            flat.extend(text if pair else [text])  # type: ignore[list-item]
+        ids = iter(self.tokenizer.encode_batch(flat))
+        limit = min(limit or self.model.config.max_length, self.model.config.max_length)
+        parts, cut = [], 0
+        for count in counts:
+            part = [next(ids) for _ in range(count)]
+            room = limit - 2 - (self.tokenizer.pair_separators if count == 2 else 0)
+            shorter = _cut(part, room)
+            cut += shorter is not part
+            parts.append(shorter)
+        if cut:
+            warnings.warn(f"{cut} of {len(texts)} texts have more than {limit} tokens; what is past them was not read", stacklevel=3)
+        return [self._example(part) for part in parts]
 
 
-def save(model: Model, directory: str | Path) -> None:
-    """Writes a directory that `load` and transformers read."""
-    convert.save_pretrained(directory, model.config, model.params, model.architecture, model.tokenizer.pad_id)
-    model.tokenizer.save(directory, model_max_length=model.config.max_position_embeddings)
+def _cut(parts: list[np.ndarray], room: int) -> list[np.ndarray]:
+    """Parts of at most `room` tokens together: the longer one loses its end (`parts` itself where nothing is lost)."""
+    if sum(map(len, parts)) <= room:
+        return parts
+    if len(parts) == 1:
+        return [parts[0][:room]]
+    a, b = (len(part) for part in parts)
+    keep_a = min(a, max(room - b, (room + 1) // 2))
+    return [parts[0][:keep_a], parts[1][: room - keep_a]]
 
 
-def initialize(module: BertForPreTraining, seed: int) -> dict[str, Any]:
-    """Fresh parameters. Pure: jit it, eval_shape it."""
-    ids = jnp.zeros((1, 8), jnp.int32)
-    batch = dict.fromkeys(("input_ids", "token_type_ids", "position_ids", "sequence_ids", "masked_positions"), ids)
-    return module.init(jax.random.key(seed), batch)["params"]
+def _as_list(texts: Any, what: str = "texts") -> list[Any]:
+    """The list; a lone text would be read as a list of its letters."""
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):
+        raise InputError(f"{what} is a {type(texts).__name__}; expected a list, such as [{'text'!r}]")
+    return list(texts)
 
 
-def start_from(path: str | Path, module: BertForPreTraining, fresh: dict[str, Any]) -> dict[str, Any]:
-    """The weights of a pretrained directory for a new pretraining run; heads that it lacks stay as in `fresh`, and are said.
-
-    Raises InputError where its config.json describes another model than `module`'s.
-    """
-    theirs, _ = convert.load_config(path)
-    computed = dict(dtype=module.cfg.dtype, remat=module.cfg.remat, scan_layers=module.cfg.scan_layers)
-    different = differences(to_dict(theirs.replace(**computed)), to_dict(module.cfg))
-    different = [d for d in different if "dropout" not in d[0] and d[0] != "initializer_range"]
-    if different:
-        listing = "\n".join(f"  model.{name}: {a!r} there, {b!r} in this run" for name, a, b in different)
-        raise InputError(f"--init-from {path} is another model:\n{listing}")
-    params, missing = convert.from_hugging_face(convert.load_tensors(path), fresh, theirs, str(path))
-    if missing:
-        print(f"{path} has no weights for {', '.join(missing)}: freshly initialised", file=sys.stderr)
-    return params
+# --- masked LM ---
 
 
-@dataclass(frozen=True)
-class Filling:
-    """One candidate for a [MASK]: the token, its probability, and the text with it in place."""
+class Filling(NamedTuple):
+    """One candidate for a mask: the token, its probability, the text with it in place, and which mask of the text it is for."""
 
     token: str
     score: float
     text: str
+    mask: int = 0
 
 
-class FillMask:
-    """The likeliest tokens for the [MASK] of each text."""
+class FillMask(_Predictor):
+    """The likeliest tokens for each mask (`[MASK]`, `<mask>`: the tokenizer's `mask_token`) of each text."""
+
+    needs = ("masked_lm", "pretraining")
 
     def __init__(self, model: Model, top_k: int = 5) -> None:
-        self.model, self.top_k = model, top_k
-        self._apply = jax.jit(lambda params, batch: model.module.apply({"params": params}, batch)["masked_lm_logits"])
+        super().__init__(model)
+        if not 1 <= top_k <= model.config.vocab_size:
+            raise InputError(f"top_k={top_k} is not in [1, {model.config.vocab_size}]")
+        self.top_k = top_k
 
-    def __call__(self, texts: list[str]) -> list[list[Filling]]:
-        """For each text with one [MASK], its `top_k` fillings, the best first. Raises InputError for other texts."""
-        return [self._fill(text) for text in texts]
+    def _slots(self, length: int) -> int:
+        return max(_MASKS, length // 16)  # the head is as wide as the vocabulary: few masks a row are the rule
 
-    def _fill(self, text: str) -> list[Filling]:
-        parts = text.split("[MASK]")
-        if len(parts) != 2:
-            raise InputError(f"{text!r} has {len(parts) - 1} [MASK]; fill-mask takes one")
-        tokenizer, limit = self.model.tokenizer, self.model.config.max_position_embeddings
-        left, right = tokenizer.encode_batch(parts)
-        ids = [tokenizer.cls_id, *left.tolist(), tokenizer.mask_id, *right.tolist(), tokenizer.sep_id]
-        if len(ids) > limit:
-            raise InputError(f"{text[:60]!r}... has {len(ids)} tokens; the model takes {limit}")
-        row = np.full((1, min(limit, -(-len(ids) // 32) * 32)), tokenizer.pad_id, np.int32)  # few shapes, few compilations
-        row[0, : len(ids)] = ids
-        batch = {"input_ids": row, **describe(row, tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)}
-        batch["masked_positions"] = np.array([[len(left) + 1]], np.int32)
-        scores = np.array(jax.nn.softmax(self._apply(self.model.params, batch)[0, 0]))
-        best = np.argsort(-scores)[: self.top_k]
+    def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
+        batch["masked_positions"] = batch.pop("places")
+        logits = self.model.apply(params, batch)["masked_lm_logits"]
+        best, ids = jax.lax.top_k(logits, self.top_k)
+        scores = jnp.exp(best - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
+        return {"scores": scores, "ids": ids}
+
+    def __call__(self, texts: Sequence[str]) -> list[list[Filling]]:
+        """For each text its fillings: `top_k` for its first mask, the best first, then those for its second, ...
+
+        Texts that are too long are read around their masks. Raises InputError for a text without a mask.
+        """
+        texts = _as_list(texts)
+        examples, owners, room = [], [], self.model.config.max_length - 2
+        for i, ids in enumerate(self.tokenizer.encode_with_mask(texts)):
+            masks = np.flatnonzero(ids == self.tokenizer.mask_id).astype(np.int32)
+            if not len(masks):
+                raise InputError(f"texts[{i}] has no {self.tokenizer.mask_token}: {texts[i][:60]!r}")
+            for group in _together(masks.tolist(), room):
+                start, stop = _window(len(ids), group[0], group[-1], room)
+                examples.append(self._example([ids[start:stop]], np.array(group, np.int32) - start + 1))
+                owners.append(i)
+        found: list[list[Filling]] = [[] for _ in texts]
+        for i, result in zip(owners, self._run(examples), strict=True):
+            for scores, ids in zip(result["scores"], result["ids"], strict=True):
+                mask = len(found[i]) // self.top_k
+                found[i] += [self._filling(texts[i], mask, int(id), float(score)) for id, score in zip(ids, scores, strict=True)]
+        return found
+
+    def _filling(self, text: str, mask: int, id: int, score: float) -> Filling:
+        pieces = text.split(self.tokenizer.mask_token)
+        left, right = (self.tokenizer.mask_token.join(part) for part in (pieces[: mask + 1], pieces[mask + 1 :]))
+        token = self.tokenizer.decode([id]).strip() or self.tokenizer.tokens([id])[0]
+        if not self.tokenizer.starts_word[id]:
+            left, token = left.rstrip(), token.removeprefix("##")
+        return Filling(token, score, left + token + right, mask)
+
+
+def _together(masks: list[int], room: int) -> Iterator[list[int]]:
+    """Masks in groups that one row has slots and room for."""
+    group: list[int] = []
+    for mask in masks:
+        if group and (len(group) == _MASKS or mask - group[0] >= room):
+            yield group
+            group = []
+        group.append(mask)
+    yield group
+
+
+def _window(size: int, first: int, last: int, room: int) -> tuple[int, int]:
+    """(start, stop) of `room` of `size` tokens with first...last in the middle."""
+    if size <= room:
+        return 0, size
+    start = min(max(0, (first + last + 1 - room) // 2), size - room)
+    return start, start + room
+
+
+# --- texts and pairs to classes ---
+
+
+class Classification(NamedTuple):
+    """What a text was taken for.
+
+    Attributes:
+      label: the likeliest class; for regression the name of the value.
+      score: its probability; for regression the value.
+      scores: those of all classes.
+      labels: with several labels a text, all whose probability reaches the threshold; else `label` alone.
+    """
+
+    label: str
+    score: float
+    scores: dict[str, float]
+    labels: tuple[str, ...]
+
+
+class Classifier(_Predictor):
+    """Classes of texts, or of pairs of texts; probabilities of several labels; a value, for regression."""
+
+    needs = ("sequence_classification", "next_sentence", "pretraining")
+
+    def __init__(self, model: Model, threshold: float = 0.5) -> None:
+        super().__init__(model)
+        self.threshold = threshold
+        self.labels = model.labels or ("is_next", "random")
+        default = "regression" if len(self.labels) == 1 else "single_label_classification"
+        self.problem_type = model.problem_type or default
+
+    def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
+        batch["cls_positions"] = batch.pop("places")
+        outputs = self.model.apply(params, batch)
+        logits = outputs["logits"] if self.model.head == "sequence_classification" else outputs["next_sentence_logits"]
+        to_scores = {
+            "regression": lambda x: x,
+            "multi_label_classification": jax.nn.sigmoid,
+            "single_label_classification": jax.nn.softmax,
+        }
+        return {"scores": to_scores[self.problem_type](logits)}
+
+    def __call__(self, texts: Sequence[Text]) -> list[Classification]:
+        """A classification for each text, or tuple of two texts. Too long ones are cut, with a warning."""
+        return [self._classification(result["scores"][0]) for result in self._run(self._encode(_as_list(texts)))]
+
+    def _classification(self, scores: np.ndarray) -> Classification:
+        best = int(np.argmax(scores))
+        named = {name: float(score) for name, score in zip(self.labels, scores, strict=True)}
+        several = tuple(name for name, score in named.items() if score >= self.threshold)
+        labels = several if self.problem_type == "multi_label_classification" else (self.labels[best],)
+        return Classification(self.labels[best], float(scores[best]), named, labels)
+
+
+# --- texts to vectors ---
+
+
+class Embedder(_Predictor):
+    """One vector a text, for similarity, clustering and search."""
+
+    def __init__(self, model: Model, pooling: Pooling | None = None) -> None:
+        """`pooling` says how; default: what the model's sentence-transformers files say, else the mean, normalised."""
+        super().__init__(model)
+        self.pooling = pooling or model.pooling or Pooling()
+
+    def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
+        places = batch.pop("places")
+        hidden = self.model.apply(params, batch)["last_hidden_state"].astype(jnp.float32)
+        if self.pooling.mode == "cls":
+            vectors = gather_positions(hidden, places)
+        else:
+            vectors = pool(hidden, batch["sequence_ids"], places.shape[1], self.pooling.mode)
+        if self.pooling.normalize:
+            vectors /= jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+        return {"vectors": vectors}
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [N, D], a row each text. Too long texts are cut, with a warning."""
+        texts = _as_list(texts)
+        if self.pooling.lowercase:
+            texts = [text.lower() if isinstance(text, str) else text for text in texts]
+        results = self._run(self._encode(texts, self.pooling.max_length))
+        return np.array([result["vectors"][0] for result in results], np.float32).reshape(len(texts), -1)
+
+
+def nearest(queries: np.ndarray, corpus: np.ndarray, top_k: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """The `top_k` vectors of `corpus` [N, D] with the largest inner product with each of `queries` [Q, D].
+
+    Inner products of normalised embeddings are cosine similarities. Exact. Returns (scores float32 [Q, k], indices [Q, k]), the
+    best first, ties by index; k is at most N. Raises InputError where the widths differ.
+    """
+    queries, corpus = np.atleast_2d(queries), np.atleast_2d(corpus)
+    if queries.shape[1] != corpus.shape[1]:
+        raise InputError(f"queries have {queries.shape[1]} dimensions and the corpus {corpus.shape[1]}: they are of two models")
+    top_k = min(top_k, len(corpus))
+    scores = np.empty((len(queries), top_k), np.float32)
+    indices = np.empty((len(queries), top_k), np.int64)
+    block = max(1, 2**26 // max(1, len(corpus)))  # 256 MB of scores at a time
+    for start in range(0, len(queries), block):
+        some = queries[start : start + block] @ corpus.T
+        best = np.argpartition(-some, top_k - 1, axis=1)[:, :top_k] if top_k < len(corpus) else np.argsort(-some, axis=1)
+        order = np.lexsort((best, -np.take_along_axis(some, best, axis=1)), axis=1)
+        best = np.take_along_axis(best, order, axis=1)
+        indices[start : start + block] = best
+        scores[start : start + block] = np.take_along_axis(some, best, axis=1)
+    return scores, indices
+
+
+# --- texts to spans ---
+
+
+class _Window(NamedTuple):
+    """Some consecutive tokens of a long text."""
+
+    text: int
+    start: int
+    stop: int
+
+
+def _windows(text: int, size: int, room: int, stride: int) -> list[_Window]:
+    """Windows of `room` tokens, each `stride` behind the one before, that hold all `size` tokens.
+
+    >>> [(w.start, w.stop) for w in _windows(0, 10, 4, 3)]
+    [(0, 4), (3, 7), (6, 10)]
+    """
+    starts = [0]
+    while starts[-1] + room < size:
+        starts.append(starts[-1] + stride)
+    return [_Window(text, start, min(start + room, size)) for start in starts]
+
+
+def _most_context(windows: Sequence[_Window], size: int) -> np.ndarray:
+    """For each of `size` tokens the window in which it has the most neighbours on its poorer side (run_squad.py)."""
+    token = np.arange(size)
+    context = [np.where((token >= w.start) & (token < w.stop), np.minimum(token - w.start, w.stop - 1 - token), -1) for w in windows]
+    return np.argmax(np.stack(context), axis=0)
+
+
+class Entity(NamedTuple):
+    """A stretch of a text with a label: text[start:end]."""
+
+    label: str
+    start: int
+    end: int
+    text: str
+    score: float
+
+
+class Tagger(_Predictor):
+    """Entities of texts, by a token classifier with B-, I- (E-, S-) labels or plain ones."""
+
+    needs = ("token_classification",)
+    per_token = frozenset(["scores"])
+
+    def __init__(
+        self, model: Model, aggregation: Literal["simple", "first", "average", "max"] = "first", outside: str = "O"
+    ) -> None:
+        """
+        Args:
+          model: a token classifier.
+          aggregation: the label of a word of several tokens: each token's own (`simple`), that of its first token, that of
+            the mean of their probabilities, or that of the token that is surest.
+          outside: the label of what is no entity.
+        """
+        super().__init__(model)
+        if aggregation not in (known := ("simple", "first", "average", "max")):
+            raise InputError(f"aggregation={aggregation!r} is not known; known: {', '.join(known)}")
+        self.aggregation, self.outside = aggregation, outside
+
+    def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
+        del batch["places"]
+        return {"scores": jax.nn.softmax(self.model.apply(params, batch)["logits"])}
+
+    def __call__(self, texts: Sequence[str]) -> list[list[Entity]]:
+        """The entities of each text in the order they stand in. Long texts are read in windows that overlap by half."""
+        texts = _as_list(texts)
+        encodings = self.tokenizer.encode_with_offsets(texts)
+        room = self.model.config.max_length - 2
+        windows = [w for i, e in enumerate(encodings) for w in _windows(i, len(e.ids), room, max(1, room // 2))]
+        results = self._run([self._example([encodings[w.text].ids[w.start : w.stop]]) for w in windows])
+        found: list[list[tuple[_Window, np.ndarray]]] = [[] for _ in texts]
+        for window, result in zip(windows, results, strict=True):
+            found[window.text].append((window, result["scores"][1:-1]))
+        return [self._entities(*each) for each in zip(texts, encodings, found, strict=True)]
+
+    def _entities(self, text: str, encoding: Encoding, found: list[tuple[_Window, np.ndarray]]) -> list[Entity]:
+        size = len(encoding.ids)
+        if not size:
+            return []
+        best = _most_context([window for window, _ in found], size)
+        scores = np.stack([found[w][1][i - found[w][0].start] for i, w in enumerate(best)])
+        words = self._words(encoding, scores)
+        groups: list[list[tuple[int, int, str, float]]] = []
+        for (_, _, before, _), word in pairwise([(0, 0, self.outside, 0.0), *words]):
+            if groups and groups[-1] and self._continues(before, word[2]):
+                groups[-1].append(word)
+            elif word[2] != self.outside:
+                groups.append([word])
         return [
-            Filling(tokenizer.decode([i]).strip(), float(scores[i]), tokenizer.decode([*left, i, *right])) for i in best.tolist()
+            Entity(_split(group[0][2])[1], group[0][0], group[-1][1], text[group[0][0] : group[-1][1]],
+                   float(np.mean([score for *_, score in group])))
+            for group in groups
+        ]  # fmt: skip
+
+    def _words(self, encoding: Encoding, scores: np.ndarray) -> list[tuple[int, int, str, float]]:
+        """(start, end, label, score) of each word, or of each token where tokens stand for themselves."""
+        if self.aggregation == "simple":
+            spans = [(i, i + 1) for i in range(len(encoding.ids))]
+        else:
+            cuts = [0, *(np.flatnonzero(np.diff(encoding.word_ids)) + 1).tolist(), len(encoding.ids)]
+            spans = list(pairwise(cuts))
+        words = []
+        for first, last in spans:
+            part = scores[first:last]
+            if self.aggregation == "average":
+                row = part.mean(axis=0)
+            elif self.aggregation == "max":
+                row = part[np.argmax(part.max(axis=1))]
+            else:
+                row = part[0]
+            best = int(np.argmax(row))
+            offsets = encoding.offsets[first:last]
+            words.append((int(offsets[0, 0]), int(offsets[-1, 1]), self.model.labels[best], float(row[best])))
+        return words
+
+    def _continues(self, before: str, label: str) -> bool:
+        """Whether a word with `label` belongs to the entity of the word before it."""
+        (prefix_before, kind_before), (prefix, kind) = _split(before), _split(label)
+        return label != self.outside and kind == kind_before and prefix not in "BSU" and prefix_before not in "ESL"
+
+
+def _split(label: str) -> tuple[str, str]:
+    """(prefix, kind) of a label: `B-PER` is (`B`, `PER`); a plain label continues itself, as with `I-`."""
+    prefix, dash, kind = label.partition("-")
+    return (prefix, kind) if dash and prefix in {"B", "I", "E", "S", "L", "U"} else ("I", label)
+
+
+class Answer(NamedTuple):
+    """An answer: context[start:end], its share of the probability of all candidates, and the sum of its two logits.
+
+    No answer is the empty text at 0.
+    """
+
+    text: str
+    start: int
+    end: int
+    score: float
+    logit: float
+
+
+class Answerer(_Predictor):
+    """Answers to questions as stretches of a context (Devlin et al., 2018, section 4.2; run_squad.py)."""
+
+    needs = ("question_answering",)
+    per_token = frozenset(["start", "end"])
+
+    def __init__(
+        self, model: Model, top_k: int = 1, no_answer: bool = False, null_threshold: float = 0.0, max_answer_length: int = 30,
+        max_length: int = 384, stride: int = 128, max_question_length: int = 64, n_best: int = 20,
+    ) -> None:  # fmt: skip
+        """
+        Args:
+          model: a span classifier.
+          top_k: answers returned for each question.
+          no_answer: whether "there is no answer" is a candidate (SQuAD 2.0).
+          null_threshold: no answer is given where its logit is above the best answer's by more than this.
+          max_answer_length: tokens.
+          max_length: tokens of a window: question, stretch of the context and special ones.
+          stride: tokens from the start of one window to the next.
+          max_question_length: tokens of a question that are read.
+          n_best: candidates kept.
+        """
+        super().__init__(model)
+        self.top_k, self.no_answer, self.null_threshold = top_k, no_answer, null_threshold
+        self.max_answer_length, self.stride, self.n_best = max_answer_length, stride, max(n_best, top_k)
+        self.max_length = min(max_length, model.config.max_length)
+        self.max_question_length = max_question_length
+        least = max_question_length + 3 + self.tokenizer.pair_separators
+        if self.max_length <= least or stride < 1:
+            raise InputError(f"max_length={self.max_length} leaves no room for a context behind max_question_length={max_question_length}")
+
+    def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
+        del batch["places"]
+        outputs = self.model.apply(params, batch)
+        return {"start": outputs["start_logits"], "end": outputs["end_logits"]}
+
+    def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[list[Answer]]:
+        """For each (question, context) the `top_k` answers, the best first. Long contexts are read in windows."""
+        pairs = _as_list(pairs, "pairs")
+        for i, pair in enumerate(pairs):
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise InputError(f"pairs[{i}] is {str(pair)[:60]!r}; expected (question, context)")
+        questions = self.tokenizer.encode_batch([question for question, _ in pairs])
+        long = sum(len(ids) > self.max_question_length for ids in questions)
+        if long:
+            warnings.warn(
+                f"{long} of {len(pairs)} questions have more than {self.max_question_length} tokens; the rest was not read",
+                stacklevel=2,
+            )
+        questions = [ids[: self.max_question_length] for ids in questions]
+        contexts = self.tokenizer.encode_with_offsets([context for _, context in pairs])
+        windows: list[_Window] = []
+        for i, (question, context) in enumerate(zip(questions, contexts, strict=True)):
+            room = self.max_length - len(question) - 2 - self.tokenizer.pair_separators
+            windows += _windows(i, len(context.ids), room, min(self.stride, room))
+        examples = [self._example([questions[w.text], contexts[w.text].ids[w.start : w.stop]]) for w in windows]
+        found: list[list[tuple[_Window, dict[str, np.ndarray]]]] = [[] for _ in pairs]
+        for window, result in zip(windows, self._run(examples), strict=True):
+            found[window.text].append((window, result))
+        return [
+            self._best(context, encoding, len(question), each)
+            for (_, context), encoding, question, each in zip(pairs, contexts, questions, found, strict=True)
         ]
+
+    def _best(
+        self, context: str, encoding: Encoding, question_size: int, found: list[tuple[_Window, dict[str, np.ndarray]]]
+    ) -> list[Answer]:
+        size, before = len(encoding.ids), question_size + 1 + self.tokenizer.pair_separators
+        home = _most_context([window for window, _ in found], size) if size else np.zeros(0, np.int64)
+        candidates: dict[tuple[int, int], float] = {}
+        null = min(float(result["start"][0] + result["end"][0]) for _, result in found)
+        for number, (window, result) in enumerate(found):
+            inside = slice(before, before + window.stop - window.start)
+            start, end = result["start"][inside], result["end"][inside]
+            starts = np.argsort(-start)[: self.n_best * 2]
+            starts = [i for i in starts.tolist() if home[window.start + i] == number][: self.n_best]
+            for i in starts:
+                for j in i + np.argsort(-end[i : i + self.max_answer_length])[: self.n_best]:
+                    span = (int(encoding.offsets[window.start + i, 0]), int(encoding.offsets[window.start + j, 1]))
+                    if span[0] < span[1]:
+                        candidates[span] = max(candidates.get(span, -np.inf), float(start[i] + end[j]))
+        ranked = sorted(candidates.items(), key=lambda item: -item[1])[: self.n_best]
+        answers = [Answer(context[a:b], a, b, 0.0, logit) for (a, b), logit in ranked]
+        if self.no_answer or not answers:
+            answers = self._with_null(answers, null)
+        logits = np.array([answer.logit for answer in answers])
+        shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        return [answer._replace(score=float(share)) for answer, share in zip(answers, shares, strict=True)][: self.top_k]
+
+    def _with_null(self, answers: list[Answer], null: float) -> list[Answer]:
+        """The candidates with no answer in its place: first where it wins by the threshold, else behind the best answer."""
+        nothing = Answer("", 0, 0, 0.0, null)
+        if not answers or null - answers[0].logit > self.null_threshold:
+            return [nothing, *answers]
+        behind = sorted([*answers[1:], nothing], key=lambda answer: -answer.logit)
+        return [answers[0], *behind]

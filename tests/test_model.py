@@ -17,7 +17,7 @@ import pytest
 from bert_jax.config import PRESETS, BertConfig, InputError
 from bert_jax.model.convert import flatten, unflatten
 from bert_jax.model.encoder import Embeddings, Encoder, EncoderLayer
-from bert_jax.model.heads import BertForPreTraining
+from bert_jax.model.heads import Bert
 from bert_jax.model.layers import ACTIVATIONS, dropout
 from bert_jax.training.losses import pretraining_sums
 
@@ -56,7 +56,7 @@ def make_batch(seed: int = 0) -> dict[str, np.ndarray]:
 def shapes(cfg: BertConfig = CFG) -> dict:
     """Shapes and dtypes of the parameters with every head."""
     key = jax.random.key(0)
-    return jax.eval_shape(lambda: BertForPreTraining(cfg, next_sentence=True).init(key, make_batch()))["params"]
+    return jax.eval_shape(lambda: Bert(cfg, "pretraining").init(key, make_batch()))["params"]
 
 
 @cache
@@ -85,7 +85,7 @@ ENCODER_INPUTS = ("input_ids", "token_type_ids", "position_ids", "sequence_ids")
 def forward(cfg: BertConfig, params, batch, key=None) -> dict:
     """All that the model and its encoder return."""
     rngs = None if key is None else {"dropout": key}
-    model = BertForPreTraining(cfg, next_sentence=True)
+    model = Bert(cfg, "pretraining")
     outputs = model.apply({"params": params}, batch, key is None, rngs=rngs)
     encoder_inputs = [batch[name] for name in ENCODER_INPUTS]
     return outputs | Encoder(cfg).apply({"params": params["encoder"]}, *encoder_inputs, key is None, True, True, rngs=rngs)
@@ -98,7 +98,7 @@ def compiled(**changes):
 
 def pretraining_loss(cfg: BertConfig, params, batch, key=None):
     rngs = None if key is None else {"dropout": key}
-    outputs = BertForPreTraining(cfg, next_sentence=True).apply({"params": params}, batch, key is None, rngs=rngs)
+    outputs = Bert(cfg, "pretraining").apply({"params": params}, batch, key is None, rngs=rngs)
     sums = pretraining_sums(outputs, batch)
     return sums["masked_lm_loss"].mean() + sums["next_sentence_loss"].mean()
 
@@ -238,7 +238,7 @@ def outputs_and_gradients(dropped: bool, **changes):
 
     def loss(params, batch, key):
         rngs = None if key is None else {"dropout": key}
-        outputs = BertForPreTraining(cfg, next_sentence=True).apply({"params": params}, batch, key is None, rngs=rngs)
+        outputs = Bert(cfg, "pretraining").apply({"params": params}, batch, key is None, rngs=rngs)
         sums = pretraining_sums(outputs, batch)
         return sums["masked_lm_loss"].mean() + sums["next_sentence_loss"].mean(), outputs
 
@@ -356,7 +356,7 @@ def test_under_bfloat16_products_are_rough_and_softmax_norms_losses_gradients_ar
 @cache
 def initial() -> dict[str, np.ndarray]:
     """Freshly initialised parameters by path."""
-    model = BertForPreTraining(CFG, next_sentence=True)
+    model = Bert(CFG, "pretraining")
     return flatten(jax.device_get(jax.jit(model.init)(jax.random.key(0), make_batch())["params"]))
 
 
@@ -524,7 +524,7 @@ def test_the_parameter_tree_does_not_depend_on_how_the_model_is_computed(how: di
 
 
 def test_pooler_and_next_sentence_head_exist_only_where_asked_for() -> None:
-    tree = jax.eval_shape(BertForPreTraining(CFG).init, jax.random.key(0), make_batch())["params"]
+    tree = jax.eval_shape(Bert(CFG).init, jax.random.key(0), make_batch())["params"]
     assert set(tree) == {"encoder", "masked_lm"}
     assert set(shapes()) == {"encoder", "masked_lm", "pooler", "next_sentence"}
 

@@ -9,7 +9,7 @@ import pytest
 from bert_jax.config import BertConfig, InputError, OptimConfig
 from bert_jax.inference import initialize
 from bert_jax.model.convert import flatten, unflatten
-from bert_jax.model.heads import BertForPreTraining
+from bert_jax.model.heads import Bert
 from bert_jax.training.optim import decays, make_optimizer, make_schedule
 
 RATES = [0.01, 0.02, 0.03, 0.02, 0.01]
@@ -113,7 +113,7 @@ def test_lamb_is_the_papers() -> None:
 
 def test_exactly_biases_and_scales_are_excluded_from_decay() -> None:
     cfg = BertConfig.preset("tiny", vocab_size=100)
-    params = jax.eval_shape(lambda: initialize(BertForPreTraining(cfg, next_sentence=True), 0))
+    params = jax.eval_shape(lambda: initialize(Bert(cfg, "pretraining"), 0))
     mask = flatten(decays(params))
     assert mask == {path: path.endswith(("/kernel", "/embedding")) for path in flatten(params)}
     assert sum(mask.values()) == 3 + 6 * 2 + 3  # tables, six kernels a layer, pooler, MLM transform, NSP

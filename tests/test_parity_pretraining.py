@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from bert_jax.config import BertConfig, InputError
 from bert_jax.model import convert
-from bert_jax.model.heads import BertForPreTraining
+from bert_jax.model.heads import Bert
 
 CFG = BertConfig(
     vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=80, max_position_embeddings=24,

@@ -10,7 +10,7 @@ import pytest
 
 from bert_jax.config import BertConfig, InputError, OptimConfig
 from bert_jax.model.convert import flatten
-from bert_jax.model.heads import BertForPreTraining
+from bert_jax.model.heads import Bert
 from bert_jax.training import losses, optim, parallel, steps
 
 CFG = BertConfig(
@@ -71,7 +71,7 @@ OPTIMIZERS = {
 
 @cache
 def initial_params() -> dict:
-    model = BertForPreTraining(CFG, next_sentence=True)
+    model = Bert(CFG, "pretraining")
     return jax.device_get(jax.jit(model.init)(jax.random.key(0), make_batch(1))["params"])
 
 

@@ -1,5 +1,6 @@
 """Tokenizers: one engine for every file, the same ids as SentencePiece's and as the exported tokenizer.json's."""
 
+import functools
 import io
 import itertools
 import json
@@ -15,7 +16,7 @@ import sentencepiece
 
 from bert_jax.config import InputError
 from bert_jax.data.sentencepiece import _fields, convert, train, training_lines
-from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.data.tokenizer import Tokenizer, has_tokenizer
 
 LINES = [line.strip() for text in topics.values() for line in text.splitlines() if line.strip()][:300]
 WORLD = [
@@ -59,6 +60,7 @@ ALL_ROLES = {
 }
 
 
+@functools.cache
 def varied_strings(n):
     """Texts of every kind, NFKC-composed as far as combining marks go."""
     rng = random.Random(0)
@@ -490,3 +492,284 @@ def test_a_long_line_counts_in_training():
 def test_protobuf_fields_are_read_by_number_and_wire_type():
     message = b"\x08\x96\x01" + b"\x12\x02hi" + b"\x1d\x00\x00\x80\x3f" + b"\x21" + bytes(8) + b"\x12\x00"
     assert _fields(message) == {1: [150], 2: [b"hi", b""], 3: [1.0], 4: [bytes(8)]}
+
+
+NASTY = [
+    "",
+    " ",
+    "\n",
+    "  two  spaces ",
+    "a\nb\t c",
+    "😀 👨‍👩‍👧 x",
+    "中文, 日本語",
+    "e\u0301 É",
+    "İstanbul İİ",
+    "ﬁ½ ´a ﷺ",
+    "##a ▁b Ġc",
+    "❤️❤️",
+]
+
+
+def write_family(directory, model_type):
+    """Small files of a family, as they were published before tokenizer.json."""
+    if model_type == "roberta":
+        byte_level(directory)
+    elif model_type == "xlm-roberta":
+        sentencepiece_model(directory / "sentencepiece.bpe.model", pad_id=-1)
+    elif model_type == "albert":
+        roles = {"pad_piece": "<pad>", "pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1}
+        sentencepiece_model(directory / "spiece.model", control_symbols=["[CLS]", "[SEP]", "[MASK]"], **roles)
+    else:
+        vocab_file(directory, VOCAB)
+    return directory
+
+
+@pytest.fixture(scope="module", params=["bert", "electra", "distilbert", "roberta", "xlm-roberta", "albert"])
+def family(request, tmp_path_factory):
+    directory = write_family(tmp_path_factory.mktemp("family"), request.param)
+    return request.param, directory, Tokenizer.load(directory, model_type=request.param)
+
+
+def test_each_family_has_its_layout_of_pairs_and_keeps_it(family, tmp_path):
+    import tokenizers
+
+    model_type, _, tokenizer = family
+    doubled = model_type in ("roberta", "xlm-roberta")
+    tokenizer.save(tmp_path)
+    for again in (tokenizer, pickle.loads(pickle.dumps(tokenizer)), Tokenizer.load(tmp_path)):
+        assert again.pair_separators == (2 if doubled else 1)
+        assert again.token_types == (not doubled and model_type != "distilbert")
+        assert again.fingerprint() == tokenizer.fingerprint()
+    a, b = (ids.tolist() for ids in tokenizer.encode_batch(["a", "b"]))
+    cls, sep, t = tokenizer.cls_id, [tokenizer.sep_id], int(tokenizer.token_types)
+    pair = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("a", "b")
+    assert pair.ids == [cls, *a, *sep * tokenizer.pair_separators, *b, *sep]
+    assert pair.type_ids == [0] * (len(a) + 1 + tokenizer.pair_separators) + [t] * (len(b) + 1)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert config["model_input_names"] == ["input_ids", *["token_type_ids"] * t, "attention_mask"]
+
+
+def test_a_directory_has_a_tokenizer_if_one_of_its_files_is_one(family, tmp_path):
+    assert has_tokenizer(family[1])
+    (tmp_path / "config.json").touch()
+    assert not has_tokenizer(tmp_path)
+
+
+def test_each_family_has_its_mask(family):
+    model_type, _, tokenizer = family
+    assert tokenizer.mask_token == ("<mask>" if "roberta" in model_type else "[MASK]")
+    assert tokenizer.tokens([tokenizer.mask_id]) == [tokenizer.mask_token]
+
+
+CLS, SEP = ["<s>", 0], ["</s>", 2]
+DOUBLED = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+DOUBLED += [{"SpecialToken": {"id": "</s>", "type_id": 0}}] * 2
+DOUBLED += [{"Sequence": {"id": "B", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}]
+TEMPLATE = {
+    "type": "TemplateProcessing",
+    "single": DOUBLED[:3],
+    "pair": DOUBLED,
+    "special_tokens": {
+        "<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]},
+        "</s>": {"id": "</s>", "ids": [2], "tokens": ["</s>"]},
+    },
+}
+TYPED = TEMPLATE | {"pair": [*DOUBLED[:2], DOUBLED[3], {"Sequence": {"id": "B", "type_id": 1}}, DOUBLED[5]]}
+ROBERTA = {"type": "RobertaProcessing", "sep": SEP, "cls": CLS, "trim_offsets": True, "add_prefix_space": False}
+
+
+@pytest.mark.parametrize(
+    "processor, model_type, separators, types",
+    [
+        (ROBERTA, None, 2, False),
+        ({"type": "BertProcessing", "sep": SEP, "cls": CLS}, "roberta", 1, True),
+        (TEMPLATE, None, 2, False),
+        (TEMPLATE | {"pair": [*DOUBLED[:3], *DOUBLED[4:]]}, None, 1, False),
+        (TYPED, None, 1, True),
+        ({"type": "Sequence", "processors": [ROBERTA, TEMPLATE]}, None, 2, False),
+        (None, None, 1, True),
+        (None, "roberta", 2, False),
+        (TYPED, "distilbert", 1, False),
+    ],
+)
+def test_pairs_are_laid_out_as_the_post_processor_of_a_tokenizer_json_says(tmp_path, processor, model_type, separators, types):
+    Tokenizer.load(byte_level(tmp_path)).save(tmp_path / "saved")
+    file = tmp_path / "saved" / "tokenizer.json"
+    (tmp_path / "saved" / "tokenizer_config.json").unlink()
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"post_processor": processor}))
+    tokenizer = Tokenizer.load(file, model_type=model_type)
+    assert (tokenizer.pair_separators, tokenizer.token_types) == (separators, types)
+
+
+def test_a_config_without_token_type_ids_says_that_there_are_no_types(tmp_path):
+    vocab_file(tmp_path, VOCAB)
+    (tmp_path / "tokenizer_config.json").write_text('{"model_input_names": ["input_ids", "attention_mask"]}')
+    assert not Tokenizer.load(tmp_path).token_types
+
+
+def test_xlm_roberta_has_the_ids_of_fairseq(tmp_path):
+    write_family(tmp_path, "xlm-roberta")
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "sentencepiece.bpe.model"))
+    tokenizer = Tokenizer.load(tmp_path, model_type="xlm-roberta")
+    assert tokenizer.tokens(range(5)) == ["<s>", "<pad>", "</s>", "<unk>", theirs.id_to_piece(3)]
+    assert tokenizer.mask_id == tokenizer.vocab_size - 1 == theirs.vocab_size() + 1
+    texts = [" ".join(line.split()) for line in LINES if "==" not in line]
+    expected = [[3 if id == 0 else id + 1 for id in ids] for ids in theirs.encode(texts)]
+    assert [ids.tolist() for ids in tokenizer.encode_batch(texts)] == expected
+
+
+def test_a_family_is_read_from_the_tokenizer_class_beside_the_file(tmp_path):
+    path = sentencepiece_model(write_family(tmp_path, "xlm-roberta") / "sentencepiece.bpe.model", pad_id=-1)
+    with pytest.raises(InputError, match=r"no pad token .* or say model_type"):
+        Tokenizer.load(path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "XLMRobertaTokenizerFast"}')
+    assert Tokenizer.load(path).pad_id == 1
+
+
+def test_a_model_that_is_not_of_its_family_is_refused(tmp_path):
+    path = sentencepiece_model(tmp_path / "spm.model", **ALL_ROLES)
+    with pytest.raises(InputError, match=r"spm.model: fairseq's models begin with <unk> <s> </s>, this one with \[UNK\]"):
+        Tokenizer.load(path, model_type="xlm-roberta")
+    path = sentencepiece_model(tmp_path / "spm.model", model_type="bpe", pad_id=-1)
+    with pytest.raises(InputError, match=r"spm.model: a model of this family is of type unigram"):
+        Tokenizer.load(path, model_type="xlm-roberta")
+    with pytest.raises(InputError, match=r"model_type='robertta': expected one of .*; did you mean 'roberta'"):
+        Tokenizer.load(path, model_type="robertta")
+
+
+def test_albert_is_lower_cased_and_loses_accents_unless_the_config_says_otherwise(tmp_path):
+    write_family(tmp_path, "albert")
+
+    def text(string, **options):
+        tokenizer = Tokenizer.load(tmp_path, model_type="albert", **options)
+        return "".join(tokenizer.tokens(tokenizer.encode_batch([string])[0]))
+
+    assert text("``The'' Résumé") == '▁"the"▁resume'
+    assert text("The Résumé", lowercase=False) == "▁The▁Resume"
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false, "keep_accents": true}')
+    assert text("The  Crème") == "▁The▁Crème"
+    assert text("The Crème", lowercase=True) == "▁the▁crème"
+
+
+def test_albert_has_roles_of_both_kinds(tmp_path):
+    tokenizer = Tokenizer.load(write_family(tmp_path, "albert"), model_type="albert")
+    assert tokenizer.tokens(range(5)) == ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
+    assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id) == (0, 1, 2, 3, 4)
+
+
+def spans(tokenizer, text):
+    encoding = tokenizer.encode_with_offsets([text])[0]
+    assert encoding.ids.dtype == encoding.offsets.dtype == encoding.word_ids.dtype == np.int32
+    surfaces = [text[start:end] for start, end in encoding.offsets]
+    return list(zip(tokenizer.tokens(encoding.ids), surfaces, encoding.word_ids.tolist(), strict=True))
+
+
+def test_offsets_and_words_of_wordpiece(tmp_path):
+    tokenizer = Tokenizer.load(vocab_file(tmp_path, [*VOCAB, "i", "##st"]))
+    assert spans(tokenizer, "  Playing, THE 中hello") == [
+        ("play", "Play", 0),
+        ("##ing", "ing", 0),
+        ("[UNK]", ",", 1),
+        ("the", "THE", 2),
+        ("中", "中", 3),
+        ("hello", "hello", 4),
+    ]
+    assert spans(tokenizer, "İst café! 😀") == [
+        ("i", "İ", 0),
+        ("##st", "st", 0),
+        ("cafe", "café", 1),
+        ("!", "!", 2),
+        ("[UNK]", "😀", 3),
+    ]
+
+
+def test_offsets_and_words_of_byte_level_bpe_have_no_leading_space(tmp_path):
+    byte_level(tmp_path)
+    tokenizer = Tokenizer.load(tmp_path)
+    assert spans(tokenizer, "ab a  ab\n") == [
+        ("ab", "ab", 0),
+        ("Ġa", "a", 1),
+        ("Ġ", "", 2),
+        ("Ġa", "a", 3),
+        ("b", "b", 3),
+        ("Ċ", "\n", 4),
+    ]
+    (tmp_path / "tokenizer_config.json").write_text('{"add_prefix_space": true}')
+    assert spans(Tokenizer.load(tmp_path), "a a") == spans(Tokenizer.load(tmp_path), " a a") == [("Ġa", "a", 0), ("Ġa", "a", 1)]
+
+
+def test_offsets_and_words_of_sentencepiece_have_no_leading_space():
+    tokenizer = Tokenizer.train([*TEXTS, "zebra fish " * 20], 600, "bpe")
+    assert spans(tokenizer, " Zebra  Ｚebra\n") == [("▁zebra", "Zebra", 0), ("▁zebra", "Ｚebra", 1)]
+    assert [s for _, s, _ in spans(tokenizer, "a \U000f0000")] == ["a", "", "\U000f0000"]
+
+
+def assert_sound(text, encoding):
+    starts, ends = encoding.offsets.T
+    assert ((starts >= 0) & (starts <= ends) & (ends <= len(text))).all()
+    assert (np.diff(starts) >= 0).all()
+    assert (np.diff(ends) >= 0).all()
+    assert (ends[:-1] - starts[1:] <= 1).all()  # at most a character shared
+    assert (np.diff(encoding.word_ids) >= 0).all()
+    for surface in (text[start:end] for start, end in encoding.offsets):
+        assert not surface.strip() or surface == surface.strip()
+
+
+def test_spans_stay_inside_any_text_and_never_go_back(family, trained):
+    for tokenizer in (family[2], trained):
+        texts = NASTY + varied_strings(1000)
+        for text, ids, encoding in zip(texts, tokenizer.encode_batch(texts), tokenizer.encode_with_offsets(texts), strict=True):
+            np.testing.assert_array_equal(ids, encoding.ids)
+            assert encoding.offsets.shape == (len(ids), 2)
+            assert_sound(text, encoding)
+
+
+def test_a_mask_in_text_is_the_mask_if_asked_and_other_special_tokens_stay_text(family):
+    _, _, tokenizer = family
+    mask, others = tokenizer.mask_token, set(tokenizer.special_ids) - {tokenizer.mask_id, tokenizer.unk_id}
+    texts = [f"a {mask} b", f"a{mask}b", mask, f"{mask}{mask}", f" {mask}  {mask} ", f"[SEP] {mask} </s> [CLS]<s><pad>[PAD]"]
+    for again in (tokenizer, pickle.loads(pickle.dumps(tokenizer))):
+        for text, masked, plain in zip(texts, again.encode_with_mask(texts), again.encode_batch(texts), strict=True):
+            assert (masked == tokenizer.mask_id).sum() == text.count(mask)
+            assert not others & set(masked.tolist())
+            assert tokenizer.mask_id not in plain
+    without = ["a b", *NASTY]
+    for masked, plain in zip(tokenizer.encode_with_mask(without), tokenizer.encode_batch(without), strict=True):
+        np.testing.assert_array_equal(masked, plain)
+
+
+def test_the_mask_of_roberta_takes_the_space_before_it_unless_the_config_says_otherwise(tmp_path):
+    byte_level(tmp_path)
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.tokens(tokenizer.encode_with_mask(["a <mask> a"])[0]) == ["a", "<mask>", "Ġa"]
+    (tmp_path / "tokenizer_config.json").write_text('{"mask_token": {"content": "<mask>", "lstrip": false}}')
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.tokens(tokenizer.encode_with_mask(["a <mask> a"])[0]) == ["a", "Ġ", "<mask>", "Ġa"]
+
+
+METHODS = ["encode_batch", "encode_with_mask", "encode_with_offsets"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_no_text_is_refused_with_its_index(family, method):
+    encode = getattr(family[2], method)
+    for bad, what in ((None, "NoneType"), (b"x", "bytes"), (("a", "b"), "tuple"), (3, "int")):
+        with pytest.raises(InputError, match=rf"^texts\[3\] is an? {what}, not a str$"):
+            encode(["a", "b", "c", bad])
+    with pytest.raises(InputError, match=r"^texts\[1\]: character 2 is '\\udc80', half of a surrogate pair"):
+        encode(["fine 😀", "ab\udc80", "\ud800"])
+    with pytest.raises(TypeError, match="not one string"):
+        encode("text")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_text_of_a_megabyte_and_an_empty_one_are_texts(family, method):
+    encode = getattr(family[2], method)
+    text = "the play ing! " * 75_000
+    long, empty = encode([text, ""])
+    if method == "encode_with_offsets":
+        assert len(empty.ids) == len(empty.offsets) == len(empty.word_ids) == 0
+        assert len(text) - 5 < long.offsets[-1, 1] <= len(text)
+        long, empty = long.ids, empty.ids
+    assert len(empty) == 0
+    assert len(long) > 75_000

@@ -25,6 +25,7 @@ from bert_jax.data.sentencepiece import ROLES
 
 Kind = Literal["unigram", "bpe", "wordpiece"]
 MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "distilbert", "albert", "electra")
+_FILES = ("tokenizer.json", "vocab.txt", "*.model", "vocab.json")  # in a directory, the first found
 _BERT_NAMES = {role: names[0] for role, names in ROLES.items()}
 
 
@@ -33,8 +34,10 @@ class Encoding(NamedTuple):
 
     Attributes:
       ids: int32 [n].
-      offsets: int32 [n, 2]; `text[start:end]` is what token i stands for, without the white space before it. Starts and
-        ends never fall; spans overlap only where tokens share a character, as the bytes of an emoji do.
+      offsets: int32 [n, 2]; `text[start:end]` is what token i stands for, without the white space around it (a lone `Ġ`
+        or `▁` stands for nothing: start = end). Starts and ends never fall; spans overlap only where tokens share a
+        character, as the bytes of an emoji do, or are the `<0xE9>` of one run. As in transformers, a combining mark that
+        was composed or dropped may lie outside, and in SentencePiece control characters that are dropped shift spans.
       word_ids: int32 [n], from 0, never falling: equal for tokens of one word. Words are what the tokenizer cuts the text
         into before it looks at its vocabulary, so that punctuation may be a word of its own; as in transformers.
     """
@@ -134,13 +137,8 @@ class Tokenizer:
     def encode_with_offsets(self, texts: Sequence[str]) -> list[Encoding]:
         """As `encode_batch`, with where each token stands in its text and the word that it belongs to."""
         encodings = self._encode(self._engine, texts, offsets=True)
-        trim = '"Metaspace"' in _state(self._engine.pre_tokenizer)  # byte-level's post-processor has done it
         return [
-            Encoding(
-                np.array(encoding.ids, np.int32),
-                _spans(text, encoding.offsets, trim),
-                np.array(encoding.word_ids, np.int32),
-            )
+            Encoding(np.array(encoding.ids, np.int32), _spans(text, encoding), np.array(encoding.word_ids, np.int32))
             for text, encoding in zip(texts, encodings, strict=True)
         ]
 
@@ -285,6 +283,11 @@ class Tokenizer:
         return cls(engine)
 
 
+def has_tokenizer(directory: str | os.PathLike[str]) -> bool:
+    """True if `directory` has a file that `Tokenizer.load` would read."""
+    return any(next(Path(directory).glob(pattern), None) for pattern in _FILES)
+
+
 def _id(engine: tokenizers.Tokenizer, name: str) -> int:
     id = engine.token_to_id(name)
     assert id is not None, name
@@ -311,13 +314,16 @@ def _pair_layout(engine: tokenizers.Tokenizer) -> tuple[int, bool] | None:
     return None
 
 
-def _spans(text: str, offsets: Sequence[tuple[int, int]], trim: bool) -> np.ndarray:
-    """int32 [n, 2]: the offsets; with `trim`, less the white space at both ends, as byte-level's `trim_offsets`."""
-    spans = np.array(offsets, np.int32).reshape(-1, 2)
-    for i in range(len(spans)) if trim else ():
-        surface = text[offsets[i][0] : offsets[i][1]]
-        spans[i, 0] += len(surface) - len(surface.lstrip())
-        spans[i, 1] -= len(surface) - len(surface.rstrip()) if surface.strip() else 0
+def _spans(text: str, encoding: tokenizers.Encoding) -> np.ndarray:
+    """int32 [n, 2]: the engine's offsets, less the white space that a word's first token stands for too."""
+    spans = np.array(encoding.offsets, np.int32).reshape(-1, 2)
+    for i, ((start, end), token) in enumerate(zip(encoding.offsets, encoding.tokens, strict=True)):
+        surface = text[start:end]
+        if surface.strip():
+            spans[i] = start + len(surface) - len(surface.lstrip()), start + len(surface.rstrip())
+        elif not token.strip("▁"):
+            spans[i] = end, end  # as byte-level's trim_offsets does to a lone `Ġ`
+    spans[:, 0] = np.minimum.accumulate(spans[::-1, 0])[::-1]  # the next token may stand for that white space as well
     return spans
 
 
@@ -332,7 +338,7 @@ def _guard(engine: tokenizers.Tokenizer, names: list[str]) -> None:
 def _find(path: Path) -> Path:
     """The tokenizer file that `path` means."""
     if path.is_dir():
-        for pattern in ("tokenizer.json", "vocab.txt", "*.model", "vocab.json"):
+        for pattern in _FILES:
             found = sorted(path.glob(pattern))
             if len(found) > 1:
                 raise InputError(f"{path}: several tokenizers, {', '.join(f.name for f in found)}; give the file")
@@ -383,9 +389,10 @@ def _find_roles(vocab: Collection[str], path: Path, config: dict[str, Any]) -> d
         candidates = (named,) if named else usual
         found = [name for name in candidates if name in vocab]
         if not found:
+            hint = "; or say model_type: XLM-R's and ALBERT's have rules of their own" if path.suffix == ".model" else ""
             raise InputError(
                 f"{path}: no {role} token ({' or '.join(candidates)}) among its {len(vocab)} tokens; name the one it has"
-                f' as "{role}_token" in a tokenizer_config.json beside it, or add it to the vocabulary'
+                f' as "{role}_token" in a tokenizer_config.json beside it, or add it to the vocabulary{hint}'
             )
         roles[role] = found[0]
     return roles

@@ -1,62 +1,25 @@
-"""Parameters in and out of the Hugging Face layout: config.json, model.safetensors, by one table of names."""
+"""Parameters and configurations to and from their names in the Hugging Face layout, by the table in families.py."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
-from bert_jax.config import BertConfig, InputError
+from bert_jax.config import COMPUTED, BertConfig, InputError, did_you_mean
+from bert_jax.model.families import FAMILIES, Family, Head, head_names, names
 
 Params = dict[str, Any]
-
-# (their name, our path); `{i}` is the layer. A kernel is their weight transposed; all else is the same array.
-_ENCODER = [
-    ("bert.embeddings.word_embeddings.weight", "encoder/embeddings/word_embeddings/embedding"),
-    ("bert.embeddings.position_embeddings.weight", "encoder/embeddings/position_embeddings/embedding"),
-    ("bert.embeddings.token_type_embeddings.weight", "encoder/embeddings/token_type_embeddings/embedding"),
-    ("bert.embeddings.LayerNorm", "encoder/embeddings/norm"),
-]
-_LAYER = [
-    ("bert.encoder.layer.{i}.attention.self.query", "encoder/layer_{i}/attention/query"),
-    ("bert.encoder.layer.{i}.attention.self.key", "encoder/layer_{i}/attention/key"),
-    ("bert.encoder.layer.{i}.attention.self.value", "encoder/layer_{i}/attention/value"),
-    ("bert.encoder.layer.{i}.attention.output.dense", "encoder/layer_{i}/attention/output"),
-    ("bert.encoder.layer.{i}.attention.output.LayerNorm", "encoder/layer_{i}/attention_norm"),
-    ("bert.encoder.layer.{i}.intermediate.dense", "encoder/layer_{i}/mlp/intermediate"),
-    ("bert.encoder.layer.{i}.output.dense", "encoder/layer_{i}/mlp/output"),
-    ("bert.encoder.layer.{i}.output.LayerNorm", "encoder/layer_{i}/mlp_norm"),
-]
-_HEADS = [
-    ("bert.pooler.dense", "pooler/dense"),
-    ("cls.predictions.transform.dense", "masked_lm/dense"),
-    ("cls.predictions.transform.LayerNorm", "masked_lm/norm"),
-    ("cls.predictions.bias", "masked_lm/bias"),
-    ("cls.seq_relationship", "next_sentence"),
-]
-_TIED = [  # (their name, the tensor that it must equal): older files have it twice
-    ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
-    ("cls.predictions.decoder.bias", "cls.predictions.bias"),
-]
-_ONLY = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}  # of their config.json
+_ONLY = {  # of their config.json: what is left to one value
+    "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False, "inner_group_num": 1,
+    "sinusoidal_pos_embds": False, "summary_type": "first", "summary_use_proj": True, "summary_activation": "gelu",
+}  # fmt: skip
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
-
-
-def _names(num_layers: int) -> Iterator[tuple[str, str]]:
-    """(their name, our path) of every module or array."""
-    yield from _ENCODER
-    for i in range(num_layers):
-        for theirs, ours in _LAYER:
-            yield theirs.format(i=i), ours.format(i=i)
-    yield from _HEADS
+_OLD_LEAVES = {"gamma": "weight", "beta": "bias"}  # what LayerNorm's are called in files of 2018 and 2019
 
 
 def flatten(params: Params, prefix: str = "") -> dict[str, Any]:
@@ -67,7 +30,7 @@ def flatten(params: Params, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def unflatten(flat: dict[str, Any]) -> Params:
+def unflatten(flat: Mapping[str, Any]) -> Params:
     """The inverse of `flatten`."""
     params: Params = {}
     for path, value in flat.items():
@@ -79,103 +42,218 @@ def unflatten(flat: dict[str, Any]) -> Params:
     return params
 
 
-def _their_name(path: str, names: dict[str, str]) -> str:
-    """Their name of our leaf."""
-    if path in names:
-        return names[path]
-    module, leaf = path.rsplit("/", 1)
-    return f"{names[module]}.{_LEAVES[leaf]}"
+def their_names(paths: Mapping[str, Any], cfg: BertConfig, head: Head) -> dict[str, str]:
+    """Our path -> their name, for each leaf of a flat parameter tree."""
+    table = names(cfg, head)
+
+    def name(path: str) -> str:
+        module, leaf = path.rsplit("/", 1)
+        return table[path] if path in table else f"{table[module]}.{_LEAVES[leaf]}"
+
+    return {path: name(path) for path in paths}
 
 
-def to_hugging_face(params: Params, cfg: BertConfig) -> dict[str, np.ndarray]:
+def to_hugging_face(params: Params, cfg: BertConfig, head: Head) -> dict[str, np.ndarray]:
     """Our parameters under their names; kernels transposed to [out, in]."""
-    names = {ours: theirs for theirs, ours in _names(cfg.num_hidden_layers)}
-    return {
-        _their_name(path, names): np.ascontiguousarray(leaf.T if path.endswith("/kernel") else leaf)
-        for path, leaf in ((p, np.asarray(x)) for p, x in flatten(params).items())
-    }
+    flat = flatten(params)
+    theirs = their_names(flat, cfg, head)
+    arrays = ((path, np.asarray(leaf)) for path, leaf in flat.items())
+    return {theirs[p]: np.ascontiguousarray(leaf.T if p.endswith("/kernel") else leaf) for p, leaf in arrays}
 
 
-def from_hugging_face(tensors: dict[str, np.ndarray], like: Params, cfg: BertConfig, where: str) -> tuple[Params, list[str]]:
-    """Tensors under their names -> parameters of the tree `like`, and our paths that the tensors lack.
+@dataclass(frozen=True)
+class Converted:
+    """What came of a set of tensors.
 
-    Missing paths keep the value in `like`; that is for the caller to allow. Raises InputError, naming both sides, where a
-    shape differs, a tensor of the encoder is missing, there are more layers, or the output layer is not the embedding table.
+    Attributes:
+      params: the parameter tree.
+      fresh: our paths that no tensor was there for; they have their initial values.
+      unused: names of tensors that the model has no place for.
+      used: our path -> the name of the tensor it came from, as the file has it.
     """
-    names = {ours: theirs for theirs, ours in _names(cfg.num_hidden_layers)}
-    flat, missing, wrong = dict(flatten(like)), [], []
-    for path, old in flat.items():
-        theirs = _their_name(path, names)
-        if theirs not in tensors:
-            missing.append(path)
-            continue
-        tensor = tensors[theirs].T if path.endswith("/kernel") else tensors[theirs]
-        if tensor.shape != old.shape:
-            wrong.append(f"{theirs} is {list(tensors[theirs].shape)}, which does not fit {path} {list(old.shape)}")
-        flat[path] = np.ascontiguousarray(tensor, dtype=np.float32)
-    for theirs, tied in _TIED:
-        if theirs in tensors and tied in tensors and not np.array_equal(tensors[theirs], tensors[tied]):
-            wrong.append(f"{theirs} differs from {tied}, to which this model ties it")
-    layers = {int(found[1]) for found in map(re.compile(r"bert\.encoder\.layer\.(\d+)\.").match, tensors) if found}
-    if layers and max(layers) >= cfg.num_hidden_layers:
-        wrong.append(f"there are tensors of {max(layers) + 1} layers, but num_hidden_layers={cfg.num_hidden_layers}")
-    lost = [path for path in missing if path.startswith("encoder/")]
-    if wrong or lost:
-        lines = [*wrong, *(f"no tensor {_their_name(path, names)} for {path}" for path in lost)]
+
+    params: Params
+    fresh: list[str]
+    unused: list[str]
+    used: dict[str, str]
+
+
+def from_hugging_face(
+    tensors: Mapping[str, np.ndarray],
+    like: Params,
+    cfg: BertConfig,
+    head: Head,
+    where: str,
+    initial: Callable[[list[str]], dict[str, Any]],
+    put: Callable[[np.ndarray], Any] = lambda x: x,
+) -> Converted:
+    """Tensors under their names -> parameters of the tree `like` (shapes suffice), in float32.
+
+    With or without the prefix of the encoder, with gamma and beta for weight and bias, in any order; one tensor at a time is
+    read, transposed and handed to `put` (to a device, say), so that a model is not held twice.
+
+    Args:
+      tensors: by name; values are read when asked for.
+      like: tree of arrays or ShapeDtypeStructs.
+      cfg, head: the model.
+      where: what errors call the file.
+      initial: our paths -> the initial values of those; called only if a head's are missing.
+      put: is given each parameter, an array of its own, and its result stands in the tree.
+
+    Raises InputError, listing both sides, where a shape differs, a tensor of the encoder is missing or has no place, there are
+    more layers than the config says, or an output layer is not the embedding table that it is tied to.
+    """
+    family = FAMILIES[cfg.model_type]
+    flat_like = flatten(like)
+    there = _by_full_name(tensors, family)
+    wanted = their_names(flat_like, cfg, head)
+    fresh = [path for path, theirs in wanted.items() if theirs not in there]
+    unused = sorted(set(there) - set(wanted.values()) - set(family.tied))
+    strange = [n for n in unused if n.startswith(family.prefix) and not n.startswith(tuple(_known_outside(family)))]
+    wrong = _misfits(there, tensors, wanted, flat_like, family, cfg)
+    lost = [path for path in fresh if path.startswith("encoder/")]
+    if wrong or lost or strange:
+        lines = [
+            *wrong,
+            *(f"no tensor {wanted[path]} for {path}" for path in lost),
+            *(f"no place for the tensor {there[name]}" for name in strange),
+        ]
         raise InputError(f"{where} does not hold this model:\n  " + "\n  ".join(lines[:12]) + f"\n({len(lines)} in all)")
-    return unflatten(flat), missing
+    used = {path: there[theirs] for path, theirs in wanted.items() if path not in fresh}
+    flat = {path: put(np.asarray(x, np.float32)) for path, x in initial(fresh).items()} if fresh else {}
+    for path, name in used.items():
+        flat[path] = put(np.array(tensors[name].T if path.endswith("/kernel") else tensors[name], np.float32, order="C"))
+    return Converted(unflatten({path: flat[path] for path in flat_like}), fresh, [there[name] for name in unused], used)
 
 
-def save_pretrained(directory: str | Path, cfg: BertConfig, params: Params, architecture: str, pad_id: int) -> None:
-    """Writes config.json and model.safetensors; each file appears whole or not at all."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    computed = {"dtype", "remat", "scan_layers"}  # how, not what: no part of the model
-    config = {
-        "architectures": [architecture],
-        "model_type": "bert",
-        **{k: v for k, v in dataclasses.asdict(cfg).items() if k not in computed},
+def _by_full_name(tensors: Mapping[str, np.ndarray], family: Family) -> dict[str, str]:
+    """Name with prefix and new leaf names -> name in the file; what are no weights is left out."""
+    bare = not any(name.startswith(family.prefix) for name in tensors)
+    outside = tuple(name for name in _known_outside(family) if not name.startswith(family.prefix))
+    full: dict[str, str] = {}
+    for name in tensors:
+        module, _, leaf = name.rpartition(".")
+        if leaf == "position_ids":  # a buffer that older files have
+            continue
+        renamed = f"{module}.{_OLD_LEAVES.get(leaf, leaf)}" if module else leaf
+        full[renamed if not bare or renamed.startswith(outside) else family.prefix + renamed] = name
+    return full
+
+
+def _known_outside(family: Family) -> set[str]:
+    """Beginnings of the names of tensors that belong to some head of the family, poolers included."""
+    return set(head_names(family)) | {f"{family.prefix}pooler"}
+
+
+def _misfits(
+    there: Mapping[str, str],
+    tensors: Mapping[str, np.ndarray],
+    wanted: Mapping[str, str],
+    like: Mapping[str, Any],
+    family: Family,
+    cfg: BertConfig,
+) -> list[str]:
+    """Lines that say which tensors do not fit."""
+    wrong = []
+    for path, theirs in wanted.items():
+        if theirs in there:
+            shape = tensors[there[theirs]].shape
+            if (shape[::-1] if path.endswith("/kernel") else shape) != like[path].shape:
+                wrong.append(f"{there[theirs]} is {list(shape)}, which does not fit {path} {list(like[path].shape)}")
+    for theirs, tied in family.tied.items():
+        if theirs in there and tied in there and not np.array_equal(tensors[there[theirs]], tensors[there[tied]]):
+            wrong.append(f"{there[theirs]} differs from {there[tied]}, to which this model ties it")
+    if cfg.num_hidden_groups is None:
+        pattern = re.compile(re.escape(family.prefix + family.layer_prefix).replace(r"\{i\}", r"(\d+)"))
+        layers = max((int(found[1]) for found in map(pattern.match, there) if found), default=-1) + 1
+        if layers > cfg.num_hidden_layers:
+            wrong.append(f"there are tensors of {layers} layers, but num_hidden_layers={cfg.num_hidden_layers}")
+    return wrong
+
+
+def from_tf1(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Variables of google-research/bert under the names of the Hugging Face layout; the optimizer's are left out.
+
+    >>> {k: v.shape for k, v in from_tf1({"bert/encoder/layer_3/output/dense/kernel": np.ones((4, 2))}).items()}
+    {'bert.encoder.layer.3.output.dense.weight': (2, 4)}
+    """
+    renamed = {}
+    for variable, tensor in tensors.items():
+        *modules, leaf = variable.split("/")
+        if leaf in ("adam_m", "adam_v", "lamb_m", "lamb_v", "global_step"):
+            continue
+        if leaf.startswith("output_"):  # cls/predictions/output_bias, cls/seq_relationship/output_weights, heads of fine-tuning
+            modules, leaf = {(): ["classifier"], ("cls", "squad"): ["qa_outputs"]}.get(tuple(modules), modules), leaf[7:]
+        leaf = {"kernel": "weight", "weights": "weight"}.get(leaf, leaf)
+        name = ".".join([re.sub(r"^layer_(\d+)$", r"layer.\1", module) for module in modules] + [leaf])
+        name += ".weight" if leaf.endswith("_embeddings") else ""
+        renamed[name] = tensor.T if variable.endswith("/kernel") else tensor
+    return renamed
+
+
+def guess_head(tensor_names: Mapping[str, Any], family: Family) -> Head:
+    """The head that a file without `architectures` holds: pretraining's or masked_lm's, else none."""
+    heads: tuple[Head, ...] = ("pretraining", "masked_lm")
+    for head in heads:
+        parts = [theirs for ours, theirs in family.heads.get(head, {}).items() if not ours.startswith("pooler")]
+        if parts and all(any(name.startswith(part) for name in tensor_names) for part in parts):
+            return head
+    return "encoder"
+
+
+def config_from_hugging_face(values: Mapping[str, Any], where: str) -> BertConfig:
+    """The model that a config.json describes; without a model_type (Google's bert_config.json) it is BERT.
+
+    Raises InputError for a model_type that is not in the table, and for what no row of it covers.
+    """
+    model_type = values.get("model_type", "bert")
+    if model_type not in FAMILIES:
+        raise InputError(
+            f"{where}: model_type {model_type!r} is not known{did_you_mean(str(model_type), FAMILIES)}; known: {', '.join(FAMILIES)}"
+        )
+    for name, only in _ONLY.items():
+        if values.get(name, only) != only:
+            raise InputError(f"{where}: {name}={values[name]!r} is not supported, only {only!r}")
+    family = FAMILIES[model_type]
+    fields: dict[str, Any] = {"model_type": model_type}
+    for f in dataclasses.fields(BertConfig):
+        key = family.renamed.get(f.name, f.name)
+        if f.name in family.fixed:
+            fields[f.name] = family.fixed[f.name]
+        elif f.name not in COMPUTED and key in values:
+            fields[f.name] = values[key]
+        elif f.name in family.defaults:
+            fields[f.name] = family.defaults[f.name]
+    if model_type == "electra" and fields["embedding_size"] == fields["hidden_size"]:
+        fields["embedding_size"] = None  # then ELECTRA has no projection
+    try:
+        cfg = BertConfig(**fields)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    pad = values.get("pad_token_id")
+    if cfg.position_offset and pad not in (None, cfg.position_offset - 1):
+        raise InputError(f"{where}: pad_token_id={pad} is not supported, only {cfg.position_offset - 1}: positions follow from it")
+    return cfg
+
+
+def config_to_hugging_face(cfg: BertConfig, head: Head, pad_id: int) -> dict[str, Any]:
+    """The inverse of `config_from_hugging_face`, with what transformers asks beside it."""
+    family = FAMILIES[cfg.model_type]
+    fields = {
+        family.renamed.get(name, name): value
+        for name, value in dataclasses.asdict(cfg).items()
+        if name not in COMPUTED and name not in family.fixed
+    }
+    if cfg.model_type in ("albert", "electra"):
+        fields["embedding_size"] = cfg.embedding_size or cfg.hidden_size
+    if cfg.model_type != "albert":
+        fields.pop("num_hidden_groups")
+    if cfg.embedding_size is None and cfg.model_type not in ("albert", "electra"):
+        fields.pop("embedding_size")
+    return {
+        "architectures": [family.architecture(head)],
+        **fields,
         "pad_token_id": pad_id,
-        "position_embedding_type": "absolute",
         "tie_word_embeddings": True,
         "dtype": "float32",
     }
-    temporary = directory / f"model.safetensors.{os.getpid()}.tmp"
-    try:
-        save_file(to_hugging_face(params, cfg), temporary, metadata={"format": "pt"})
-        os.replace(temporary, directory / "model.safetensors")
-        temporary.write_text(json.dumps(config, indent=2) + "\n")
-        os.replace(temporary, directory / "config.json")
-    except (OSError, SafetensorError) as e:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"cannot write the model to {directory}: {e}") from None
-
-
-def load_config(directory: str | Path) -> tuple[BertConfig, str]:
-    """(model, architecture) of a directory's config.json. Raises InputError where there is none or it is not BERT's."""
-    path = Path(directory) / "config.json"
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"no {path}: a pretrained directory holds config.json, model.safetensors and tokenizer.json") from None
-    except ValueError as e:
-        raise InputError(f"{path} is not JSON: {e}") from None
-    if values.get("model_type") != "bert":
-        raise InputError(f"{path}: model_type {values.get('model_type')!r} is not known; known: 'bert'")
-    for name, only in _ONLY.items():
-        if values.get(name, only) != only:
-            raise InputError(f"{path}: {name}={values[name]!r} is not supported, only {only!r}")
-    fields = {f.name for f in dataclasses.fields(BertConfig)} - {"dtype", "remat", "scan_layers"}
-    cfg = BertConfig(**{name: value for name, value in values.items() if name in fields})
-    return cfg, (values.get("architectures") or ["BertForMaskedLM"])[0]
-
-
-def load_tensors(directory: str | Path) -> dict[str, np.ndarray]:
-    """The tensors of model.safetensors. Raises InputError where the file is missing or damaged."""
-    path = Path(directory) / "model.safetensors"
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"no {path}") from None
-    except (SafetensorError, OSError) as e:
-        raise InputError(f"{path} is damaged: {e}") from None

@@ -1,6 +1,6 @@
 """The BERT encoder as functional Flax Linen modules.
 
-Axes: B rows, L tokens a row, D hidden size, H heads, K head size, M intermediate size, P prediction slots a row, V vocabulary.
+Axes: B rows, L tokens a row, E embedding size, D hidden size, H heads, K head size, M intermediate size, P prediction slots a row, V vocabulary.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ class Embeddings(nn.Module):
         token_type_ids: Int[AnyArray, "B L"],
         position_ids: Int[AnyArray, "B L"],
         deterministic: bool,
-    ) -> Float[Array, "B L D"]:
+    ) -> Float[Array, "B L E"]:
         cfg = self.cfg
 
         def table(rows: int, name: str) -> nn.Embed:
-            return nn.Embed(rows, cfg.hidden_size, dtype=cfg.dtype, embedding_init=initializer(cfg), name=name)
+            width = cfg.embedding_size or cfg.hidden_size
+            return nn.Embed(rows, width, dtype=cfg.dtype, embedding_init=initializer(cfg), name=name)
 
-        x = (
-            table(cfg.vocab_size, "word_embeddings")(input_ids)
-            + table(cfg.max_position_embeddings, "position_embeddings")(position_ids)
-            + table(cfg.type_vocab_size, "token_type_embeddings")(token_type_ids)
-        )
+        x = table(cfg.vocab_size, "word_embeddings")(input_ids)
+        x += table(cfg.max_position_embeddings, "position_embeddings")(position_ids + cfg.position_offset)
+        if cfg.type_vocab_size:
+            x += table(cfg.type_vocab_size, "token_type_embeddings")(token_type_ids)
         return Dropout(cfg.hidden_dropout_prob)(layer_norm(cfg, "norm")(x), deterministic)
 
 
@@ -91,7 +91,8 @@ class Encoder(nn.Module):
     """Embeddings and the layers: token ids to hidden states.
 
     Parameters are one subtree a layer, `layer_0` ... `layer_{N-1}`, however the layers are run: one after the other,
-    recomputed in the backward pass (`remat`) or stacked for a scan (`scan_layers`), with the same numbers.
+    recomputed in the backward pass (`remat`) or stacked for a scan (`scan_layers`), with the same numbers. Where groups
+    of layers share parameters (Lan et al., 2019), there is one subtree a group.
     """
 
     cfg: BertConfig
@@ -111,6 +112,8 @@ class Encoder(nn.Module):
         layer's) and `attentions` (each layer's probabilities [B, H, L, L], before dropout)."""
         cfg = self.cfg
         x = Embeddings(cfg, name="embeddings")(input_ids, token_type_ids, position_ids, deterministic)
+        if cfg.embedding_size is not None:
+            x = dense(cfg, cfg.hidden_size, "projection")(x)
         mask = same_sequence(sequence_ids)
         layer = EncoderLayer(cfg, parent=None)
 
@@ -124,7 +127,9 @@ class Encoder(nn.Module):
 
         if cfg.remat:
             run = jax.checkpoint(run, prevent_cse=not cfg.scan_layers)
-        layers = [self.param(f"layer_{i}", initial) for i in range(cfg.num_hidden_layers)]
+        groups = cfg.num_hidden_groups or cfg.num_hidden_layers
+        distinct = [self.param(f"layer_{i}", initial) for i in range(groups)]
+        layers = [distinct[i * groups // cfg.num_hidden_layers] for i in range(cfg.num_hidden_layers)]
         keys = jax.random.split(jax.random.key(0) if deterministic else self.make_rng("dropout"), len(layers))
         first = x
         if cfg.scan_layers:

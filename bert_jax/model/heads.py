@@ -1,9 +1,11 @@
-"""Heads, and encoders with heads. The parameter tree's root is {encoder, pooler?, <head>}."""
+"""Heads, and the encoder with a head. The parameter tree's root is {encoder, pooler?, <head>}."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
@@ -11,19 +13,21 @@ from jaxtyping import Array, Float, Int
 from bert_jax.config import BertConfig
 from bert_jax.model.attention import AnyArray
 from bert_jax.model.encoder import Encoder
-from bert_jax.model.layers import ACTIVATIONS, dense, layer_norm
+from bert_jax.model.families import FAMILIES, Head
+from bert_jax.model.layers import ACTIVATIONS, Dropout, dense, layer_norm
 
-Batch = dict[str, AnyArray]
+Batch = Mapping[str, AnyArray]
 
 
 class Pooler(nn.Module):
-    """Dense and tanh on the first token."""
+    """Dense and activation on the first token of each sequence."""
 
     cfg: BertConfig
 
     @nn.compact
-    def __call__(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B D"]:
-        return jnp.tanh(dense(self.cfg, self.cfg.hidden_size, "dense")(hidden[:, 0]))
+    def __call__(self, first: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        activation = {"tanh": jnp.tanh, **ACTIVATIONS}[FAMILIES[self.cfg.model_type].pooler_activation]
+        return activation(dense(self.cfg, self.cfg.hidden_size, "dense")(first))
 
 
 class MaskedLMHead(nn.Module):
@@ -32,39 +36,146 @@ class MaskedLMHead(nn.Module):
     cfg: BertConfig
 
     @nn.compact
-    def __call__(self, hidden: Float[Array, "B P D"], table: Float[AnyArray, "V D"]) -> Float[Array, "B P V"]:
+    def __call__(self, hidden: Float[Array, "B P D"], table: Float[AnyArray, "V E"]) -> Float[Array, "B P V"]:
         cfg = self.cfg
-        x = layer_norm(cfg, "norm")(ACTIVATIONS[cfg.hidden_act](dense(cfg, cfg.hidden_size, "dense")(hidden)))
+        activation = ACTIVATIONS[FAMILIES[cfg.model_type].masked_lm_activation or cfg.hidden_act]
+        x = layer_norm(cfg, "norm")(activation(dense(cfg, table.shape[1], "dense")(hidden)))
         bias = self.param("bias", nn.initializers.zeros, (cfg.vocab_size,))
         logits = jnp.einsum("bpd,vd->bpv", x, jnp.asarray(table, x.dtype), preferred_element_type=jnp.float32)
         return logits + bias
 
 
+class ReplacedTokenHead(nn.Module):
+    """ELECTRA's discriminator: how likely each token was put in place of another (Clark et al., 2020)."""
+
+    cfg: BertConfig
+
+    @nn.compact
+    def __call__(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L"]:
+        cfg = self.cfg
+        x = ACTIVATIONS[cfg.hidden_act](dense(cfg, cfg.hidden_size, "dense")(hidden))
+        return dense(cfg, 1, "output")(x)[..., 0].astype(jnp.float32)
+
+
 def gather_positions(hidden: Float[Array, "B L D"], positions: Int[AnyArray, "B P"]) -> Float[Array, "B P D"]:
-    """hidden[b, positions[b, p]]: the rows that the MLM head runs on."""
+    """hidden[b, positions[b, p]]: the rows that a head runs on."""
     return jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
 
 
-class BertForPreTraining(nn.Module):
-    """Encoder with the masked-LM head and, for sentence pairs, pooler and next-sentence head.
+def pool(hidden: Float[Array, "B L D"], sequence_ids: Int[AnyArray, "B L"], slots: int, mode: str) -> Float[Array, "B S D"]:
+    """The mean or maximum (`mode`) over the tokens of sequences 1 to `slots` of each row; zeros for those a row lacks."""
+    belongs = sequence_ids[:, None, :] == jnp.arange(1, slots + 1)[None, :, None]
+    if mode == "max":
+        highest = jnp.max(jnp.where(belongs[..., None], hidden[:, None], -jnp.inf), axis=2)
+        return jnp.where(belongs.any(axis=2)[..., None], highest, 0)
+    sums = jnp.einsum("bsl,bld->bsd", belongs.astype(hidden.dtype), hidden)
+    return sums / jnp.maximum(jnp.sum(belongs, axis=2), 1)[..., None]
 
-    Call with a batch: int32 `input_ids, token_type_ids, position_ids, sequence_ids` [B, L] and `masked_positions` [B, P].
-    Returns float32 `masked_lm_logits` [B, P, V], and `next_sentence_logits` [B, 2] where that head exists.
+
+def complete(batch: Batch, cfg: BertConfig) -> dict[str, Any]:
+    """The batch with what callers may leave out.
+
+    `sequence_ids`: `attention_mask`, else ones. `position_ids`: from 0 in each sequence; where an attention mask is given, as
+    transformers counts them (BERT: the place in the row; RoBERTa: padding not counted). `token_type_ids`: zeros.
+    """
+    full = {name: jnp.asarray(value) for name, value in batch.items()}
+    ids = full["input_ids"]
+    place = jnp.broadcast_to(jnp.arange(ids.shape[-1], dtype=jnp.int32), ids.shape)
+    if "position_ids" not in full:
+        full["position_ids"] = place
+        if "sequence_ids" in full:
+            of = full["sequence_ids"]
+            starts = jnp.concatenate([jnp.ones_like(of[..., :1], bool), of[..., 1:] != of[..., :-1]], axis=-1)
+            full["position_ids"] = place - jax.lax.cummax(jnp.where(starts, place, 0), axis=ids.ndim - 1)
+        elif "attention_mask" in full and cfg.position_offset:
+            counted = jnp.cumsum(full["attention_mask"].astype(jnp.int32), axis=-1)
+            full["position_ids"] = jnp.maximum(counted - 1, 0)
+    full.setdefault("sequence_ids", full.get("attention_mask", jnp.ones_like(ids)).astype(jnp.int32))
+    full.setdefault("token_type_ids", jnp.zeros_like(ids))
+    return full
+
+
+class Bert(nn.Module):
+    """An encoder of any family with one head.
+
+    Call with a batch: int32 `input_ids` [B, L] (multiple choice: [B, C, L]) and, as wanted, `attention_mask` or
+    `sequence_ids`, `token_type_ids`, `position_ids` alike (`complete` says what stands for what is left out);
+    `masked_positions` [B, P], where the masked-LM head is to run (default: everywhere); `cls_positions` [B, S], the first
+    tokens of the sequences packed in a row (default: one sequence a row, from 0, and no axis S in what is returned).
+
+    Returns `last_hidden_state` [B, L, D], on request `hidden_states` and `attentions`, and by `head`, in float32:
+      encoder: `pooled_output` [B, S, D], where the family has a pooler
+      masked_lm: `masked_lm_logits` [B, P, V]; pretraining: also `next_sentence_logits` [B, S, 2] (ALBERT: of sentence order)
+      next_sentence: `next_sentence_logits` [B, S, 2]
+      replaced_token: `replaced_token_logits` [B, L]
+      sequence_classification: `logits` [B, S, N]; token_classification: `logits` [B, L, N]; N = `num_labels`
+      question_answering: `start_logits` and `end_logits` [B, L]
+      multiple_choice: `logits` [B, C]
     """
 
     cfg: BertConfig
-    next_sentence: bool = False
+    head: Head = "masked_lm"
+    num_labels: int = 2
 
     @nn.compact
-    def __call__(self, batch: Batch, deterministic: bool = True) -> dict[str, Any]:
+    def __call__(
+        self,
+        batch: Batch,
+        deterministic: bool = True,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> dict[str, Any]:
+        choices = None
+        if self.head == "multiple_choice":
+            choices = batch["input_ids"].shape[:2]
+            batch = {name: value.reshape(-1, value.shape[-1]) for name, value in batch.items()}
+        batch = complete(batch, self.cfg)
+        inputs = [batch[name] for name in ("input_ids", "token_type_ids", "position_ids", "sequence_ids")]
         encoder = Encoder(self.cfg, name="encoder")
-        hidden = encoder(
-            batch["input_ids"], batch["token_type_ids"], batch["position_ids"], batch["sequence_ids"], deterministic
-        )["last_hidden_state"]
-        table = encoder.variables["params"]["embeddings"]["word_embeddings"]["embedding"]
-        picked = gather_positions(hidden, batch["masked_positions"])
-        outputs = {"masked_lm_logits": MaskedLMHead(self.cfg, name="masked_lm")(picked, table)}
-        if self.next_sentence:
-            pooled = Pooler(self.cfg, name="pooler")(hidden)
-            outputs["next_sentence_logits"] = dense(self.cfg, 2, "next_sentence")(pooled).astype(jnp.float32)
+        outputs = encoder(*inputs, deterministic, output_hidden_states, output_attentions)
+        outputs |= self._head(outputs["last_hidden_state"], batch, encoder, deterministic)
+        if choices:
+            outputs["logits"] = outputs["logits"].reshape(choices)
+        return outputs
+
+    def hidden_states(self, batch: Batch) -> Array:
+        """`last_hidden_state` alone."""
+        return self(batch)["last_hidden_state"]
+
+    def _head(self, hidden: Array, batch: Batch, encoder: Encoder, deterministic: bool) -> dict[str, Array]:
+        """What the head makes of the hidden states."""
+        cfg, head = self.cfg, self.head
+        family = FAMILIES[cfg.model_type]
+        parts, outputs = family.head(head), {}
+        drop = Dropout(cfg.hidden_dropout_prob if cfg.classifier_dropout is None else cfg.classifier_dropout)
+
+        def classify(x: Array, features: int, name: str) -> Array:
+            return dense(cfg, features, name)(drop(x, deterministic)).astype(jnp.float32)
+
+        pooled = hidden
+        if "pooler/dense" in parts:
+            packed = "cls_positions" in batch
+            first = gather_positions(hidden, batch["cls_positions"]) if packed else hidden[:, 0]
+            if head == "sequence_classification" and family.dropout_before_pooler:
+                first = drop(first, deterministic)
+            pooled = Pooler(cfg, name="pooler")(first)
+        if head == "encoder" and "pooler/dense" in parts:
+            outputs["pooled_output"] = pooled.astype(jnp.float32)
+        if "masked_lm/dense" in parts:
+            table = encoder.variables["params"]["embeddings"]["word_embeddings"]["embedding"]
+            picked = gather_positions(hidden, batch["masked_positions"]) if "masked_positions" in batch else hidden
+            outputs["masked_lm_logits"] = MaskedLMHead(cfg, name="masked_lm")(picked, table)
+        if "next_sentence" in parts:
+            outputs["next_sentence_logits"] = dense(cfg, 2, "next_sentence")(pooled).astype(jnp.float32)
+        if head == "replaced_token":
+            outputs["replaced_token_logits"] = ReplacedTokenHead(cfg, name="replaced_token")(hidden)
+        if head == "sequence_classification":
+            outputs["logits"] = classify(pooled, self.num_labels, "sequence_classifier")
+        if head == "multiple_choice":
+            outputs["logits"] = classify(pooled, 1, "choice_classifier")
+        if head == "token_classification":
+            outputs["logits"] = classify(hidden, self.num_labels, "token_classifier")
+        if head == "question_answering":
+            spans = dense(cfg, 2, "span_classifier")(hidden).astype(jnp.float32)
+            outputs["start_logits"], outputs["end_logits"] = spans[..., 0], spans[..., 1]
         return outputs

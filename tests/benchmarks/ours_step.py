@@ -17,7 +17,7 @@ import jax  # noqa: E402  (after the limit on cores)
 import numpy as np  # noqa: E402
 
 from bert_jax.config import BertConfig, OptimConfig  # noqa: E402
-from bert_jax.model.heads import BertForPreTraining  # noqa: E402
+from bert_jax.model.heads import Bert  # noqa: E402
 from bert_jax.training import losses, optim, parallel, steps  # noqa: E402
 
 config = BertConfig(
@@ -46,7 +46,7 @@ batch = dict(
     masked_ids=arrays["masked_ids"],
     masked_weights=np.ones(arrays["masked_ids"].shape, np.float32),
 )
-model = BertForPreTraining(config)
+model = Bert(config)
 optimizer = optim.make_optimizer(optimization)
 mesh = parallel.make_mesh(1)
 

@@ -1,0 +1,136 @@
+"""Examples of any lengths -> batches of a few shapes: packed, so that little padding is computed and no shape compiled twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+LENGTHS = (16, 32, 64, 128, 256, 512)  # of rows; below 64 only for calls that have no more to fill a row with
+_PACKED = 64  # attention over 64 tokens still costs little more than over 16
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sequence to run: its ids and token types, int32 [n], and the places in it that the head runs at, int32 [k]."""
+
+    input_ids: np.ndarray
+    token_type_ids: np.ndarray
+    places: np.ndarray
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an example stands in a batch: its row, its tokens there, its slots there."""
+
+    example: int
+    row: int
+    tokens: slice
+    slots: slice
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Arrays int32 [B, L], `positions` int32 [B, S] for the head, and which example stands where."""
+
+    arrays: dict[str, np.ndarray]
+    positions: np.ndarray
+    places: list[Place]
+
+
+def row_lengths(lengths: Sequence[int], longest: int) -> list[int]:
+    """The row lengths to pack examples of `lengths` into, ascending; `longest` is what the model takes.
+
+    >>> row_lengths([9, 12, 100], 512), row_lengths([9], 512), row_lengths([9] * 100, 512)
+    ([64, 128], [16], [64])
+    """
+    ladder = [n for n in LENGTHS if n < longest] + [longest]
+    total, most = sum(lengths), max(lengths, default=1)
+    least = next((n for n in ladder if n >= min(total, _PACKED)), longest)
+    last = next(n for n in ladder if n >= most)
+    return [n for n in ladder if least <= n <= max(least, last)]
+
+
+def pack_rows(
+    examples: Sequence[Example], ladder: Sequence[int], slots: Callable[[int], int]
+) -> list[tuple[int, list[int]]]:
+    """(row length, examples in it) of each row: longest examples first, each into the row with the least room that takes it.
+
+    An example that no begun row takes begins one of the shortest length that holds it. Rows of length n have slots(n) slots.
+    """
+    rows: list[tuple[int, list[int]]] = []
+    free_slots: list[int] = []
+    rows_by_room: list[list[int]] = [[] for _ in range(ladder[-1] + 1)]
+    for index in sorted(range(len(examples)), key=lambda i: -len(examples[i].input_ids)):
+        size, wanted = len(examples[index].input_ids), len(examples[index].places)
+        found = next(
+            ((room, i) for room in range(size, ladder[-1] + 1) for i in reversed(rows_by_room[room]) if free_slots[i] >= wanted),
+            None,
+        )
+        if found is None:
+            length = next(n for n in ladder if n >= size)
+            rows.append((length, []))
+            free_slots.append(slots(length))
+            found = (length, len(rows) - 1)
+        else:
+            rows_by_room[found[0]].remove(found[1])
+        room, row = found
+        rows[row][1].append(index)
+        free_slots[row] -= wanted
+        if free_slots[row]:
+            rows_by_room[room - size].append(row)
+    return rows
+
+
+def num_rows(rows: int, most: int) -> int:
+    """Rows of a batch for the last `rows`: `most` after full batches, else the next power of two, so that shapes stay few."""
+    return min(most, 1 << max(0, rows - 1).bit_length())
+
+
+def batches(
+    examples: Sequence[Example], longest: int, tokens: int, slots: Callable[[int], int], pad_id: int
+) -> Iterator[PackedBatch]:
+    """Batches of about `tokens` tokens that hold every example once.
+
+    Args:
+      examples: none longer than `longest`, none with more places than slots(its row's length).
+      longest: tokens that the model takes.
+      tokens: rows x row length of a full batch.
+      slots: row length -> S, the places of a row that the head runs at.
+      pad_id: fills up rows.
+    """
+    if not examples:
+        return
+    packed = pack_rows(examples, row_lengths([len(e.input_ids) for e in examples], longest), slots)
+    for length in sorted({length for length, _ in packed}, reverse=True):
+        rows = [indices for row_length, indices in packed if row_length == length]
+        full = max(1, tokens // length)
+        for start in range(0, len(rows), full):
+            part = rows[start : start + full]
+            count = full if start else num_rows(len(part), full)
+            yield _fill(examples, part, count, length, slots(length), pad_id)
+
+
+def _fill(
+    examples: Sequence[Example], rows: Sequence[Sequence[int]], count: int, length: int, slots: int, pad_id: int
+) -> PackedBatch:
+    names = ("token_type_ids", "position_ids", "sequence_ids")
+    arrays = {"input_ids": np.full((count, length), pad_id, np.int32)}
+    arrays |= {name: np.zeros((count, length), np.int32) for name in names}
+    positions = np.zeros((count, slots), np.int32)
+    places = []
+    for row, indices in enumerate(rows):
+        at = slot = 0
+        for sequence, index in enumerate(indices, 1):
+            example = examples[index]
+            size, wanted = len(example.input_ids), len(example.places)
+            tokens = slice(at, at + size)
+            arrays["input_ids"][row, tokens] = example.input_ids
+            arrays["token_type_ids"][row, tokens] = example.token_type_ids
+            arrays["position_ids"][row, tokens] = np.arange(size)
+            arrays["sequence_ids"][row, tokens] = sequence
+            positions[row, slot : slot + wanted] = example.places + at
+            places.append(Place(index, row, tokens, slice(slot, slot + wanted)))
+            at, slot = at + size, slot + wanted
+    return PackedBatch(arrays, positions, places)

@@ -1,0 +1,50 @@
+"""Protobuf messages without their classes: the wire format.
+
+By hand, because a generated module refuses a protobuf runtime older than its own, as notebooks have.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import defaultdict
+from typing import Any
+
+
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    """The varint at `data[at:]`, 0 <= value < 2**64, and the offset behind it; ValueError where there is none."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(data):
+            raise ValueError("a varint is cut short")
+        byte, at = data[at], at + 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            break
+    if byte > 127 or value >> 64:
+        raise ValueError("a varint of more than 64 bits")
+    return value, at
+
+
+def fields(message: bytes, fixed32: str = "<f") -> dict[int, list[Any]]:
+    """Field number -> values of a protobuf message, in their order; no values for a number that is not in it.
+
+    Varints come as int, unsigned; 32-bit values by the struct format `fixed32`; the rest as bytes. Raises ValueError
+    where `message` is none or is cut short. (protobuf.dev/programming-guides/encoding)
+    """
+    found: dict[int, list[Any]] = defaultdict(list)
+    at = 0
+    while at < len(message):
+        key, at = varint(message, at)
+        number, wire = divmod(key, 8)
+        if wire == 0:
+            value, at = varint(message, at)
+            found[number].append(value)
+            continue
+        if wire not in (1, 2, 5):
+            raise ValueError(f"field {number} of the unknown wire type {wire}")
+        size, at = varint(message, at) if wire == 2 else ({1: 8, 5: 4}[wire], at)
+        data, at = message[at : at + size], at + size
+        if at > len(message):
+            raise ValueError(f"field {number} is cut short")
+        found[number].append(struct.unpack(fixed32, data)[0] if wire == 5 else data)
+    return found

@@ -1,0 +1,85 @@
+"""The weights of a directory, whatever file they are in, as views that are read when they are used. No jax in here."""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from bert_jax.config import InputError
+
+_DTYPES: dict[str, Any] = {
+    "F32": np.float32, "F64": np.float64, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64, "I32": np.int32,
+    "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+
+
+def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
+    """Name -> array, read-only views of the mapped file (safetensors' own reader copies, and bare NumPy has no bfloat16).
+
+    Raises InputError where the file is missing, damaged or cut short, or holds a type that weights do not have.
+    """
+    try:
+        with safe_open(path, "np"):  # the library's own checks of header, offsets and length
+            pass
+        with open(path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise InputError(f"no {path}") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+    size = int.from_bytes(mapped[:8], "little")
+    header = json.loads(mapped[8 : 8 + size])
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in _DTYPES:
+            raise InputError(f"{path}: {name} is of type {entry['dtype']}; known: {', '.join(_DTYPES)}")
+        offset = 8 + size + entry["data_offsets"][0]
+        tensors[name] = np.ndarray(entry["shape"], _DTYPES[entry["dtype"]], mapped, offset)
+    return tensors
+
+
+# What a pretrained directory may hold, the first found counts: (file, its reader).
+_FILES: list[tuple[str, Callable[[Path], dict[str, np.ndarray]]]] = [
+    ("model.safetensors", read_safetensors),
+    ("pytorch_model.bin", lambda p: __import__("bert_jax.formats.torch_bin", fromlist=["x"]).read_torch(p)),
+]
+
+
+def read_directory(directory: Path) -> tuple[dict[str, np.ndarray], Path]:
+    """(tensors, the file they are of): model.safetensors or pytorch_model.bin, whole or in shards with an index.
+
+    Raises InputError where there is none of them, a shard is missing, or a file is damaged.
+    """
+    for name, read in _FILES:
+        if (directory / name).is_file():
+            return read(directory / name), directory / name
+        index = directory / f"{name}.index.json"
+        if index.is_file():
+            return _read_shards(index, read), index
+    tried = ", ".join(f"{name} (or {name}.index.json)" for name, _ in _FILES)
+    raise InputError(f"{directory} has no weights: none of {tried}, nor a TensorFlow checkpoint")
+
+
+def _read_shards(index: Path, read: Callable[[Path], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    try:
+        file_of = dict(json.loads(index.read_text())["weight_map"])
+        files = sorted(set(file_of.values()))
+        strange = [file for file in files if Path(file).name != file]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{index} is not an index of shards: {error!r}") from None
+    if strange:
+        raise InputError(f"{index} names {strange[0]}, which is not a file beside it")
+    shards = {file: read(index.parent / file) for file in files}
+    absent = [name for name, file in file_of.items() if name not in shards[file]]
+    if absent:
+        raise InputError(f"{index} says that {absent[0]} is in {file_of[absent[0]]}, which lacks it")
+    return {name: shards[file][name] for name, file in file_of.items()}

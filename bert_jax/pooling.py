@@ -1,0 +1,101 @@
+"""How a sentence embedding is made of hidden states, in and out of sentence-transformers' files. No jax in here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from bert_jax.config import BertConfig, InputError
+
+PoolingMode = Literal["cls", "mean", "max"]
+_LEGACY = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max"}
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """Hidden states [L, D] of a text -> its embedding [D].
+
+    Attributes:
+      mode: the first token's state, or the mean or maximum over all tokens, special ones included.
+      normalize: whether the embedding is scaled to length 1.
+      max_length: tokens of a text, special ones included, that count; None: as many as the model takes.
+      lowercase: whether texts are lower-cased before they are tokenized.
+    """
+
+    mode: PoolingMode = "mean"
+    normalize: bool = True
+    max_length: int | None = None
+    lowercase: bool = False
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as e:
+        raise InputError(f"{path} is not JSON: {e}") from None
+
+
+def read_pooling(directory: Path) -> Pooling | None:
+    """What modules.json and the files that it names say; None where there is no modules.json.
+
+    Raises InputError for a module or mode that is not in the table: embeddings without it would be other ones.
+    """
+    modules = _json(directory / "modules.json")
+    if not modules:
+        return None
+    mode, normalize = None, False
+    for module in modules:
+        kind = module["type"].rsplit(".", 1)[-1]
+        if kind == "Pooling":
+            mode = _read_mode(directory / module["path"] / "config.json")
+        elif kind == "Normalize":
+            normalize = True
+        elif kind != "Transformer":
+            raise InputError(f"{directory}/modules.json: {kind} modules are not supported; known: Transformer, Pooling, Normalize")
+    if mode is None:
+        return None
+    prompt = _json(directory / "config_sentence_transformers.json").get("default_prompt_name")
+    if prompt:
+        raise InputError(f"{directory}: default_prompt_name={prompt!r} is not supported: put the prompt before each text, and null there")
+    transformer = _json(directory / "sentence_bert_config.json")
+    length = transformer.get("max_seq_length") or _json(directory / "tokenizer_config.json").get("model_max_length")
+    return Pooling(mode, normalize, length if isinstance(length, int) else None, bool(transformer.get("do_lower_case", False)))
+
+
+def _read_mode(path: Path) -> PoolingMode:
+    config = _json(path)
+    named = config.get("pooling_mode")
+    if named is None:
+        named = [_LEGACY.get(key, key) for key, on in config.items() if key.startswith("pooling_mode_") and on] or "mean"
+    if isinstance(named, list) and len(named) == 1:
+        named = named[0]
+    for mode in get_args(PoolingMode):
+        if named == mode:
+            return mode
+    raise InputError(f"{path}: pooling mode {named!r} is not supported; known: {', '.join(get_args(PoolingMode))}")
+
+
+def write_pooling(directory: Path, pooling: Pooling, cfg: BertConfig) -> None:
+    """Writes the files that sentence-transformers reads, in the form that all its versions do."""
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")][: 3 if pooling.normalize else 2]
+    files: dict[str, Any] = {
+        "modules.json": [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for i, (path, kind) in enumerate(modules)
+        ],
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": cfg.hidden_size,
+            **{key: mode == pooling.mode for key, mode in _LEGACY.items()},
+        },
+        "sentence_bert_config.json": {
+            "max_seq_length": pooling.max_length or cfg.max_length,
+            "do_lower_case": pooling.lowercase,
+        },
+    }
+    for name, content in files.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text(json.dumps(content, indent=2) + "\n")

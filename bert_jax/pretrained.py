@@ -1,0 +1,328 @@
+"""Models on disk: any published BERT in, a directory that transformers and sentence-transformers read out."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from bert_jax.config import COMPUTED, BertConfig, InputError, TrainConfig, did_you_mean, differences, from_dict, to_dict
+from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.formats.tensors import read_directory
+from bert_jax.formats.tf1 import find_tf1, read_tf1
+from bert_jax.model import convert
+from bert_jax.model.families import FAMILIES, HEADS, Head
+from bert_jax.model.heads import Bert
+from bert_jax.pooling import Pooling, read_pooling, write_pooling
+
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+_LABELLED = ("sequence_classification", "token_classification")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A pretrained model: how it is configured, its parameters (a plain nested dict) and its tokenizer.
+
+    Attributes:
+      config: the encoder.
+      params: {encoder, pooler?, <head>}, float32.
+      tokenizer: None where the directory had none; predictions need one.
+      head: what stands on the encoder.
+      labels: names of the classes, where the head has classes.
+      problem_type: what a sequence classifier's logits mean; None: single_label_classification, or regression if there is one.
+      pooling: how sentence-transformers makes embeddings of it, where its files say so.
+    """
+
+    config: BertConfig
+    params: dict[str, Any]
+    tokenizer: Tokenizer | None
+    head: Head = "masked_lm"
+    labels: tuple[str, ...] = ()
+    problem_type: ProblemType | None = None
+    pooling: Pooling | None = None
+
+    @property
+    def module(self) -> Bert:
+        """The Flax module that `params` belong to."""
+        return Bert(self.config, self.head, max(1, len(self.labels)))
+
+    def apply(self, params: Any, batch: Mapping[str, Any], **flags: Any) -> dict[str, Any]:
+        """Hidden states and the head's outputs (see `Bert`), a pure function of `params` and `batch`: jit, vmap, grad, pmap it.
+
+        Args:
+          params: a tree as `self.params`.
+          batch: int arrays; `input_ids` [B, L] suffices where nothing is padded, `attention_mask` says what is.
+          **flags: `output_hidden_states=True`, `output_attentions=True`; `deterministic=False` with `rngs={"dropout": key}`.
+        """
+        rngs = flags.pop("rngs", None)
+        return self.module.apply({"params": params}, batch, rngs=rngs, **flags)
+
+    def encode(
+        self, params: Any, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None, position_ids: Any = None
+    ) -> jax.Array:
+        """Hidden states [B, L, D] of token ids [B, L], a pure function; outputs at padding are finite and mean nothing.
+
+        `attention_mask` [B, L] is 1 (or True) at tokens and 0 at padding; default: all are tokens.
+        """
+        given = dict(attention_mask=attention_mask, token_type_ids=token_type_ids, position_ids=position_ids)
+        batch = {"input_ids": input_ids} | {name: value for name, value in given.items() if value is not None}
+        return self.module.apply({"params": params}, batch, method="hidden_states")
+
+
+def initialize(module: Bert, seed: int) -> dict[str, Any]:
+    """Fresh parameters. Pure: jit it, eval_shape it."""
+    ids = jnp.zeros((1, 1, 8) if module.head == "multiple_choice" else (1, 8), jnp.int32)
+    return module.init(jax.random.key(seed), {"input_ids": ids})["params"]
+
+
+def _initial(module: Bert, paths: Sequence[str], seed: int = 0) -> dict[str, Any]:
+    """Initial values of some parameters; what is not asked for is not computed."""
+
+    def pick() -> dict[str, Any]:
+        flat = convert.flatten(initialize(module, seed))
+        return {path: flat[path] for path in paths}
+
+    return jax.device_get(jax.jit(pick)())
+
+
+# --- reading ---
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What a directory holds, before a model is made of it."""
+
+    values: dict[str, Any]  # of config.json
+    config: BertConfig
+    tensors: Mapping[str, np.ndarray]
+    where: str  # the file of the tensors, for messages
+
+
+def _read(directory: Path) -> _Files:
+    """The files of a Hugging Face directory or of Google's TF1 checkpoints. Raises InputError for any other."""
+    if not directory.is_dir():
+        nearby = [str(p) for p in directory.parent.glob("*")] if directory.parent.is_dir() else []
+        raise InputError(f"no directory {directory}{did_you_mean(str(directory), nearby)}")
+    prefix = find_tf1(directory)
+    names = ("config.json", "bert_config.json") if prefix is None else ("bert_config.json", "config.json")
+    path = next((directory / name for name in names if (directory / name).is_file()), None)
+    if path is None:
+        raise InputError(
+            f"{directory} has no config.json (or bert_config.json): a pretrained directory holds that, "
+            "model.safetensors, pytorch_model.bin or bert_model.ckpt.*, and the tokenizer's files"
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise InputError(f"{path} is not JSON: {e}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds a {type(values).__name__}, not an object of names and values")
+    config = convert.config_from_hugging_face(values, str(path))
+    if prefix is not None:
+        return _Files(values, config, convert.from_tf1(read_tf1(prefix)), str(prefix))
+    tensors, file = read_directory(directory)
+    return _Files(values, config, tensors, str(file))
+
+
+def load(path_or_name: str | Path, head: Head | None = None, labels: Sequence[str] | None = None) -> Model:
+    """Reads a pretrained model.
+
+    Args:
+      path_or_name: a directory in the Hugging Face layout (model.safetensors or pytorch_model.bin, whole or in shards; what
+        `save` and `train.py` export), one of Google's TF1 checkpoints (bert_config.json, bert_model.ckpt.*, vocab.txt), a
+        work directory of `train.py` (its newest checkpoint), or a name on the Hugging Face hub.
+      head: the head wanted; default: the one that config.json's `architectures` says, else what the tensors are of. A head
+        that the file lacks is initialised, and said on stderr.
+      labels: names of the classes of a new classification head, instead of config.json's.
+
+    Returns a model whose parameters are jax arrays on the default device, in float32.
+
+    Raises InputError where a file is missing or damaged, the family is not known, or the tensors are not those of the model
+    that config.json describes.
+    """
+    directory = _find(path_or_name)
+    if (directory / "checkpoints").is_dir():
+        return _load_workdir(directory)
+    files = _read(directory)
+    head = _head(files, head, directory)
+    labels = _labels(files.values, str(directory)) if labels is None else tuple(labels)
+    labels = labels if head in _LABELLED else ()
+    module = Bert(files.config, head, max(1, len(labels)))
+    converted = convert.from_hugging_face(
+        files.tensors, jax.eval_shape(partial(initialize, module), 0), files.config, head, files.where,
+        partial(_initial, module), _put,
+    )  # fmt: skip
+    _say(converted, files.where)
+    tokenizer = None
+    if any(any(directory.glob(pattern)) for pattern in ("tokenizer.json", "vocab.txt", "*.model", "vocab.json")):
+        tokenizer = Tokenizer.load(directory, model_type=files.config.model_type)
+    problem_type = files.values.get("problem_type") if head == "sequence_classification" else None
+    return Model(files.config, converted.params, tokenizer, head, labels, problem_type, read_pooling(directory))
+
+
+def _put(array: np.ndarray) -> jax.Array:
+    return jax.device_put(array)
+
+
+def _say(converted: convert.Converted, where: str) -> None:
+    """Tells what the file lacked or had too much, and weights that are no numbers."""
+    if converted.fresh:
+        print(f"{where} has no weights for {', '.join(converted.fresh)}: freshly initialised", file=sys.stderr)
+    if strangers := [name for name in converted.unused if not name.startswith(("cls.", "bert.", "pooler."))]:
+        print(f"{where}: not used: {', '.join(strangers[:8])}{', ...' if len(strangers) > 8 else ''}", file=sys.stderr)
+    leaves = convert.flatten(converted.params)
+    broken = [converted.used[path] for path in converted.used if not np.isfinite(np.asarray(jnp.sum(leaves[path] * 0)))]
+    if broken:
+        print(f"{where}: NaN or infinite weights in {', '.join(broken[:8])} ({len(broken)} tensors)", file=sys.stderr)
+
+
+def _head(files: _Files, wanted: Head | None, directory: Path) -> Head:
+    """The head asked for, or that of config.json's architectures, or what the tensors are of."""
+    family = FAMILIES[files.config.model_type]
+    if wanted is not None:
+        if wanted not in HEADS:
+            raise InputError(f"no head {wanted!r}{did_you_mean(str(wanted), HEADS)}; known: {', '.join(HEADS)}")
+        family.head(wanted)
+        return wanted
+    architectures = files.values.get("architectures") or []
+    if not architectures:
+        return convert.guess_head(files.tensors, family)
+    head = family.head_of(str(architectures[0]))
+    if head is None:
+        known = ", ".join(family.architecture(head) for head in family.heads)
+        raise InputError(
+            f"{directory}: architectures {architectures[0]!r} is not known; known: {known}. "
+            f"To read its encoder with another head, say which: load(..., head='encoder')"
+        )
+    return head
+
+
+def _labels(values: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """Names of the classes by id. Raises InputError where id2label is no list of them, or num_labels says another number."""
+    named, count = values.get("id2label"), values.get("num_labels")
+    if named is None:
+        return tuple(f"LABEL_{i}" for i in range(2 if count is None else count))
+    try:
+        by_id = {int(i): str(name) for i, name in named.items()}
+    except (AttributeError, ValueError):
+        raise InputError(f"{where}: id2label is {named!r}; expected an object of ids and names") from None
+    if sorted(by_id) != list(range(len(by_id))):
+        raise InputError(f"{where}: id2label has the ids {sorted(by_id)}; expected 0 to {len(by_id) - 1}")
+    if count is not None and count != len(by_id):
+        raise InputError(f"{where}: num_labels={count}, but id2label names {len(by_id)}: {', '.join(by_id.values())}; correct one")
+    return tuple(by_id[i] for i in range(len(by_id)))
+
+
+def _find(path_or_name: str | Path) -> Path:
+    """The directory; a name that is none is looked for on the hub (offline: in its cache)."""
+    path, name = Path(path_or_name), str(path_or_name)
+    if path.exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        return path
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise InputError(f"no directory {name}; if it is a name on the hub: pip install 'bert_jax[hub]'") from None
+    small = ["*.json", "*.txt", "*.model", "*/config.json"]
+    try:
+        directory = Path(snapshot_download(name, allow_patterns=[*small, "model*.safetensors"]))
+        if not list(directory.glob("model*.safetensors")):
+            directory = Path(snapshot_download(name, allow_patterns=[*small, "pytorch_model*.bin"]))
+    except Exception as error:  # of many kinds, the HTTP library's among them
+        reason = str(error).strip().splitlines()
+        raise InputError(
+            f"no directory {name}, and the hub did not give it ({type(error).__name__}: {reason[0] if reason else ''})"
+        ) from None
+    return directory
+
+
+def _load_workdir(workdir: Path) -> Model:
+    """The model of a work directory's newest checkpoint."""
+    from bert_jax.training import checkpoint, optim, steps
+
+    path = workdir / "config.json"
+    try:
+        cfg = from_dict(TrainConfig, json.loads(path.read_text()), str(path))
+    except FileNotFoundError:
+        raise InputError(f"{workdir} has checkpoints but no config.json: it is no work directory of train.py") from None
+    head = pretraining_head(cfg)
+    module = Bert(cfg.model, head)
+    like = jax.eval_shape(lambda: steps.init_state(initialize(module, 0), optim.make_optimizer(cfg.optim)))
+    saved = checkpoint.Checkpointer(workdir / "checkpoints", read_only=True)
+    restored = saved.restore_latest(like)
+    saved.close()
+    if restored is None:
+        raise InputError(f"{workdir} has no checkpoint yet")
+    print(f"step {restored[2]} of {workdir}", file=sys.stderr)
+    return Model(cfg.model, restored[0].params, Tokenizer.load(workdir / "tokenizer"), head)
+
+
+def pretraining_head(cfg: TrainConfig) -> Head:
+    """What a pretraining run trains on the encoder: next-sentence prediction too where its examples are pairs."""
+    return "pretraining" if cfg.data.examples == "sentence_pairs" else "masked_lm"
+
+
+def start_from(path: str | Path, module: Bert, fresh: dict[str, Any]) -> dict[str, Any]:
+    """The weights of a pretrained directory for a new run; heads that it lacks stay as in `fresh`, and are said.
+
+    Raises InputError where its config.json describes another model than `module`'s.
+    """
+    files = _read(_find(path))
+    theirs = files.config.replace(**{name: getattr(module.cfg, name) for name in COMPUTED})
+    different = differences(to_dict(theirs), to_dict(module.cfg))
+    different = [d for d in different if "dropout" not in d[0] and d[0] != "initializer_range"]
+    if different:
+        listing = "\n".join(f"  model.{name}: {a!r} there, {b!r} in this run" for name, a, b in different)
+        raise InputError(f"--init-from {path} is another model:\n{listing}")
+    flat = convert.flatten(fresh)
+    converted = convert.from_hugging_face(
+        files.tensors, fresh, theirs, module.head, files.where, lambda paths: {path: flat[path] for path in paths}
+    )
+    _say(converted, files.where)
+    return converted.params
+
+
+# --- writing ---
+
+
+def save(model: Model, directory: str | Path) -> None:
+    """Writes a directory that `load` and transformers read, and sentence-transformers where the model has a pooling.
+
+    config.json, model.safetensors, the tokenizer's files; each appears whole or not at all. Raises InputError where it
+    cannot be written.
+    """
+    directory = Path(directory)
+    pad_id = model.config.position_offset - 1 if model.config.position_offset else 0
+    pad_id = model.tokenizer.pad_id if model.tokenizer else pad_id
+    config = convert.config_to_hugging_face(model.config, model.head, pad_id)
+    if model.labels:
+        config["id2label"] = {str(i): name for i, name in enumerate(model.labels)}
+        config["label2id"] = {name: i for i, name in enumerate(model.labels)}
+    if model.problem_type:
+        config["problem_type"] = model.problem_type
+    temporary = directory / f"model.safetensors.{os.getpid()}.tmp"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        tensors = convert.to_hugging_face(model.params, model.config, model.head)
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        os.replace(temporary, directory / "model.safetensors")
+        temporary.write_text(json.dumps(config, indent=2) + "\n")
+        os.replace(temporary, directory / "config.json")
+        if model.tokenizer:
+            model.tokenizer.save(directory, model_max_length=model.config.max_length)
+        if model.pooling:
+            write_pooling(directory, model.pooling, model.config)
+    except (OSError, SafetensorError) as e:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"cannot write the model to {directory}: {e}") from None

@@ -1,0 +1,163 @@
+"""Every family and head against transformers: the same numbers from its files, and our files read by it key by key."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import bert_jax
+from bert_jax.model import convert
+from bert_jax.model.families import FAMILIES
+
+pytestmark = pytest.mark.parity
+CASES = [(family, head) for family, row in FAMILIES.items() for head in row.heads]
+SIZES = {
+    "distilbert": dict(dim=32, n_layers=2, n_heads=4, hidden_dim=80),
+    "albert": dict(embedding_size=16, num_hidden_groups=2, num_hidden_layers=4),
+    "electra": dict(embedding_size=16),
+}
+V, B, L, C = 61, 3, 14, 2
+LENGTHS = np.array([14, 9, 4])
+
+
+def their_model(family, head, **changes):
+    """A transformers model with random weights, biases and norms that are not 0 and 1 among them, and three labels."""
+    import torch
+    import transformers
+
+    row = FAMILIES[family]
+    common = dict(vocab_size=V, max_position_embeddings=24, num_labels=3)
+    if family != "distilbert":
+        common |= dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=80, layer_norm_eps=1e-7)
+    config = getattr(transformers, row.class_prefix + "Config")(**(common | SIZES.get(family, {}) | changes))
+    torch.manual_seed(0)
+    config._attn_implementation = "eager"
+    model = getattr(transformers, row.architecture(head))(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+def make_batch(family, head):
+    rng = np.random.default_rng(0)
+    shape = (B, C, L) if head == "multiple_choice" else (B, L)
+    mask = (np.arange(L) < LENGTHS[:, None]).astype(np.int32)
+    mask = np.broadcast_to(mask[:, None] if head == "multiple_choice" else mask, shape)
+    types = rng.integers(0, 2, shape) if family in ("bert", "albert", "electra") else np.zeros(shape, int)
+    # transformers tells RoBERTa's padding by its id, 1
+    ids = np.where(mask, rng.integers(5, V, shape), 1)
+    return {"input_ids": ids.astype(np.int32), "attention_mask": mask.copy(), "token_type_ids": types.astype(np.int32)}
+
+
+def their_outputs(model, batch, head):
+    import torch
+
+    tensors = {name: torch.from_numpy(value).long() for name, value in batch.items()}
+    if model.config.model_type == "distilbert":
+        del tensors["token_type_ids"]
+    with torch.no_grad():
+        outputs = model(**tensors, output_hidden_states=True, output_attentions=True)
+    renamed = {
+        "encoder": {"pooler_output": "pooled_output"},
+        "masked_lm": {"logits": "masked_lm_logits"},
+        "pretraining": {"prediction_logits": "masked_lm_logits", "seq_relationship_logits": "next_sentence_logits",
+                        "sop_logits": "next_sentence_logits"},
+        "next_sentence": {"logits": "next_sentence_logits"},
+        "replaced_token": {"logits": "replaced_token_logits"},
+    }.get(head, {})  # fmt: skip
+    return {renamed.get(name, name): value for name, value in outputs.items() if value is not None}
+
+
+@cache
+def load(directory):
+    return bert_jax.load(directory)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """(family, head) -> (transformers' model, the directory it wrote)."""
+
+    @cache
+    def save(family, head):
+        directory = tmp_path_factory.mktemp("theirs")
+        model = their_model(family, head)
+        model.save_pretrained(directory)
+        return model, directory
+
+    return save
+
+
+def close(ours, theirs, real=None):
+    ours, theirs = np.asarray(ours), theirs.detach().numpy()
+    assert ours.shape == theirs.shape
+    if real is not None:
+        ours, theirs = ours[real], theirs[real]
+    np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
+    assert np.abs(theirs).max() > 0.05  # or the tolerance would say little
+
+
+def assert_same_outputs(model, theirs, family, head):
+    """Hidden states, attention maps and what the head makes of them."""
+    batch = make_batch(family, head)
+    expected = their_outputs(theirs, batch, head)
+    flags = dict(output_hidden_states=True, output_attentions=True)
+    outputs = jax.device_get(jax.jit(lambda params, batch: model.apply(params, batch, **flags))(model.params, batch))
+    mask = batch["attention_mask"].reshape(-1, L) > 0
+    for ours, hidden in zip(outputs.pop("hidden_states"), expected.pop("hidden_states"), strict=True):
+        close(ours, hidden, mask)
+    for ours, attention in zip(outputs.pop("attentions"), expected.pop("attentions"), strict=True):
+        close(ours.transpose(0, 2, 1, 3), attention.transpose(1, 2), mask)
+    hidden = outputs.pop("last_hidden_state")
+    if "last_hidden_state" in expected:
+        close(hidden, expected.pop("last_hidden_state"), mask)
+    assert set(outputs) == set(expected)
+    for name, value in outputs.items():
+        per_token = value.ndim >= 2 and value.shape[:2] == (B, L) and head != "multiple_choice"
+        close(value, expected[name], mask if per_token else None)
+
+
+@pytest.mark.parametrize("family, head", CASES)
+def test_outputs_are_those_of_transformers(family, head, saved):
+    theirs, directory = saved(family, head)
+    model = load(directory)
+    assert (model.config.model_type, model.head) == (family, head)
+    assert_same_outputs(model, theirs, family, head)
+
+
+@pytest.mark.parametrize("family, head", CASES)
+def test_transformers_loads_what_we_save_key_by_key_and_the_tensors_are_bit_equal(family, head, saved, tmp_path):
+    import transformers
+
+    theirs, directory = saved(family, head)
+    bert_jax.save(load(directory), tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    [name] = values["architectures"]
+    model, report = getattr(transformers, name).from_pretrained(tmp_path, output_loading_info=True)
+    assert type(model) is type(theirs)
+    assert {key: names for key, names in report.items() if names} == {}
+    assert {"missing_keys", "unexpected_keys", "mismatched_keys"} <= set(report)
+    before, after = theirs.state_dict(), model.state_dict()
+    assert set(before) == set(after)
+    for key, tensor in before.items():
+        np.testing.assert_array_equal(tensor.numpy(), after[key].numpy(), err_msg=key)
+    for key, value in theirs.config.to_dict().items():
+        if key not in ("dtype", "_name_or_path", "transformers_version", "tie_word_embeddings"):
+            assert getattr(model.config, key) == value, key
+    assert load_file(directory / "model.safetensors").keys() == load_file(tmp_path / "model.safetensors").keys()
+
+
+@pytest.mark.parametrize("family, head", CASES)
+def test_our_parameters_are_bit_equal_after_a_round_trip(family, head, saved, tmp_path):
+    model = load(saved(family, head)[1])
+    bert_jax.save(model, tmp_path)
+    again = bert_jax.load(tmp_path)
+    assert (again.config, again.head, again.labels) == (model.config, model.head, model.labels)
+    before, after = convert.flatten(model.params), convert.flatten(again.params)
+    assert before.keys() == after.keys()
+    for path, leaf in before.items():
+        np.testing.assert_array_equal(leaf, after[path], err_msg=path)
