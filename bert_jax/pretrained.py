@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from bert_jax.config import COMPUTED, BertConfig, InputError, TrainConfig, did_you_mean, differences, from_dict, to_dict
-from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.data.tokenizer import Tokenizer, has_tokenizer
 from bert_jax.formats.tensors import read_directory
 from bert_jax.formats.tf1 import find_tf1, read_tf1
 from bert_jax.model import convert
@@ -165,9 +165,7 @@ def load(path_or_name: str | Path, head: Head | None = None, labels: Sequence[st
         partial(_initial, module), _put,
     )  # fmt: skip
     _say(converted, files.where)
-    tokenizer = None
-    if any(any(directory.glob(pattern)) for pattern in ("tokenizer.json", "vocab.txt", "*.model", "vocab.json")):
-        tokenizer = Tokenizer.load(directory, model_type=files.config.model_type)
+    tokenizer = Tokenizer.load(directory, model_type=files.config.model_type) if has_tokenizer(directory) else None
     problem_type = files.values.get("problem_type") if head == "sequence_classification" else None
     return Model(files.config, converted.params, tokenizer, head, labels, problem_type, read_pooling(directory))
 
@@ -294,6 +292,26 @@ def start_from(path: str | Path, module: Bert, fresh: dict[str, Any]) -> dict[st
 
 
 # --- writing ---
+
+
+def describe(model: Model, tensor_by_tensor: bool) -> list[str]:
+    """Lines that say what a model is and, where asked, which of its parameters is saved under which name."""
+    cfg = model.config
+    flat = convert.flatten(model.params)
+    total = sum(leaf.size for leaf in flat.values())
+    family = FAMILIES[cfg.model_type]
+    lines = [
+        f"{family.architecture(model.head)}: {cfg.num_hidden_layers} layers of {cfg.hidden_size}, "
+        f"{cfg.vocab_size} tokens, {total:,} parameters in {len(flat)} tensors"
+    ]
+    if tensor_by_tensor:
+        theirs = convert.their_names(flat, cfg, model.head)
+        lines += [
+            f"  {theirs[path]} {list(leaf.shape[::-1] if path.endswith('/kernel') else leaf.shape)} = {path}"
+            + (" transposed" if path.endswith("/kernel") else "")
+            for path, leaf in flat.items()
+        ]
+    return lines
 
 
 def save(model: Model, directory: str | Path) -> None:

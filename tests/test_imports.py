@@ -17,7 +17,7 @@ ONLY_IN = {
     "optax": ["bert_jax/training/"],
     "grain": ["bert_jax/data/pretraining.py"],
     "tensorflow_datasets": ["bert_jax/data/sources.py"],
-    "sentencepiece": ["bert_jax/data/tokenizer.py"],
+    "sentencepiece": ["bert_jax/data/sentencepiece.py"],
     "tensorboardX": ["bert_jax/training/writer.py"],
     "torch": [],
     "tensorflow": [],
@@ -30,6 +30,7 @@ NEVER = {
     "bert_jax/model/": ["bert_jax.data", "bert_jax.training", "bert_jax.inference"],
     "bert_jax/training/": ["bert_jax.inference", "bert_jax.data"],
     "bert_jax/inference.py": ["bert_jax.training"],
+    "bert_jax/formats/": ["jax", "bert_jax.model", "bert_jax.training", "bert_jax.inference"],
 }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bert_jax import inference
+from bert_jax import pretrained
 from bert_jax.__main__ import COMMANDS
 from bert_jax.config import BertConfig, load_train_config
 from bert_jax.model.heads import Bert
@@ -21,8 +21,8 @@ def test_the_python_of_the_readme_runs(tokenizer, tmp_path, monkeypatch):
     cfg = BertConfig(
         vocab_size=tokenizer.vocab_size, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
     )
-    params = inference.initialize(Bert(cfg), 0)
-    inference.save(inference.Model(cfg, params, tokenizer, "BertForMaskedLM"), "runs/quickstart/export")
+    params = pretrained.initialize(Bert(cfg), 0)
+    pretrained.save(pretrained.Model(cfg, params, tokenizer), "runs/quickstart/export")
     examples = [code for language, code in BLOCKS if language == "python"]
     assert examples
     for code in examples:

@@ -54,7 +54,7 @@ def uneven_batch(seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def sums_of(cfg: BertConfig, next_sentence: bool = True):
-    model = BertForPreTraining(cfg, next_sentence=next_sentence)
+    model = Bert(cfg, "pretraining" if next_sentence else "masked_lm")
 
     def sums(params, batch, key):
         rngs = None if key is None else {"dropout": key}

@@ -14,7 +14,7 @@ import pytest
 from helpers import make_documents
 
 import train
-from bert_jax import inference
+import bert_jax
 from bert_jax.config import InputError
 from bert_jax.training import loop, writer
 
@@ -75,9 +75,9 @@ def test_a_run_leaves_what_it_promises(whole_run):
     timing = [v for v in values if v.get("kind") == "timing"]
     assert {"compile_seconds", "tokens_per_second", "data_wait_share", "step_seconds"} <= set().union(*timing)
     assert list((whole_run / "tensorboard").iterdir())
-    model = inference.load(whole_run / "export")
+    model = bert_jax.load(whole_run / "export")
     assert model.architecture == "BertForMaskedLM"
-    assert len(inference.FillMask(model)(["bako [MASK] bako."])[0]) == 5
+    assert len(bert_jax.FillMask(model)(["bako [MASK] bako."])[0]) == 5
 
 
 def test_another_run_of_the_same_seed_gives_the_same_bytes(project, whole_run, tmp_path):
@@ -200,7 +200,7 @@ def test_sentence_pairs_train_both_heads_and_export_for_pretraining(project, tmp
     assert train.main(arguments(project, tmp_path, *pairs, "--gradient-accumulation-steps", "1")) == 0
     last = writer.read(tmp_path / "metrics.jsonl")[-1]
     assert {"eval/masked_lm_loss", "eval/next_sentence_loss", "eval/next_sentence_accuracy"} <= last.keys()
-    assert inference.load(tmp_path / "export").architecture == "BertForPreTraining"
+    assert bert_jax.load(tmp_path / "export").head == "pretraining"
 
 
 def test_init_from_continues_the_weights_at_another_length(project, whole_run, tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from bert_jax.config import InputError
+from bert_jax.formats.torch_bin import read_torch
 
 _DTYPES: dict[str, Any] = {
     "F32": np.float32, "F64": np.float64, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64, "I32": np.int32,
@@ -50,7 +51,7 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
 # What a pretrained directory may hold, the first found counts: (file, its reader).
 _FILES: list[tuple[str, Callable[[Path], dict[str, np.ndarray]]]] = [
     ("model.safetensors", read_safetensors),
-    ("pytorch_model.bin", lambda p: __import__("bert_jax.formats.torch_bin", fromlist=["x"]).read_torch(p)),
+    ("pytorch_model.bin", read_torch),
 ]
 
 

@@ -215,7 +215,7 @@ def _unpickle(stream: io.BytesIO, dtypes: dict[str, np.dtype]) -> Any:
     for opcode, arg, _ in pickletools.genops(stream):
         match opcode.name:
             case name if name in _LITERALS:
-                stack.append(_CONSTANTS.get(name, arg))
+                stack.append(_LITERALS[name](arg))
             case "BINPUT" | "LONG_BINPUT":
                 memo[arg] = stack[-1]
             case "MEMOIZE":
@@ -228,79 +228,121 @@ def _unpickle(stream: io.BytesIO, dtypes: dict[str, np.dtype]) -> Any:
                 stack.append(tuple(since_mark()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3" as name:
                 stack.append(tuple([stack.pop() for _ in range(int(name[-1]))][::-1]))
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "EMPTY_LIST":
-                stack.append([])
-            case "EMPTY_DICT":
-                stack.append({})
             case "APPEND" | "APPENDS" as name:
                 items = since_mark() if name == "APPENDS" else [stack.pop()]
-                _expect(stack[-1], list, name).extend(items)
+                _a(list, stack[-1]).extend(items)
             case "SETITEM" | "SETITEMS" as name:
                 items = since_mark() if name == "SETITEMS" else [stack.pop(), stack.pop()][::-1]
-                _set(_expect(stack[-1], dict, name), items[::2], items[1::2])
-            case "GLOBAL" | "INST":
+                _fill(_a(dict, stack[-1]), items[::2], items[1::2])
+            case "GLOBAL" | "INST":  # INST would also call it; the name that we put there is not to be called
                 stack.append(_global(arg.replace(" ", ".", 1)))
-                _expect(opcode.name, "GLOBAL")
-            case "STACK_GLOBAL" as name:
-                last, module = _expect(stack.pop(), str, name), _expect(stack.pop(), str, name)
-                stack.append(_global(f"{module}.{last}"))
+            case "STACK_GLOBAL":
+                name, module = _a(str, stack.pop()), _a(str, stack.pop())
+                stack.append(_global(f"{module}.{name}"))
             case "BINPERSID":
                 stack.append(storage := _storage(stack.pop()))
                 dtypes.setdefault(storage.key, storage.dtype)
             case "REDUCE":
                 args, function = stack.pop(), stack.pop()
-                stack.append(_call(function, args))
-            case "BUILD":
-                _check_state(stack[-2], stack.pop())
+                stack.append(_call(_a(_Global, function).name, args))
+            case "BUILD":  # attributes: an OrderedDict's `_metadata`
+                stack.pop()
+                _a(dict, stack[-1])
             case "PROTO" | "FRAME":
                 pass
             case "STOP":
                 return stack.pop()
             case name:
                 raise InputError(f"its pickle has the opcode {name}, which no state dict needs")
-    raise InputError("its pickle has no end")
+    raise AssertionError  # genops ends after STOP or raises
+
+
+def _a(kind: type[T], value: Any) -> T:
+    if not isinstance(value, kind):
+        raise InputError(f"its pickle has a {type(value).__name__} where a {kind.__name__} should be")
+    return value
+
+
+def _fill(target: dict[str, Any], keys: list[Any], values: list[Any]) -> None:
+    """Sets items; those of other keys than strings are left out (an optimizer's, or made to collide)."""
+    target.update((key, value) for key, value in zip(keys, values, strict=True) if isinstance(key, str))
 
 
 def _global(name: str) -> _Global:
     """The inert name that stands for a global of the pickle, if it is one of those that a state dict has."""
-    if name not in _CALLABLE and name not in _TYPES:
+    if name not in _TYPES and name not in _REBUILD and name not in _CALLABLE:
         if _A_TYPE.fullmatch(name):
             raise InputError(f"has tensors of type {name[:80]}; known are {', '.join(n for n in _TYPES if n.islower())}")
         raise InputError(
-            f"holds code: {name[:200]!r}; refused, a file of weights needs none. Get model.safetensors instead, or save the "
-            "state dict alone: torch.save(model.state_dict(), ...)"
+            f"holds code: {_short(name)}; refused, for a file of weights needs none. Get model.safetensors instead, or save "
+            "the state dict alone: torch.save(model.state_dict(), ...)"
         )
     return _Global(name)
 
 
-def _call(function: Any, args: Any) -> Any:
-    """What a call of one of _CALLABLE stands for (torch/_utils.py)."""
-    name = function.name if isinstance(function, _Global) else type(function).__name__
+def _call(name: str, args: Any) -> Any:
+    """What the call of a global stands for (torch/_utils.py)."""
     match name, args:
-        case "collections.OrderedDict", ():
-            return {}
-        case "collections.OrderedDict", (list() as pairs,):  # as Python 2 wrote it
-            filled: dict[str, Any] = {}
-            for pair in pairs:
-                key, value = _list(pair)
-                _fill(filled, [key], [value])
-            pairs.clear()  # used once: else the same list, named again and again, would take quadratic time
-            return filled
+        case _, (_Storage() as storage, offset, tuple() as size, tuple() as stride, *rest) if name in _REBUILD:
+            if len(rest) < _REBUILD[name] or any(rest[_REBUILD[name] :]):  # metadata: the conjugate or negative of what is stored
+                raise InputError(f"its pickle calls {name} with arguments that are not supported")
+            dtype = _TYPES.get(_a(_Global, rest[2]).name) if name.endswith("v3") else storage.dtype
+            return _Tensor(storage, dtype, offset, size, stride)
+        case ("torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state" | "torch.nn.parameter.Parameter",
+              (_Tensor() as tensor, *_)):  # fmt: skip
+            return tensor
         case "torch.Size", (tuple() as size,):
             return size
-        case "torch._utils._rebuild_tensor", (_Storage() as storage, offset, tuple() as size, tuple() as stride):
-            return _Tensor(storage, storage.dtype, offset, size, stride)
-        case "torch._utils._rebuild_tensor_v2", (_Storage() as storage, offset, tuple() as size, tuple() as stride, _, _, *bits):
-            if not any(bits):  # else it is the conjugate or the negative of what is stored
-                return _Tensor(storage, storage.dtype, offset, size, stride)
-        case "torch._utils._rebuild_tensor_v3", (_Storage() as storage, offset, tuple() as size, tuple() as stride, _, _, dtype, *bits):
-            if isinstance(dtype, _Global) and dtype.name in _TYPES and not any(bits):
-                return _Tensor(storage, _TYPES[dtype.name], offset, size, stride)
-        case (
-            "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state" | "torch.nn.parameter.Parameter",
-            (_Tensor() as tensor, *_),
-        ):
-            return tensor
+        case "collections.OrderedDict", ():
+            return {}
+        case "collections.OrderedDict", (list() as pairs,):  # Python 2's
+            result: dict[str, Any] = {}
+            _fill(result, *(list(column) for column in zip(*pairs, strict=True)))
+            pairs.clear()  # or the same list, used again and again, takes quadratic time
+            return result
     raise InputError(f"its pickle calls {name} with arguments that torch does not write")
+
+
+def _storage(reference: Any) -> _Storage:
+    """From a persistent id: ("storage", type, key, device, elements), in the legacy format with a view's place or None."""
+    match reference:
+        case ("storage", _Global(name), str(key), _, int(count), *view) if name in _TYPES and len(view) <= 1:
+            match view:
+                case [] | [None]:
+                    return _Storage(key, _TYPES[name], 0, count)
+                case [(_, int(first), int(size))] if first >= 0:
+                    return _Storage(key, _TYPES[name], first, size)
+    raise InputError("its pickle refers to something else than a storage")
+
+
+# ---- the tensors
+
+
+def _array(name: str, tensor: _Tensor, locate: Callable[[str], Record]) -> np.ndarray:
+    """The view that `tensor` is of its record, which it is checked against."""
+    storage, size, stride, itemsize = tensor.storage, tensor.size, tensor.stride, tensor.dtype.itemsize
+    buffer, start, nbytes = locate(storage.key)
+    if (storage.first + storage.count) * storage.dtype.itemsize > nbytes:
+        raise InputError(f"is cut short: {_short(name)} is of {storage.count} elements, its storage of {nbytes} bytes")
+    if len(size) != len(stride) or len(size) > _MAX_DIMS or not all(type(n) is int and n >= 0 for n in (tensor.offset, *size, *stride)):
+        raise InputError(f"{_short(name)} has a shape, strides or an offset that no tensor has")
+    if not all(size):
+        return np.ndarray(size, tensor.dtype, b"")
+    last = tensor.offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if (last + 1) * itemsize > storage.count * storage.dtype.itemsize:
+        raise InputError(f"{_short(name)} reaches past its storage of {storage.count} elements")
+    strides = [step * itemsize if n > 1 else itemsize for n, step in zip(size, stride, strict=True)]
+    return np.ndarray(size, tensor.dtype, buffer, start + storage.first * storage.dtype.itemsize + tensor.offset * itemsize, strides)
+
+
+def _state_dict(found: Any) -> dict[str, _Tensor]:
+    """The one dict of tensors in what was unpickled."""
+    if isinstance(found, dict):
+        nested = [name for name in _NESTED if (inner := found.get(name)) and isinstance(inner, dict) and _tensors(inner) == inner]
+        if len(nested) == 1:
+            return found[nested[0]]
+        tensors = _tensors(found)
+        plain = all(value is None or isinstance(value, int | float | str | _Tensor) for value in found.values())
+        if tensors and plain:
+            return tensors
+    raise InputError(f"holds {_describe(found)}; expected one dict of tensors, at the top or as one of {', '.join(_NESTED)}")
