@@ -30,7 +30,7 @@ def their_model(family, head, **changes):
     import transformers
 
     row = FAMILIES[family]
-    common = dict(vocab_size=V, max_position_embeddings=24, num_labels=3)
+    common = dict(vocab_size=V, max_position_embeddings=24, num_labels=3 if head.endswith("_classification") else 2)
     if family != "distilbert":
         common |= dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=80, layer_norm_eps=1e-7)
     config = getattr(transformers, row.class_prefix + "Config")(**(common | SIZES.get(family, {}) | changes))
@@ -70,7 +70,7 @@ def their_outputs(model, batch, head):
         "next_sentence": {"logits": "next_sentence_logits"},
         "replaced_token": {"logits": "replaced_token_logits"},
     }.get(head, {})  # fmt: skip
-    return {renamed.get(name, name): value for name, value in outputs.items() if value is not None}
+    return {renamed.get(name, name): value for name, value in outputs.items() if name != "cross_attentions"}
 
 
 @cache
