@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
 
-from bert_jax.config import DataConfig, InputError, TrainConfig, claim_workdir, did_you_mean, from_dict, load_train_config
+from bert_jax.config import DataConfig, InputError, TrainConfig, claim_workdir, did_you_mean, load_train_config
 
 
 def tokenizer(

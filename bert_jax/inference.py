@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from bert_jax.config import InputError
 from bert_jax.data.batching import Example, PackedBatch, batches
-from bert_jax.data.tokenizer import Encoding, Tokenizer
+from bert_jax.data.tokenizer import Encoding
 from bert_jax.model.heads import gather_positions, pool
 from bert_jax.pooling import Pooling
 from bert_jax.pretrained import Model

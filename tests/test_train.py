@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from helpers import make_documents
 
-import train
 import bert_jax
+import train
 from bert_jax.config import InputError
 from bert_jax.training import loop, writer
 

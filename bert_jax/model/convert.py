@@ -57,6 +57,8 @@ def to_hugging_face(params: Params, cfg: BertConfig, head: Head) -> dict[str, np
     """Our parameters under their names; kernels transposed to [out, in]."""
     flat = flatten(params)
     theirs = their_names(flat, cfg, head)
+    if head == "encoder":  # a file of the bare encoder has no prefix
+        theirs = {path: name.removeprefix(FAMILIES[cfg.model_type].prefix) for path, name in theirs.items()}
     arrays = ((path, np.asarray(leaf)) for path, leaf in flat.items())
     return {theirs[p]: np.ascontiguousarray(leaf.T if p.endswith("/kernel") else leaf) for p, leaf in arrays}
 
