@@ -66,7 +66,9 @@ def _examine(cfg: TrainConfig) -> list[str]:
     return diagnosis.warnings
 
 
-def convert(source: tyro.conf.Positional[str], out: tyro.conf.Positional[str], head: str | None = None, verbose: bool = False) -> None:
+def convert(
+    source: tyro.conf.Positional[str], out: tyro.conf.Positional[str], head: str | None = None, verbose: bool = False
+) -> None:
     """Write a model that bert_jax reads (see README) in the Hugging Face layout.
 
     Args:

@@ -124,12 +124,14 @@ class BertConfig(_Checked):
         self._require(self.max_length > 0, f"max_position_embeddings={self.max_position_embeddings} leaves no position")
         projected = self.model_type in ("albert", "electra")
         self._require(
-            self.embedding_size is None or (projected and (self.model_type == "albert" or self.embedding_size != self.hidden_size)),
-            f"embedding_size={self.embedding_size} does not go with model_type={self.model_type!r} and hidden_size={self.hidden_size}",
+            self.embedding_size is None
+            or (projected and (self.model_type == "albert" or self.embedding_size != self.hidden_size)),
+            f"embedding_size={self.embedding_size} does not go with model_type={self.model_type!r}, hidden_size={self.hidden_size}",
         )
         if self.model_type == "albert":
             self._require(
-                None not in (self.embedding_size, self.num_hidden_groups), "model_type='albert' needs embedding_size and num_hidden_groups"
+                None not in (self.embedding_size, self.num_hidden_groups),
+                "model_type='albert' needs embedding_size and num_hidden_groups",
             )
         else:
             self._require(
@@ -138,7 +140,7 @@ class BertConfig(_Checked):
             )
         self._require(
             (self.type_vocab_size == 0) == (self.model_type == "distilbert"),
-            f"type_vocab_size={self.type_vocab_size} does not go with model_type={self.model_type!r}: DistilBERT alone has no types",
+            f"type_vocab_size={self.type_vocab_size} does not go with model_type={self.model_type!r}: only DistilBERT has no types",
         )
         self._require(
             (self.num_hidden_groups or 1) <= self.num_hidden_layers,
@@ -367,8 +369,7 @@ class TrainConfig(_Checked):
         self._require(0 <= self.seed < 2**63, f"seed={self.seed} is not in [0, 2**63)")
         self._require(
             self.batch_size % self.gradient_accumulation_steps == 0,
-            f"batch_size={self.batch_size} is not divisible by "
-            f"gradient_accumulation_steps={self.gradient_accumulation_steps}",
+            f"batch_size={self.batch_size} is not divisible by gradient_accumulation_steps={self.gradient_accumulation_steps}",
         )
         self._require(
             self.data.max_seq_length <= self.model.max_length,

@@ -65,8 +65,8 @@ class _Predictor:
             types[1 + len(parts[0]) + len(middle) :] = 1
         if len(input_ids) and input_ids.max() >= self.model.config.vocab_size:
             raise InputError(
-                f"the tokenizer gives id {input_ids.max()} ({t.tokens([int(input_ids.max())])[0]!r}), past the model's vocabulary "
-                f"of {self.model.config.vocab_size}: it is not this model's tokenizer"
+                f"the tokenizer gives id {input_ids.max()} ({t.tokens([int(input_ids.max())])[0]!r}), past the model's "
+                f"vocabulary of {self.model.config.vocab_size}: it is not this model's tokenizer"
             )
         return Example(input_ids, types, places)
 
@@ -112,7 +112,9 @@ class _Predictor:
             cut += shorter is not part
             parts.append(shorter)
         if cut:
-            warnings.warn(f"{cut} of {len(texts)} texts have more than {limit} tokens; what is past them was not read", stacklevel=3)
+            warnings.warn(
+                f"{cut} of {len(texts)} texts have more than {limit} tokens; what is past them was not read", stacklevel=3
+            )
         return [self._example(part) for part in parts]
 
 
@@ -351,7 +353,9 @@ def _windows(text: int, size: int, room: int, stride: int) -> list[_Window]:
 def _most_context(windows: Sequence[_Window], size: int) -> np.ndarray:
     """For each of `size` tokens the window in which it has the most neighbours on its poorer side (run_squad.py)."""
     token = np.arange(size)
-    context = [np.where((token >= w.start) & (token < w.stop), np.minimum(token - w.start, w.stop - 1 - token), -1) for w in windows]
+    context = [
+        np.where((token >= w.start) & (token < w.stop), np.minimum(token - w.start, w.stop - 1 - token), -1) for w in windows
+    ]
     return np.argmax(np.stack(context), axis=0)
 
 
@@ -496,7 +500,9 @@ class Answerer(_Predictor):
         self.max_question_length = max_question_length
         least = max_question_length + 3 + self.tokenizer.pair_separators
         if self.max_length <= least or stride < 1:
-            raise InputError(f"max_length={self.max_length} leaves no room for a context behind max_question_length={max_question_length}")
+            raise InputError(
+                f"max_length={self.max_length} leaves no room for a context behind max_question_length={max_question_length}"
+            )
 
     def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
         del batch["places"]
@@ -541,8 +547,8 @@ class Answerer(_Predictor):
         for number, (window, result) in enumerate(found):
             inside = slice(before, before + window.stop - window.start)
             start, end = result["start"][inside], result["end"][inside]
-            starts = np.argsort(-start)[: self.n_best * 2]
-            starts = [i for i in starts.tolist() if home[window.start + i] == number][: self.n_best]
+            likely = np.argsort(-start)[: self.n_best * 2].tolist()
+            starts = [i for i in likely if home[window.start + i] == number][: self.n_best]
             for i in starts:
                 for j in i + np.argsort(-end[i : i + self.max_answer_length])[: self.n_best]:
                     span = (int(encoding.offsets[window.start + i, 0]), int(encoding.offsets[window.start + j, 1]))

@@ -55,12 +55,16 @@ def read_pooling(directory: Path) -> Pooling | None:
         elif kind == "Normalize":
             normalize = True
         elif kind != "Transformer":
-            raise InputError(f"{directory}/modules.json: {kind} modules are not supported; known: Transformer, Pooling, Normalize")
+            raise InputError(
+                f"{directory}/modules.json: {kind} modules are not supported; known: Transformer, Pooling, Normalize"
+            )
     if mode is None:
         return None
     prompt = _json(directory / "config_sentence_transformers.json").get("default_prompt_name")
     if prompt:
-        raise InputError(f"{directory}: default_prompt_name={prompt!r} is not supported: put the prompt before each text, and null there")
+        raise InputError(
+            f"{directory}: default_prompt_name={prompt!r} is not supported: put the prompt before each text, and null there"
+        )
     transformer = _json(directory / "sentence_bert_config.json")
     length = transformer.get("max_seq_length") or _json(directory / "tokenizer_config.json").get("model_max_length")
     return Pooling(mode, normalize, length if isinstance(length, int) else None, bool(transformer.get("do_lower_case", False)))

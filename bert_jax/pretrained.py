@@ -219,7 +219,9 @@ def _labels(values: Mapping[str, Any], where: str) -> tuple[str, ...]:
     if sorted(by_id) != list(range(len(by_id))):
         raise InputError(f"{where}: id2label has the ids {sorted(by_id)}; expected 0 to {len(by_id) - 1}")
     if count is not None and count != len(by_id):
-        raise InputError(f"{where}: num_labels={count}, but id2label names {len(by_id)}: {', '.join(by_id.values())}; correct one")
+        raise InputError(
+            f"{where}: num_labels={count}, but id2label names {len(by_id)}: {', '.join(by_id.values())}; correct one"
+        )
     return tuple(by_id[i] for i in range(len(by_id)))
 
 

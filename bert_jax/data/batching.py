@@ -52,9 +52,7 @@ def row_lengths(lengths: Sequence[int], longest: int) -> list[int]:
     return [n for n in ladder if least <= n <= max(least, last)]
 
 
-def pack_rows(
-    examples: Sequence[Example], ladder: Sequence[int], slots: Callable[[int], int]
-) -> list[tuple[int, list[int]]]:
+def pack_rows(examples: Sequence[Example], ladder: Sequence[int], slots: Callable[[int], int]) -> list[tuple[int, list[int]]]:
     """(row length, examples in it) of each row: longest examples first, each into the row with the least room that takes it.
 
     An example that no begun row takes begins one of the shortest length that holds it. Rows of length n have slots(n) slots.

@@ -140,9 +140,7 @@ def read_texts(cfg: DataConfig, progress: Progress) -> Iterator[str]:
                     yield text
 
 
-def _scan(
-    files: Sequence[str], cfg: DataConfig, cache_dir: Path, progress: Progress
-) -> tuple[list[sources.Segment], list[str]]:
+def _scan(files: Sequence[str], cfg: DataConfig, cache_dir: Path, progress: Progress) -> tuple[list[sources.Segment], list[str]]:
     """Segments and content hash of every file. Files that have not been touched since the last time are not read again."""
     kept = cache_dir / "scan.json"
     try:
@@ -196,9 +194,7 @@ def _cache_key(hashes: Sequence[str], tokenizer: Tokenizer, cfg: DataConfig) -> 
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def _run(
-    function: Callable[[Any], Any], items: Sequence[Any], workers: int | None, progress: Progress, what: str
-) -> list[Any]:
+def _run(function: Callable[[Any], Any], items: Sequence[Any], workers: int | None, progress: Progress, what: str) -> list[Any]:
     """[function(item) ...], by several processes where there is work for them. They start fresh (spawn): JAX's threads
     must not be forked."""
     workers = min(workers or os.cpu_count() or 1, len(items))
@@ -330,10 +326,7 @@ _PER_DOCUMENT = ("document_hashes", "document_files", "document_held_out", "docu
 def _write_index(directory: Path, num_shards: int, files: Sequence[str], cfg: DataConfig, tokenizer: Tokenizer) -> None:
     """Adds up what the shards counted, checks it, and makes the folder a cache."""
     counted = [dict(np.load(directory / f"shard-{i:05d}.npz")) for i in range(num_shards)]
-    joined = {
-        name: np.concatenate([c[name] for c in counted])
-        for name in _PER_DOCUMENT
-    }
+    joined = {name: np.concatenate([c[name] for c in counted]) for name in _PER_DOCUMENT}
     total = {n: int(sum(c[n] for c in counted)) for n in ("text_tokens", "unknown_tokens", "real_tokens", "examples")}
     rows = [len(np.load(directory / f"shard-{i:05d}.npy", mmap_mode="r")) for i in range(num_shards)]
     held_out_documents = int(joined["document_held_out"].sum())

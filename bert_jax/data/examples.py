@@ -122,9 +122,7 @@ def sentence_pairs(
     return examples, labels
 
 
-def _elsewhere(
-    documents: Sequence[Sequence[Tokens]], own: int, following: int, wanted: int, rng: np.random.Generator
-) -> Tokens:
+def _elsewhere(documents: Sequence[Sequence[Tokens]], own: int, following: int, wanted: int, rng: np.random.Generator) -> Tokens:
     """At least `wanted` tokens, where there are so many, from a random sentence on of a random document but `own`."""
     if len(documents) > 1:
         other = int(rng.integers(len(documents) - 1))

@@ -130,9 +130,7 @@ def _choose_words(
     return np.sort(np.where(chosen, np.arange(length), length), axis=1)[:, :slots]
 
 
-def _replace(
-    input_ids: np.ndarray, positions: np.ndarray, bits: np.ndarray, vocabulary: Vocabulary, cfg: MaskingConfig
-) -> Rows:
+def _replace(input_ids: np.ndarray, positions: np.ndarray, bits: np.ndarray, vocabulary: Vocabulary, cfg: MaskingConfig) -> Rows:
     """Puts [MASK], a random token or the token itself at `positions` [B, P] (L: unused), by 2P random words a row."""
     used = positions < input_ids.shape[1]
     positions = np.where(used, positions, 0).astype(np.int32)

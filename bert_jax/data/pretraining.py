@@ -121,9 +121,7 @@ class BatchSource:
     def _batch(self, rows: np.ndarray, step: int) -> Batch:
         ids, tokenizer = rows[:, : self.max_seq_length], self.tokenizer
         batch = packing.describe(ids, tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
-        vocabulary = masking.Vocabulary(
-            tokenizer.vocab_size, tokenizer.mask_id, tokenizer.special_ids, tokenizer.starts_word
-        )
+        vocabulary = masking.Vocabulary(tokenizer.vocab_size, tokenizer.mask_id, tokenizer.special_ids, tokenizer.starts_word)
         batch |= masking.mask_rows(ids, vocabulary, self.cfg, self.seed, step, pad_id=tokenizer.pad_id)
         if rows.shape[1] > self.max_seq_length:
             batch["next_sentence_label"] = rows[:, self.max_seq_length]

@@ -121,7 +121,7 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
 
 def _open_zip(mapped: _Map) -> tuple[Any, Callable[[str], Record]]:
     """What was pickled, and where the storage of a key is."""
-    with zipfile.ZipFile(mapped) as archive:  # for its directory only: zipfile would copy the members
+    with zipfile.ZipFile(mapped) as archive:  # type: ignore[call-overload]  # for its directory only: zipfile would copy the members
         members = {info.filename: info for info in archive.infolist()}
     tops = [name.removesuffix("data.pkl") for name in members if re.fullmatch(r"[^/]*/data\.pkl", name)]
     if len(tops) != 1:
@@ -184,7 +184,9 @@ def _open_legacy(mapped: _Map) -> tuple[Any, Callable[[str], Record]]:
         records[key] = (mapped, position + 8, count * dtypes[_a(str, key)].itemsize)
         position += 8 + records[key][2]
         if count < 0 or position > len(mapped):
-            raise InputError(f"is cut short: the storage {key[:80]!r} claims {count} elements, up to byte {position} of {len(mapped)}")
+            raise InputError(
+                f"is cut short: the storage {key[:80]!r} claims {count} elements, up to byte {position} of {len(mapped)}"
+            )
     return found, records.__getitem__
 
 
@@ -333,5 +335,9 @@ def _state_dict(found: Any) -> dict[str, _Tensor]:
     if tensors and all(value is None or isinstance(value, int | float | str | bytes | _Tensor) for value in entries.values()):
         return tensors
     kinds = [f"{name[:40]!r} ({type(value).__name__.strip('_').lower()})" for name, value in list(entries.items())[:5]]
-    what = f"a dict of {len(entries)}: {', '.join(kinds)}" if kinds else f"an empty or unnamed {type(found).__name__.strip('_').lower()}"
+    what = (
+        f"a dict of {len(entries)}: {', '.join(kinds)}"
+        if kinds
+        else f"an empty or unnamed {type(found).__name__.strip('_').lower()}"
+    )
     raise InputError(f"holds {what}; expected one dict of tensors, at the top or under one of {', '.join(_NESTED)}")

@@ -211,7 +211,8 @@ def config_from_hugging_face(values: Mapping[str, Any], where: str) -> BertConfi
     model_type = values.get("model_type", "bert")
     if model_type not in FAMILIES:
         raise InputError(
-            f"{where}: model_type {model_type!r} is not known{did_you_mean(str(model_type), FAMILIES)}; known: {', '.join(FAMILIES)}"
+            f"{where}: model_type {model_type!r} is not known{did_you_mean(str(model_type), FAMILIES)}; "
+            f"known: {', '.join(FAMILIES)}"
         )
     for name, only in _ONLY.items():
         if values.get(name, only) != only:
@@ -234,7 +235,9 @@ def config_from_hugging_face(values: Mapping[str, Any], where: str) -> BertConfi
         raise InputError(f"{where}: {error}") from None
     pad = values.get("pad_token_id")
     if cfg.position_offset and pad not in (None, cfg.position_offset - 1):
-        raise InputError(f"{where}: pad_token_id={pad} is not supported, only {cfg.position_offset - 1}: positions follow from it")
+        raise InputError(
+            f"{where}: pad_token_id={pad} is not supported, only {cfg.position_offset - 1}: positions follow from it"
+        )
     return cfg
 
 

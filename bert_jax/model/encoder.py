@@ -1,6 +1,7 @@
 """The BERT encoder as functional Flax Linen modules.
 
-Axes: B rows, L tokens a row, E embedding size, D hidden size, H heads, K head size, M intermediate size, P prediction slots a row, V vocabulary.
+Axes: B rows, L tokens a row, E embedding size, D hidden size, H heads, K head size, M intermediate size, P prediction slots
+a row, S sequences packed in a row, V vocabulary.
 """
 
 from __future__ import annotations

@@ -72,7 +72,9 @@ class Family:
     def head(self, head: Head) -> Names:
         """Names of a head. Raises InputError where the family has no such head."""
         if head not in self.heads:
-            raise InputError(f"{self.class_prefix} has no head {head!r}{did_you_mean(head, self.heads)}; it has {', '.join(self.heads)}")
+            raise InputError(
+                f"{self.class_prefix} has no head {head!r}{did_you_mean(head, self.heads)}; it has {', '.join(self.heads)}"
+            )
         return self.heads[head]
 
     def architecture(self, head: Head) -> str:

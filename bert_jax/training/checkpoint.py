@@ -72,9 +72,7 @@ def _checksum(x: jax.Array) -> jax.Array:
 
 
 def _named(tree: PyTree) -> dict[str, Any]:
-    return {
-        jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _arrays(tree: PyTree) -> dict[str, list]:

@@ -63,9 +63,7 @@ class Writer:
       InputError: `workdir` is not a local folder that can be written; so do all methods that write.
     """
 
-    def __init__(
-        self, workdir: Any, num_steps: int, start_step: int = 0, console: bool = True, tensorboard: bool = True
-    ) -> None:
+    def __init__(self, workdir: Any, num_steps: int, start_step: int = 0, console: bool = True, tensorboard: bool = True) -> None:
         if "://" in str(workdir):
             raise InputError(f"metrics.jsonl cannot grow in {workdir}: give a local --workdir")
         self.path, self._folder = Path(workdir) / "metrics.jsonl", Path(workdir) / "tensorboard"
