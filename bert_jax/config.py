@@ -126,7 +126,7 @@ class BertConfig(_Checked):
         self._require(
             self.embedding_size is None
             or (projected and (self.model_type == "albert" or self.embedding_size != self.hidden_size)),
-            f"embedding_size={self.embedding_size} does not go with model_type={self.model_type!r}, hidden_size={self.hidden_size}",
+            f"embedding_size={self.embedding_size} does not fit model_type={self.model_type!r}, hidden_size={self.hidden_size}",
         )
         if self.model_type == "albert":
             self._require(
@@ -140,7 +140,7 @@ class BertConfig(_Checked):
             )
         self._require(
             (self.type_vocab_size == 0) == (self.model_type == "distilbert"),
-            f"type_vocab_size={self.type_vocab_size} does not go with model_type={self.model_type!r}: only DistilBERT has no types",
+            f"type_vocab_size={self.type_vocab_size} does not fit model_type={self.model_type!r}: only DistilBERT has no types",
         )
         self._require(
             (self.num_hidden_groups or 1) <= self.num_hidden_layers,

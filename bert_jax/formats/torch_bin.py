@@ -205,6 +205,7 @@ def _unpickle(stream: io.BytesIO, dtypes: dict[str, np.dtype]) -> Any:
         del stack[start:]
         return items
 
+    arg: Any
     for opcode, arg, _ in pickletools.genops(stream):
         match opcode.name:
             case name if name in _LITERALS:
