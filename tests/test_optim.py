@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from bert_jax.config import BertConfig, InputError, OptimConfig
-from bert_jax.inference import initialize
+from bert_jax.pretrained import initialize
 from bert_jax.model.convert import flatten, unflatten
 from bert_jax.model.heads import Bert
 from bert_jax.training.optim import decays, make_optimizer, make_schedule

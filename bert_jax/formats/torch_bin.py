@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 import ml_dtypes
 import numpy as np
@@ -107,8 +107,6 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}") from None
     try:
-        if mapped[257:262] == b"ustar":
-            raise InputError("a tar file, of torch before 0.1.10: load it in torch and save the state dict anew")
         found, locate = _open_zip(mapped) if mapped[:4] == b"PK\3\4" else _open_legacy(mapped)
         return {name: _array(name, tensor, locate) for name, tensor in _state_dict(found).items()}
     except InputError as error:
@@ -121,7 +119,7 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
 
 def _open_zip(mapped: _Map) -> tuple[Any, Callable[[str], Record]]:
     """What was pickled, and where the storage of a key is."""
-    with zipfile.ZipFile(mapped) as archive:  # type: ignore[call-overload]  # for its directory only: zipfile would copy the members
+    with zipfile.ZipFile(cast(IO[bytes], mapped)) as archive:  # for its directory only: zipfile would copy the members
         members = {info.filename: info for info in archive.infolist()}
     tops = [name.removesuffix("data.pkl") for name in members if re.fullmatch(r"[^/]*/data\.pkl", name)]
     if len(tops) != 1:
@@ -168,6 +166,8 @@ def _member(mapped: _Map, info: zipfile.ZipInfo) -> Record:
 
 def _open_legacy(mapped: _Map) -> tuple[Any, Callable[[str], Record]]:
     """As `_open_zip`, for the pickles in a row."""
+    if mapped[257:262] == b"ustar":
+        raise InputError("a tar file, of torch before 0.1.10: load it in torch and save the state dict anew")
     stream = io.BytesIO(mapped[:_LIMIT])
     dtypes: dict[str, np.dtype] = {}
     if _unpickle(stream, {}) != _MAGIC:
@@ -184,9 +184,7 @@ def _open_legacy(mapped: _Map) -> tuple[Any, Callable[[str], Record]]:
         records[key] = (mapped, position + 8, count * dtypes[_a(str, key)].itemsize)
         position += 8 + records[key][2]
         if count < 0 or position > len(mapped):
-            raise InputError(
-                f"is cut short: the storage {key[:80]!r} claims {count} elements, up to byte {position} of {len(mapped)}"
-            )
+            raise InputError(f"is cut short: the storage {key[:80]!r} claims to end at byte {position} of {len(mapped)}")
     return found, records.__getitem__
 
 
@@ -335,10 +333,7 @@ def _state_dict(found: Any) -> dict[str, _Tensor]:
     tensors = {name: value for name, value in entries.items() if isinstance(value, _Tensor)}
     if tensors and all(value is None or isinstance(value, int | float | str | bytes | _Tensor) for value in entries.values()):
         return tensors
-    kinds = [f"{name[:40]!r} ({type(value).__name__.strip('_').lower()})" for name, value in list(entries.items())[:5]]
-    what = (
-        f"a dict of {len(entries)}: {', '.join(kinds)}"
-        if kinds
-        else f"an empty or unnamed {type(found).__name__.strip('_').lower()}"
-    )
-    raise InputError(f"holds {what}; expected one dict of tensors, at the top or under one of {', '.join(_NESTED)}")
+    entries = dict(list(entries.items())[:5]) or {"": found}
+    kinds = [f"{name[:40]!r} ({type(value).__name__.strip('_').lower()})" for name, value in entries.items()]
+    expected = f"a dict of tensors, at the top or as one of {', '.join(_NESTED)}"
+    raise InputError(f"expected {expected}; it holds {', '.join(kinds)}{', ...' if len(kinds) == 5 else ''}")
