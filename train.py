@@ -45,6 +45,7 @@ def pretrain(cfg: TrainConfig, data: Any, training: Any, held_out: Any) -> int:
 
     mesh = parallel.make_mesh(cfg.parallel.num_devices)
     parallel.check_batch(cfg.batch_size, cfg.gradient_accumulation_steps, mesh)
+    pretrained.check_padding(cfg.model, data.tokenizer)
     head = pretrained.pretraining_head(cfg)
     module = Bert(cfg.model, head)
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from bert_jax.inference import FillMask as FillMask
     from bert_jax.inference import Tagger as Tagger
     from bert_jax.inference import nearest as nearest
+    from bert_jax.model.heads import Bert as Bert
     from bert_jax.pooling import Pooling as Pooling
     from bert_jax.pretrained import Model as Model
     from bert_jax.pretrained import load as load
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 # Names are imported when first used: a process that tokenizes text needs no jax.
 _HOME = {
-    "BertConfig": "config", "InputError": "config", "Pooling": "pooling",
+    "BertConfig": "config", "InputError": "config", "Bert": "model.heads", "Pooling": "pooling",
     "Model": "pretrained", "load": "pretrained", "save": "pretrained",
     "Answerer": "inference", "Classifier": "inference", "Embedder": "inference", "FillMask": "inference", "Tagger": "inference",
     "nearest": "inference",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Literal
 
 import tyro
 
+from bert_jax import commands
 from bert_jax.config import DataConfig, InputError, TrainConfig, claim_workdir, did_you_mean, load_train_config
 
 
@@ -88,7 +90,8 @@ def convert(
 
 def _cli(function: Callable[..., None]) -> Callable[[list[str]], None]:
     """A command whose options are the function's parameters."""
-    return lambda argv: tyro.cli(function, args=argv, prog=f"python -m bert_jax {function.__name__}")
+    prog = f"python -m bert_jax {function.__name__.replace('_', '-')}"
+    return lambda argv: tyro.cli(function, args=argv, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], Callable[..., None]]] = {  # name: (runs argv, documented by)
@@ -96,6 +99,11 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], Callable[..., None]]] = {
     "prepare": (prepare, prepare),
     "doctor": (doctor, doctor),
     "convert": (_cli(convert), convert),
+    "fill-mask": (_cli(commands.fill_mask), commands.fill_mask),
+    "classify": (_cli(commands.classify), commands.classify),
+    "tag": (_cli(commands.tag), commands.tag),
+    "answer": (_cli(commands.answer), commands.answer),
+    "embed": (_cli(commands.embed), commands.embed),
 }
 
 
@@ -115,3 +123,8 @@ if __name__ == "__main__":
         main(sys.argv[1:])
     except InputError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # who reads the output has enough, as in `| head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what the interpreter writes at its end
+        sys.exit(141)

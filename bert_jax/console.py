@@ -1,12 +1,18 @@
-"""What a person sees while text is prepared: progress bars and a table, on stderr."""
+"""What a person sees while text is prepared or predicted of: progress bars, warnings and a table, on stderr."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+import re
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.progress import track as rich_track
 from rich.table import Table
 
@@ -17,6 +23,36 @@ def track(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
     if not console.is_terminal or total < 2:
         return iter(items)
     return iter(rich_track(items, description=what, total=total, console=console, transient=True))
+
+
+@contextlib.contextmanager
+def predicting(total: int | None, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A function that is told how many texts more are done, for a bar; predictors' warnings are summed and said in the end."""
+    usual, done, warned = warnings.showwarning, 0, Counter[str]()
+
+    def note(message: Warning | str, *where: Any, **more: Any) -> None:
+        if found := re.match(r"(\d+) of \d+ (.*)", str(message)):
+            warned[found[2]] += int(found[1])
+        else:
+            usual(message, *where, **more)
+
+    columns = [*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()]
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False, disable=not shown)
+    task = bar.add_task("predicting", total=total)
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        bar.advance(task, count)
+
+    try:
+        with bar, warnings.catch_warnings():
+            warnings.filterwarnings("always", r"\d+ of \d+ ")
+            warnings.showwarning = note
+            yield advance
+    finally:
+        for what, count in warned.items():
+            print(f"warning: {count} of {done} {what}", file=sys.stderr)
 
 
 def show_table(title: str, facts: Sequence[tuple[str, str]], warnings: Sequence[str]) -> None:

@@ -29,14 +29,22 @@ class Pooling:
     max_length: int | None = None
     lowercase: bool = False
 
+    def __post_init__(self) -> None:
+        if self.max_length is not None and self.max_length < 3:
+            raise InputError(f"Pooling: max_length={self.max_length} leaves no token of a text between the two special ones")
 
-def _json(path: Path) -> Any:
+
+def _json(path: Path, kind: type = dict) -> Any:
+    """What a file holds, of type `kind`; an empty one without the file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {}
+        return kind()
     except ValueError as e:
         raise InputError(f"{path} is not JSON: {e}") from None
+    if not isinstance(content, kind):
+        raise InputError(f"{path} holds a {type(content).__name__}; expected a {kind.__name__}")
+    return content
 
 
 def read_pooling(directory: Path) -> Pooling | None:
@@ -44,14 +52,15 @@ def read_pooling(directory: Path) -> Pooling | None:
 
     Raises InputError for a module or mode that is not in the table: embeddings without it would be other ones.
     """
-    modules = _json(directory / "modules.json")
-    if not modules:
-        return None
     mode, normalize = None, False
-    for module in modules:
-        kind = module["type"].rsplit(".", 1)[-1]
+    for module in _json(directory / "modules.json", list):
+        try:
+            kind = module["type"].rsplit(".", 1)[-1]
+            config = directory / module["path"] / "config.json"
+        except (TypeError, LookupError, AttributeError):
+            raise InputError(f"{directory}/modules.json: {module!r} is no module with a type and a path") from None
         if kind == "Pooling":
-            mode = _read_mode(directory / module["path"] / "config.json")
+            mode = _read_mode(config)
         elif kind == "Normalize":
             normalize = True
         elif kind != "Transformer":
@@ -96,7 +105,7 @@ def write_pooling(directory: Path, pooling: Pooling, cfg: BertConfig) -> None:
             **{key: mode == pooling.mode for key, mode in _LEGACY.items()},
         },
         "sentence_bert_config.json": {
-            "max_seq_length": pooling.max_length or cfg.max_length,
+            "max_seq_length": min(pooling.max_length or cfg.max_length, cfg.max_length),
             "do_lower_case": pooling.lowercase,
         },
     }

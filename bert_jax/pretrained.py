@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -108,14 +109,16 @@ class _Files:
     config: BertConfig
     tensors: Mapping[str, np.ndarray]
     where: str  # the file of the tensors, for messages
+    home: Path  # of the tokenizer's files
 
 
 def _read(directory: Path) -> _Files:
-    """The files of a Hugging Face directory or of Google's TF1 checkpoints. Raises InputError for any other."""
+    """The files of a Hugging Face directory, of Google's TF1 checkpoints, or of a run. Raises InputError for any other."""
     if not directory.is_dir():
-        nearby = [str(p) for p in directory.parent.glob("*")] if directory.parent.is_dir() else []
-        raise InputError(f"no directory {directory}{did_you_mean(str(directory), nearby)}")
-    prefix = find_tf1(directory)
+        raise InputError(f"no directory {directory}{_nearest(directory)}")
+    if (directory / "checkpoints").is_dir():
+        return _read_workdir(directory)
+    prefix = None if (directory / "model.safetensors").is_file() else find_tf1(directory)  # `save` may have written there
     names = ("config.json", "bert_config.json") if prefix is None else ("bert_config.json", "config.json")
     path = next((directory / name for name in names if (directory / name).is_file()), None)
     if path is None:
@@ -131,9 +134,9 @@ def _read(directory: Path) -> _Files:
         raise InputError(f"{path} holds a {type(values).__name__}, not an object of names and values")
     config = convert.config_from_hugging_face(values, str(path))
     if prefix is not None:
-        return _Files(values, config, convert.from_tf1(read_tf1(prefix)), str(prefix))
+        return _Files(values, config, convert.from_tf1(read_tf1(prefix)), str(prefix), directory)
     tensors, file = read_directory(directory)
-    return _Files(values, config, tensors, str(file))
+    return _Files(values, config, tensors, str(file), directory)
 
 
 def load(path_or_name: str | Path, head: Head | None = None, labels: Sequence[str] | None = None) -> Model:
@@ -153,20 +156,23 @@ def load(path_or_name: str | Path, head: Head | None = None, labels: Sequence[st
     that config.json describes.
     """
     directory = _find(path_or_name)
-    if (directory / "checkpoints").is_dir():
-        return _load_workdir(directory)
     files = _read(directory)
     head = _head(files, head, directory)
-    labels = _labels(files.values, str(directory)) if labels is None else tuple(labels)
-    labels = labels if head in _LABELLED else ()
+    if labels is not None:
+        _check_labels(labels, head)
+    elif head in _LABELLED:
+        labels = _labels(files.values, str(directory))
+    labels = tuple(labels or ())
     module = Bert(files.config, head, max(1, len(labels)))
     converted = convert.from_hugging_face(
         files.tensors, jax.eval_shape(partial(initialize, module), 0), files.config, head, files.where,
         partial(_initial, module), _put,
     )  # fmt: skip
     _say(converted, files.where)
-    tokenizer = Tokenizer.load(directory, model_type=files.config.model_type) if has_tokenizer(directory) else None
+    tokenizer = Tokenizer.load(files.home, model_type=files.config.model_type) if has_tokenizer(files.home) else None
     problem_type = files.values.get("problem_type") if head == "sequence_classification" else None
+    if problem_type not in (None, *get_args(ProblemType)):
+        raise InputError(f"{directory}: {problem_type=} is not known; known: {', '.join(get_args(ProblemType))}")
     return Model(files.config, converted.params, tokenizer, head, labels, problem_type, read_pooling(directory))
 
 
@@ -178,12 +184,9 @@ def _say(converted: convert.Converted, where: str) -> None:
     """Tells what the file lacked or had too much, and weights that are no numbers."""
     if converted.fresh:
         print(f"{where} has no weights for {', '.join(converted.fresh)}: freshly initialised", file=sys.stderr)
-    if strangers := [name for name in converted.unused if not name.startswith(("cls.", "bert.", "pooler."))]:
-        print(f"{where}: not used: {', '.join(strangers[:8])}{', ...' if len(strangers) > 8 else ''}", file=sys.stderr)
-    leaves = convert.flatten(converted.params)
-    broken = [converted.used[path] for path in converted.used if not np.isfinite(np.asarray(jnp.sum(leaves[path] * 0)))]
-    if broken:
-        print(f"{where}: NaN or infinite weights in {', '.join(broken[:8])} ({len(broken)} tensors)", file=sys.stderr)
+    for names, what in ((converted.unused, "of no use here"), (converted.broken, "NaN or infinite weights in")):
+        if names:
+            print(f"{where}: {what}: {', '.join(names[:8])} ({len(names)} tensors)", file=sys.stderr)
 
 
 def _head(files: _Files, wanted: Head | None, directory: Path) -> Head:
@@ -207,17 +210,26 @@ def _head(files: _Files, wanted: Head | None, directory: Path) -> Head:
     return head
 
 
+def _check_labels(labels: Sequence[str], head: Head) -> None:
+    if head not in _LABELLED:
+        raise InputError(f"{labels=} are for the heads {' and '.join(_LABELLED)}, not for {head!r}")
+    if isinstance(labels, str) or not labels:
+        raise InputError(f"{labels=}; expected a list of names")
+
+
 def _labels(values: Mapping[str, Any], where: str) -> tuple[str, ...]:
     """Names of the classes by id. Raises InputError where id2label is no list of them, or num_labels says another number."""
     named, count = values.get("id2label"), values.get("num_labels")
+    if not (count is None or (isinstance(count, int) and count > 0)):
+        raise InputError(f"{where}: num_labels={count!r}; expected a number of classes")
     if named is None:
         return tuple(f"LABEL_{i}" for i in range(2 if count is None else count))
     try:
         by_id = {int(i): str(name) for i, name in named.items()}
     except (AttributeError, ValueError):
         raise InputError(f"{where}: id2label is {named!r}; expected an object of ids and names") from None
-    if sorted(by_id) != list(range(len(by_id))):
-        raise InputError(f"{where}: id2label has the ids {sorted(by_id)}; expected 0 to {len(by_id) - 1}")
+    if not by_id or sorted(by_id) != list(range(len(by_id))):
+        raise InputError(f"{where}: id2label has the ids {sorted(by_id)}; expected 0 to {max(1, len(by_id)) - 1}")
     if count is not None and count != len(by_id):
         raise InputError(
             f"{where}: num_labels={count}, but id2label names {len(by_id)}: {', '.join(by_id.values())}; correct one"
@@ -228,6 +240,8 @@ def _labels(values: Mapping[str, Any], where: str) -> tuple[str, ...]:
 def _find(path_or_name: str | Path) -> Path:
     """The directory; a name that is none is looked for on the hub (offline: in its cache)."""
     path, name = Path(path_or_name), str(path_or_name)
+    if path.is_file() or Path(f"{path}.index").is_file():  # or the prefix of a TF1 checkpoint
+        raise InputError(f"{path} is a file; give its directory, {path.parent}")
     if path.exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
         return path
     try:
@@ -243,11 +257,17 @@ def _find(path_or_name: str | Path) -> Path:
         reason = str(error).strip().splitlines()
         raise InputError(
             f"no directory {name}, and the hub did not give it ({type(error).__name__}: {reason[0] if reason else ''})"
+            f"{_nearest(path)}"
         ) from None
     return directory
 
 
-def _load_workdir(workdir: Path) -> Model:
+def _nearest(path: Path) -> str:
+    """Did you mean the neighbour with almost this name?"""
+    return did_you_mean(str(path), [str(p) for p in path.parent.glob("*")] if path.parent.is_dir() else [])
+
+
+def _read_workdir(workdir: Path) -> _Files:
     """The model of a work directory's newest checkpoint."""
     from bert_jax.training import checkpoint, optim, steps
 
@@ -256,6 +276,8 @@ def _load_workdir(workdir: Path) -> Model:
         cfg = from_dict(TrainConfig, json.loads(path.read_text()), str(path))
     except FileNotFoundError:
         raise InputError(f"{workdir} has checkpoints but no config.json: it is no work directory of train.py") from None
+    except ValueError as error:
+        raise error if isinstance(error, InputError) else InputError(f"{path} is not JSON: {error}") from None
     head = pretraining_head(cfg)
     module = Bert(cfg.model, head)
     like = jax.eval_shape(lambda: steps.init_state(initialize(module, 0), optim.make_optimizer(cfg.optim)))
@@ -265,12 +287,23 @@ def _load_workdir(workdir: Path) -> Model:
     if restored is None:
         raise InputError(f"{workdir} has no checkpoint yet")
     print(f"step {restored[2]} of {workdir}", file=sys.stderr)
-    return Model(cfg.model, restored[0].params, Tokenizer.load(workdir / "tokenizer"), head)
+    values = {"architectures": [FAMILIES[cfg.model.model_type].architecture(head)]}
+    tensors = convert.to_hugging_face(restored[0].params, cfg.model, head)
+    return _Files(values, cfg.model, tensors, str(workdir), workdir / "tokenizer")
 
 
 def pretraining_head(cfg: TrainConfig) -> Head:
     """What a pretraining run trains on the encoder: next-sentence prediction too where its examples are pairs."""
     return "pretraining" if cfg.data.examples == "sentence_pairs" else "masked_lm"
+
+
+def check_padding(cfg: BertConfig, tokenizer: Tokenizer) -> None:
+    """Raises InputError where positions, which these families count from the padding id, would be others elsewhere."""
+    if cfg.position_offset and tokenizer.pad_id != cfg.position_offset - 1:
+        raise InputError(
+            f"model_type={cfg.model_type!r} needs a tokenizer whose padding has id {cfg.position_offset - 1}; "
+            f"this one's has {tokenizer.pad_id}: give the family's own tokenizer, or train model_type='bert'"
+        )
 
 
 def start_from(path: str | Path, module: Bert, fresh: dict[str, Any]) -> dict[str, Any]:
@@ -307,7 +340,7 @@ def describe(model: Model, tensor_by_tensor: bool) -> list[str]:
         f"{cfg.vocab_size} tokens, {total:,} parameters in {len(flat)} tensors"
     ]
     if tensor_by_tensor:
-        theirs = convert.their_names(flat, cfg, model.head)
+        theirs = convert.saved_names(flat, cfg, model.head)
         lines += [
             f"  {theirs[path]} {list(leaf.shape[::-1] if path.endswith('/kernel') else leaf.shape)} = {path}"
             + (" transposed" if path.endswith("/kernel") else "")
@@ -323,8 +356,10 @@ def save(model: Model, directory: str | Path) -> None:
     cannot be written.
     """
     directory = Path(directory)
-    pad_id = model.config.position_offset - 1 if model.config.position_offset else 0
-    pad_id = model.tokenizer.pad_id if model.tokenizer else pad_id
+    pad_id = max(0, model.config.position_offset - 1)
+    if model.tokenizer:
+        check_padding(model.config, model.tokenizer)
+        pad_id = model.tokenizer.pad_id
     config = convert.config_to_hugging_face(model.config, model.head, pad_id)
     if model.labels:
         config["id2label"] = {str(i): name for i, name in enumerate(model.labels)}
@@ -344,5 +379,6 @@ def save(model: Model, directory: str | Path) -> None:
         if model.pooling:
             write_pooling(directory, model.pooling, model.config)
     except (OSError, SafetensorError) as e:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise InputError(f"cannot write the model to {directory}: {e}") from None

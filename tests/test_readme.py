@@ -2,10 +2,16 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
+import jax
+import jax.export
+import numpy as np
 import pytest
 
+import bert_jax
 from bert_jax import pretrained
 from bert_jax.__main__ import COMMANDS
 from bert_jax.config import BertConfig, load_train_config
@@ -16,17 +22,51 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_python_of_the_readme_runs(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def export(tokenizer, tmp_path_factory):
+    """A folder in which runs/quickstart/export is a small model, as after the README's first command."""
+    folder = tmp_path_factory.mktemp("readme")
     cfg = BertConfig(
         vocab_size=tokenizer.vocab_size, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
     )
     params = pretrained.initialize(Bert(cfg), 0)
-    pretrained.save(pretrained.Model(cfg, params, tokenizer), "runs/quickstart/export")
+    pretrained.save(pretrained.Model(cfg, params, tokenizer), folder / "runs/quickstart/export")
+    return folder
+
+
+def test_the_python_of_the_readme_runs_from_top_to_bottom(export, monkeypatch):
+    monkeypatch.chdir(export)
     examples = [code for language, code in BLOCKS if language == "python"]
-    assert examples
+    assert len(examples) > 3
+    names = {}
     for code in examples:
-        exec(compile(code, "README.md", "exec"), {})
+        exec(compile(code, "README.md", "exec"), names)
+    encoded = names["model"].encode(names["params"], names["ids"], names["mask"])
+    np.testing.assert_allclose(names["hidden"][:2], encoded, atol=1e-5)  # shard_map's
+    assert names["one_each"]["encoder"]["embeddings"]["norm"]["bias"].shape == (2, 32)
+    before, after = names["params"], names["my_params"]["bert"]
+    assert jax.tree.all(jax.tree.map(np.array_equal, before, after))  # frozen
+
+
+def test_an_exported_encoder_runs_without_bert_jax(export, tmp_path):
+    model = bert_jax.load(export / "runs/quickstart/export")
+    rows, length = jax.export.symbolic_shape("rows, length", constraints=[f"length <= {model.config.max_length}"])
+    shape = jax.ShapeDtypeStruct((rows, length), jax.numpy.int32)
+    exported = jax.export.export(jax.jit(lambda ids, mask: model.encode(model.params, ids, mask)))(shape, shape)
+    (tmp_path / "encoder").write_bytes(exported.serialize())
+    ids = np.random.default_rng(0).integers(5, 200, (3, 11)).astype(np.int32)
+    mask = (np.arange(11) < np.array([[11], [7], [2]])).astype(np.int32)
+    np.savez(tmp_path / "inputs.npz", ids=ids, mask=mask)
+    program = (
+        "import jax, jax.export, numpy as np, sys\n"
+        "inputs = np.load('inputs.npz')\n"
+        "call = jax.jit(jax.export.deserialize(bytearray(open('encoder', 'rb').read())).call)\n"
+        "np.save('hidden.npy', call(inputs['ids'], inputs['mask']))\n"
+        "call(inputs['ids'][:1, :4], inputs['mask'][:1, :4])\n"
+        "assert not any(name.startswith(('bert_jax', 'flax')) for name in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=120)
+    np.testing.assert_allclose(np.load(tmp_path / "hidden.npy"), model.encode(model.params, ids, mask), atol=1e-5)
 
 
 def commands():

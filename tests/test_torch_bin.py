@@ -3,6 +3,7 @@
 import collections
 import io
 import mmap
+import os
 import pickle
 import struct
 import sys
@@ -115,7 +116,11 @@ def archive(data, storages=(), top="archive", records=(), compression=zipfile.ZI
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", compression) as z:
         records = {"byteorder": b"little", "version": b"3\n", **dict(records)}
-        for name, content in [("data.pkl", data), *((f"data/{k}", a.tobytes()) for k, a in dict(storages).items()), *records.items()]:
+        for name, content in [
+            ("data.pkl", data),
+            *((f"data/{k}", a.tobytes()) for k, a in dict(storages).items()),
+            *records.items(),
+        ]:
             z.writestr(f"{top}/{name}" if top else name, content)
     return file.getvalue()
 
@@ -145,6 +150,19 @@ def load(folder, content):
     path = folder / "pytorch_model.bin"
     path.write_bytes(content)
     return read_torch(path)
+
+
+def load_or_refuse(folder, content):
+    """As `load`, or None after an InputError that names the file."""
+    try:
+        got = load(folder, content)
+        for array in got.values():
+            array.reshape(-1)[:1000].tobytes()
+        return got
+    except InputError as error:
+        message = str(error)
+    assert str(folder) in message
+    return None
 
 
 def refusal(folder, content):
@@ -207,7 +225,13 @@ def test_offsets_strides_and_shared_storages_are_honoured(tmp_path, form):
         "lone": tensor(storage, (1, 24), (10**9, 1)),
     }, form))  # fmt: skip
     grid = base.reshape(4, 6)
-    expected = {"all": grid, "transposed": grid.T, "part": grid[1:3, 1:6:2], "expanded": np.stack([base[22:]] * 3), "lone": base[None]}
+    expected = {
+        "all": grid,
+        "transposed": grid.T,
+        "part": grid[1:3, 1:6:2],
+        "expanded": np.stack([base[22:]] * 3),
+        "lone": base[None],
+    }
     assert_same(got, expected)
     assert np.shares_memory(got["all"], got["transposed"])
 
@@ -279,12 +303,26 @@ def test_a_compressed_zip_is_unpacked(tmp_path):
 
 @pytest.mark.parametrize("name", ["state_dict", "model_state_dict", "model"])
 def test_the_state_dict_of_a_training_checkpoint_is_found(tmp_path, name):
-    found = {"epoch": 3, name: state(SMALL), "optimizer": {"state": {0: {"step": whole(np.array(1))}}}, "loss": whole(np.array(0.5))}
+    found = {
+        "epoch": 3,
+        name: state(SMALL),
+        "optimizer": {"state": {0: {"step": whole(np.array(1))}}},
+        "loss": whole(np.array(0.5)),
+    }
     assert_same(load(tmp_path, dumps(found)), SMALL)
 
 
 def test_what_is_no_tensor_is_left_out(tmp_path):
-    found = {**state(SMALL), "epoch": 3, "name": "bert", "note": None, "rate": 0.5, "done": True, "big": 2**80, 7: whole(np.array(1))}
+    found = {
+        **state(SMALL),
+        "epoch": 3,
+        "name": "bert",
+        "note": None,
+        "rate": 0.5,
+        "done": True,
+        "big": 2**80,
+        7: whole(np.array(1)),
+    }
     assert_same(load(tmp_path, dumps(found)), SMALL)
 
 
@@ -295,14 +333,14 @@ def test_what_is_no_tensor_is_left_out(tmp_path):
         ({"a": 1, "b": "x"}, ["'a' (int)", "'b' (str)"]),
         ({"model": {"w": whole(np.ones(2)), "n": 1}}, ["'model' (dict)"]),
         ({"model": {"w": whole(np.ones(2))}, "state_dict": {"w": whole(np.ones(2))}}, ["'model' (dict)", "'state_dict' (dict)"]),
-        ({"w": whole(np.ones(2)), "more": [1]}, ["'w' (tensor)", "'more' (list)"]),
-        ({f"k{i}": None for i in range(9)}, ["'k4' (nonetype), ..."]),
+        ({"w": whole(np.ones(2)), "more": [1]}, ["'w' (Tensor)", "'more' (list)"]),
+        ({f"k{i}": None for i in range(9)}, ["'k4' (NoneType), ..."]),
         ([whole(np.ones(2))], ["(list)"]),
-        (whole(np.ones(2)), ["(tensor)"]),
-        (Storage(np.ones(2)), ["(storage)"]),
-        (Global("torch float32"), ["(global)"]),
+        (whole(np.ones(2)), ["(Tensor)"]),
+        (Storage(np.ones(2)), ["(Storage)"]),
+        (Global("torch float32"), ["(Global)"]),
         ({}, ["(dict)"]),
-        (None, ["(nonetype)"]),
+        (None, ["(NoneType)"]),
         ("text", ["(str)"]),
     ],
 )
@@ -338,13 +376,13 @@ def test_a_large_file_takes_no_memory(tmp_path, form):
 
 
 class Trap:
-    """Pickles as a call that would leave a file."""
+    """Pickles as a call that would leave a folder."""
 
     def __init__(self, path):
         self.path = path
 
     def __reduce__(self):
-        return Path.touch, (self.path,)
+        return os.mkdir, (str(self.path),)
 
 
 def global_of(name):
@@ -355,30 +393,29 @@ def text(value):
     return b"X" + struct.pack("<I", len(value)) + value.encode()
 
 
-MARK_PATH = b"(" + text("{path}") + b"t"
 SYSTEM = text("touch {path}")
+FLOAT, ORDERED = global_of("torch FloatStorage"), global_of("collections OrderedDict")
+REFERENCE, END = b"\x80\x02(" + text("storage"), text("0") + text("cpu") + b"K\1tQ."
 EVIL = {  # name: (a pickle, what the refusal names)
     "reduce": (b"\x80\x02" + global_of("posix system") + SYSTEM + b"\x85R.", "posix.system"),
     "in a state dict": (b"\x80\x02}" + text("w") + global_of("os system") + SYSTEM + b"\x85Rs.", "os.system"),
     "stack global": (b"\x80\x04" + text("os") + text("system") + b"\x93" + SYSTEM + b"\x85R.", "os.system"),
-    "stack global of memo": (b"\x80\x04" + text("os") + b"q\0" + text("system") + b"q\1h\0h\1\x93" + SYSTEM + b"\x85R.", "os.system"),
+    "stack global of memo": (b"\x80\x04" + text("os") + b"q\0" + text("system") + b"q\1h\0h\1\x93.", "os.system"),
     "stack global of no string": (b"\x80\x04K\1K\2\x93.", "int where a str"),
-    "stack global of a dotted name": (b"\x80\x04" + text("torch") + text("os.system") + b"\x93" + SYSTEM + b"\x85R.", "torch.os.system"),
-    "dotted path through an allowed one": (
-        b"\x80\x04" + text("collections") + text("OrderedDict.__init__.__globals__") + b"\x93.", "OrderedDict.__init__.__globals__",
-    ),
+    "stack global of a dotted name": (b"\x80\x04" + text("torch") + text("os.system") + b"\x93.", "torch.os.system"),
+    "stack global through another": (b"\x80\x04" + text("collections") + text("OrderedDict.x") + b"\x93.", "OrderedDict.x"),
     "inst": (b"(" + SYSTEM + b"iposix\nsystem\n.", "posix.system"),
-    "inst of an allowed name": (b"(" + SYSTEM + b"icollections\nOrderedDict\n.", "global"),
+    "inst of an allowed name": (b"(" + SYSTEM + b"icollections\nOrderedDict\n.", "Global"),
     "obj": (b"(" + global_of("posix system") + SYSTEM + b"o.", "posix.system"),
-    "obj of an allowed name": (b"(" + global_of("collections OrderedDict") + b"o.", "OBJ"),
+    "obj of an allowed name": (b"(" + ORDERED + b"o.", "OBJ"),
     "newobj": (b"\x80\x02" + global_of("subprocess Popen") + SYSTEM + b"\x85\x81.", "subprocess.Popen"),
     "newobj of an allowed name": (b"\x80\x02" + global_of("torch.nn.parameter Parameter") + b")\x81.", "NEWOBJ"),
-    "newobj_ex": (b"\x80\x04" + global_of("collections OrderedDict") + b")}\x92.", "NEWOBJ_EX"),
+    "newobj_ex": (b"\x80\x04" + ORDERED + b")}\x92.", "NEWOBJ_EX"),
     "ext1": (b"\x80\x02\x82\x01)R.", "EXT1"),
     "ext2": (b"\x80\x02\x83\x01\0)R.", "EXT2"),
     "ext4": (b"\x80\x02\x84\x01\0\0\0)R.", "EXT4"),
     "eval": (b"\x80\x02" + global_of("builtins eval") + text("open('{path}', 'w')") + b"\x85R.", "builtins.eval"),
-    "python 2's eval": (b"\x80\x02" + global_of("__builtin__ eval") + text("open('{path}', 'w')") + b"\x85R.", "__builtin__.eval"),
+    "python 2's eval": (b"\x80\x02" + global_of("__builtin__ eval") + b").", "__builtin__.eval"),
     "getattr": (b"\x80\x02" + global_of("builtins getattr") + b").", "builtins.getattr"),
     "copyreg": (b"\x80\x02" + global_of("copyreg _reconstructor") + b").", "copyreg._reconstructor"),
     "add_extension": (b"\x80\x02" + global_of("copyreg add_extension") + b").", "copyreg.add_extension"),
@@ -395,15 +432,15 @@ EVIL = {  # name: (a pickle, what the refusal names)
     "put and get": (b"cposix\nsystem\np0\ng0\n.", "posix.system"),
     "reduce of a string": (b"\x80\x02" + text("os.system") + SYSTEM + b"\x85R.", "str where a _Global"),
     "reduce of a dict": (b"\x80\x02})R.", "dict where a _Global"),
-    "build on a name": (b"\x80\x02" + global_of("torch FloatStorage") + b"}" + text("name") + text("os.system") + b"sb.", "_Global"),
+    "build on a name": (b"\x80\x02" + FLOAT + b"}" + text("name") + text("os.system") + b"sb.", "_Global"),
     "build on a list": (b"\x80\x02]}b.", "list where a dict"),
     "build on a number": (b"\x80\x02K\1}b.", "int where a dict"),
-    "call of a storage": (b"\x80\x02" + global_of("torch FloatStorage") + b"K\x05\x85R.", "torch.FloatStorage"),
+    "call of a storage": (b"\x80\x02" + FLOAT + b"K\x05\x85R.", "torch.FloatStorage"),
     "call of a dtype": (b"\x80\x02" + global_of("torch float32") + b")R.", "torch.float32"),
     "size of a number": (b"\x80\x02" + global_of("torch Size") + b"K\1\x85R.", "torch.Size"),
-    "ordered dict of a tuple": (b"\x80\x02" + global_of("collections OrderedDict") + b")\x85R.", "OrderedDict"),
-    "ordered dict of odd pairs": (b"\x80\x02" + global_of("collections OrderedDict") + b"]K\1a\x85R.", "int where a list"),
-    "ordered dict of triples": (b"\x80\x02" + global_of("collections OrderedDict") + b"](]NaNaNae\x85R.", "unpack"),
+    "ordered dict of a tuple": (b"\x80\x02" + ORDERED + b")\x85R.", "OrderedDict"),
+    "ordered dict of odd pairs": (b"\x80\x02" + ORDERED + b"]K\1a\x85R.", "int where a list"),
+    "ordered dict of triples": (b"\x80\x02" + ORDERED + b"](]NaNaNae\x85R.", "unpack"),
     "rebuild of nothing": (b"\x80\x02" + global_of("torch._utils _rebuild_tensor_v2") + b")R.", "_rebuild_tensor_v2"),
     "rebuild of no tuple": (b"\x80\x02" + global_of("torch._utils _rebuild_tensor_v2") + b"NR.", "_rebuild_tensor_v2"),
     "rebuild of no storage": (b"\x80\x02" + global_of("torch._utils _rebuild_tensor_v2") + b"(NK\0)))}tR.", "_rebuild_tensor_v2"),
@@ -413,14 +450,14 @@ EVIL = {  # name: (a pickle, what the refusal names)
     "set items without a value": (b"\x80\x02}(" + text("a") + b"u.", "damaged"),
     "persistent id of text": (b"Pstorage\n.", "PERSID"),
     "persistent id of a number": (b"\x80\x02K\1Q.", "something else than a storage"),
-    "persistent id of no type": (b"\x80\x02(" + text("storage") + text("torch.FloatStorage") + text("0") + text("cpu") + b"K\1tQ.", "something else"),
+    "persistent id of no type": (REFERENCE + text("torch.FloatStorage") + END, "something else"),
     "persistent id of a function": (
-        b"\x80\x02(" + text("storage") + global_of("collections OrderedDict") + text("0") + text("cpu") + b"K\1tQ.", "something else",
+        REFERENCE + ORDERED + END, "something else",
     ),
-    "persistent id of no key": (b"\x80\x02(" + text("storage") + global_of("torch FloatStorage") + b"))K\1tQ.", "something else"),
+    "persistent id of no key": (REFERENCE + FLOAT + b"))K\1tQ.", "something else"),
     "persistent id of a module": (b"\x80\x02(" + text("module") + b"NNNtQ.", "something else"),
     "persistent id of six and more": (
-        b"\x80\x02(" + text("storage") + global_of("torch FloatStorage") + text("0") + b"NK\1NNtQ.", "something else",
+        REFERENCE + FLOAT + text("0") + b"NK\1NNtQ.", "something else",
     ),
     "empty stack": (b"\x80\x02.", "damaged"),
     "no stop": (b"\x80\x02N", "damaged"),
@@ -435,8 +472,8 @@ EVIL = {  # name: (a pickle, what the refusal names)
     "number of 2 GB": (b"\x80\x02\x8b\xff\xff\xff\x7f.", "damaged"),
     "number of a negative length": (b"\x80\x02\x8b\xff\xff\xff\xff.", "damaged"),
     "number of 10000 digits": (b"I" + b"9" * 10_000 + b"\n.", "damaged"),
-    "memo at 4 billion": (b"\x80\x02Nr\xff\xff\xff\xff.", "(nonetype)"),
-    "frame of 8 EB": (b"\x80\x04\x95" + b"\xff" * 7 + b"\x7fN.", "(nonetype)"),
+    "memo at 4 billion": (b"\x80\x02Nr\xff\xff\xff\xff.", "(NoneType)"),
+    "frame of 8 EB": (b"\x80\x04\x95" + b"\xff" * 7 + b"\x7fN.", "(NoneType)"),
     "odd escapes": (b"c\\q\n\\q\n.", ""),
 }  # fmt: skip
 
@@ -459,7 +496,7 @@ def test_the_small_pickles_of_the_legacy_format_run_nothing_either(tmp_path, pla
     trap = tmp_path / "trap"
     parts = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {}, [])]
     parts[place] = pickle.dumps(Trap(trap), 2)
-    assert "pathlib.Path.touch" in refusal(tmp_path, b"".join(parts)) or "builtins.getattr" in refusal(tmp_path, b"".join(parts))
+    assert f"{os.name}.mkdir" in refusal(tmp_path, b"".join(parts))
     assert not trap.exists()
 
 
@@ -483,40 +520,64 @@ def test_odd_escapes_do_not_warn_past_the_refusal(tmp_path):
 
 
 PAIR = b"\x80\x02)" + b"q\0h\0h\0\x86" * 200  # a tuple that is 2**200 long where its parts are not shared
+COLLIDING = [b"\x8a\x0a" + (i * (2**61 - 1)).to_bytes(10, "little") + b"N" for i in range(1, 100_000)]
 TIME_BOMBS = {
     "key of a dict": b"\x80\x02}" + PAIR[2:] + b"Ns.",
     "value": PAIR + b".",
     "entry": b"\x80\x02}" + text("a") + PAIR[2:] + b"s.",
     "persistent id": PAIR + b"Q.",
-    "key of a storage": b"\x80\x02(" + text("storage") + global_of("torch FloatStorage") + PAIR[2:] + b"NK\1tQ.",
-    "key of an ordered dict": b"\x80\x02" + global_of("collections OrderedDict") + b"]" + b"]" + PAIR[2:] + b"aNaa\x85R.",
-    "colliding keys": b"\x80\x02}(" + b"".join(b"\x8a\x0a" + (i * (2**61 - 1)).to_bytes(10, "little") + b"N" for i in range(1, 100_000)) + b"u.",
+    "key of a storage": REFERENCE + FLOAT + PAIR[2:] + b"NK\1tQ.",
+    "key of an ordered dict": b"\x80\x02" + ORDERED + b"]" + b"]" + PAIR[2:] + b"aNaa\x85R.",
+    "colliding keys": b"\x80\x02}(" + b"".join(COLLIDING) + b"u.",
     "one list, many times": (
-        b"\x80\x02" + global_of("collections OrderedDict") + b"q\0]q\1(" + b"]NaNa" * 100_000 + b"e0"[:1] + b"\x85Rq\2"
-        + b"h\0h\1\x85R" * 100_000 + b"."
+        b"\x80\x02" + ORDERED + b"q\0]q\1(" + b"]NaNa" * 100_000 + b"e\x85R" + b"h\0h\1\x85R" * 100_000 + b"."
     ),
     "deep tuples": b"\x80\x02)" + b"\x85" * 2_000_000 + b".",
     "deep lists": b"\x80\x02" + b"]" * 700_000 + b"a" * 699_999 + b".",
     "deep dicts": b"\x80\x02" + (b"}" + text("a")) * 200_000 + b"N" + b"s" * 200_000 + b".",
     "a list in itself": b"\x80\x02]q\0h\0a.",
     "marks": b"\x80\x02" + b"(" * 2_000_000 + b".",
-    "memo": b"\x80\x04N" + b"\x94" * 2_000_000 + b".",
-    "dicts": b"\x80\x02(" + b"}" * 2_000_000 + b"t.",
-    "too long": b"\x80\x02" + b"N" * 10_000_000 + b".",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TIME_BOMBS)
-def test_a_pickle_takes_time_and_memory_by_its_length(tmp_path, name):
+def test_a_pickle_takes_time_by_its_length(tmp_path, name):
     start = time.process_time()
-    tracemalloc_is_slow = name not in ("memo", "dicts")
-    if not tracemalloc_is_slow:
-        tracemalloc.start()
     refusal(tmp_path, archive(TIME_BOMBS[name]))
-    if not tracemalloc_is_slow:
-        assert tracemalloc.get_traced_memory()[1] < 400e6
-        tracemalloc.stop()
     assert time.process_time() - start < 60
+
+
+def test_a_pickle_beyond_the_bound_is_refused(tmp_path):
+    data = pickle.dumps({"a": "x" * (1 << 21)}, 2)
+    assert "its record data.pkl is of 2097" in refusal(tmp_path, archive(data))
+    assert "damaged" in refusal(tmp_path, legacy(data))
+
+
+A_STORAGE = b"(" + text("storage") + FLOAT + text("0") + text("cpu") + b"K\2tq\0Qq\1"
+A_TENSOR = A_STORAGE + global_of("torch._utils _rebuild_tensor") + b"q\2(h\1K\0))tq\3R"
+MEMORY_BOMBS = {  # name: (a start, what is repeated to the bound of the length)
+    "dicts": (b"", b"}"), "lists": (b"", b"]"), "memo": (b"N", b"\x94"), "marks": (b"", b"("), "tuples": (b"N", b"\x85"),
+    "dicts of one": (b"", b"}U\0Ns"), "lists of one": (b"", b"]Na"), "numbers": (b"", b"\x8a\1\xff"),
+    "floats": (b"", b"G" + b"\x01" * 8), "text": (b"", b"U\2ab"), "names": (global_of("torch Size"), global_of("torch Size")),
+    "storages": (A_STORAGE, b"h\0Q"), "tensors": (A_TENSOR, b"h\2h\3R"), "ordered": (ORDERED + b"q\0", b"h\0)R"),
+    "a long text": (b"\x8e" + (1 << 17).to_bytes(8, "little") + "\U0001f600".encode(), b"a"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("name", MEMORY_BOMBS)
+def test_a_pickle_takes_at_most_200_times_the_memory_of_its_bounded_length(tmp_path, monkeypatch, form, name):
+    monkeypatch.setattr(torch_bin, "_LIMIT", 1 << 18)
+    first, again = MEMORY_BOMBS[name]
+    data = (b"\x80\x04" + first + again * ((1 << 18) // len(again)))[: 1 << 18]
+    (tmp_path / "pytorch_model.bin").write_bytes(archive(data) if form == "zip" else legacy(data))
+    del data
+    tracemalloc.start()
+    with pytest.raises(InputError):
+        read_torch(tmp_path / "pytorch_model.bin")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200 << 18
 
 
 # ---- damage
@@ -525,7 +586,7 @@ def test_a_pickle_takes_time_and_memory_by_its_length(tmp_path, name):
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_file_cut_anywhere_is_refused(tmp_path, form):
     content = dumps(state(SMALL), form)
-    for length in range(len(content)):
+    for length in range(1, len(content)):
         refusal(tmp_path, content[:length])
     assert_same(load(tmp_path, content), SMALL)
 
@@ -542,12 +603,7 @@ def test_flipped_bytes_are_refused_or_only_change_what_is_read(tmp_path, form):
         places = [i % len(content), *random.integers(0, len(content), int(random.integers(0, 3)))]
         for place in places:
             damaged[place] = random.integers(256)
-        try:
-            for array in load(tmp_path, bytes(damaged)).values():
-                array.tobytes()
-        except InputError as error:
-            refused += 1
-            assert str(tmp_path) in str(error)
+        refused += load_or_refuse(tmp_path, bytes(damaged)) is None
     assert refused > len(content) / 2
 
 
@@ -557,8 +613,8 @@ PIECES = [bytes([op]) for op in b"()]}.NQRQabestu\x85\x86\x87\x88\x89\x93\x94\x8
     *(global_of(name) for name in ("torch FloatStorage", "torch LongStorage", "torch float16", "torch.storage UntypedStorage",
       "collections OrderedDict", "torch Size", "torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2",
       "torch._utils _rebuild_tensor_v3", "torch._utils _rebuild_parameter", "torch.nn.parameter Parameter")),
-    b"(" + text("storage") + global_of("torch FloatStorage") + text("0") + text("cpu") + b"K\2tQ",
-    global_of("torch._utils _rebuild_tensor") + b"(" + text("storage") + global_of("torch FloatStorage") + text("0") + b"NK\2tQ",
+    b"(" + text("storage") + FLOAT + text("0") + text("cpu") + b"K\2tQ",
+    global_of("torch._utils _rebuild_tensor") + b"(" + text("storage") + FLOAT + text("0") + b"NK\2tQ",
     b"K\0K\2\x85K\1\x85tR",
 ]  # fmt: skip
 
@@ -569,10 +625,7 @@ def test_random_pickles_are_refused_or_read(tmp_path_factory, pieces, form):
     folder = tmp_path_factory.getbasetemp()
     data = b"\x80\x02}" + b"".join(pieces) + b"."
     storages = {"0": np.ones(2, np.float32)}
-    try:
-        load(folder, archive(data, storages) if form == "zip" else legacy(data, storages))
-    except InputError as error:
-        assert str(folder) in str(error)
+    load_or_refuse(folder, archive(data, storages) if form == "zip" else legacy(data, storages))
 
 
 NUMBERS = st.one_of(st.integers(-3, 9), st.integers(-(2**70), 2**70), st.just(None), st.booleans(), st.floats(), st.just("1"))
@@ -583,13 +636,10 @@ NUMBERS = st.one_of(st.integers(-3, 9), st.integers(-(2**70), 2**70), st.just(No
 def test_shapes_strides_and_offsets_of_any_kind_stay_within_the_storage(tmp_path_factory, size, stride, offset, claim, form):
     folder = tmp_path_factory.getbasetemp()
     found = {"w": tensor(Storage(np.ones(6, np.int16), claim=claim), tuple(size), tuple(stride), offset)}
-    try:
-        got = load(folder, dumps(found, form))["w"]
-    except InputError as error:
-        assert str(folder) in str(error)
-    else:
-        assert got.shape == tuple(size)
-        assert got.size > 1000 or set(got.ravel().tolist()) <= {1}
+    got = load_or_refuse(folder, dumps(found, form))
+    if got is not None:
+        assert got["w"].shape == tuple(size)
+        assert got["w"].size > 1000 or set(got["w"].ravel().tolist()) <= {1}
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -688,11 +738,13 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_a_directory_is_no_file(tmp_path):
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="cannot be read"):
         read_torch(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"\n", b"PK\3\4", b"version https://git-lfs.github.com/spec/v1\n", b"<!doctype html>", b"\0" * 600, b"K\1."])
+@pytest.mark.parametrize(
+    "content", [b"\n", b"PK\3\4", b"version https://git-lfs.github.com/spec/v1\n", b"<!doctype html>", b"\0" * 600, b"K\1."]
+)
 def test_a_file_of_another_kind_is_refused(tmp_path, content):
     message = refusal(tmp_path, content)
     assert "no file of torch.save" in message or "not of torch.save" in message
@@ -700,7 +752,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path, content):
 
 def test_an_empty_file_is_refused(tmp_path):
     (tmp_path / "a.bin").touch()
-    with pytest.raises(InputError, match=r"cannot read .*a\.bin"):
+    with pytest.raises(InputError, match=r"a\.bin cannot be read"):
         read_torch(tmp_path / "a.bin")
 
 
@@ -812,8 +864,17 @@ def test_a_member_of_many_gigabytes_is_found_by_zip64(tmp_path, monkeypatch):
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 10)  # so that zipfile writes zip64 fields for all
     content = archive(*pickled(state(SMALL)))
     monkeypatch.undo()
-    assert b"PK\6\6" in content
+    end = content.rindex(b"PK\6\6")
     assert_same(load(tmp_path, content), SMALL)
+    for field in (24, 32, 40, 48):  # entries (here and in all), bytes of the directory, its place
+        load_or_refuse(tmp_path, content[: end + field] + b"\xff" * 8 + content[end + field + 8 :])
+
+
+def test_a_member_without_its_local_header_is_refused(tmp_path):
+    content = archive(*pickled(state(SMALL)))
+    place = content.index(b"archive/data/1") - 30
+    assert content[place : place + 4] == b"PK\3\4"
+    assert "cut short or damaged at 'archive/data/1'" in refusal(tmp_path, content[:place] + b"N" + content[place + 1 :])
 
 
 # ---- the real thing
@@ -865,7 +926,12 @@ def test_a_checkpoint_of_torch_with_an_optimizer_is_read(tmp_path, torch, form):
     module(torch.ones(2, 5)).sum().backward()
     optimizer.step()
     path = tmp_path / "a.pt"
-    found = {"model_state_dict": module.state_dict(), "optimizer": optimizer.state_dict(), "size": module.weight.shape, "epoch": 1}
+    found = {
+        "model_state_dict": module.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "size": module.weight.shape,
+        "epoch": 1,
+    }
     torch.save(found, path, _use_new_zipfile_serialization=form == "zip")
     got = read_torch(path)
     for name, there in module.state_dict().items():

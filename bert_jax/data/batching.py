@@ -9,6 +9,7 @@ import numpy as np
 
 LENGTHS = (16, 32, 64, 128, 256, 512)  # of rows; below 64 only for calls that have no more to fill a row with
 _PACKED = 64  # attention over 64 tokens still costs little more than over 16
+_LOOKED_AT = 16  # rows of the same room: without free slots they are many, and each is in the way of all later examples
 
 
 @dataclass(frozen=True)
@@ -63,17 +64,21 @@ def pack_rows(examples: Sequence[Example], ladder: Sequence[int], slots: Callabl
     for index in sorted(range(len(examples)), key=lambda i: -len(examples[i].input_ids)):
         size, wanted = len(examples[index].input_ids), len(examples[index].places)
         found = next(
-            ((room, i) for room in range(size, ladder[-1] + 1) for i in reversed(rows_by_room[room]) if free_slots[i] >= wanted),
+            (
+                (room, at)
+                for room in range(size, ladder[-1] + 1)
+                if (there := rows_by_room[room])
+                for at in range(len(there) - 1, max(-1, len(there) - 1 - _LOOKED_AT), -1)
+                if free_slots[there[at]] >= wanted
+            ),
             None,
         )
         if found is None:
-            length = next(n for n in ladder if n >= size)
-            rows.append((length, []))
-            free_slots.append(slots(length))
-            found = (length, len(rows) - 1)
+            room, row = next(n for n in ladder if n >= size), len(rows)
+            rows.append((room, []))
+            free_slots.append(slots(room))
         else:
-            rows_by_room[found[0]].remove(found[1])
-        room, row = found
+            room, row = found[0], rows_by_room[found[0]].pop(found[1])
         rows[row][1].append(index)
         free_slots[row] -= wanted
         if free_slots[row]:

@@ -74,11 +74,13 @@ def _read_shards(index: Path, read: Callable[[Path], dict[str, np.ndarray]]) -> 
     try:
         file_of = dict(json.loads(index.read_text())["weight_map"])
         files = sorted(set(file_of.values()))
-        strange = [file for file in files if Path(file).name != file]
+        strange = [file for file in files if file in ("", "..") or Path(file).name != file]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(f"{index} is not an index of shards: {error!r}") from None
     if strange:
         raise InputError(f"{index} names {strange[0]}, which is not a file beside it")
+    if missing := [file for file in files if not (index.parent / file).is_file()]:
+        raise InputError(f"{index} names {missing[0]}, which is missing: fetch it too")
     shards = {file: read(index.parent / file) for file in files}
     absent = [name for name, file in file_of.items() if name not in shards[file]]
     if absent:

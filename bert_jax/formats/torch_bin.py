@@ -105,7 +105,7 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise InputError(f"no {path}") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}") from None
+        raise InputError(f"{path} cannot be read: {error}") from None
     try:
         found, locate = _open_zip(mapped) if mapped[:4] == b"PK\3\4" else _open_legacy(mapped)
         return {name: _array(name, tensor, locate) for name, tensor in _state_dict(found).items()}
@@ -140,7 +140,9 @@ def _open_zip(mapped: _Map) -> tuple[Any, Callable[[str], Record]]:
 
     def contents(name: str) -> bytes:
         buffer, start, size = locate(name)
-        return buffer[start : start + min(size, _LIMIT)]
+        if size > _LIMIT:
+            raise InputError(f"its record {name} is of {size} bytes, too many for a file of weights")
+        return buffer[start : start + size]
 
     if f"{tops[0]}byteorder" in members and contents("byteorder") != b"little":
         raise InputError("a big-endian file: load it in torch and save it on a little-endian machine")
@@ -151,7 +153,7 @@ def _member(mapped: _Map, info: zipfile.ZipInfo) -> Record:
     """Where a member's bytes are: behind a header of their own, whose length the directory does not tell."""
     header = mapped[info.header_offset : info.header_offset + 30]
     start = info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-    if info.header_offset < 0 or header[:4] != b"PK\3\4" or start + info.compress_size > len(mapped):
+    if header[:4] != b"PK\3\4" or start + info.compress_size > len(mapped):
         raise InputError(f"is cut short or damaged at {info.filename[:80]!r}")
     if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise InputError(f"{info.filename[:80]!r} is encrypted, or compressed by another method than deflate")
@@ -334,6 +336,6 @@ def _state_dict(found: Any) -> dict[str, _Tensor]:
     if tensors and all(value is None or isinstance(value, int | float | str | bytes | _Tensor) for value in entries.values()):
         return tensors
     entries = dict(list(entries.items())[:5]) or {"": found}
-    kinds = [f"{name[:40]!r} ({type(value).__name__.strip('_').lower()})" for name, value in entries.items()]
+    kinds = [f"{name[:40]!r} ({type(value).__name__.strip('_')})" for name, value in entries.items()]
     expected = f"a dict of tensors, at the top or as one of {', '.join(_NESTED)}"
     raise InputError(f"expected {expected}; it holds {', '.join(kinds)}{', ...' if len(kinds) == 5 else ''}")

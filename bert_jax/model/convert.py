@@ -53,12 +53,16 @@ def their_names(paths: Mapping[str, Any], cfg: BertConfig, head: Head) -> dict[s
     return {path: name(path) for path in paths}
 
 
+def saved_names(paths: Mapping[str, Any], cfg: BertConfig, head: Head) -> dict[str, str]:
+    """`their_names` as files have them: that of a bare encoder has no prefix."""
+    prefix = FAMILIES[cfg.model_type].prefix if head == "encoder" else ""
+    return {path: name.removeprefix(prefix) for path, name in their_names(paths, cfg, head).items()}
+
+
 def to_hugging_face(params: Params, cfg: BertConfig, head: Head) -> dict[str, np.ndarray]:
     """Our parameters under their names; kernels transposed to [out, in]."""
     flat = flatten(params)
-    theirs = their_names(flat, cfg, head)
-    if head == "encoder":  # a file of the bare encoder has no prefix
-        theirs = {path: name.removeprefix(FAMILIES[cfg.model_type].prefix) for path, name in theirs.items()}
+    theirs = saved_names(flat, cfg, head)
     arrays = ((path, np.asarray(leaf)) for path, leaf in flat.items())
     return {theirs[p]: np.ascontiguousarray(leaf.T if p.endswith("/kernel") else leaf) for p, leaf in arrays}
 
@@ -70,14 +74,14 @@ class Converted:
     Attributes:
       params: the parameter tree.
       fresh: our paths that no tensor was there for; they have their initial values.
-      unused: names of tensors that the model has no place for.
-      used: our path -> the name of the tensor it came from, as the file has it.
+      unused: names of tensors that no head of the family has.
+      broken: names of tensors with NaN or infinite values.
     """
 
     params: Params
     fresh: list[str]
     unused: list[str]
-    used: dict[str, str]
+    broken: list[str]
 
 
 def from_hugging_face(
@@ -108,10 +112,12 @@ def from_hugging_face(
     family = FAMILIES[cfg.model_type]
     flat_like = flatten(like)
     there = _by_full_name(tensors, family)
+    there |= {name: there[twin] for twin, name in family.tied.items() if twin in there and name not in there}
     wanted = their_names(flat_like, cfg, head)
     fresh = [path for path, theirs in wanted.items() if theirs not in there]
-    unused = sorted(set(there) - set(wanted.values()) - set(family.tied))
-    strange = [n for n in unused if n.startswith(family.prefix) and not n.startswith(tuple(_known_outside(family)))]
+    known = tuple(_known_outside(family))
+    unused = sorted(name for name in set(there) - set(wanted.values()) if not name.startswith(known))
+    strange = [name for name in unused if name.startswith(family.prefix)]
     wrong = _misfits(there, tensors, wanted, flat_like, family, cfg)
     lost = [path for path in fresh if path.startswith("encoder/")]
     if wrong or lost or strange:
@@ -123,9 +129,13 @@ def from_hugging_face(
         raise InputError(f"{where} does not hold this model:\n  " + "\n  ".join(lines[:12]) + f"\n({len(lines)} in all)")
     used = {path: there[theirs] for path, theirs in wanted.items() if path not in fresh}
     flat = {path: put(np.asarray(x, np.float32)) for path, x in initial(fresh).items()} if fresh else {}
+    broken = []
     for path, name in used.items():
-        flat[path] = put(np.array(tensors[name].T if path.endswith("/kernel") else tensors[name], np.float32, order="C"))
-    return Converted(unflatten({path: flat[path] for path in flat_like}), fresh, [there[name] for name in unused], used)
+        array = np.array(tensors[name].T if path.endswith("/kernel") else tensors[name], np.float32, order="C")
+        if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
+            broken.append(name)
+        flat[path] = put(array)
+    return Converted(unflatten({path: flat[path] for path in flat_like}), fresh, [there[name] for name in unused], broken)
 
 
 def _by_full_name(tensors: Mapping[str, np.ndarray], family: Family) -> dict[str, str]:
@@ -209,7 +219,7 @@ def config_from_hugging_face(values: Mapping[str, Any], where: str) -> BertConfi
     Raises InputError for a model_type that is not in the table, and for what no row of it covers.
     """
     model_type = values.get("model_type", "bert")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(
             f"{where}: model_type {model_type!r} is not known{did_you_mean(str(model_type), FAMILIES)}; "
             f"known: {', '.join(FAMILIES)}"

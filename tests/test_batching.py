@@ -1,0 +1,126 @@
+"""Packing examples into batches of few shapes: nothing lost, nothing mixed, little padding."""
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bert_jax.data.batching import Example, batches, num_rows, pack_rows, row_lengths
+
+
+def example(size, places=1, first=1):
+    """One with ids first, first + 1, ... and its last `places` tokens as places."""
+    ids = np.arange(first, first + size, dtype=np.int32)
+    return Example(ids, (ids % 2).astype(np.int32), np.arange(size - places, size, dtype=np.int32))
+
+
+def quarter(length):
+    return max(4, length // 4)
+
+
+MIXES = st.lists(st.tuples(st.integers(1, 300), st.integers(0, 4)), max_size=60)
+
+
+@given(MIXES, st.sampled_from([300, 400, 512]), st.sampled_from([64, 512, 2048]))
+@settings(deadline=None, max_examples=150)
+def test_every_example_stands_in_one_place_with_all_its_tokens_and_slots(mix, longest, tokens):
+    examples = [example(size, min(size, places), 1000 * i + 1) for i, (size, places) in enumerate(mix)]
+    seen = []
+    for batch in batches(examples, longest, tokens, quarter, pad_id=-7):
+        arrays = batch.arrays
+        rows, length = arrays["input_ids"].shape
+        assert {(a.shape, a.dtype.name) for a in arrays.values()} == {((rows, length), "int32")}
+        assert batch.positions.shape == (rows, quarter(length))
+        assert batch.positions.dtype == np.int32
+        assert length <= longest
+        assert rows == 1 or rows * length <= tokens
+        taken = np.zeros((rows, length), int)
+        slots = np.zeros(batch.positions.shape, int)
+        for place in batch.places:
+            at, given = (place.row, place.tokens), examples[place.example]
+            seen.append(place.example)
+            taken[at] += 1
+            slots[place.row, place.slots] += 1
+            np.testing.assert_array_equal(arrays["input_ids"][at], given.input_ids)
+            np.testing.assert_array_equal(arrays["token_type_ids"][at], given.token_type_ids)
+            np.testing.assert_array_equal(arrays["position_ids"][at], np.arange(len(given.input_ids)))
+            assert len(set(arrays["sequence_ids"][at].tolist())) == 1
+            found = arrays["input_ids"][place.row, batch.positions[place.row, place.slots]]
+            np.testing.assert_array_equal(found, given.input_ids[given.places])
+        assert taken.max() <= 1
+        assert slots.max() <= 1
+        np.testing.assert_array_equal(arrays["sequence_ids"] > 0, taken > 0)
+        assert (arrays["input_ids"][taken == 0] == -7).all()
+        for row in arrays["sequence_ids"]:
+            used = row[row > 0]
+            assert (np.diff(used) >= 0).all()
+            assert set(used.tolist()) == set(range(1, 1 + max(used, default=0)))
+            assert (row[len(used) :] == 0).all()
+    assert sorted(seen) == list(range(len(examples)))
+
+
+@given(MIXES)
+@settings(deadline=None, max_examples=50)
+def test_a_rows_examples_fit_its_tokens_and_slots(mix):
+    examples = [example(size, min(size, places)) for size, places in mix]
+    ladder = row_lengths([len(e.input_ids) for e in examples], 512)
+    for length, indices in pack_rows(examples, ladder, quarter):
+        assert indices
+        assert sum(len(examples[i].input_ids) for i in indices) <= length
+        assert sum(len(examples[i].places) for i in indices) <= quarter(length)
+
+
+@pytest.mark.parametrize("longest", [1, 7, 16, 24, 64, 100, 512, 2000])
+def test_an_example_as_long_as_the_model_takes_fits(longest):
+    (batch,) = batches([example(longest)], longest, 2048, quarter, 0)
+    assert longest <= batch.arrays["input_ids"].shape[1] <= max(16, longest)
+    assert batch.arrays["input_ids"].shape[1] <= longest
+
+
+def test_no_examples_make_no_batches():
+    assert list(batches([], 512, 2048, quarter, 0)) == []
+
+
+def test_a_lone_short_example_is_not_padded_to_a_long_row():
+    (batch,) = batches([example(9)], 512, 2048, quarter, 0)
+    assert batch.arrays["input_ids"].shape == (1, 16)
+
+
+def test_rows_are_powers_of_two_or_a_full_batch():
+    assert [num_rows(n, 24) for n in (1, 2, 3, 8, 9, 17, 24)] == [1, 2, 4, 8, 16, 24, 24]
+
+
+def test_random_mixes_give_few_shapes():
+    shapes = set()
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        sizes = np.clip(rng.lognormal(rng.uniform(2, 5), 0.6, rng.integers(1, 400)), 3, 512).astype(int)
+        shapes |= {b.arrays["input_ids"].shape for b in batches([example(n) for n in sizes], 512, 2048, quarter, 0)}
+    full = {16: 128, 32: 64, 64: 32, 128: 16, 256: 8, 512: 4}
+    assert all(rows == full[length] or (rows < full[length] and rows & (rows - 1) == 0) for rows, length in shapes)
+    assert len({shape for shape in shapes if shape[1] >= 64}) <= 18
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_natural_lengths_leave_less_than_a_tenth_as_padding(seed):
+    sizes = np.clip(np.random.default_rng(seed).lognormal(np.log(25) - 0.18, 0.6, 2000), 3, 512).astype(int)
+    assert 23 < sizes.mean() < 27
+    computed = sum(b.arrays["input_ids"].size for b in batches([example(n) for n in sizes], 512, 2048, quarter, 0))
+    assert 1 - sizes.sum() / computed < 0.1
+
+
+@pytest.mark.parametrize(
+    "sizes, places",
+    [(np.clip(np.random.default_rng(0).lognormal(3, 0.6, 20_000), 3, 512).astype(int), 1), ([10] * 20_000, 3),
+     ([40] * 10_000 + [20] * 10_000, 1)],
+    ids=["natural", "slots run out", "equal"],
+)  # fmt: skip
+def test_twenty_thousand_examples_are_packed_quickly(sizes, places):
+    examples = [example(n, places) for n in sizes]
+    ladder = row_lengths(list(map(len, (e.input_ids for e in examples))), 512)
+    start = time.perf_counter()
+    rows = pack_rows(examples, ladder, lambda length: max(4, length // 16))
+    assert time.perf_counter() - start < 1
+    assert sum(len(indices) for _, indices in rows) == 20_000
