@@ -42,6 +42,8 @@ class _Predictor:
             raise InputError(
                 f"{type(self).__name__} needs a model with the head {' or '.join(self.needs)}; this one has {model.head!r}"
             )
+        if model.config.max_length < 3 + model.tokenizer.pair_separators:
+            raise InputError(f"max_position_embeddings={model.config.max_position_embeddings} leaves no room for a text")
         self.model, self.tokenizer = model, model.tokenizer
         self._params = jax.device_put(model.params)
         self._run_batch = jax.jit(self._outputs)
@@ -61,7 +63,7 @@ class _Predictor:
         ids = [[t.cls_id], parts[0], *(x for part in parts[1:] for x in (middle, part)), [t.sep_id]]
         input_ids = np.concatenate(ids).astype(np.int32)
         types = np.zeros_like(input_ids)
-        if len(parts) > 1 and t.token_types:
+        if len(parts) > 1 and t.token_types and self.model.config.type_vocab_size > 1:
             types[1 + len(parts[0]) + len(middle) :] = 1
         if len(input_ids) and input_ids.max() >= self.model.config.vocab_size:
             raise InputError(
@@ -80,12 +82,13 @@ class _Predictor:
             arrays = jax.device_get(outputs)
             for place in batch.places:
                 results[place.example] = {
-                    name: array[place.row, place.tokens if name in self.per_token else place.slots]
+                    name: array[place.row, place.tokens if name in self.per_token else place.slots].copy()  # not the whole batch
                     for name, array in arrays.items()
                 }
 
-        longest = self.model.config.max_length
-        for batch in batches(examples, longest, self._tokens, self._slots, self.tokenizer.pad_id):
+        cfg, pad_id = self.model.config, self.tokenizer.pad_id
+        pad_id = pad_id if pad_id < cfg.vocab_size else 0  # one past the table would be NaN, and spread
+        for batch in batches(examples, cfg.max_length, self._tokens, self._slots, pad_id):
             flying.append((batch, self._run_batch(self._params, batch.arrays | {"places": batch.positions})))
             if len(flying) > _IN_FLIGHT:
                 land()
@@ -96,19 +99,16 @@ class _Predictor:
     def _encode(self, texts: Sequence[Text], limit: int | None = None) -> list[Example]:
         """An example each, cut to what the model takes with a warning that says how many were."""
         pairs = [isinstance(text, (tuple, list)) for text in texts]
-        if any(pair and len(text) != 2 for pair, text in zip(pairs, texts, strict=True)):
-            raise InputError("a pair of texts has two texts")
-        counts = [2 if pair else 1 for pair in pairs]
-        flat: list[str] = []
-        for pair, text in zip(pairs, texts, strict=True):
-            flat.extend(text if pair else [text])  # type: ignore[list-item]
-        ids = iter(self.tokenizer.encode_batch(flat))
+        for i, (pair, text) in enumerate(zip(pairs, texts, strict=True)):
+            if pair and not _is_pair(text):
+                raise InputError(f"texts[{i}] is {str(text)[:60]!r}; expected a text, or a tuple of two texts")
+        both: list[Any] = [text if pair else (text, "") for pair, text in zip(pairs, texts, strict=True)]
+        first, second = (self.tokenizer.encode_batch([two[i] for two in both]) for i in (0, 1))
         limit = min(limit or self.model.config.max_length, self.model.config.max_length)
         parts, cut = [], 0
-        for count in counts:
-            part = [next(ids) for _ in range(count)]
-            room = limit - 2 - (self.tokenizer.pair_separators if count == 2 else 0)
-            shorter = _cut(part, room)
+        for pair, a, b in zip(pairs, first, second, strict=True):
+            part = [a, b] if pair else [a]
+            shorter = _cut(part, limit - 2 - self.tokenizer.pair_separators * pair)
             cut += shorter is not part
             parts.append(shorter)
         if cut:
@@ -127,6 +127,10 @@ def _cut(parts: list[np.ndarray], room: int) -> list[np.ndarray]:
     a, b = (len(part) for part in parts)
     keep_a = min(a, max(room - b, (room + 1) // 2))
     return [parts[0][:keep_a], parts[1][: room - keep_a]]
+
+
+def _is_pair(text: Any) -> bool:
+    return isinstance(text, (tuple, list)) and len(text) == 2 and all(isinstance(part, str) for part in text)
 
 
 def _as_list(texts: Any, what: str = "texts") -> list[Any]:
@@ -194,9 +198,10 @@ class FillMask(_Predictor):
     def _filling(self, text: str, mask: int, id: int, score: float) -> Filling:
         pieces = text.split(self.tokenizer.mask_token)
         left, right = (self.tokenizer.mask_token.join(part) for part in (pieces[: mask + 1], pieces[mask + 1 :]))
-        token = self.tokenizer.decode([id]).strip() or self.tokenizer.tokens([id])[0]
+        once = self.tokenizer.decode([id])  # behind itself it loses the `##` of WordPiece; a `##` of byte-level BPE is text
+        token = self.tokenizer.decode([id, id])[len(once) :].strip() or self.tokenizer.tokens([id])[0]
         if not self.tokenizer.starts_word[id]:
-            left, token = left.rstrip(), token.removeprefix("##")
+            left = left.rstrip()
         return Filling(token, score, left + token + right, mask)
 
 
@@ -301,7 +306,7 @@ class Embedder(_Predictor):
         if self.pooling.lowercase:
             texts = [text.lower() if isinstance(text, str) else text for text in texts]
         results = self._run(self._encode(texts, self.pooling.max_length))
-        return np.array([result["vectors"][0] for result in results], np.float32).reshape(len(texts), -1)
+        return np.array([result["vectors"][0] for result in results], np.float32).reshape(-1, self.model.config.hidden_size)
 
 
 def nearest(queries: np.ndarray, corpus: np.ndarray, top_k: int = 10) -> tuple[np.ndarray, np.ndarray]:
@@ -310,21 +315,37 @@ def nearest(queries: np.ndarray, corpus: np.ndarray, top_k: int = 10) -> tuple[n
     Inner products of normalised embeddings are cosine similarities. Exact. Returns (scores float32 [Q, k], indices [Q, k]), the
     best first, ties by index; k is at most N. Raises InputError where the widths differ.
     """
-    queries, corpus = np.atleast_2d(queries), np.atleast_2d(corpus)
+    if top_k < 1:
+        raise InputError(f"top_k={top_k} is below 1")
+    queries, corpus = (np.atleast_2d(np.asarray(x, np.float32)) for x in (queries, corpus))
     if queries.shape[1] != corpus.shape[1]:
         raise InputError(f"queries have {queries.shape[1]} dimensions and the corpus {corpus.shape[1]}: they are of two models")
     top_k = min(top_k, len(corpus))
     scores = np.empty((len(queries), top_k), np.float32)
     indices = np.empty((len(queries), top_k), np.int64)
     block = max(1, 2**26 // max(1, len(corpus)))  # 256 MB of scores at a time
-    for start in range(0, len(queries), block):
+    for start in range(0, len(queries) if top_k else 0, block):
         some = queries[start : start + block] @ corpus.T
-        best = np.argpartition(-some, top_k - 1, axis=1)[:, :top_k] if top_k < len(corpus) else np.argsort(-some, axis=1)
+        best = _best_columns(some, top_k)
         order = np.lexsort((best, -np.take_along_axis(some, best, axis=1)), axis=1)
         best = np.take_along_axis(best, order, axis=1)
         indices[start : start + block] = best
         scores[start : start + block] = np.take_along_axis(some, best, axis=1)
     return scores, indices
+
+
+def _best_columns(scores: np.ndarray, top_k: int) -> np.ndarray:
+    """The columns of the `top_k` largest of each row, in any order; of equal ones the first."""
+    if top_k == scores.shape[1]:
+        return np.broadcast_to(np.arange(top_k), scores.shape)
+    best = np.argpartition(-scores, top_k - 1, axis=1)[:, :top_k]
+    values = np.take_along_axis(scores, best, axis=1)
+    least = values.min(axis=1, keepdims=True)
+    some_left_out = (scores == least).sum(axis=1) > (values == least).sum(axis=1)
+    for row in np.flatnonzero(some_left_out):
+        above, equal = np.flatnonzero(scores[row] > least[row]), np.flatnonzero(scores[row] == least[row])
+        best[row] = np.concatenate([above, equal])[:top_k]
+    return best
 
 
 # --- texts to spans ---
@@ -352,11 +373,13 @@ def _windows(text: int, size: int, room: int, stride: int) -> list[_Window]:
 
 def _most_context(windows: Sequence[_Window], size: int) -> np.ndarray:
     """For each of `size` tokens the window in which it has the most neighbours on its poorer side (run_squad.py)."""
-    token = np.arange(size)
-    context = [
-        np.where((token >= w.start) & (token < w.stop), np.minimum(token - w.start, w.stop - 1 - token), -1) for w in windows
-    ]
-    return np.argmax(np.stack(context), axis=0)
+    best, most = np.zeros(size, np.int64), np.full(size, -1)
+    for number, window in enumerate(windows):
+        inside, place = slice(window.start, window.stop), np.arange(window.stop - window.start)
+        context = np.minimum(place, place[::-1])
+        best[inside] = np.where(context > most[inside], number, best[inside])
+        most[inside] = np.maximum(context, most[inside])
+    return best
 
 
 class Entity(NamedTuple):
@@ -423,6 +446,7 @@ class Tagger(_Predictor):
             Entity(_split(group[0][2])[1], group[0][0], group[-1][1], text[group[0][0] : group[-1][1]],
                    float(np.mean([score for *_, score in group])))
             for group in groups
+            if group[0][0] < group[-1][1]  # a lone `▁` is no text
         ]  # fmt: skip
 
     def _words(self, encoding: Encoding, scores: np.ndarray) -> list[tuple[int, int, str, float]]:
@@ -449,7 +473,7 @@ class Tagger(_Predictor):
     def _continues(self, before: str, label: str) -> bool:
         """Whether a word with `label` belongs to the entity of the word before it."""
         (prefix_before, kind_before), (prefix, kind) = _split(before), _split(label)
-        return label != self.outside and kind == kind_before and prefix not in "BSU" and prefix_before not in "ESL"
+        return label != self.outside and kind == kind_before and prefix not in "BSU" and prefix_before not in "ESLU"
 
 
 def _split(label: str) -> tuple[str, str]:
@@ -499,7 +523,10 @@ class Answerer(_Predictor):
         self.max_length = min(max_length, model.config.max_length)
         self.max_question_length = max_question_length
         least = max_question_length + 3 + self.tokenizer.pair_separators
-        if self.max_length <= least or stride < 1:
+        for name, value in (("top_k", top_k), ("stride", stride), ("max_answer_length", max_answer_length)):
+            if value < 1:
+                raise InputError(f"{name}={value} is below 1")
+        if self.max_length <= least:
             raise InputError(
                 f"max_length={self.max_length} leaves no room for a context behind max_question_length={max_question_length}"
             )
@@ -513,7 +540,7 @@ class Answerer(_Predictor):
         """For each (question, context) the `top_k` answers, the best first. Long contexts are read in windows."""
         pairs = _as_list(pairs, "pairs")
         for i, pair in enumerate(pairs):
-            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            if not _is_pair(pair):
                 raise InputError(f"pairs[{i}] is {str(pair)[:60]!r}; expected (question, context)")
         questions = self.tokenizer.encode_batch([question for question, _ in pairs])
         long = sum(len(ids) > self.max_question_length for ids in questions)
@@ -547,9 +574,8 @@ class Answerer(_Predictor):
         for number, (window, result) in enumerate(found):
             inside = slice(before, before + window.stop - window.start)
             start, end = result["start"][inside], result["end"][inside]
-            likely = np.argsort(-start)[: self.n_best * 2].tolist()
-            starts = [i for i in likely if home[window.start + i] == number][: self.n_best]
-            for i in starts:
+            own = np.flatnonzero(home[window.start : window.stop] == number)
+            for i in own[np.argsort(-start[own])[: self.n_best]].tolist():
                 for j in i + np.argsort(-end[i : i + self.max_answer_length])[: self.n_best]:
                     span = (int(encoding.offsets[window.start + i, 0]), int(encoding.offsets[window.start + j, 1]))
                     if span[0] < span[1]:

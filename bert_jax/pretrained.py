@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from bert_jax.config import COMPUTED, BertConfig, InputError, TrainConfig, did_you_mean, differences, from_dict, to_dict
 from bert_jax.data.tokenizer import Tokenizer, has_tokenizer
-from bert_jax.formats.tensors import read_directory
+from bert_jax.formats.tensors import has_weights, read_directory
 from bert_jax.formats.tf1 import find_tf1, read_tf1
 from bert_jax.model import convert
 from bert_jax.model.families import FAMILIES, HEADS, Head
@@ -118,7 +118,7 @@ def _read(directory: Path) -> _Files:
         raise InputError(f"no directory {directory}{_nearest(directory)}")
     if (directory / "checkpoints").is_dir():
         return _read_workdir(directory)
-    prefix = None if (directory / "model.safetensors").is_file() else find_tf1(directory)  # `save` may have written there
+    prefix = None if has_weights(directory) else find_tf1(directory)  # `save` may have written beside a checkpoint
     names = ("config.json", "bert_config.json") if prefix is None else ("bert_config.json", "config.json")
     path = next((directory / name for name in names if (directory / name).is_file()), None)
     if path is None:

@@ -55,6 +55,11 @@ _FILES: list[tuple[str, Callable[[Path], dict[str, np.ndarray]]]] = [
 ]
 
 
+def has_weights(directory: Path) -> bool:
+    """True if `directory` has a file that `read_directory` would read."""
+    return any((directory / file).is_file() for name, _ in _FILES for file in (name, f"{name}.index.json"))
+
+
 def read_directory(directory: Path) -> tuple[dict[str, np.ndarray], Path]:
     """(tensors, the file they are of): model.safetensors or pytorch_model.bin, whole or in shards with an index.
 

@@ -17,12 +17,9 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
-import time
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import protocol
 
@@ -32,7 +29,6 @@ PRESETS = {
 }
 SCRIPTS = {"ours": "ours_step.py", "torch": "peer_torch_step.py", "flax": "peer_flax_step.py", "sgemm": "sgemm_peak.py"}
 PARTICIPANTS = ("ours", "torch", "flax")
-SETTLE_SECONDS = 0.2  # idle OpenMP threads spin for a while after a step
 
 
 def training_flops(layers: int, hidden: int, intermediate: int, batch: int, length: int, scored: int) -> float:
@@ -40,37 +36,6 @@ def training_flops(layers: int, hidden: int, intermediate: int, batch: int, leng
     layer = 4 * hidden * hidden + 2 * hidden * intermediate + 2 * length * hidden  # multiply-adds a token
     head = hidden * hidden + hidden * protocol.VOCAB_SIZE
     return 3 * 2 * batch * (length * layers * layer + scored * head)
-
-
-class Participant:
-    """A timed process: started, warmed up, asked for steps."""
-
-    def __init__(self, name: str, python: str, flags: list[str], environment: dict[str, str]):
-        command = [python, str(Path(__file__).with_name(SCRIPTS[name])), *flags]
-        self.name = name
-        start = time.perf_counter()
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
-        )
-        self.facts = self._answer()
-        self.facts["start_seconds"] = time.perf_counter() - start
-
-    def _answer(self) -> dict[str, Any]:
-        for line in self.process.stdout:
-            if line.startswith("{"):
-                return json.loads(line)
-        raise SystemExit(f"{SCRIPTS[self.name]} ended with code {self.process.wait()}")
-
-    def step(self) -> dict[str, float]:
-        """One step: seconds and peak_rss_mb."""
-        time.sleep(SETTLE_SECONDS)
-        print("step", file=self.process.stdin, flush=True)
-        return self._answer()
-
-    def stop(self) -> None:
-        """End the process."""
-        if self.process.poll() is None:
-            self.process.communicate("quit\n")
 
 
 def parse() -> argparse.Namespace:
@@ -93,11 +58,13 @@ def main() -> None:
     sgemm_environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"}
     sgemm_environment["OPENBLAS_NUM_THREADS"] = str(args.threads)
     load = os.getloadavg()[0]  # of other work: near 0 where the numbers are worth keeping
-    running: list[Participant] = []
+    running: list[protocol.Participant] = []
     try:
-        for name in args.participants:
-            running.append(Participant(name, getattr(args, f"{name}_python"), flags, dict(os.environ)))
-        running.append(Participant("sgemm", sys.executable, flags, sgemm_environment))
+        for name in (*args.participants, "sgemm"):
+            python = getattr(args, f"{name}_python", sys.executable)
+            command = [python, str(Path(__file__).with_name(SCRIPTS[name])), *flags]
+            environment = sgemm_environment if name == "sgemm" else dict(os.environ)
+            running.append(protocol.Participant(name, command, environment))
         answers = [{p.name: p.step() for p in running} for _ in range(args.rounds)]
         facts = {p.name: p.facts for p in running}
     finally:

@@ -1,4 +1,4 @@
-"""What the timed processes of pretraining_step.py share: standard library and NumPy only, each has its own interpreter.
+"""What the timed processes of pretraining_step.py and encoding.py share: each has its own interpreter, so NumPy is all it needs.
 
 A timed process prints one JSON line when it has warmed up, then one for every line `step` that it reads, until `quit`:
 
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +25,10 @@ import numpy as np
 
 VOCAB_SIZE = 30522
 LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 1e-4, 0.01, 1.0
+SETTLE_SECONDS = 0.2  # idle OpenMP threads spin for a while after a step
+SENTENCE = "It was a bright cold day in April, and the clocks were striking thirteen."  # the first prediction of a process
+
+Encode = Callable[[list[str]], np.ndarray]
 
 
 def arguments(doc: str | None) -> argparse.Namespace:
@@ -68,18 +73,86 @@ def peak_rss_mb() -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
+def timed(step: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of `step()`, which must wait for its result, and the result."""
+    start = time.perf_counter()
+    result = step()
+    return time.perf_counter() - start, result
+
+
 def serve(step: Callable[[], Any], steps: int = 0, warmups: int = 2, **facts: Any) -> None:
     """Warm up, then time one `step()`, which must wait for its result, a request. `facts` join the ready line."""
-
-    def timed() -> float:
-        start = time.perf_counter()
-        step()
-        return time.perf_counter() - start
-
-    warmup_seconds = [timed() for _ in range(warmups)]
-    print(json.dumps({"ready": True, "warmup_seconds": sum(warmup_seconds), **facts}), flush=True)
+    warmup_seconds = [timed(step)[0] for _ in range(warmups)]
+    say(ready=True, warmup_seconds=sum(warmup_seconds), **facts)
     for request in ["step"] * steps if steps else sys.stdin:
         if request.strip() == "quit":
             return
         if request.strip() == "step":
-            print(json.dumps({"seconds": timed(), "peak_rss_mb": peak_rss_mb()}), flush=True)
+            say(seconds=timed(step)[0], peak_rss_mb=peak_rss_mb())
+
+
+def say(**facts: Any) -> None:
+    """One JSON line to whoever started this process."""
+    print(json.dumps(facts), flush=True)
+
+
+class Participant:
+    """A timed process: started, warmed up, asked for steps. `facts` is its first JSON line and the seconds until that came."""
+
+    def __init__(self, name: str, command: list[str], environment: dict[str, str]):
+        self.name = name
+        start = time.perf_counter()
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
+        )
+        self.facts = self._answer()
+        self.facts["start_seconds"] = time.perf_counter() - start
+
+    def _answer(self) -> dict[str, Any]:
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        raise SystemExit(f"{self.name}'s process ended with code {self.process.wait()}")
+
+    def step(self) -> dict[str, float]:
+        """One step: seconds and peak_rss_mb."""
+        time.sleep(SETTLE_SECONDS)
+        print("step", file=self.process.stdin, flush=True)
+        return self._answer()
+
+    def stop(self) -> None:
+        """End the process."""
+        if self.process.poll() is None:
+            self.process.communicate("quit\n")
+
+
+# --- the participants of encoding.py ---
+
+
+def encoding_arguments(doc: str | None, add: Callable[[argparse.ArgumentParser], Any]) -> argparse.Namespace:
+    """What to encode with what, and what `add` adds; limits this process to `--threads` cores, so call it before imports."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="directory")
+    parser.add_argument("--texts", type=Path, help="text file, one text a line")
+    parser.add_argument("--vectors", type=Path, help="write the vectors to this .npy file")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=0, help="run this many passes and leave; 0: read `step` from stdin")
+    parser.add_argument("--first", action="store_true", help="encode one sentence, say so and leave")
+    add(parser)
+    args = parser.parse_args()
+    limit_cores(args.threads)
+    return args
+
+
+def serve_encoding(encode: Encode, args: argparse.Namespace, **facts: Any) -> None:
+    """Times passes over --texts: the process's first and second one for the ready line, then one a request."""
+    if args.first:
+        encode([SENTENCE])
+        say(ready=True)
+        return
+    texts = args.texts.read_text(encoding="utf-8").splitlines()
+    cold_seconds, _ = timed(lambda: encode(texts))
+    second_seconds, vectors = timed(lambda: encode(texts))
+    if args.vectors:
+        np.save(args.vectors, vectors)
+    serve(lambda: encode(texts), args.steps, 0, cold_seconds=cold_seconds, second_seconds=second_seconds, **facts)

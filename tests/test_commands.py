@@ -1,0 +1,442 @@
+"""The commands that predict: lines in, JSON lines out, from files, pipes and terminals."""
+
+import gzip
+import inspect
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import bert_jax
+from bert_jax import commands, console, pretrained
+from bert_jax.__main__ import COMMANDS, main
+from bert_jax.config import BertConfig, InputError
+from bert_jax.pretrained import Model
+
+ROOT = Path(__file__).parent.parent
+LABELS = {"sequence_classification": ("bad", "good", "odd"), "token_classification": ("O", "B-X", "I-X")}
+CONTEXT = "Bako tine rodusi. Tine bako."
+
+
+def make_model(tokenizer, head, **more):
+    config = BertConfig(vocab_size=tokenizer.vocab_size, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                        intermediate_size=32, max_position_embeddings=96, initializer_range=0.3)  # fmt: skip
+    empty = Model(config, {}, tokenizer, head, LABELS.get(head, ()), **more)
+    return Model(config, pretrained.initialize(empty.module, 0), tokenizer, head, empty.labels, **more)
+
+
+@pytest.fixture(scope="module")
+def models(tokenizer, tmp_path_factory):
+    """Directories of tiny models by head, and one whose texts may have several labels."""
+    folder = tmp_path_factory.mktemp("models")
+    for head in ("masked_lm", "sequence_classification", "token_classification", "question_answering"):
+        pretrained.save(make_model(tokenizer, head), folder / head)
+    several = make_model(tokenizer, "sequence_classification", problem_type="multi_label_classification")
+    pretrained.save(several, folder / "several")
+    return {path.name: str(path) for path in folder.iterdir()}
+
+
+@pytest.fixture
+def run(capsysbinary, monkeypatch, tmp_path):
+    """Runs a command in this process, on bytes as standard input where they are given; the objects that it printed."""
+
+    def run(*arguments, stdin=None):
+        if stdin is not None:
+            (tmp_path / "stdin").write_bytes(stdin)
+            monkeypatch.setattr(sys, "stdin", open(tmp_path / "stdin"))  # noqa: SIM115
+        try:
+            main(list(map(str, arguments)))
+        finally:
+            run.out, err = capsysbinary.readouterr()
+            run.err = err.decode()
+            if stdin is not None:
+                sys.stdin.close()
+        return [json.loads(line) for line in run.out.decode().splitlines()]
+
+    return run
+
+
+def lines_of(path, *lines):
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+# --- what each command says ---
+
+
+def test_fill_mask_gives_the_best_tokens_of_each_mask(run, models):
+    first, second = run("fill-mask", models["masked_lm"], "--top-k", 3, stdin=b"bako [MASK] tine\n[MASK] r [MASK]\n")
+    assert list(first) == ["text", "fillings"]
+    assert [list(filling) for filling in first["fillings"]] == [["token", "score", "text", "mask"]] * 3
+    assert [filling["mask"] for filling in second["fillings"]] == [0, 0, 0, 1, 1, 1]
+    best = bert_jax.FillMask(bert_jax.load(models["masked_lm"]), 3)(["bako [MASK] tine"])[0][0]
+    assert first["fillings"][0] == best._asdict() | {"score": pytest.approx(best.score, rel=1e-6)}
+
+
+def test_classify_gives_the_class_and_all_scores(run, models, tmp_path):
+    found = run("classify", models["sequence_classification"], lines_of(tmp_path / "a.txt", "bako", "tine bako"))
+    assert [list(each) for each in found] == [["text", "label", "score", "scores"]] * 2
+    assert found[0]["text"] == "bako"
+    assert list(found[0]["scores"]) == ["bad", "good", "odd"]
+    assert found[0]["scores"][found[0]["label"]] == found[0]["score"] == max(found[0]["scores"].values())
+
+
+def test_classify_gives_several_labels_where_a_text_may_have_them(run, models):
+    everything, nothing = (
+        run("classify", models["several"], "--threshold", threshold, stdin=b"bako\n")[0] for threshold in (0, 1)
+    )
+    assert (everything["labels"], nothing["labels"]) == (["bad", "good", "odd"], [])
+
+
+def test_pairs_are_the_same_between_tabs_and_in_json(run, models, tmp_path):
+    plain = run("classify", models["sequence_classification"], "--pairs", stdin=b"bako tine\trodusi\n\nbako\ttine\n")
+    pairs = [("bako tine", "rodusi"), ("", ""), ("bako", "tine")]
+    file = lines_of(tmp_path / "a.jsonl", *(json.dumps({"one": a, "two": b}) for a, b in pairs))
+    assert run("classify", models["sequence_classification"], file, "--text-column", "one", "--pair-column", "two") == plain
+    assert [(each["text"], each["text_pair"]) for each in plain] == pairs
+    lone = run("classify", models["sequence_classification"], file, "--text-column", "one")
+    assert "text_pair" not in lone[0]
+    assert lone[0]["scores"] != plain[0]["scores"]
+
+
+def test_tag_gives_entities_that_stand_in_the_text(run, models):
+    found = run("tag", models["token_classification"], "--outside", "none", stdin=b"Bako tine rodusi.\n\n")
+    assert found[0]["entities"]
+    for entity in found[0]["entities"]:
+        assert list(entity) == ["label", "start", "end", "text", "score"]
+        assert found[0]["text"][entity["start"] : entity["end"]] == entity["text"]
+    assert found[1] == {"text": "", "entities": []}
+    others = [
+        run("tag", models["token_classification"], "--outside", label, stdin=b"Bako tine rodusi.\n") for label in ("B-X", "I-X")
+    ]
+    assert any(other != found[:1] for other in others)
+    assert run("tag", models["token_classification"], "--aggregation", "simple", "--outside", "none",
+               stdin=b"Bako tine rodusi.\n") != found[:1]  # fmt: skip
+
+
+def test_answer_reads_json_lines_with_and_without_ids(run, models):
+    lines = [{"question": "bako?", "context": CONTEXT}, {"id": 7, "context": CONTEXT, "question": "tine?"}]
+    text = "\n".join(map(json.dumps, lines))
+    first, second = run("answer", models["question_answering"], "--top-k", 2, stdin=text.encode())
+    assert list(first) == ["question", "answers"]
+    assert list(second) == ["id", "question", "answers"]
+    assert (second["id"], len(first["answers"])) == (7, 2)
+    for answer in first["answers"]:
+        assert list(answer) == ["text", "start", "end", "score"]
+        assert CONTEXT[answer["start"] : answer["end"]] == answer["text"] != ""
+
+
+def test_answer_may_say_that_there_is_none(run, models):
+    line = json.dumps({"question": "bako?", "context": CONTEXT}).encode()
+    options = ["--no-answer", "--null-threshold", "-1e9"]
+    assert run("answer", models["question_answering"], *options, stdin=line)[0]["answers"][0]["text"] == ""
+
+
+def test_answer_reads_squads_layout(run, models, tmp_path):
+    questions = [{"id": f"q{i}", "question": "bako?" * (i + 1), "answers": []} for i in range(3)]
+    squad = {"data": [{"paragraphs": [{"context": CONTEXT, "qas": questions[:2]}]},
+                      {"paragraphs": [{"context": "Rodusi.", "qas": questions[2:]}]}]}  # fmt: skip
+    (tmp_path / "dev.json").write_text(json.dumps(squad))
+    found = run("answer", models["question_answering"], tmp_path / "dev.json")
+    assert [each["id"] for each in found] == ["q0", "q1", "q2"]
+    assert found[2]["answers"][0]["text"] in "Rodusi."
+
+
+def test_embed_gives_vectors_of_seven_digits(run, models):
+    model = bert_jax.load(models["masked_lm"])
+    found = run("embed", models["masked_lm"], stdin=b"bako\n\ntine rodusi\n")
+    expected = bert_jax.Embedder(model)(["bako", "", "tine rodusi"])
+    assert [each["text"] for each in found] == ["bako", "", "tine rodusi"]
+    np.testing.assert_allclose([each["embedding"] for each in found], expected, rtol=1e-6)
+    assert all(value == float(f"{value:.7g}") for each in found for value in each["embedding"])
+
+
+@pytest.mark.parametrize(
+    "options, pooling",
+    [
+        ([], bert_jax.Pooling("max", False, 5)),
+        (["--pooling", "cls"], bert_jax.Pooling("cls", False, 5)),
+        (["--normalize", "--max-length", "4"], bert_jax.Pooling("max", True, 4)),
+    ],
+)
+def test_embed_pools_as_the_model_says_but_for_the_options(run, tokenizer, tmp_path, options, pooling):
+    model = make_model(tokenizer, "encoder", pooling=bert_jax.Pooling("max", False, 5))
+    pretrained.save(model, tmp_path / "model")
+    with warnings.catch_warnings(action="ignore"):
+        expected = bert_jax.Embedder(model, pooling)(["bako tine rodusi bako"])
+    found = run("embed", tmp_path / "model", *options, stdin=b"bako tine rodusi bako\n")
+    np.testing.assert_allclose([each["embedding"] for each in found], expected, rtol=1e-6)
+
+
+def test_no_normalize_leaves_lengths(run, models):
+    (scaled,), (free,) = (run("embed", models["masked_lm"], *more, stdin=b"bako\n") for more in ([], ["--no-normalize"]))
+    assert np.linalg.norm(scaled["embedding"]) == pytest.approx(1)
+    assert np.linalg.norm(free["embedding"]) != pytest.approx(1, rel=0.1)
+    with pytest.raises(InputError, match="give one of them"):
+        run("embed", models["masked_lm"], "--normalize", "--no-normalize", stdin=b"")
+
+
+def test_embed_writes_an_array(run, models, tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "_FIRST", 3)
+    file = lines_of(tmp_path / "a.txt", *(f"bako {i}" for i in range(20)))
+    assert run("embed", models["masked_lm"], file, "--out", tmp_path / "v.npy") == []
+    found = np.load(tmp_path / "v.npy")
+    assert (found.dtype, found.shape) == (np.float32, (20, 32))
+    np.testing.assert_allclose(found, [each["embedding"] for each in run("embed", models["masked_lm"], file)], atol=1e-6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "v.npy"]
+
+
+def test_an_array_that_cannot_be_finished_leaves_nothing(run, models, tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"bako\n\xff\n")
+    with pytest.raises(InputError, match=r"a\.txt:2: byte 0xff is not UTF-8"):
+        run("embed", models["masked_lm"], tmp_path / "a.txt", "--out", tmp_path / "v.npy")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    with pytest.raises(InputError, match=r"v\.npy: cannot be written"):
+        run("embed", models["masked_lm"], tmp_path / "a.txt", "--out", tmp_path / "none" / "v.npy")
+
+
+# --- what is read ---
+
+
+def test_line_n_answers_line_n_over_many_chunks(run, models, tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "_FIRST", 2)
+    monkeypatch.setattr(commands, "_MOST", 5)
+    texts = ["", *(f"bako {'tine ' * (i % 7)}{i}" for i in range(40)), "", "tine", ""]
+    found = run("embed", models["masked_lm"], lines_of(tmp_path / "a.txt", *texts))
+    assert [each["text"] for each in found] == texts
+
+
+@pytest.mark.parametrize("ready, sizes", [(lambda: True, [2, 5, 5, 1]), (lambda: False, [1] * 13 + [0])])
+def test_chunks_grow_where_lines_are_there_and_do_not_wait_for_more(monkeypatch, ready, sizes):
+    monkeypatch.setattr(commands, "_FIRST", 2)
+    monkeypatch.setattr(commands, "_MOST", 5)
+    assert [len(chunk) for chunk in commands._chunks(iter([{"text": "a"}] * 13), ready)] == sizes
+
+
+def test_a_chunk_of_long_texts_is_short(monkeypatch):
+    monkeypatch.setattr(commands, "_MOST_BYTES", 10)
+    chunks = commands._chunks(iter([{"text": "a" * 4}] * 7), lambda: True)
+    assert [len(chunk) for chunk in chunks] == [3, 3, 1]
+
+
+def test_compressed_files_byte_order_marks_and_carriage_returns_are_read(run, models, tmp_path):
+    with gzip.open(tmp_path / "a.txt.gz", "wb") as file:
+        file.write("\ufeffbako\r\nüñ\r\n".encode())
+    expected = ["bako", "üñ"]
+    assert [each["text"] for each in run("embed", models["masked_lm"], tmp_path / "a.txt.gz")] == expected
+    assert "üñ".encode() in run.out
+    stdin = "\ufeffbako\r\nüñ".encode()
+    assert [each["text"] for each in run("embed", models["masked_lm"], "-", stdin=stdin)] == expected
+    with gzip.open(tmp_path / "a.jsonl.gz", "wb") as file:
+        file.write(b'{"text": "bako"}\n\n{"text": "tine"}\n')
+    assert [each["text"] for each in run("embed", models["masked_lm"], tmp_path / "a.jsonl.gz")] == ["bako", "tine"]
+
+
+def test_standard_input_is_json_where_a_column_is_named(run, models):
+    assert run("embed", models["masked_lm"], "--text-column", "t", stdin=b'{"t": "bako"}')[0]["text"] == "bako"
+
+
+def test_what_is_no_number_is_null():
+    assert commands._plain({"a": [float("nan"), (1.25, np.inf)]}) == {"a": [None, [1.25, None]]}
+
+
+def test_input_of_nothing_gives_nothing(run, models):
+    assert run("embed", models["masked_lm"], stdin=b"") == []
+
+
+WRONG_LINES = [
+    ("a.txt", b"bako\nt\xfcne\n", "a.txt:2: byte 0xfc is not UTF-8"),
+    ("a.txt", "bako\ntine\n".encode("utf-16"), "a.txt:1: a NUL byte"),
+    ("a.jsonl", b'{"text": "bako"}\n{"text": bako}\n', r"a.jsonl:2: not a JSON object \(Expecting value"),
+    ("a.jsonl", b'["bako"]\n', "a.jsonl:1: a JSON list, not an object"),
+    ("a.jsonl", b'{"text": "bako"}\n\n{"texts": "a"}\n', "a.jsonl:3: no 'text', it has texts; did you mean 'texts'"),
+    ("a.jsonl", b'{"text": 5}\n', "a.jsonl:1: 'text' is a int, not a string"),
+    ("a.jsonl", b'{"text": "\\ud800"}\n', "a.jsonl:1: 'text' has half of a surrogate pair"),
+    ("a.json", b"{}", "a.json: expected plain text, a text a line, or .jsonl"),
+    ("a.txt.gz", gzip.compress(b"bako\n" * 99)[:-9], "a.txt.gz: cannot be read .*cut short"),
+]
+
+
+@pytest.mark.parametrize("name, content, message", WRONG_LINES, ids=[message[:30] for *_, message in WRONG_LINES])
+def test_a_line_that_cannot_be_read_is_named(run, models, tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        run("embed", models["masked_lm"], tmp_path / name)
+
+
+def test_what_stands_before_a_wrong_line_is_answered(run, models):
+    with pytest.raises(InputError, match=r"stdin:3: no \[MASK\] in ''"):
+        run("fill-mask", models["masked_lm"], "--top-k", "1", stdin=b"bako [MASK]\n[MASK] tine\n\n[MASK]\n")
+    assert [json.loads(line)["text"] for line in run.out.splitlines()] == ["bako [MASK]", "[MASK] tine"]
+
+
+def test_a_pair_has_one_tab(run, models):
+    with pytest.raises(InputError, match="stdin:2: 2 tabs; --pairs expects one"):
+        run("classify", models["sequence_classification"], "--pairs", stdin=b"a\tb\na\tb\tc\n")
+    with pytest.raises(InputError, match="--pairs is for plain text"):
+        run("classify", models["sequence_classification"], "--pairs", "--pair-column", "b", stdin=b"")
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.txt", "bako?", 'a.txt: expected .jsonl, with {"question"'),
+        ("a.json", '{"data": [{"paragraphs": [{"qas": [{}]}]}]}', "a.json: not in SQuAD's layout"),
+        ("a.json", "[]", "a.json: not in SQuAD's layout"),
+        ("a.json", "{", "a.json: not JSON"),
+        ("a.json", '{"data": [{"paragraphs": [{"context": "", "qas": [{}]}]}]}', "a.json:1: no 'question'"),
+        ("a.jsonl", '{"question": "bako?"}', "a.jsonl:1: no 'context', it has question"),
+    ],
+)
+def test_answer_says_what_it_expects(run, models, tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError) as error:
+        run("answer", models["question_answering"], tmp_path / name)
+    assert message in str(error.value)
+
+
+def test_a_missing_file_is_missed_before_the_model_is_loaded(run, tmp_path):
+    lines_of(tmp_path / "texts.txt", "bako")
+    with pytest.raises(InputError, match=r"text\.txt: no such file; nearest in .*'texts\.txt'"):
+        run("embed", tmp_path / "no_model", tmp_path / "text.txt")
+
+
+# --- what a person sees ---
+
+
+def test_texts_that_are_cut_are_said_in_one_plain_line(run, models, monkeypatch):
+    monkeypatch.setattr(commands, "_FIRST", 2)
+    run("embed", models["masked_lm"], "--max-length", "5", stdin=b"bako tine rodusi bako tine\n\n" * 4 + b"a\n")
+    assert run.err == "warning: 4 of 9 texts have more than 5 tokens; what is past them was not read\n"
+
+
+def test_other_warnings_stay_warnings():
+    with pytest.warns(UserWarning, match="odd"), console.predicting(1, False):
+        warnings.warn("odd", stacklevel=1)
+
+
+def test_the_bar_is_on_a_terminal_only_and_leaves_stdout_alone(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    before = sys.stdout
+    for stream, shown in ((io.StringIO(), False), (Terminal(), True)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with console.predicting(2, shown) as advance:
+            advance(1)
+            assert sys.stdout is before
+        assert ("predicting" in stream.getvalue()) == shown
+
+
+@pytest.mark.parametrize("command", ["fill-mask", "classify", "tag", "answer", "embed"])
+def test_help_documents_every_option(capsys, command):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert f"usage: python -m bert_jax {command} [-h]" in text
+    assert COMMANDS[command][1].__doc__.splitlines()[0][:60] in text
+    for name in inspect.signature(COMMANDS[command][1]).parameters:
+        assert f"    {name}: " in COMMANDS[command][1].__doc__
+        assert name in ("texts", "model", "file") or f"--{name.replace('_', '-')}" in text
+
+
+# --- the compilation cache ---
+
+
+@pytest.fixture
+def no_cache():
+    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before[0])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+
+
+def test_compilations_are_kept_in_the_users_cache_folder(no_cache, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    commands._cache_compilations()
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "bert_jax" / "xla")
+    assert (tmp_path / "bert_jax" / "xla").is_dir()
+
+
+def test_a_cache_folder_that_is_set_stays(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = jax.config.jax_compilation_cache_dir
+    assert before
+    commands._cache_compilations()
+    assert jax.config.jax_compilation_cache_dir == before
+
+
+def test_without_a_folder_to_write_to_nothing_is_kept(no_cache, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(lines_of(tmp_path / "file", "in the way")))
+    commands._cache_compilations()
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+# --- processes ---
+
+
+def start(*arguments, **streams):
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "PYTHONIOENCODING": "ascii", "PYTHONUNBUFFERED": "",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "bert_jax", *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **streams)
+
+
+def ended(process):
+    """The exit status and what was said on stderr; a process that does not end is killed."""
+    timer = threading.Timer(60, process.kill)
+    timer.start()
+    with process:
+        err = process.stderr.read().decode()
+    timer.cancel()
+    return process.returncode, err
+
+
+def test_lines_are_answered_before_the_input_ends(models):
+    process = start("fill-mask", models["masked_lm"], stdin=subprocess.PIPE)
+    for text in ("bako [MASK]", "é [MASK]", "[MASK]"):
+        process.stdin.write(text.encode() + b"\n")
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["text"] == text
+    process.stdin.close()
+    assert process.stdout.read() == b""
+    assert ended(process) == (0, "")
+
+
+def test_a_closed_pipe_ends_it_quietly(models, tmp_path):
+    file = lines_of(tmp_path / "a.txt", *["bako tine"] * 3000)
+    process = start("embed", models["masked_lm"], file)
+    assert json.loads(process.stdout.readline())["text"] == "bako tine"
+    process.stdout.close()
+    assert ended(process) == (141, "")
+
+
+@pytest.mark.parametrize("file", ["-", "fifo"])
+def test_an_interrupt_ends_it_quietly(models, tmp_path, file):
+    if file == "fifo":
+        os.mkfifo(tmp_path / "fifo")
+        file = tmp_path / "fifo"
+    process = start("embed", models["masked_lm"], file, stdin=subprocess.PIPE)
+    with process.stdin if file == "-" else open(file, "wb") as pipe:
+        pipe.write(b"bako\n")
+        pipe.flush()
+        assert process.stdout.readline()
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert ended(process) == (130, "")

@@ -1,0 +1,768 @@
+"""Models from every kind of file, and from broken ones; what is written is read again to the bit."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import huggingface_hub
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from test_torch_bin import Call, dumps, state
+from tf1_writer import write_tf1
+
+import bert_jax
+from bert_jax import pretrained
+from bert_jax.config import BertConfig, DataConfig, InputError, OptimConfig, TrainConfig, to_dict
+from bert_jax.model import convert
+from bert_jax.model.families import FAMILIES
+from bert_jax.model.heads import Bert
+from bert_jax.pooling import Pooling
+from bert_jax.pretrained import Model, load, save
+
+ROOT = Path(__file__).parent.parent
+TINY = BertConfig(vocab_size=280, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+                  max_position_embeddings=64)  # fmt: skip
+SIZES = {
+    "distilbert": dict(type_vocab_size=0, classifier_dropout=0.2),
+    "albert": dict(embedding_size=16, num_hidden_groups=1),
+    "electra": dict(embedding_size=16),
+}
+TABLE, DECODER = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
+
+
+@cache
+def params_of(cfg, head, num_labels=1):
+    """Random ones, with biases and norms that are not 0 and 1 among them."""
+    shapes = jax.eval_shape(lambda: pretrained.initialize(Bert(cfg, head, num_labels), 0))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: (rng.standard_normal(x.shape) * 0.1).astype(np.float32), shapes)
+
+
+def family(model_type):
+    return TINY.replace(model_type=model_type, **SIZES.get(model_type, {}))
+
+
+def config_json(cfg=TINY, head="pretraining", **changes):
+    config = convert.config_to_hugging_face(cfg, head, max(0, cfg.position_offset - 1)) | changes
+    return {name: value for name, value in config.items() if value is not ...}
+
+
+def tensors_of(cfg=TINY, head="pretraining", num_labels=1):
+    return convert.to_hugging_face(params_of(cfg, head, num_labels), cfg, head)
+
+
+def write(folder, tensors=None, config=None):
+    """A pretrained directory; its folder."""
+    folder.mkdir(exist_ok=True, parents=True)
+    save_file(tensors_of() if tensors is None else tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config_json() if config is None else config))
+    return folder
+
+
+def shards_of(tensors, count=3):
+    names = list(tensors)
+    return [{name: tensors[name] for name in names[i::count]} for i in range(count)]
+
+
+def write_shards(folder, tensors, kind):
+    name, write_one = {
+        "safetensors": ("model-{:05}-of-00003.safetensors", save_file),
+        "bin": ("pytorch_model-{:05}-of-00003.bin", lambda part, path: path.write_bytes(dumps(state(part)))),
+    }[kind]
+    index = {}
+    for i, part in enumerate(shards_of(tensors), 1):
+        write_one(part, folder / name.format(i))
+        index |= dict.fromkeys(part, name.format(i))
+    whole = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}[kind]
+    (folder / f"{whole}.index.json").write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": index}))
+
+
+def assert_params(got, expected):
+    got, expected = convert.flatten(got), convert.flatten(expected)
+    assert list(got) == list(expected)
+    for path, array in expected.items():
+        assert isinstance(got[path], jax.Array), path
+        assert got[path].dtype == np.float32, path
+        np.testing.assert_array_equal(got[path], array, err_msg=path)
+
+
+def refused(folder, match, **options):
+    """The message with which the directory is refused."""
+    with pytest.raises(InputError, match=match) as caught:
+        load(folder, **options)
+    message = str(caught.value)
+    assert str(folder) in message
+    assert len(message) < 2000
+    return message
+
+
+# ---- files
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "legacy bin"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_weights_are_read_from_every_kind_of_file(tmp_path, capsys, kind, whole):
+    write(tmp_path)
+    if kind != "safetensors" or not whole:
+        (tmp_path / "model.safetensors").unlink()
+    if not whole:
+        write_shards(tmp_path, tensors_of(), kind.split()[-1])
+    elif kind != "safetensors":
+        content = dumps(state(tensors_of()), "legacy" if kind == "legacy bin" else "zip")
+        (tmp_path / "pytorch_model.bin").write_bytes(content)
+    model = load(tmp_path)
+    assert (model.config, model.head, model.tokenizer, model.labels) == (TINY, "pretraining", None, ())
+    assert_params(model.params, params_of(TINY, "pretraining"))
+    assert capsys.readouterr().err == ""
+
+
+def test_safetensors_are_read_where_both_kinds_are_there(tmp_path):
+    write(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"not this one")
+    assert_params(load(tmp_path).params, params_of(TINY, "pretraining"))
+
+
+def as_tf1(tensors):
+    """Variables as google-research/bert calls them."""
+    variables = {}
+    for name, tensor in tensors.items():
+        module, leaf = name.rsplit(".", 1)
+        module = module.replace(".", "/").replace("layer/", "layer_")
+        if module.endswith("LayerNorm"):
+            variable = f"{module}/{'gamma' if leaf == 'weight' else 'beta'}"
+        elif module.endswith("_embeddings"):
+            variable = module
+        elif module == "cls/seq_relationship" or module == "cls/predictions":
+            variable = f"{module}/output_{'weights' if leaf == 'weight' else 'bias'}"
+        else:
+            variable = f"{module}/{'kernel' if leaf == 'weight' else 'bias'}"
+        variables[variable] = tensor.T if variable.endswith("/kernel") else tensor
+    return variables
+
+
+GOOGLE = {"attention_probs_dropout_prob": 0.1, "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "hidden_size": 32,
+          "initializer_range": 0.02, "intermediate_size": 64, "max_position_embeddings": 64, "num_attention_heads": 2,
+          "num_hidden_layers": 2, "type_vocab_size": 2, "vocab_size": 280, "directionality": "bidi"}  # fmt: skip
+
+
+def write_google(folder, variables):
+    folder.mkdir(exist_ok=True)
+    write_tf1(folder / "bert_model.ckpt", variables)
+    (folder / "bert_config.json").write_text(json.dumps(GOOGLE))
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(97 + i % 26) + str(i) for i in range(275))]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    return folder
+
+
+def test_a_tensorflow_checkpoint_of_google_is_read(tmp_path, capsys):
+    variables = as_tf1(tensors_of())
+    assert "bert/encoder/layer_1/attention/output/LayerNorm/gamma" in variables
+    moments = {f"{name}/adam_{m}": np.zeros_like(v) for name, v in variables.items() for m in "mv"}
+    model = load(write_google(tmp_path, variables | moments | {"global_step": np.array(5)}))
+    assert (model.config, model.head) == (TINY, "pretraining")
+    assert model.tokenizer.vocab_size == 280
+    assert_params(model.params, params_of(TINY, "pretraining"))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_tensorflow_checkpoint_of_the_bare_encoder_is_read(tmp_path, capsys):
+    encoder = {n.removeprefix("bert/"): v for n, v in as_tf1(tensors_of()).items() if not n.startswith("cls/")}
+    model = load(write_google(tmp_path, encoder))
+    assert model.head == "encoder"
+    assert_params(model.params["encoder"], params_of(TINY, "pretraining")["encoder"])
+    assert_params(model.params["pooler"], params_of(TINY, "pretraining")["pooler"])
+    assert capsys.readouterr().err == ""
+
+
+def test_fine_tuned_tensorflow_classifiers_are_read(tmp_path):
+    tensors = tensors_of(head="sequence_classification", num_labels=3)
+    variables = as_tf1({name: x for name, x in tensors.items() if name.startswith("bert.")})
+    variables |= {"output_weights": tensors["classifier.weight"], "output_bias": tensors["classifier.bias"]}
+    model = load(write_google(tmp_path, variables), head="sequence_classification", labels=["a", "b", "c"])
+    assert_params(model.params, params_of(TINY, "sequence_classification", 3))
+    assert model.labels == ("a", "b", "c")
+
+
+def test_a_model_saved_over_a_tensorflow_checkpoint_is_what_is_read_from_there(tmp_path):
+    model = load(write_google(tmp_path, as_tf1(tensors_of())))
+    changed = jax.tree.map(lambda x: x + 1, model.params)
+    save(dataclasses.replace(model, params=changed), tmp_path)
+    assert_params(load(tmp_path).params, changed)
+
+
+def test_an_index_of_something_else_is_no_tensorflow_checkpoint(tmp_path):
+    write(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(dumps(state(tensors_of())))
+    (tmp_path / "passages.index").write_bytes(b"IxFI")
+    assert_params(load(tmp_path).params, params_of(TINY, "pretraining"))
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_names_with_and_without_prefix_and_of_old_are_read(tmp_path, capsys, model_type):
+    cfg = family(model_type)
+    prefix = FAMILIES[model_type].prefix
+    tensors = tensors_of(cfg, "encoder")
+    assert not any(name.startswith(prefix) for name in tensors)
+    with_prefix = {prefix + name: x for name, x in tensors.items()}
+    old = {n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): x
+           for n, x in with_prefix.items()}  # fmt: skip
+    for i, names in enumerate([tensors, with_prefix, old]):
+        folder = write(tmp_path / str(i), names, config_json(cfg, "encoder"))
+        assert_params(load(folder).params, params_of(cfg, "encoder"))
+    assert capsys.readouterr().err == ""
+
+
+def test_buffers_of_positions_are_no_weights(tmp_path, capsys):
+    write(tmp_path, tensors_of() | {"bert.embeddings.position_ids": np.arange(64)[None]})
+    assert_params(load(tmp_path).params, params_of(TINY, "pretraining"))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_weights_of_other_types_become_float32(tmp_path, dtype):
+    tensors = {name: x.astype(dtype) for name, x in tensors_of().items()}
+    if dtype == np.float64:
+        write(tmp_path, tensors)
+    else:
+        write(tmp_path)
+        (tmp_path / "model.safetensors").unlink()
+        (tmp_path / "pytorch_model.bin").write_bytes(dumps(state(tensors)))
+    expected = jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), params_of(TINY, "pretraining"))
+    assert_params(load(tmp_path).params, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_safetensors_become_float32(tmp_path, dtype):
+    write(tmp_path, {name: x.astype(dtype) for name, x in tensors_of().items()}, config_json(dtype="float16"))
+    expected = jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), params_of(TINY, "pretraining"))
+    model = load(tmp_path)
+    assert model.config == TINY  # computes in float32, whatever the file holds
+    assert_params(model.params, expected)
+
+
+def test_a_decoder_stored_beside_its_table_must_equal_it(tmp_path, capsys):
+    tensors = tensors_of()
+    tensors[DECODER], tensors["cls.predictions.decoder.bias"] = tensors[TABLE], tensors["cls.predictions.bias"]
+    assert_params(load(write(tmp_path / "same", tensors)).params, params_of(TINY, "pretraining"))
+    assert capsys.readouterr().err == ""
+    tensors[DECODER] = tensors[DECODER] + 1
+    refused(write(tmp_path / "other", tensors), f"{DECODER} differs from {TABLE}")
+
+
+def test_a_bias_that_is_stored_with_the_decoder_alone_is_read(tmp_path, capsys):
+    tensors = tensors_of()
+    tensors["cls.predictions.decoder.bias"] = tensors.pop("cls.predictions.bias")
+    assert_params(load(write(tmp_path, tensors)).params, params_of(TINY, "pretraining"))
+    assert capsys.readouterr().err == ""
+
+
+def test_parts_that_the_file_lacks_are_initialised_and_said(tmp_path, capsys):
+    encoder = {n: x for n, x in tensors_of().items() if n.startswith("bert.") and "pooler" not in n}
+    folder = write(tmp_path, encoder, config_json(architectures=["BertForSequenceClassification"], id2label={"0": "a", "1": "b"}))
+    model = load(folder)
+    said = capsys.readouterr().err
+    assert "model.safetensors" in said
+    assert "freshly initialised" in said
+    for path in ("pooler/dense/kernel", "pooler/dense/bias", "sequence_classifier/kernel", "sequence_classifier/bias"):
+        assert path in said
+    assert "encoder/" not in said
+    assert model.labels == ("a", "b")
+    assert_params(model.params["encoder"], params_of(TINY, "pretraining")["encoder"])
+    assert model.params["sequence_classifier"]["kernel"].shape == (32, 2)
+    assert 0.01 < np.std(model.params["pooler"]["dense"]["kernel"]) < 0.03
+    assert not np.any(model.params["pooler"]["dense"]["bias"])
+    again = load(folder)
+    assert_params(again.params, jax.device_get(model.params))
+
+
+def test_strange_tensors_beside_the_model_are_said(tmp_path, capsys):
+    write(tmp_path, tensors_of() | {"sundial.weight": np.ones(3, np.float32)})
+    load(tmp_path)
+    assert "sundial.weight" in capsys.readouterr().err
+
+
+def test_a_head_that_is_asked_for_is_read_instead_of_the_files(tmp_path, capsys):
+    folder = write(tmp_path)
+    assert load(folder, head="encoder").head == "encoder"
+    assert capsys.readouterr().err == ""
+    assert load(folder, head="token_classification", labels=["O", "B-X", "I-X"]).labels == ("O", "B-X", "I-X")
+    assert "token_classifier/kernel" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("head", ["pretraining", "masked_lm", "encoder"])
+def test_without_architectures_the_tensors_say_the_head(tmp_path, head):
+    write(tmp_path, tensors_of(head=head), config_json(architectures=...))
+    assert load(tmp_path).head == head
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_are_said(tmp_path, capsys, value):
+    tensors = {name: x.copy() for name, x in tensors_of().items()}
+    name = "bert.encoder.layer.1.intermediate.dense.weight"
+    tensors[name][3, 5] = value
+    model = load(write(tmp_path, tensors))
+    said = capsys.readouterr().err
+    assert f"NaN or infinite weights in: {name} (1 tensors)" in said
+    assert not np.isfinite(np.asarray(model.params["encoder"]["layer_1"]["mlp"]["intermediate"]["kernel"])[5, 3])
+
+
+def test_the_path_may_be_relative_or_a_string(tmp_path, monkeypatch):
+    write(tmp_path / "models" / "tiny")
+    monkeypatch.chdir(tmp_path)
+    assert load("models/tiny").config == load("./models/tiny").config == load(Path("models/tiny")).config == TINY
+
+
+# ---- what is refused
+
+
+def test_a_directory_that_is_not_there_is_refused_with_the_nearest(tmp_path):
+    write(tmp_path / "bert-tiny")
+    message = refused(tmp_path / "bert-tinny", "no directory")
+    assert f"did you mean '{tmp_path / 'bert-tiny'}'?" in message
+    refused(tmp_path / "absent" / "x", "no directory")
+
+
+def test_a_file_is_no_directory(tmp_path):
+    write(tmp_path)
+    refused(tmp_path / "model.safetensors", f"is a file; give its directory, {tmp_path}$")
+
+
+@pytest.mark.parametrize("name", ["bert-tinny", "models/bert-tinny"])
+def test_a_name_that_the_hub_does_not_give_is_refused(tmp_path, monkeypatch, name):
+    def offline(*args, **kwargs):
+        raise ConnectionError("no route to huggingface.co\nmore lines")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    monkeypatch.chdir(tmp_path)
+    write((tmp_path / name).with_name("bert-tiny"))
+    with pytest.raises(InputError) as caught:
+        load(name)
+    message = str(caught.value)
+    assert message.startswith(f"no directory {name}")
+    assert "ConnectionError: no route to huggingface.co)" in message
+    assert f"did you mean '{name.replace('tinny', 'tiny')}'?" in message
+
+
+def cached(cache_folder, write_files, name="maker/bert-tiny"):
+    """A snapshot as huggingface_hub keeps it."""
+    repo = cache_folder / f"models--{name.replace('/', '--')}"
+    write_files(repo / "snapshots" / "a1b2")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("a1b2")
+
+
+def test_a_name_on_the_hub_is_read_from_its_cache_without_network(tmp_path):
+    def files(folder):
+        write(folder)
+        (folder / "model.safetensors").unlink()  # so that it is asked for the other kind too
+        (folder / "pytorch_model.bin").write_bytes(dumps(state(tensors_of())))
+
+    cached(tmp_path, files)
+    code = """if True:
+        import bert_jax
+        print(bert_jax.load("maker/bert-tiny").config.hidden_size)
+        try:
+            bert_jax.load("maker/absent")
+        except bert_jax.InputError as error:
+            print(error)
+    """
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "32"
+    assert lines[1].startswith("no directory maker/absent, and the hub did not give it (")
+    assert len(lines) == 2
+
+
+def test_a_directory_without_config_is_refused(tmp_path):
+    refused(tmp_path, r"has no config\.json \(or bert_config\.json\)")
+
+
+@pytest.mark.parametrize(
+    "content, match",
+    [("{", r"config\.json is not JSON"), ("[1]", r"config\.json holds a list"), ("\udce9", r"config\.json is not JSON")],
+)
+def test_a_config_that_is_no_object_is_refused(tmp_path, content, match):
+    write(tmp_path)
+    (tmp_path / "config.json").write_text(content, errors="surrogateescape")
+    refused(tmp_path, match)
+
+
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        ({"model_type": "robert"}, "model_type 'robert' is not known; did you mean 'roberta'.; known: bert, roberta, xlm-rob"),
+        ({"model_type": "gpt2"}, "model_type 'gpt2' is not known; known: bert, "),
+        ({"model_type": None}, "model_type None is not known"),
+        ({"model_type": ["bert"]}, r"model_type \['bert'\] is not known"),
+        ({"hidden_size": 30, "num_attention_heads": 4}, "hidden_size=30 is not divisible by num_attention_heads=4"),
+        ({"hidden_size": "32"}, "hidden_size='32' is a str"),
+        ({"hidden_act": "silu"}, "hidden_act='silu'.*gelu_new"),
+        ({"vocab_size": None}, "vocab_size=None"),
+        ({"is_decoder": True}, "is_decoder=True is not supported"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key' is not supported"),
+        ({"architectures": ["BertLMHeadModel"]}, "architectures 'BertLMHeadModel' is not known; known: BertModel, .*head='enc"),
+        ({"architectures": "BertModel"}, "architectures"),
+        ({"architectures": ["RobertaForMaskedLM"]}, "'RobertaForMaskedLM' is not known"),
+    ],
+)
+def test_a_config_of_no_known_model_is_refused(tmp_path, changes, match):
+    refused(write(tmp_path, config=config_json(**changes)), match)
+
+
+LABELLED = {"architectures": ["BertForSequenceClassification"]}
+
+
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        ({"num_labels": 3, "id2label": {"0": "no", "1": "yes"}}, "num_labels=3, but id2label names 2: no, yes; correct one"),
+        ({"id2label": {"0": "no", "2": "yes"}}, r"id2label has the ids \[0, 2\]; expected 0 to 1"),
+        ({"id2label": {"1": "no", "2": "yes"}}, r"id2label has the ids \[1, 2\]"),
+        ({"id2label": {"zero": "no"}}, "id2label is .'zero': 'no'.; expected an object of ids and names"),
+        ({"id2label": ["no", "yes"]}, "id2label is"),
+        ({"id2label": {}}, "id2label"),
+        ({"id2label": ..., "num_labels": "2"}, "num_labels='2'"),
+        ({"id2label": ..., "num_labels": 0}, "num_labels=0"),
+        ({"id2label": {"0": "a", "1": "b"}, "problem_type": "ranking"}, "problem_type='ranking'.*known: single_label"),
+    ],
+)
+def test_labels_that_contradict_each_other_are_refused(tmp_path, changes, match):
+    tensors = tensors_of(head="sequence_classification", num_labels=2)
+    refused(write(tmp_path, tensors, config_json(**LABELLED | changes)), match)
+
+
+def test_labels_without_names_are_numbered(tmp_path):
+    tensors = tensors_of(head="sequence_classification", num_labels=3)
+    assert load(write(tmp_path, tensors, config_json(**LABELLED, num_labels=3))).labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+    refused(write(tmp_path, tensors, config_json(**LABELLED)), r"classifier\.weight is \[3, 32\], which does not fit")
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        ({"head": "masked-lm"}, "no head 'masked-lm'; did you mean 'masked_lm'.; known: encoder, masked_lm, "),
+        ({"head": "replaced_token"}, "Bert has no head 'replaced_token'.*it has encoder, "),
+        ({"labels": ["a", "b"]}, "labels.*'pretraining'"),
+        ({"head": "token_classification", "labels": "abc"}, "labels='abc'"),
+        ({"head": "token_classification", "labels": []}, r"labels=\[\]"),
+    ],
+)
+def test_options_that_the_model_does_not_have_are_refused(tmp_path, options, match):
+    with pytest.raises(InputError, match=match):
+        load(write(tmp_path), **options)
+
+
+@pytest.mark.parametrize(
+    "changes, lines",
+    [
+        ({"vocab_size": 281}, [rf"{TABLE} is \[280, 32\], which does not fit encoder/embeddings/\S+ \[281, 32\]"]),
+        ({"intermediate_size": 65}, [r"layer\.0\.intermediate\.dense\.weight is \[64, 32\].*\[32, 65\]", r"\(6 in all\)"]),
+        ({"max_position_embeddings": 32}, [r"position_embeddings\.weight is \[64, 32\]"]),
+        ({"num_hidden_layers": 1}, ["tensors of 2 layers, but num_hidden_layers=1", r"no place for the tensor bert\."]),
+        ({"num_hidden_layers": 3}, [r"no tensor bert\.encoder\.layer\.2\.\S+ for encoder/layer_2/"]),
+        ({"type_vocab_size": 1}, [r"token_type_embeddings\.weight is \[2, 32\]"]),
+    ],
+)  # fmt: skip
+def test_shapes_against_the_config_are_refused_with_both_sides(tmp_path, changes, lines):
+    message = refused(write(tmp_path, config=config_json(**changes)), r"model\.safetensors does not hold this model:")
+    with pytest.raises(InputError) as caught:
+        load(tmp_path)
+    for line in lines:
+        assert caught.match(line), message
+
+
+def test_a_missing_tensor_of_the_encoder_is_refused(tmp_path):
+    tensors = tensors_of()
+    del tensors["bert.encoder.layer.1.output.dense.bias"]
+    refused(
+        write(tmp_path, tensors), r"no tensor bert\.encoder\.layer\.1\.output\.dense\.bias for encoder/layer_1/mlp/output/bias"
+    )
+
+
+def test_a_strange_tensor_in_the_encoder_is_refused(tmp_path):
+    refused(write(tmp_path, tensors_of() | {"bert.encoder.gate.weight": np.ones(3, np.float32)}), r"bert\.encoder\.gate\.weight")
+
+
+def test_a_directory_without_weights_is_refused(tmp_path):
+    write(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    refused(tmp_path, r"has no weights: none of model\.safetensors .*pytorch_model\.bin.*TensorFlow")
+
+
+@pytest.mark.parametrize(
+    "kind, file",
+    [("safetensors", "model-00002-of-00003.safetensors"), ("bin", "pytorch_model-00002-of-00003.bin")],
+)
+def test_a_missing_shard_is_named(tmp_path, kind, file):
+    write(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    write_shards(tmp_path, tensors_of(), kind)
+    (tmp_path / file).unlink()
+    refused(tmp_path, rf"index\.json names {file}, which is missing")
+
+
+@pytest.mark.parametrize(
+    "index, match",
+    [
+        ("{", "is not an index of shards"),
+        ("[]", "is not an index of shards"),
+        ("{}", "is not an index of shards"),
+        ('{"weight_map": ["a"]}', "is not an index of shards"),
+        ('{"weight_map": {"a": 3}}', "is not an index of shards"),
+        ('{"weight_map": {"a": "../secret.safetensors"}}', r"names \.\./secret\.safetensors, which is not a file beside it"),
+        ('{"weight_map": {"a": "/etc/passwd"}}', "names /etc/passwd, which is not a file beside it"),
+        ('{"weight_map": {"a": ".."}}', r"names \.\., which is"),
+        ('{"weight_map": {"a": ""}}', "names , which is"),
+        ('{"weight_map": {"absent.weight": "one.safetensors"}}', "says that absent.weight is in one.safetensors, which lacks it"),
+    ],
+)
+def test_an_index_of_no_shards_is_refused(tmp_path, index, match):
+    folder = write(tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "one.safetensors")
+    shutil.copy(folder / "one.safetensors", tmp_path / "secret.safetensors")
+    (folder / "model.safetensors.index.json").write_text(index)
+    refused(folder, match)
+
+
+@pytest.mark.parametrize("size", [0, 4, 8, 100, 5000, -1])
+def test_safetensors_cut_short_are_refused(tmp_path, size):
+    write(tmp_path)
+    content = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(content[:size])
+    refused(tmp_path, r"model\.safetensors is damaged")
+
+
+def test_weights_of_a_type_that_is_not_known_are_refused(tmp_path):
+    write(tmp_path)
+    header = json.dumps({"w": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"1234")
+    refused(tmp_path, "w is of type F8_E4M3; known: F32")
+
+
+def test_a_bin_with_code_is_refused_and_not_run(tmp_path):
+    write(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    code = Call("os system", f"touch {tmp_path / 'was_here'}")
+    (tmp_path / "pytorch_model.bin").write_bytes(dumps({"w": code}))
+    message = refused(tmp_path, "pytorch_model.bin")
+    assert "os.system" in message
+    assert not (tmp_path / "was_here").exists()
+
+
+def test_modules_of_sentence_transformers_that_are_not_known_are_refused(tmp_path):
+    write(tmp_path)
+    (tmp_path / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]')
+    refused(tmp_path, "Dense modules are not supported")
+
+
+# ---- work directories
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, tokenizer):
+    """What train.py leaves of a run of three steps, and the parameters of its last checkpoint."""
+    from bert_jax.training import checkpoint, optim, steps
+
+    folder = tmp_path_factory.mktemp("run")
+    cfg = TrainConfig(model=TINY, data=DataConfig(max_seq_length=64), optim=OptimConfig(warmup_steps=1), num_steps=3)
+    (folder / "config.json").write_text(json.dumps(to_dict(cfg)))
+    tokenizer.save(folder / "tokenizer")
+    saver = checkpoint.Checkpointer(folder / "checkpoints")
+    for step in (1, 3):
+        params = jax.tree.map(lambda x, step=step: jax.numpy.asarray(x * step), params_of(TINY, "masked_lm"))
+        saver.save(step, steps.init_state(params, optim.make_optimizer(cfg.optim)), {})
+    saver.close()
+    return folder
+
+
+def test_a_work_directory_gives_the_model_of_its_newest_checkpoint(workdir, capsys):
+    before = sorted(workdir.rglob("*"))
+    model = load(workdir)
+    assert (model.head, model.config) == ("masked_lm", TINY)
+    assert_params(model.params, jax.tree.map(lambda x: x * 3, params_of(TINY, "masked_lm")))
+    assert model.tokenizer.vocab_size == 280
+    assert capsys.readouterr().err == f"step 3 of {workdir}\n"
+    assert sorted(workdir.rglob("*")) == before
+
+
+def test_a_work_directory_gives_another_head_where_asked(workdir, capsys):
+    model = load(workdir, head="sequence_classification", labels=["no", "yes"])
+    assert (model.head, model.labels) == ("sequence_classification", ("no", "yes"))
+    assert_params(model.params["encoder"], jax.tree.map(lambda x: x * 3, params_of(TINY, "masked_lm")["encoder"]))
+    assert model.params["sequence_classifier"]["kernel"].shape == (32, 2)
+    assert "sequence_classifier/kernel" in capsys.readouterr().err
+    with pytest.raises(InputError, match="no head 'masked-lm'; did you mean"):
+        load(workdir, head="masked-lm")
+
+
+@pytest.mark.parametrize(
+    "content, match", [(None, r"no config\.json"), ("{", r"config\.json is not JSON"), ("[]", r"config\.json")]
+)
+def test_a_work_directory_with_a_broken_config_is_refused(tmp_path, content, match):
+    (tmp_path / "checkpoints").mkdir()
+    if content:
+        (tmp_path / "config.json").write_text(content)
+    refused(tmp_path, match)
+
+
+def test_a_work_directory_without_checkpoint_is_refused(tmp_path, workdir):
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(workdir / "config.json", tmp_path)
+    refused(tmp_path, "has no checkpoint yet")
+
+
+# ---- writing
+
+
+def labelled(head, tokenizer, **more):
+    labels = ("O", "B-PER", "I-PER")
+    return Model(TINY, params_of(TINY, head, 3), tokenizer, head, labels, **more)
+
+
+def round_trips(tokenizer):
+    yield labelled("token_classification", tokenizer)
+    for problem in ("single_label_classification", "multi_label_classification", "regression", None):
+        yield labelled("sequence_classification", tokenizer, problem_type=problem)
+    yield Model(TINY, params_of(TINY, "encoder"), tokenizer, "encoder", pooling=Pooling("cls", False, 48, True))
+    yield Model(TINY, params_of(TINY, "encoder"), tokenizer, "encoder", pooling=Pooling("max", True, 64, False))
+    for model_type in FAMILIES:
+        cfg = family(model_type)
+        head = next(iter(FAMILIES[model_type].heads.keys() - {"encoder", "sequence_classification", "token_classification"}))
+        yield Model(cfg, params_of(cfg, head), None, head)
+
+
+def test_a_round_trip_keeps_every_bit_and_name(tmp_path, tokenizer, capsys):
+    for i, model in enumerate(round_trips(tokenizer)):
+        save(model, tmp_path / str(i) / "new")
+        again = load(tmp_path / str(i) / "new")
+        for name in ("config", "head", "labels", "problem_type", "pooling"):
+            assert getattr(again, name) == getattr(model, name), (i, name)
+        assert_params(again.params, model.params)
+        assert (again.tokenizer is None) == (model.tokenizer is None)
+        assert again.tokenizer is None or again.tokenizer.fingerprint() == tokenizer.fingerprint()
+        save(again, tmp_path / "again")
+        first, second = (tmp_path / str(i) / "new", tmp_path / "again")
+        for file in ("model.safetensors", "config.json"):
+            assert (first / file).read_bytes() == (second / file).read_bytes()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_saved_directory_has_the_files_that_others_read_and_no_others(tmp_path, tokenizer):
+    save(labelled("sequence_classification", tokenizer, problem_type="multi_label_classification"), tmp_path)
+    files = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert {p.name for p in tmp_path.iterdir()} == files
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["BertForSequenceClassification"]
+    assert config["id2label"] == {"0": "O", "1": "B-PER", "2": "I-PER"}
+    assert config["label2id"] == {"O": 0, "B-PER": 1, "I-PER": 2}
+    assert config["problem_type"] == "multi_label_classification"
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert tensors["classifier.weight"].shape == (3, 32)
+    assert {"bert.pooler.dense.weight", "bert.encoder.layer.0.attention.self.query.bias", TABLE} < set(tensors)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere"])
+def test_a_place_that_cannot_be_written_is_refused(tmp_path, place):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=f"cannot write the model to .*{place}"):
+        save(Model(TINY, params_of(TINY, "encoder"), None, "encoder"), tmp_path / place)
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
+    model = Model(TINY, params_of(TINY, "encoder"), None, "encoder")
+    save(model, tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def full(tensors, path, metadata):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pretrained, "save_file", full)
+    with pytest.raises(InputError, match="No space left"):
+        save(dataclasses.replace(model, params=jax.tree.map(lambda x: x + 1, model.params)), tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+# ---- what it costs
+
+
+def run(code, *arguments):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_loading_and_predicting_import_neither_torch_nor_tensorflow_nor_transformers(tmp_path, tokenizer):
+    save(Model(TINY, params_of(TINY, "masked_lm"), tokenizer), tmp_path)
+    out = run(
+        """if True:
+        import sys
+        import bert_jax
+        assert len(bert_jax.FillMask(bert_jax.load(sys.argv[1]))(["a [MASK] b"])[0]) == 5
+        print(*{name.split(".")[0] for name in sys.modules})
+        """,
+        tmp_path,
+    )
+    assert {"jax", "flax", "tokenizers"} <= set(out.split())
+    assert not {"torch", "tensorflow", "transformers", "optax", "orbax", "huggingface_hub"} & set(out.split())
+
+
+MEASURE = """if True:
+    import sys, resource
+    import bert_jax, jax, safetensors, flax
+    from bert_jax import pretrained, load
+    jax.devices()
+    jax.block_until_ready(jax.numpy.ones(3) + 1)
+
+    def kilobytes(what):
+        return int(open("/proc/self/status").read().split(what + ":")[1].split()[0])
+
+    before = kilobytes("VmRSS")
+    model = load(sys.argv[1])
+    jax.block_until_ready(model.params)
+    print(kilobytes("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+@pytest.mark.parametrize("kind", ["safetensors", pytest.param("bin", marks=pytest.mark.slow)])
+def test_a_load_takes_less_than_twice_and_a_bit_the_file(tmp_path, kind):
+    cfg = BertConfig(vocab_size=60_000, hidden_size=1024, num_hidden_layers=4, num_attention_heads=16, intermediate_size=4096)
+    shapes = jax.eval_shape(lambda: pretrained.initialize(Bert(cfg, "encoder"), 0))
+    noise = np.random.default_rng(0).standard_normal(cfg.vocab_size * cfg.hidden_size, np.float32)
+    tensors = {
+        name: noise[: x.size].reshape(x.shape)
+        for name, x in convert.to_hugging_face(
+            jax.tree.map(lambda x: np.broadcast_to(0, x.shape), shapes), cfg, "encoder"
+        ).items()
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config_json(cfg, "encoder")))
+    if kind == "safetensors":
+        path = tmp_path / "model.safetensors"
+        save_file(tensors, path)
+    else:
+        path = tmp_path / "pytorch_model.bin"
+        path.write_bytes(dumps(state(tensors)))
+    size = path.stat().st_size
+    assert size > 400e6
+    peak = int(run(MEASURE, tmp_path)) * 1024
+    print(f"{kind}: {peak / size:.2f} times the file of {size / 1e6:.0f} MB")
+    path.unlink()
+    assert peak < 2.2 * size
+
+
+def test_everything_public_is_there():
+    assert all(getattr(bert_jax, name) for name in bert_jax.__all__)
