@@ -197,14 +197,15 @@ def _predict(
     _cache_compilations()
     predictor, fields = make(bert_jax.load(texts.model))
     mask = predictor.tokenizer.mask_token if isinstance(predictor, bert_jax.FillMask) else ""
-    rows = (_row(f"{_name(path)}:{number}", line, columns, jsonl, mask) for number, line in enumerate(lines, 1))
+    place = f"{_name(path)}{', question ' if _suffix(path) == '.json' else ':'}"
+    rows = (_row(f"{place}{number}", line, columns, jsonl, mask) for number, line in enumerate(lines, 1))
     shown = sys.stderr.isatty() and not sys.stdin.isatty() and (write is not None or not sys.stdout.isatty())
     total = sum(1 for _ in _open(path)[0]) if shown and os.path.isfile(path) else None
     with predicting(total, shown) as advance:
         for chunk in _chunks(rows, ready):
             some = [row for row in chunk if row]
             items = [tuple(row[name] for name in columns) for row in some]
-            answers = predictor([item if len(item) > 1 else item[0] for item in items]) if items else []
+            answers = predictor([item if len(item) > 1 else item[0] for item in items])
             if write is not None:
                 write(answers)
             else:
@@ -240,11 +241,10 @@ def _npy(path: str) -> Iterator[Callable[[Any], None]]:
 
     def append(rows: Any) -> None:
         nonlocal shape
-        if len(rows):
-            shape = (shape[0] + len(rows), rows.shape[1])
-            if shape[0] == len(rows):
-                write_header()
-            file.write(rows.astype("<f4").tobytes())
+        shape = (shape[0] + len(rows), rows.shape[1])
+        if not file.tell():
+            write_header()
+        file.write(rows.astype("<f4").tobytes())
 
     try:
         with open(temporary, "wb") as file:

@@ -1,5 +1,6 @@
 """The commands that predict: lines in, JSON lines out, from files, pipes and terminals."""
 
+import contextlib
 import gzip
 import inspect
 import io
@@ -250,8 +251,10 @@ def test_what_is_no_number_is_null():
     assert commands._plain({"a": [float("nan"), (1.25, np.inf)]}) == {"a": [None, [1.25, None]]}
 
 
-def test_input_of_nothing_gives_nothing(run, models):
-    assert run("embed", models["masked_lm"], stdin=b"") == []
+def test_input_of_nothing_gives_nothing(run, models, tmp_path):
+    assert run("fill-mask", models["masked_lm"], stdin=b"") == []
+    run("embed", models["masked_lm"], "--out", tmp_path / "v.npy", stdin=b"")
+    assert np.load(tmp_path / "v.npy").shape == (0, 32)
 
 
 WRONG_LINES = [
@@ -294,7 +297,7 @@ def test_a_pair_has_one_tab(run, models):
         ("a.json", '{"data": [{"paragraphs": [{"qas": [{}]}]}]}', "a.json: not in SQuAD's layout"),
         ("a.json", "[]", "a.json: not in SQuAD's layout"),
         ("a.json", "{", "a.json: not JSON"),
-        ("a.json", '{"data": [{"paragraphs": [{"context": "", "qas": [{}]}]}]}', "a.json:1: no 'question'"),
+        ("a.json", '{"data": [{"paragraphs": [{"context": "", "qas": [{}]}]}]}', "a.json, question 1: no 'question'"),
         ("a.jsonl", '{"question": "bako?"}', "a.jsonl:1: no 'context', it has question"),
     ],
 )
@@ -388,27 +391,37 @@ def test_without_a_folder_to_write_to_nothing_is_kept(no_cache, monkeypatch, tmp
 # --- processes ---
 
 
-def start(*arguments, **streams):
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "PYTHONIOENCODING": "ascii", "PYTHONUNBUFFERED": "",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "bert_jax", *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **streams)
+@pytest.fixture
+def start():
+    """Starts a command as a process; one that hangs is killed."""
+    begun = []
+
+    def start(*arguments, **streams):
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            "PYTHONIOENCODING": "ascii", "PYTHONUNBUFFERED": "",
+        }  # fmt: skip
+        command = [sys.executable, "-m", "bert_jax", *map(str, arguments)]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **streams)
+        begun.append((process, threading.Timer(60, process.kill)))
+        begun[-1][1].start()
+        return process
+
+    yield start
+    for process, timer in begun:
+        timer.cancel()
+        process.kill()
+        with contextlib.suppress(BrokenPipeError), process:  # closes its pipes
+            pass
 
 
 def ended(process):
-    """The exit status and what was said on stderr; a process that does not end is killed."""
-    timer = threading.Timer(60, process.kill)
-    timer.start()
-    with process:
-        err = process.stderr.read().decode()
-    timer.cancel()
-    return process.returncode, err
+    """The exit status, and what was said on stderr."""
+    return process.wait(), process.stderr.read().decode()
 
 
-def test_lines_are_answered_before_the_input_ends(models):
+def test_lines_are_answered_before_the_input_ends(start, models):
     process = start("fill-mask", models["masked_lm"], stdin=subprocess.PIPE)
     for text in ("bako [MASK]", "é [MASK]", "[MASK]"):
         process.stdin.write(text.encode() + b"\n")
@@ -419,7 +432,7 @@ def test_lines_are_answered_before_the_input_ends(models):
     assert ended(process) == (0, "")
 
 
-def test_a_closed_pipe_ends_it_quietly(models, tmp_path):
+def test_a_closed_pipe_ends_it_quietly(start, models, tmp_path):
     file = lines_of(tmp_path / "a.txt", *["bako tine"] * 3000)
     process = start("embed", models["masked_lm"], file)
     assert json.loads(process.stdout.readline())["text"] == "bako tine"
@@ -428,7 +441,7 @@ def test_a_closed_pipe_ends_it_quietly(models, tmp_path):
 
 
 @pytest.mark.parametrize("file", ["-", "fifo"])
-def test_an_interrupt_ends_it_quietly(models, tmp_path, file):
+def test_an_interrupt_ends_it_quietly(start, models, tmp_path, file):
     if file == "fifo":
         os.mkfifo(tmp_path / "fifo")
         file = tmp_path / "fifo"
