@@ -1,13 +1,12 @@
 """Packing examples into batches of few shapes: nothing lost, nothing mixed, little padding."""
 
-import time
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bert_jax.data.batching import Example, batches, num_rows, pack_rows, row_lengths
+from bert_jax.data.batching import Example, batch_sizes, batches, pack_rows, row_lengths
 
 
 def example(size, places=1, first=1):
@@ -89,7 +88,11 @@ def test_a_lone_short_example_is_not_padded_to_a_long_row():
 
 
 def test_rows_are_powers_of_two_or_a_full_batch():
-    assert [num_rows(n, 24) for n in (1, 2, 3, 8, 9, 17, 24)] == [1, 2, 4, 8, 16, 24, 24]
+    assert batch_sizes(0, 24) == []
+    assert batch_sizes(48, 24) == [(24, 24), (24, 24)]
+    assert batch_sizes(31, 24) == [(24, 24), (7, 8)]
+    assert batch_sizes(5, 24) == [(4, 4), (1, 1)]  # 8 would be more than a quarter too many
+    assert batch_sizes(23, 24) == [(23, 24)]
 
 
 def test_random_mixes_give_few_shapes():
@@ -104,11 +107,11 @@ def test_random_mixes_give_few_shapes():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_natural_lengths_leave_less_than_a_tenth_as_padding(seed):
+def test_natural_lengths_leave_less_than_three_hundredths_as_padding(seed):
     sizes = np.clip(np.random.default_rng(seed).lognormal(np.log(25) - 0.18, 0.6, 2000), 3, 512).astype(int)
     assert 23 < sizes.mean() < 27
     computed = sum(b.arrays["input_ids"].size for b in batches([example(n) for n in sizes], 512, 2048, quarter, 0))
-    assert 1 - sizes.sum() / computed < 0.1
+    assert 1 - sizes.sum() / computed < 0.03
 
 
 @pytest.mark.parametrize(
@@ -117,10 +120,8 @@ def test_natural_lengths_leave_less_than_a_tenth_as_padding(seed):
      ([40] * 10_000 + [20] * 10_000, 1)],
     ids=["natural", "slots run out", "equal"],
 )  # fmt: skip
-def test_twenty_thousand_examples_are_packed_quickly(sizes, places):
+def test_twenty_thousand_examples_are_packed(sizes, places):
     examples = [example(n, places) for n in sizes]
     ladder = row_lengths(list(map(len, (e.input_ids for e in examples))), 512)
-    start = time.perf_counter()
     rows = pack_rows(examples, ladder, lambda length: max(4, length // 16))
-    assert time.perf_counter() - start < 1
     assert sum(len(indices) for _, indices in rows) == 20_000

@@ -86,9 +86,21 @@ def pack_rows(examples: Sequence[Example], ladder: Sequence[int], slots: Callabl
     return rows
 
 
-def num_rows(rows: int, most: int) -> int:
-    """Rows of a batch for the last `rows`: `most` after full batches, else the next power of two, so that shapes stay few."""
-    return min(most, 1 << max(0, rows - 1).bit_length())
+def batch_sizes(rows: int, full: int) -> list[tuple[int, int]]:
+    """(rows taken, rows computed) of the batches for `rows` rows: full ones, then powers of two, so that shapes stay few.
+
+    >>> batch_sizes(69, 32), batch_sizes(3, 32)
+    ([(32, 32), (32, 32), (4, 4), (1, 1)], [(3, 4)])
+    """
+    sizes = [(full, full)] * (rows // full)
+    rest = rows % full
+    while rest:
+        above = min(full, 1 << (rest - 1).bit_length())
+        below = 1 << (rest.bit_length() - 1)
+        taken, computed = (rest, above) if above - rest <= above // 4 else (below, below)
+        sizes.append((taken, computed))
+        rest -= taken
+    return sizes
 
 
 def batches(
@@ -105,14 +117,19 @@ def batches(
     """
     if not examples:
         return
-    packed = pack_rows(examples, row_lengths([len(e.input_ids) for e in examples], longest), slots)
-    for length in sorted({length for length, _ in packed}, reverse=True):
-        rows = [indices for row_length, indices in packed if row_length == length]
-        full = max(1, tokens // length)
-        for start in range(0, len(rows), full):
-            part = rows[start : start + full]
-            count = full if start else num_rows(len(part), full)
-            yield _fill(examples, part, count, length, slots(length), pad_id)
+    ladder = row_lengths([len(e.input_ids) for e in examples], longest)
+    waiting: list[list[int]] = []  # rows of shorter lengths that filled no batch, two by two in one row
+    packed = pack_rows(examples, ladder, slots)
+    for length, longer in zip(ladder, [*ladder[1:], None], strict=True):
+        rows = waiting + [indices for row_length, indices in packed if row_length == length]
+        full, start, waiting = max(1, tokens // length), 0, []
+        if longer is not None and longer >= 2 * length and slots(longer) >= 2 * slots(length):
+            whole = len(rows) - len(rows) % full
+            waiting = [sum(rows[i : i + 2], []) for i in range(whole, len(rows), 2)]
+            rows = rows[:whole]
+        for taken, count in batch_sizes(len(rows), full):
+            yield _fill(examples, rows[start : start + taken], count, length, slots(length), pad_id)
+            start += taken
 
 
 def _fill(
