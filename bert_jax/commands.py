@@ -51,13 +51,13 @@ def _name(path: str) -> str:
 
 
 def _suffix(path: str) -> str:
-    return Path(path.removesuffix(sources._codec(path))).suffix.lower()
+    return Path(path.removesuffix(sources.codec_of(path))).suffix.lower()
 
 
 def _open(path: str) -> tuple[Iterator[Any], Callable[[], bool]]:
     """The lines (of a .json: questions), and a function that says whether the next one is there and need not be waited for."""
     if path != "-" and (os.path.isfile(path) or os.path.isdir(path) or not os.path.exists(path)):
-        lines = _questions(path) if _suffix(path) == ".json" else (line for _, line in sources._lines(path, 0, None))
+        lines = _questions(path) if _suffix(path) == ".json" else (line for _, line in sources.read_lines(path, 0, None))
         # the first is read at once: a file that is missing is missed before the model is loaded
         return chain(list(islice(lines, 1)), lines), lambda: True
     handle = sys.stdin.fileno() if path == "-" else path
@@ -66,7 +66,7 @@ def _open(path: str) -> tuple[Iterator[Any], Callable[[], bool]]:
 
     def opened() -> Iterator[bytes]:  # not sys.stdin: a thread that waits for it holds its lock when the interpreter ends
         with open(handle, "rb", closefd=path != "-") as file:
-            yield file.readline().removeprefix(sources._BOM)
+            yield file.readline().removeprefix(sources.BOM)
             yield from file
 
     if stat.S_ISREG(os.stat(handle).st_mode):
@@ -94,7 +94,7 @@ def _open(path: str) -> tuple[Iterator[Any], Callable[[], bool]]:
 def _questions(path: str) -> Iterator[_Row]:
     """The questions of a file in SQuAD's layout, each with its context."""
     try:
-        articles = json.loads(b"".join(line for _, line in sources._lines(path, 0, None)))["data"]
+        articles = json.loads(b"".join(line for _, line in sources.read_lines(path, 0, None)))["data"]
         paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
         yield from [question | {"context": paragraph["context"]} for paragraph in paragraphs for question in paragraph["qas"]]
     except (KeyError, TypeError):
@@ -127,7 +127,7 @@ def _row(where: str, line: Any, columns: dict[str, str], jsonl: bool, mask: str)
     `columns` says for each field of the output which one of the JSON object it is; a plain line has them in this order.
     """
     if isinstance(line, bytes):
-        text = sources._decode(line)
+        text = sources.decode(line)
         if not isinstance(text, str):
             raise InputError(f"{where}: {text.reason}")
         if jsonl and not text.strip():

@@ -125,7 +125,7 @@ def batches(
         full, start, waiting = max(1, tokens // length), 0, []
         if longer is not None and longer >= 2 * length and slots(longer) >= 2 * slots(length):
             whole = len(rows) - len(rows) % full
-            waiting = [sum(rows[i : i + 2], []) for i in range(whole, len(rows), 2)]
+            waiting = [[x for row in rows[i : i + 2] for x in row] for i in range(whole, len(rows), 2)]
             rows = rows[:whole]
         for taken, count in batch_sizes(len(rows), full):
             yield _fill(examples, rows[start : start + taken], count, length, slots(length), pad_id)

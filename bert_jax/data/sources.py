@@ -79,18 +79,18 @@ class ReadReport:
 
 
 @dataclass(frozen=True)
-class _Bad:
+class Bad:
     """A document that cannot be read: why, and how many bytes into it."""
 
     reason: str
     at: int = 0
 
 
-_Documents = Iterator[tuple[int, bytes | _Bad]]  # (where it lies, its bytes or what is wrong with them)
+_Documents = Iterator[tuple[int, bytes | Bad]]  # (where it lies, its bytes or what is wrong with them)
 
 # Every byte that occurs in the UTF-8 of whitespace: what has others is not blank, and need not be decoded to know it.
 _SPACE_BYTES = bytes({b for i in range(0x3001) if chr(i).isspace() for b in chr(i).encode()})
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 _SKIP = "; --data.on-error skip skips and counts such documents"
 
 
@@ -133,7 +133,7 @@ def _open(path: str) -> Iterator[Any]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file{_nearest(path)}") from None
     except (OSError, EOFError, zlib.error) as error:
-        fix = "; it is cut short or not compressed so: fetch or compress it again" if _codec(path) else ""
+        fix = "; it is cut short or not compressed so: fetch or compress it again" if codec_of(path) else ""
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}){fix}") from None
 
 
@@ -186,7 +186,7 @@ class _Zstd(io.RawIOBase):
 _CODECS: dict[str, Callable[[Any], Any]] = {".gz": lambda file: gzip.GzipFile(fileobj=file), ".zst": _Zstd}
 
 
-def _codec(path: str) -> str:
+def codec_of(path: str) -> str:
     suffix = os.path.splitext(path)[1].lower()
     return suffix if suffix in _CODECS else ""
 
@@ -196,7 +196,7 @@ def _stream(path: str, offset: int, hasher: Any) -> Iterator[io.BufferedReader]:
     """The decompressed bytes from `offset` on; `hasher` sees the whole raw file by the end."""
     with _open(path) as file:
         raw = io.BufferedReader(_Tee(file, hasher), 1 << 20)
-        if codec := _codec(path):
+        if codec := codec_of(path):
             stream = io.BufferedReader(_CODECS[codec](raw), 1 << 20)
             while offset:
                 offset -= len(stream.read(min(offset, 1 << 20))) or offset
@@ -208,12 +208,12 @@ def _stream(path: str, offset: int, hasher: Any) -> Iterator[io.BufferedReader]:
             pass
 
 
-def _lines(path: str, offset: int, hasher: Any) -> Iterator[tuple[int, bytes]]:
+def read_lines(path: str, offset: int, hasher: Any) -> Iterator[tuple[int, bytes]]:
     """(byte position, line) without a byte order mark."""
     with _stream(path, offset, hasher) as file:
         for line in file:
-            if not offset and line.startswith(_BOM):
-                offset, line = len(_BOM), line[len(_BOM) :]
+            if not offset and line.startswith(BOM):
+                offset, line = len(BOM), line[len(BOM) :]
             yield offset, line
             offset += len(line)
 
@@ -223,7 +223,7 @@ def _lines(path: str, offset: int, hasher: Any) -> Iterator[tuple[int, bytes]]:
 
 def _text(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
     held: list[bytes] = []
-    for position, line in _lines(path, offset, hasher):
+    for position, line in read_lines(path, offset, hasher):
         if reader.documents == "line":
             yield position, line
         elif reader.documents == "file" or not _blank(line):
@@ -236,19 +236,19 @@ def _text(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
 
 
 def _jsonl(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
-    for position, line in _lines(path, offset, hasher):
+    for position, line in read_lines(path, offset, hasher):
         try:
             record = {reader.text_column: None} if _blank(line) else json.loads(line)
             if not isinstance(record, dict):
-                yield position, _Bad(f"a JSON {type(record).__name__}, not an object")
+                yield position, Bad(f"a JSON {type(record).__name__}, not an object")
             elif reader.text_column not in record:
-                yield position, _Bad(_no_column(reader, record))
+                yield position, Bad(_no_column(reader, record))
             elif not isinstance(text := record[reader.text_column], str | None):
-                yield position, _Bad(f"{reader.text_column!r} is a {type(text).__name__}, not a string")
+                yield position, Bad(f"{reader.text_column!r} is a {type(text).__name__}, not a string")
             else:
                 yield position, (text or "").encode()
         except (ValueError, RecursionError) as error:
-            yield position, _Bad(f"not a JSON object ({error})")
+            yield position, Bad(f"not a JSON object ({error})")
 
 
 def _parquet(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
@@ -395,7 +395,7 @@ def _format(path: str) -> str:
     """The key of _FORMATS for a path; InputError if there is none."""
     if path.startswith(("tfds:", "stdlib:")):
         return path.split(":")[0] + ":"
-    codec = _codec(path)
+    codec = codec_of(path)
     suffix = os.path.splitext(path[: len(path) - len(codec)])[1].lower()
     if suffix + codec not in _SUFFIXES:
         raise InputError(
@@ -408,7 +408,7 @@ def _format(path: str) -> str:
 def _documents(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
     """Documents from `offset` on; here the blank ones are left out, for every format alike."""
     for position, value in _FORMATS[_format(path)](path, reader, offset, hasher):
-        if isinstance(value, _Bad) or not _blank(value):
+        if isinstance(value, Bad) or not _blank(value):
             yield position, value
 
 
@@ -468,7 +468,7 @@ def scan(path: str, reader: Reader, segment_bytes: int) -> tuple[list[Segment], 
     hasher, segments = hashlib.sha256(), []
     start = stop = offset = size = bad = 0
     for position, value in _documents(path, reader, 0, hasher):
-        if isinstance(value, _Bad):
+        if isinstance(value, Bad):
             bad, first_bad = bad + 1, (position, value)
             if reader.on_error == "raise":
                 raise InputError(_complaint(path, position, value) + _SKIP)
@@ -478,7 +478,7 @@ def scan(path: str, reader: Reader, segment_bytes: int) -> tuple[list[Segment], 
         if start == stop:
             offset = position
         stop += 1
-        size += 0 if isinstance(value, _Bad) else len(value)
+        size += 0 if isinstance(value, Bad) else len(value)
     if stop == 0:
         raise InputError(f"{path}: holds no document, only whitespace or nothing: leave it out of --data.source")
     if bad == stop:
@@ -502,7 +502,7 @@ def read(segment: Segment, reader: Reader, report: ReadReport) -> Iterator[str]:
         if not (document := next(documents, None)):
             raise InputError(f"{path}: has changed since it was scanned: it ends before document {index}")
         position, value = document
-        text = value if isinstance(value, _Bad) else _decode(value)
+        text = value if isinstance(value, Bad) else decode(value)
         if isinstance(text, str):
             yield text
             continue
@@ -513,16 +513,16 @@ def read(segment: Segment, reader: Reader, report: ReadReport) -> Iterator[str]:
             report.first[path] = _complaint(path, position, text)
 
 
-def _decode(raw: bytes) -> str | _Bad:
+def decode(raw: bytes) -> str | Bad:
     if (at := raw.find(b"\0")) >= 0:
-        return _Bad("a NUL byte: a binary file, or UTF-16 (iconv -f UTF-16 -t UTF-8)", at)
+        return Bad("a NUL byte: a binary file, or UTF-16 (iconv -f UTF-16 -t UTF-8)", at)
     try:
         return raw.decode().replace("\r\n", "\n").strip("\r\n")
     except UnicodeDecodeError as error:
-        return _Bad(f"byte 0x{raw[error.start]:02x} is not UTF-8", error.start)
+        return Bad(f"byte 0x{raw[error.start]:02x} is not UTF-8", error.start)
 
 
-def _complaint(path: str, position: int, bad: _Bad) -> str:
+def _complaint(path: str, position: int, bad: Bad) -> str:
     """Place and reason; the line's number is counted only here, from the start of the file."""
     kind = _format(path)
     if kind not in (".txt", ".jsonl"):
