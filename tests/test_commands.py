@@ -402,7 +402,12 @@ def start():
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
             "PYTHONIOENCODING": "ascii", "PYTHONUNBUFFERED": "",
         }  # fmt: skip
-        command = [sys.executable, "-m", "bert_jax", *map(str, arguments)]
+        # a process that was started in the background, as a test run may be, hands down that interrupts are ignored
+        program = (
+            "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+            "runpy.run_module('bert_jax', run_name='__main__', alter_sys=True)"
+        )
+        command = [sys.executable, "-c", program, *map(str, arguments)]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **streams)
         begun.append((process, threading.Timer(60, process.kill)))
         begun[-1][1].start()
