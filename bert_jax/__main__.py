@@ -81,11 +81,8 @@ def convert(
     """
     from bert_jax import pretrained
 
-    model = pretrained.load(source, head)  # type: ignore[arg-type]
-    pretrained.save(model, out)
-    for line in pretrained.describe(model, verbose):
+    for line in pretrained.convert_directory(source, out, head, verbose):  # type: ignore[arg-type]
         print(line)
-    print(f"wrote {out}")
 
 
 def _cli(function: Callable[..., None]) -> Callable[[list[str]], None]:

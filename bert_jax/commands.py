@@ -199,7 +199,8 @@ def _predict(
     mask = predictor.tokenizer.mask_token if isinstance(predictor, bert_jax.FillMask) else ""
     place = f"{_name(path)}{', question ' if _suffix(path) == '.json' else ':'}"
     rows = (_row(f"{place}{number}", line, columns, jsonl, mask) for number, line in enumerate(lines, 1))
-    shown = sys.stderr.isatty() and not sys.stdin.isatty() and (write is not None or not sys.stdout.isatty())
+    typed = path == "-" and sys.stdin.isatty()
+    shown = sys.stderr.isatty() and not typed and (write is not None or not sys.stdout.isatty())
     total = sum(1 for _ in _open(path)[0]) if shown and os.path.isfile(path) else None
     with predicting(total, shown) as advance:
         for chunk in _chunks(rows, ready):
@@ -358,7 +359,9 @@ def embed(
     def make(model: bert_jax.Model) -> tuple[bert_jax.Embedder, Callable[[Any], _Row]]:
         changes = {"mode": pooling, "normalize": normalize if normalize or no_normalize else None, "max_length": max_length}
         chosen: Any = {name: value for name, value in changes.items() if value is not None}
-        how = replace(model.pooling or bert_jax.Pooling(), **chosen)
+        how = replace(model.pooling, **chosen) if isinstance(model.pooling, bert_jax.Pooling) else None
+        if how is None and chosen:
+            how = bert_jax.Pooling(**chosen)
         return bert_jax.Embedder(model, how), lambda vector: {"embedding": vector.tolist()}
 
     with _npy(out) if out else contextlib.nullcontext() as write:

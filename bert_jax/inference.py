@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -45,6 +46,7 @@ class _Predictor:
         if model.config.max_length < 3 + model.tokenizer.pair_separators:
             raise InputError(f"max_position_embeddings={model.config.max_position_embeddings} leaves no room for a text")
         self.model, self.tokenizer = model, model.tokenizer
+        self._longest = model.config.max_length
         self._params = jax.device_put(model.params)
         self._run_batch = jax.jit(self._outputs)
         self._tokens = 1024 if jax.default_backend() == "cpu" else 16384  # a batch; on CPUs it should stay in the caches
@@ -88,8 +90,12 @@ class _Predictor:
 
         cfg, pad_id = self.model.config, self.tokenizer.pad_id
         pad_id = pad_id if pad_id < cfg.vocab_size else 0  # one past the table would be NaN, and spread
-        for batch in batches(examples, cfg.max_length, self._tokens, self._slots, pad_id):
-            flying.append((batch, self._run_batch(self._params, batch.arrays | {"places": batch.positions})))
+        # float32 means float32: TPUs and GPUs would multiply in less, and the numbers would not be those of the model's makers
+        precise = jax.default_matmul_precision("highest") if cfg.dtype == "float32" else contextlib.nullcontext()
+        for batch in batches(examples, self._longest, self._tokens, self._slots, pad_id):
+            with precise:
+                outputs = self._run_batch(self._params, batch.arrays | {"places": batch.positions})
+            flying.append((batch, outputs))
             if len(flying) > _IN_FLIGHT:
                 land()
         while flying:
@@ -159,8 +165,9 @@ class FillMask(_Predictor):
 
     def __init__(self, model: Model, top_k: int = 5) -> None:
         super().__init__(model)
-        if not 1 <= top_k <= model.config.vocab_size:
-            raise InputError(f"top_k={top_k} is not in [1, {model.config.vocab_size}]")
+        most = min(model.config.vocab_size, self.tokenizer.vocab_size)
+        if not 1 <= top_k <= most:
+            raise InputError(f"top_k={top_k} is not in [1, {most}]")
         self.top_k = top_k
 
     def _slots(self, length: int) -> int:
@@ -169,7 +176,8 @@ class FillMask(_Predictor):
     def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
         batch["masked_positions"] = batch.pop("places")
         logits = self.model.apply(params, batch)["masked_lm_logits"]
-        best, ids = jax.lax.top_k(logits, self.top_k)
+        has_token = jnp.arange(logits.shape[-1]) < self.tokenizer.vocab_size  # the table may be padded
+        best, ids = jax.lax.top_k(jnp.where(has_token, logits, -jnp.inf), self.top_k)
         scores = jnp.exp(best - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
         return {"scores": scores, "ids": ids}
 
@@ -251,16 +259,20 @@ class Classifier(_Predictor):
     def __init__(self, model: Model, threshold: float = 0.5) -> None:
         super().__init__(model)
         self.threshold = threshold
-        self.labels = model.labels or ("is_next", "random")
+        in_order = ("in_order", "swapped") if model.config.model_type == "albert" else ("is_next", "random")
+        self.labels = model.labels or in_order
         default = "regression" if len(self.labels) == 1 else "single_label_classification"
         self.problem_type = model.problem_type or default
+        self._value = {"Identity": lambda x: x, "Sigmoid": jax.nn.sigmoid}.get((model.activation or "Identity").split(".")[-1])
+        if self._value is None:
+            raise InputError(f"config.json: the activation {model.activation!r} is not supported, only Identity and Sigmoid")
 
     def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
         batch["cls_positions"] = batch.pop("places")
         outputs = self.model.apply(params, batch)
         logits = outputs["logits"] if self.model.head == "sequence_classification" else outputs["next_sentence_logits"]
         to_scores = {
-            "regression": lambda x: x,
+            "regression": self._value,
             "multi_label_classification": jax.nn.sigmoid,
             "single_label_classification": jax.nn.softmax,
         }
@@ -285,9 +297,16 @@ class Embedder(_Predictor):
     """One vector a text, for similarity, clustering and search."""
 
     def __init__(self, model: Model, pooling: Pooling | None = None) -> None:
-        """`pooling` says how; default: what the model's sentence-transformers files say, else the mean, normalised."""
+        """`pooling` says how; default: what the model's sentence-transformers files say, else the mean, normalised.
+
+        Raises InputError where those files ask for what is not supported.
+        """
         super().__init__(model)
-        self.pooling = pooling or model.pooling or Pooling()
+        chosen = pooling or model.pooling or Pooling()
+        if isinstance(chosen, str):
+            raise InputError(f"{chosen}; for other embeddings of this model say which: Embedder(model, Pooling(...))")
+        self.pooling = chosen
+        self._longest = min(self.pooling.max_length or self._longest, self._longest)
 
     def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
         places = batch.pop("places")
@@ -302,11 +321,13 @@ class Embedder(_Predictor):
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [N, D], a row each text. Too long texts are cut, with a warning."""
-        texts = _as_list(texts)
-        if self.pooling.lowercase:
-            texts = [text.lower() if isinstance(text, str) else text for text in texts]
+        texts = [self._prompted(text) if isinstance(text, str) else text for text in _as_list(texts)]
         results = self._run(self._encode(texts, self.pooling.max_length))
         return np.array([result["vectors"][0] for result in results], np.float32).reshape(-1, self.model.config.hidden_size)
+
+    def _prompted(self, text: str) -> str:
+        text = self.pooling.prompt + text
+        return text.lower() if self.pooling.lowercase else text
 
 
 def nearest(queries: np.ndarray, corpus: np.ndarray, top_k: int = 10) -> tuple[np.ndarray, np.ndarray]:
@@ -520,7 +541,7 @@ class Answerer(_Predictor):
         super().__init__(model)
         self.top_k, self.no_answer, self.null_threshold = top_k, no_answer, null_threshold
         self.max_answer_length, self.stride, self.n_best = max_answer_length, stride, max(n_best, top_k)
-        self.max_length = min(max_length, model.config.max_length)
+        self.max_length = self._longest = min(max_length, model.config.max_length)
         self.max_question_length = max_question_length
         least = max_question_length + 3 + self.tokenizer.pair_separators
         for name, value in (("top_k", top_k), ("stride", stride), ("max_answer_length", max_answer_length)):

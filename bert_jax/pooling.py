@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -10,6 +11,7 @@ from typing import Any, Literal, get_args
 from bert_jax.config import BertConfig, InputError
 
 PoolingMode = Literal["cls", "mean", "max"]
+_TRANSFORMERS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")  # as its files are called
 _LEGACY = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max"}
 
 
@@ -22,12 +24,14 @@ class Pooling:
       normalize: whether the embedding is scaled to length 1.
       max_length: tokens of a text, special ones included, that count; None: as many as the model takes.
       lowercase: whether texts are lower-cased before they are tokenized.
+      prompt: put before each text.
     """
 
     mode: PoolingMode = "mean"
     normalize: bool = True
     max_length: int | None = None
     lowercase: bool = False
+    prompt: str = ""
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 3:
@@ -69,14 +73,17 @@ def read_pooling(directory: Path) -> Pooling | None:
             )
     if mode is None:
         return None
-    prompt = _json(directory / "config_sentence_transformers.json").get("default_prompt_name")
-    if prompt:
-        raise InputError(
-            f"{directory}: default_prompt_name={prompt!r} is not supported: put the prompt before each text, and null there"
-        )
-    transformer = _json(directory / "sentence_bert_config.json")
+    library = _json(directory / "config_sentence_transformers.json")
+    named, prompts = library.get("default_prompt_name"), library.get("prompts") or {}
+    if named and named not in prompts:
+        raise InputError(f"{directory}/config_sentence_transformers.json: default_prompt_name={named!r} is not among its prompts")
+    prompt = prompts[named] if named else ""
+    transformer: dict[str, Any] = next(
+        filter(None, (_json(directory / f"sentence_{name}_config.json") for name in _TRANSFORMERS)), {}
+    )
     length = transformer.get("max_seq_length") or _json(directory / "tokenizer_config.json").get("model_max_length")
-    return Pooling(mode, normalize, length if isinstance(length, int) else None, bool(transformer.get("do_lower_case", False)))
+    lowercase = bool(transformer.get("do_lower_case", False))
+    return Pooling(mode, normalize, length if isinstance(length, int) else None, lowercase, prompt)
 
 
 def _read_mode(path: Path) -> PoolingMode:
@@ -108,7 +115,13 @@ def write_pooling(directory: Path, pooling: Pooling, cfg: BertConfig) -> None:
             "max_seq_length": min(pooling.max_length or cfg.max_length, cfg.max_length),
             "do_lower_case": pooling.lowercase,
         },
+        "config_sentence_transformers.json": {
+            "prompts": {"default": pooling.prompt},
+            "default_prompt_name": "default" if pooling.prompt else None,
+        },
     }
     for name, content in files.items():
         (directory / name).parent.mkdir(exist_ok=True)
-        (directory / name).write_text(json.dumps(content, indent=2) + "\n")
+        temporary = directory / f"{name}.{os.getpid()}.tmp"
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(temporary, directory / name)

@@ -30,6 +30,7 @@ from bert_jax.pooling import Pooling, read_pooling, write_pooling
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 _LABELLED = ("sequence_classification", "token_classification")
+_CLASSIFIERS = ("classifier.weight", "classifier.out_proj.weight")  # [classes, ...]
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Model:
       head: what stands on the encoder.
       labels: names of the classes, where the head has classes.
       problem_type: what a sequence classifier's logits mean; None: single_label_classification, or regression if there is one.
-      pooling: how sentence-transformers makes embeddings of it, where its files say so.
+      pooling: how sentence-transformers makes embeddings of it, where its files say so; a str says why they cannot be followed.
+      activation: the class that sentence-transformers' CrossEncoder puts behind a head with one value, where config.json has it.
     """
 
     config: BertConfig
@@ -52,7 +54,8 @@ class Model:
     head: Head = "masked_lm"
     labels: tuple[str, ...] = ()
     problem_type: ProblemType | None = None
-    pooling: Pooling | None = None
+    pooling: Pooling | str | None = None
+    activation: str | None = None
 
     @property
     def module(self) -> Bert:
@@ -84,7 +87,7 @@ class Model:
 
 def initialize(module: Bert, seed: int) -> dict[str, Any]:
     """Fresh parameters. Pure: jit it, eval_shape it."""
-    ids = jnp.zeros((1, 1, 8) if module.head == "multiple_choice" else (1, 8), jnp.int32)
+    ids = jnp.zeros((1, 1, 1) if module.head == "multiple_choice" else (1, 1), jnp.int32)
     return module.init(jax.random.key(seed), {"input_ids": ids})["params"]
 
 
@@ -116,7 +119,7 @@ def _read(directory: Path) -> _Files:
     """The files of a Hugging Face directory, of Google's TF1 checkpoints, or of a run. Raises InputError for any other."""
     if not directory.is_dir():
         raise InputError(f"no directory {directory}{_nearest(directory)}")
-    if (directory / "checkpoints").is_dir():
+    if (directory / "checkpoints").is_dir() and not has_weights(directory):
         return _read_workdir(directory)
     prefix = None if has_weights(directory) else find_tf1(directory)  # `save` may have written beside a checkpoint
     names = ("config.json", "bert_config.json") if prefix is None else ("bert_config.json", "config.json")
@@ -155,13 +158,17 @@ def load(path_or_name: str | Path, head: Head | None = None, labels: Sequence[st
     Raises InputError where a file is missing or damaged, the family is not known, or the tensors are not those of the model
     that config.json describes.
     """
+    return _load(path_or_name, head, labels)[0]
+
+
+def _load(path_or_name: str | Path, head: Head | None, labels: Sequence[str] | None) -> tuple[Model, convert.Converted]:
     directory = _find(path_or_name)
     files = _read(directory)
     head = _head(files, head, directory)
     if labels is not None:
         _check_labels(labels, head)
     elif head in _LABELLED:
-        labels = _labels(files.values, str(directory))
+        labels = _labels(files, str(directory))
     labels = tuple(labels or ())
     module = Bert(files.config, head, max(1, len(labels)))
     converted = convert.from_hugging_face(
@@ -173,15 +180,23 @@ def load(path_or_name: str | Path, head: Head | None = None, labels: Sequence[st
     problem_type = files.values.get("problem_type") if head == "sequence_classification" else None
     if problem_type not in (None, *get_args(ProblemType)):
         raise InputError(f"{directory}: {problem_type=} is not known; known: {', '.join(get_args(ProblemType))}")
-    return Model(files.config, converted.params, tokenizer, head, labels, problem_type, read_pooling(directory))
+    try:
+        pooling: Pooling | str | None = read_pooling(directory)
+    except InputError as error:
+        pooling = str(error)
+    of_library = files.values.get("sentence_transformers") or {}
+    activation = of_library.get("activation_fn") or files.values.get("sbert_ce_default_activation_function")
+    return Model(files.config, converted.params, tokenizer, head, labels, problem_type, pooling, activation), converted
 
 
 def _put(array: np.ndarray) -> jax.Array:
-    return jax.device_put(array)
+    return jax.block_until_ready(jax.device_put(array))  # one copy under way at a time, however busy the machine
 
 
 def _say(converted: convert.Converted, where: str) -> None:
     """Tells what the file lacked or had too much, and weights that are no numbers."""
+    for note in converted.notes:
+        print(f"{where}: {note}", file=sys.stderr)
     if converted.fresh:
         print(f"{where} has no weights for {', '.join(converted.fresh)}: freshly initialised", file=sys.stderr)
     for names, what in ((converted.unused, "of no use here"), (converted.broken, "NaN or infinite weights in")):
@@ -199,7 +214,11 @@ def _head(files: _Files, wanted: Head | None, directory: Path) -> Head:
         return wanted
     architectures = files.values.get("architectures") or []
     if not architectures:
-        return convert.guess_head(files.tensors, family)
+        guessed = convert.guess_head(files.tensors, family)
+        if guessed == "encoder" and any(name.startswith("classifier.") for name in files.tensors):
+            heads = " or ".join(f"head={name!r}" for name in _LABELLED)
+            print(f"{files.where}: a classifier is there, but config.json does not say of what: give {heads}", file=sys.stderr)
+        return guessed
     head = family.head_of(str(architectures[0]))
     if head is None:
         known = ", ".join(family.architecture(head) for head in family.heads)
@@ -217,13 +236,14 @@ def _check_labels(labels: Sequence[str], head: Head) -> None:
         raise InputError(f"{labels=}; expected a list of names")
 
 
-def _labels(values: Mapping[str, Any], where: str) -> tuple[str, ...]:
+def _labels(files: _Files, where: str) -> tuple[str, ...]:
     """Names of the classes by id. Raises InputError where id2label is no list of them, or num_labels says another number."""
-    named, count = values.get("id2label"), values.get("num_labels")
+    named, count = files.values.get("id2label"), files.values.get("num_labels")
     if not (count is None or (isinstance(count, int) and count > 0)):
         raise InputError(f"{where}: num_labels={count!r}; expected a number of classes")
     if named is None:
-        return tuple(f"LABEL_{i}" for i in range(2 if count is None else count))
+        there = next((len(files.tensors[name]) for name in _CLASSIFIERS if name in files.tensors), 2)
+        return tuple(f"LABEL_{i}" for i in range(there if count is None else count))
     try:
         by_id = {int(i): str(name) for i, name in named.items()}
     except (AttributeError, ValueError):
@@ -329,8 +349,10 @@ def start_from(path: str | Path, module: Bert, fresh: dict[str, Any]) -> dict[st
 # --- writing ---
 
 
-def describe(model: Model, tensor_by_tensor: bool) -> list[str]:
-    """Lines that say what a model is and, where asked, which of its parameters is saved under which name."""
+def convert_directory(source: str | Path, out: str | Path, head: Head | None, tensor_by_tensor: bool) -> list[str]:
+    """Loads and saves; lines that say what was done and, where asked, where each tensor came from and went to."""
+    model, converted = _load(source, head, None)
+    save(model, out)
     cfg = model.config
     flat = convert.flatten(model.params)
     total = sum(leaf.size for leaf in flat.values())
@@ -342,11 +364,13 @@ def describe(model: Model, tensor_by_tensor: bool) -> list[str]:
     if tensor_by_tensor:
         theirs = convert.saved_names(flat, cfg, model.head)
         lines += [
-            f"  {theirs[path]} {list(leaf.shape[::-1] if path.endswith('/kernel') else leaf.shape)} = {path}"
-            + (" transposed" if path.endswith("/kernel") else "")
+            f"  {converted.sources.get(path, 'fresh')} -> {theirs[path]} "
+            f"{list(leaf.shape[::-1] if path.endswith('/kernel') else leaf.shape)}"
             for path, leaf in flat.items()
         ]
-    return lines
+    if converted.left_out:
+        lines.append(f"left out, as of other heads: {', '.join(converted.left_out)}")
+    return [*lines, f"wrote {out}"]
 
 
 def save(model: Model, directory: str | Path) -> None:
@@ -361,11 +385,14 @@ def save(model: Model, directory: str | Path) -> None:
         check_padding(model.config, model.tokenizer)
         pad_id = model.tokenizer.pad_id
     config = convert.config_to_hugging_face(model.config, model.head, pad_id)
-    if model.labels:
-        config["id2label"] = {str(i): name for i, name in enumerate(model.labels)}
-        config["label2id"] = {name: i for i, name in enumerate(model.labels)}
+    labels = model.labels or (("LABEL_0",) if model.head in _LABELLED else ())
+    if labels:
+        config["id2label"] = {str(i): name for i, name in enumerate(labels)}
+        config["label2id"] = {name: i for i, name in enumerate(labels)}
     if model.problem_type:
         config["problem_type"] = model.problem_type
+    if model.activation:
+        config["sentence_transformers"] = {"activation_fn": model.activation}
     temporary = directory / f"model.safetensors.{os.getpid()}.tmp"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -376,8 +403,10 @@ def save(model: Model, directory: str | Path) -> None:
         os.replace(temporary, directory / "config.json")
         if model.tokenizer:
             model.tokenizer.save(directory, model_max_length=model.config.max_length)
-        if model.pooling:
+        if isinstance(model.pooling, Pooling):
             write_pooling(directory, model.pooling, model.config)
+        else:
+            (directory / "modules.json").unlink(missing_ok=True)  # of the model that was there
     except (OSError, SafetensorError) as e:
         with contextlib.suppress(OSError):
             temporary.unlink()

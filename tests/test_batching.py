@@ -1,6 +1,5 @@
 """Packing examples into batches of few shapes: nothing lost, nothing mixed, little padding."""
 
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -85,6 +84,12 @@ def test_no_examples_make_no_batches():
 def test_a_lone_short_example_is_not_padded_to_a_long_row():
     (batch,) = batches([example(9)], 512, 2048, quarter, 0)
     assert batch.arrays["input_ids"].shape == (1, 16)
+
+
+def test_rows_double_up_to_what_the_model_takes():
+    assert row_lengths([600] * 3 + [20] * 50, 8192) == [64, 128, 256, 512, 1024]
+    assert row_lengths([300] * 3, 384) == [64, 128, 256, 384]
+    assert row_lengths([3], 8) == [8]
 
 
 def test_rows_are_powers_of_two_or_a_full_batch():

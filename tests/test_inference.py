@@ -850,3 +850,85 @@ def test_windows_hold_every_token_and_are_of_the_size():
         seen = Counter(i for w in windows for i in range(w.start, w.stop))
         assert set(seen) == set(range(size))
         assert all(w.stop - w.start <= room and w.text == 4 for w in windows)
+
+
+def every_answer(predictor, question, context):
+    """What run_squad.py would rank, from the model itself: each span of each window whose start has most context there."""
+    model, t = predictor.model, predictor.tokenizer
+    (question_ids,) = t.encode_batch([question])
+    (encoding,) = t.encode_with_offsets([context])
+    room = predictor.max_length - len(question_ids) - 3
+    starts = [0]
+    while starts[-1] + room < len(encoding.ids):
+        starts.append(starts[-1] + predictor.stride)
+    windows = [(a, min(a + room, len(encoding.ids))) for a in starts]
+    found = {}
+    for number, (a, b) in enumerate(windows):
+        ids = np.array([t.cls_id, *question_ids, t.sep_id, *encoding.ids[a:b], t.sep_id])
+        behind = len(question_ids) + 2
+        types = (np.arange(96) >= behind) & (np.arange(96) < len(ids))
+        outputs = run(model, alone(ids) | {"token_type_ids": types[None].astype(np.int32)})
+        start, end = (outputs[name][0, behind : behind + b - a] for name in ("start_logits", "end_logits"))
+        for i in range(b - a):
+            context_of = [min(a + i - c, d - 1 - a - i) if c <= a + i < d else -1 for c, d in windows]
+            if int(np.argmax(context_of)) != number:
+                continue
+            for j in range(i, min(i + predictor.max_answer_length, b - a)):
+                span = int(encoding.offsets[a + i, 0]), int(encoding.offsets[a + j, 1])
+                if span[0] < span[1]:
+                    found[span] = max(found.get(span, -np.inf), float(start[i] + end[j]))
+    return sorted(found.items(), key=lambda item: -item[1])
+
+
+@pytest.mark.parametrize("length", [1, 3, 9], ids=["one window", "some", "many"])
+def test_answers_are_those_that_a_search_through_all_spans_finds(answerer, length):
+    question, context = "bako tine rodusi?", " ".join(TEXTS[4 : 4 + length])
+    expected = every_answer(answerer, question, context)[:3]
+    (got,) = answerer([(question, context)])
+    assert [(answer.start, answer.end) for answer in got] == [span for span, _ in expected]
+    np.testing.assert_allclose([answer.logit for answer in got], [logit for _, logit in expected], atol=1e-4)
+
+
+# ---- what real models bring
+
+
+def test_rows_of_a_vocabulary_that_stand_for_no_token_are_never_filled_in(tokenizer):
+    cfg = TINY.replace(vocab_size=300)
+    params = params_of(cfg, "masked_lm")
+    params["masked_lm"]["bias"][tokenizer.vocab_size :] = 100
+    predict = FillMask(Model(cfg, params, tokenizer), top_k=tokenizer.vocab_size)
+    (fillings,) = predict(["bako [MASK] tine"])
+    assert len(fillings) == tokenizer.vocab_size
+    assert sum(filling.score for filling in fillings) < 1e-6  # nearly all of the probability lies with them
+
+
+def test_rows_longer_than_the_position_table_are_refused(embedder):
+    model = embedder.model
+    with pytest.raises(InputError, match="input_ids has 97 tokens a row; this model takes 96"):
+        model.encode(model.params, np.ones((1, 97), np.int32))
+
+
+@pytest.mark.parametrize(
+    "activation, expected", [("torch.nn.Identity", lambda x: x), ("Sigmoid", lambda x: 1 / (1 + np.exp(-x)))]
+)
+def test_a_cross_encoders_value_is_put_through_its_activation(tokenizer, activation, expected):
+    model = model_of(tokenizer, "sequence_classification", ("LABEL_0",))
+    (plain,), (given,) = (Classifier(dataclasses.replace(model, activation=a))(["bako tine"]) for a in (None, activation))
+    assert given.score == pytest.approx(expected(plain.score), abs=1e-5)
+    with pytest.raises(InputError, match="activation 'Tanh'"):
+        Classifier(dataclasses.replace(model, activation="Tanh"))
+
+
+def test_a_prompt_stands_before_each_text(embedder):
+    prompted = Embedder(embedder.model, Pooling(prompt="bako "))
+    np.testing.assert_allclose(prompted(["tine"]), embedder(["bako tine"]), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16_gives_nearly_the_same(request, name):
+    predictor = request.getfixturevalue(name)
+    half = type(predictor)(dataclasses.replace(predictor.model, config=TINY.replace(dtype="bfloat16")))
+    for key, values in half._run(half._encode(SHORT[:3]))[0].items():
+        assert values.dtype in (np.float32, np.int32), key
+    if name == "embedder":
+        np.testing.assert_allclose(half(SHORT), predictor(SHORT), atol=0.05)

@@ -1,8 +1,10 @@
 """Tokenizers of each family against those of transformers: ids, pairs, types, offsets, words and masks, from every file."""
 
 import io
+import itertools
 import json
 import random
+from collections import Counter
 from pydoc_data.topics import topics
 
 import numpy as np
@@ -70,18 +72,41 @@ def sentencepiece_model(path, **options):
 
 
 def wordpieces(lowercase):
-    engine = Tokenizer.train(TEXTS, 700, "wordpiece", lowercase)
-    return [*engine.tokens(range(700)), "##", "a##"]
+    """A vocabulary of characters and of the commonest words and ends of words; ties go by the alphabet."""
+    from tokenizers import normalizers, pre_tokenizers
+
+    normal, split = normalizers.BertNormalizer(lowercase=lowercase), pre_tokenizers.BertPreTokenizer()
+    words = Counter(word for text in TEXTS for word, _ in split.pre_tokenize_str(normal.normalize_str(text)))
+    pieces = words + Counter(f"##{word[cut:]}" for word in words.elements() for cut in range(1, len(word)))
+    letters = sorted({letter for word in words for letter in word})
+    common = sorted(pieces, key=lambda piece: (-pieces[piece], piece))[:400]
+    return [*dict.fromkeys([*ROLE_TOKENS, *letters, *(f"##{letter}" for letter in letters), *common, "##", "a##"])]
 
 
 def byte_level(directory):
-    import tokenizers
+    """Byte-level BPE with 300 merges; ties go by the alphabet."""
+    from tokenizers import pre_tokenizers
 
-    engine = tokenizers.ByteLevelBPETokenizer()
-    engine.train_from_iterator(TEXTS, vocab_size=600, special_tokens=["<s>", "<pad>", "</s>", "<unk>"], show_progress=False)
-    engine.save_model(str(directory))
-    vocab = engine.get_vocab()
-    (directory / "vocab.json").write_text(json.dumps(vocab | {"<mask>": len(vocab)}))
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = Counter(tuple(word) for text in TEXTS for word, _ in split.pre_tokenize_str(text))
+    merges = []
+    for _ in range(300):
+        pairs = Counter()
+        for word, count in words.items():
+            for pair in itertools.pairwise(word):
+                pairs[pair] += count
+        a, b = best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append(best)
+        for word in [word for word in words if best in itertools.pairwise(word)]:
+            merged, at = [], 0
+            while at < len(word):
+                step = 1 + (word[at : at + 2] == best)
+                merged.append(a + b if step == 2 else word[at])
+                at += step
+            words[tuple(merged)] += words.pop(word)
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *sorted(split.alphabet()), *(a + b for a, b in merges), "<mask>"]
+    (directory / "vocab.json").write_text(json.dumps({token: id for id, token in enumerate(dict.fromkeys(tokens))}))
+    (directory / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
 
 
 ALBERT = {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1, "pad_piece": "<pad>"}
@@ -93,8 +118,7 @@ def write_files(directory, family):
     model_type, config = family.split("-prefix")[0].split("-cased")[0], {}
     if model_type in ("bert", "electra", "distilbert"):
         config = {"do_lower_case": family != "electra"}
-        tokens = [token for token in wordpieces(family != "electra") if token]
-        (directory / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+        (directory / "vocab.txt").write_text("\n".join(wordpieces(family != "electra")) + "\n", encoding="utf-8")
     elif model_type == "roberta":
         byte_level(directory)
         config = {"add_prefix_space": family == "roberta-prefix"}
@@ -127,6 +151,15 @@ def family(request, tmp_path_factory):
     return model_type, theirs, tokenizers | {"written by us": Tokenizer.load(ours_saved)}, ours_saved
 
 
+def without_prefixes(text, tokens, spans):
+    """`spans`, but a lone `▁`, to which transformers gives the character after it, has none."""
+    ends = [0]
+    for token, (start, end) in zip(tokens, spans, strict=True):
+        lone = token == "▁" and "▁" not in text[start:end]
+        ends.append(max(start, ends[-1]) if lone else end)
+    return [(start, end) for (start, _), end in zip(spans, ends[1:], strict=True)]
+
+
 ROUTES = ["old files", "written by transformers", "written by us"]
 
 
@@ -154,7 +187,7 @@ def test_ids_offsets_and_words_are_those_of_transformers(family, route):
         assert ids.tolist() == expected["input_ids"][i], text
         spans = list(map(tuple, encoding.offsets.tolist()))
         skip = prefixed and text.startswith(" ")  # transformers then leaves the space in the first token's span
-        assert spans[skip:] == expected["offset_mapping"][i][skip:], text
+        assert spans[skip:] == without_prefixes(text, expected.tokens(i), expected["offset_mapping"][i])[skip:], text
         assert not skip or text[slice(*spans[0])].strip() == text[slice(*spans[0])]
         assert encoding.word_ids.tolist() == expected.word_ids(i), text
     assert ties < len(texts) / 200
@@ -240,3 +273,70 @@ def test_user_defined_pieces_of_albert_are_pieces_as_in_the_published_tokenizer_
     ours = Tokenizer.load(tmp_path, model_type="albert")
     texts = NASTY + TEXTS
     assert [ids.tolist() for ids in ours.encode_batch(texts)] == theirs(texts, add_special_tokens=False)["input_ids"]
+
+
+ADDED = {
+    "decoder": {"added_tokens_decoder": {1: {"content": "<New>"}, 0: {"content": "[X]", "special": True, "normalized": False}}},
+    "decoder and more": {
+        "added_tokens_decoder": {0: {"content": "<new>"}},
+        "additional_special_tokens": ["<ent>", "<new>"],
+        "bos_token": "[BOS]",
+    },
+    "named": {"extra_special_tokens": {"image": "<img>"}, "bos_token": "<c>"},
+    "both": {"extra_special_tokens": ["<img>"], "additional_special_tokens": ["<c>"]},
+    "file": {"file": {"<b>": 1, "<New>": 0, "<ent>": 2}, "additional_special_tokens": ["<ent>", "<last>"]},
+    "decoder before file": {"file": {"<b>": 0}, "added_tokens_decoder": {0: {"content": "<new>"}}},
+}
+
+
+@pytest.mark.parametrize("case", ADDED)
+@pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta", "albert"])
+def test_tokens_added_beside_old_files_are_those_of_transformers(tmp_path, name, case):
+    from transformers import AddedToken, AutoTokenizer
+
+    model_type = write_files(tmp_path, name)
+    plain = Tokenizer.load(tmp_path, model_type=model_type)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text()) | ADDED[case]
+    if "file" in config:
+        stated = {token: plain.vocab_size + id for token, id in config.pop("file").items()}
+        (tmp_path / "added_tokens.json").write_text(json.dumps(stated))
+    if "added_tokens_decoder" in config:
+        flags = {"normalized": True, "lstrip": False, "rstrip": False, "single_word": False, "special": False}
+        stated = {plain.vocab_size + id: flags | token for id, token in config["added_tokens_decoder"].items()}
+        config["added_tokens_decoder"] = stated | {plain.mask_id: flags | {"content": plain.mask_token, "rstrip": True}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    forgets = model_type == "roberta" and "added_tokens_decoder" not in config  # see `family`
+    mask = {"mask_token": AddedToken("<mask>", lstrip=True, special=True)} if forgets else {}
+    theirs, ours = AutoTokenizer.from_pretrained(tmp_path, **mask), Tokenizer.load(tmp_path, model_type=model_type)
+    assert ours.vocab_size == len(theirs)
+    assert set(ours.special_ids) == {id for id, token in theirs.added_tokens_decoder.items() if token.special}
+    texts = ["the <new> x<New>y", "<NEW><b> b", "the", "a the  <new>", *NASTY]
+    assert [ids.tolist() for ids in ours.encode_batch(texts)] == theirs(texts, add_special_tokens=False)["input_ids"]
+    texts = [text.replace("@", theirs.mask_token) for text in MASKED]
+    assert [ids.tolist() for ids in ours.encode_with_mask(texts)] == theirs(texts, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("beside", [None, "bert", "distilbert", "roberta"])
+@pytest.mark.parametrize(
+    "name",
+    ["BertTokenizer", "BertTokenizerFast", "DistilBertTokenizerFast", "ElectraTokenizer", "PreTrainedTokenizerFast", "X", None],
+)
+def test_the_normaliser_of_a_tokenizer_json_is_the_one_that_transformers_takes(tmp_path, name, beside):
+    from transformers import AutoTokenizer
+
+    (tmp_path / "old").mkdir()
+    write_files(tmp_path / "old", "electra")
+    text = "The Café ÉCOLE 中文 class"
+    for lowercase in (True, False):
+        folder = tmp_path / str(lowercase)
+        Tokenizer.load(tmp_path / "old" / "vocab.txt", lowercase).save(folder)
+        if beside:
+            (folder / "config.json").write_text(json.dumps({"model_type": beside}))
+        for keys in ({}, {"do_lower_case": not lowercase}, {"strip_accents": not lowercase}, {"tokenize_chinese_chars": False}):
+            config = {"tokenizer_class": name} if name else {}
+            (folder / "tokenizer_config.json").write_text(json.dumps(config | keys))
+            if name is None and beside == "roberta":  # whose class of transformers reads no such file
+                continue
+            theirs, ours = AutoTokenizer.from_pretrained(folder), Tokenizer.load(folder)
+            assert ours._engine.normalizer.__getstate__() == theirs._tokenizer.normalizer.__getstate__(), keys
+            assert ours.encode_batch([text])[0].tolist() == theirs(text, add_special_tokens=False)["input_ids"]

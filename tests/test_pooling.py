@@ -94,9 +94,18 @@ def test_modules_that_are_not_supported_are_refused_by_name(tmp_path, kind):
         pooled(tmp_path, ["Transformer", "Pooling", kind])
 
 
-def test_a_prompt_by_default_is_refused(tmp_path):
-    with pytest.raises(InputError, match="default_prompt_name='query'"):
+def test_a_prompt_by_default_is_read_and_written(tmp_path):
+    library = {"default_prompt_name": "query", "prompts": {"query": "find: ", "document": ""}}
+    assert pooled(tmp_path, config_sentence_transformers=library).prompt == "find: "
+    write_pooling(tmp_path, Pooling(prompt="seek: "), BertConfig())
+    assert read_pooling(tmp_path).prompt == "seek: "
+    with pytest.raises(InputError, match="default_prompt_name='query' is not among its prompts"):
         pooled(tmp_path, config_sentence_transformers={"default_prompt_name": "query"})
+
+
+@pytest.mark.parametrize("name", ["roberta", "distilbert", "xlm-roberta"])
+def test_the_length_is_read_under_each_name_that_the_library_has_for_the_file(tmp_path, name):
+    assert pooled(tmp_path, **{f"sentence_{name}_config": {"max_seq_length": 30}}).max_length == 30
 
 
 def test_the_length_is_that_of_sentence_transformers_or_of_the_tokenizer(tmp_path):

@@ -7,11 +7,9 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.export
 import numpy as np
 import pytest
 
-import bert_jax
 from bert_jax import pretrained
 from bert_jax.__main__ import COMMANDS
 from bert_jax.config import BertConfig, load_train_config
@@ -46,27 +44,25 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom(export, monkeypatch):
     assert names["one_each"]["encoder"]["embeddings"]["norm"]["bias"].shape == (2, 32)
     before, after = names["params"], names["my_params"]["bert"]
     assert jax.tree.all(jax.tree.map(np.array_equal, before, after))  # frozen
+    assert_runs_without_bert_jax(export / "encoder.stablehlo", names["model"])
 
 
-def test_an_exported_encoder_runs_without_bert_jax(export, tmp_path):
-    model = bert_jax.load(export / "runs/quickstart/export")
-    rows, length = jax.export.symbolic_shape("rows, length", constraints=[f"length <= {model.config.max_length}"])
-    shape = jax.ShapeDtypeStruct((rows, length), jax.numpy.int32)
-    exported = jax.export.export(jax.jit(lambda ids, mask: model.encode(model.params, ids, mask)))(shape, shape)
-    (tmp_path / "encoder").write_bytes(exported.serialize())
+def assert_runs_without_bert_jax(exported, model):
+    """In a process of its own, for two shapes; the same numbers."""
     ids = np.random.default_rng(0).integers(5, 200, (3, 11)).astype(np.int32)
     mask = (np.arange(11) < np.array([[11], [7], [2]])).astype(np.int32)
-    np.savez(tmp_path / "inputs.npz", ids=ids, mask=mask)
+    np.savez(exported.with_name("inputs.npz"), ids=ids, mask=mask)
+    [line] = re.findall(r"# there: (.*)\(ids, mask\)", README)
     program = (
         "import jax, jax.export, numpy as np, sys\n"
         "inputs = np.load('inputs.npz')\n"
-        "call = jax.jit(jax.export.deserialize(bytearray(open('encoder', 'rb').read())).call)\n"
+        f"call = {line}\n"
         "np.save('hidden.npy', call(inputs['ids'], inputs['mask']))\n"
         "call(inputs['ids'][:1, :4], inputs['mask'][:1, :4])\n"
         "assert not any(name.startswith(('bert_jax', 'flax')) for name in sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=120)
-    np.testing.assert_allclose(np.load(tmp_path / "hidden.npy"), model.encode(model.params, ids, mask), atol=1e-5)
+    subprocess.run([sys.executable, "-c", program], cwd=exported.parent, check=True, timeout=120)
+    np.testing.assert_allclose(np.load(exported.with_name("hidden.npy")), model.encode(model.params, ids, mask), atol=1e-5)
 
 
 def commands():
@@ -88,8 +84,13 @@ def test_every_train_command_is_accepted(line, monkeypatch):
 
 
 @pytest.mark.parametrize("line", [c for c in commands() if "-m bert_jax" in c])
-def test_every_bert_jax_command_exists(line):
-    assert line.split("-m bert_jax ")[1].split()[0] in COMMANDS
+def test_every_bert_jax_command_exists_with_its_options(line, capsys):
+    words = line.split("-m bert_jax ")[1].split()
+    options = {word for word in words if word.startswith("--")}
+    with pytest.raises(SystemExit):
+        COMMANDS[words[0]][0](["--help"])
+    shown = capsys.readouterr().out
+    assert all(option in shown for option in options if option != "--help")
 
 
 def test_the_two_set_up_lines_stand_where_ci_looks_for_them():

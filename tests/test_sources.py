@@ -113,9 +113,7 @@ def test_any_cut_into_segments_gives_the_documents_of_a_plain_definition(text, m
     plain = text.removeprefix("\ufeff").replace("\r\n", "\n")
     lines = plain.split("\n")
     expected = {
-        "blank_line": [
-            "\n".join(group) for filled, group in itertools.groupby(lines, lambda x: x.strip() != "") if filled
-        ],
+        "blank_line": ["\n".join(group) for filled, group in itertools.groupby(lines, lambda x: x.strip() != "") if filled],
         "line": [line for line in lines if line.strip()],
         "file": [plain.strip("\n")] if plain.strip() else [],
     }[mode]
@@ -393,9 +391,7 @@ def tfds_dirs(tmp_path_factory):
         def _info(self):
             return tfds.core.DatasetInfo(
                 builder=self,
-                features=tfds.features.FeaturesDict(
-                    {"text": tfds.features.Text(), "n": tfds.features.Scalar(np.int64)}
-                ),
+                features=tfds.features.FeaturesDict({"text": tfds.features.Text(), "n": tfds.features.Scalar(np.int64)}),
             )
 
         def _split_generators(self, dl_manager):
@@ -444,9 +440,7 @@ def test_a_wrong_tfds_name_split_or_feature_is_named(tfds_dirs, monkeypatch):
         scan("tfds:tiny_text/plain:train", Reader(text_column="txt"), 100)
     with pytest.raises(InputError, match=r"'n' is a int(64)?, not a string"):
         scan("tfds:tiny_text/plain:train", Reader(text_column="n"), 100)
-    with pytest.raises(
-        InputError, match=r"tfds:no_such_text:train: DatasetNotFoundError: .*; to prepare it: python -c"
-    ):
+    with pytest.raises(InputError, match=r"tfds:no_such_text:train: DatasetNotFoundError: .*; to prepare it: python -c"):
         scan("tfds:no_such_text:train", Reader(), 100)
     with pytest.raises(InputError, match="not of the form tfds:NAME"):
         list_files(["tfds::train"])
@@ -461,9 +455,7 @@ def test_the_code_of_a_builtin_tfds_dataset_is_found(tmp_path, monkeypatch):
         raise RuntimeError(f"would download {self.info.full_name}")
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", refuse)
-    with pytest.raises(
-        InputError, match=r"RuntimeError: would download glue/sst2/2.0.0.*tensorflow_datasets.text.glue;"
-    ):
+    with pytest.raises(InputError, match=r"RuntimeError: would download glue/sst2/2.0.0.*tensorflow_datasets.text.glue;"):
         scan("tfds:glue/sst2:train", Reader(text_column="sentence"), 100)
 
 

@@ -15,7 +15,7 @@ import pytest
 import sentencepiece
 
 from bert_jax.config import InputError
-from bert_jax.data.sentencepiece import _fields, convert, train, training_lines
+from bert_jax.data.sentencepiece import convert, train, training_lines
 from bert_jax.data.tokenizer import Tokenizer, has_tokenizer
 
 LINES = [line.strip() for text in topics.values() for line in text.splitlines() if line.strip()][:300]
@@ -332,6 +332,186 @@ def test_a_config_beside_the_file_names_the_roles(tmp_path, beside):
     assert tokenizer.encode_batch(["word other"])[0].tolist() == [5, 1]
 
 
+def write_config(directory, name="tokenizer_config.json", **config):
+    (directory / name).write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("word_tokenizer_type", "mecab"),
+        ("subword_tokenizer_type", "character"),
+        ("do_basic_tokenize", False),
+        ("tokenizer_class", "BertJapaneseTokenizer"),
+        ("tokenizer_class", "MPNetTokenizerFast"),
+    ],
+)
+def test_a_directory_whose_config_says_other_rules_is_refused_by_key(tmp_path, key, value):
+    (tmp_path / "byte").mkdir()
+    paths = [vocab_file(tmp_path, VOCAB), sentencepiece_model(tmp_path / "spm.model", **ALL_ROLES), byte_level(tmp_path / "byte")]
+    for path in paths:
+        write_config(path.parent, **{key: value})
+        with pytest.raises(
+            InputError, match=rf'/tokenizer_config.json: "{key}": {json.dumps(value)} cuts .*{path.name} is read by'
+        ):
+            Tokenizer.load(path)
+        write_config(path.parent, word_tokenizer_type="basic", subword_tokenizer_type="wordpiece", do_basic_tokenize=True)
+        Tokenizer.load(path)
+
+
+def test_a_config_json_too_may_name_a_class_of_other_rules(tmp_path):
+    path = vocab_file(tmp_path, VOCAB)
+    write_config(tmp_path, "config.json", tokenizer_class="PhobertTokenizer")
+    with pytest.raises(InputError, match=r'/config.json: "tokenizer_class": "PhobertTokenizer"'):
+        Tokenizer.load(path)
+    write_config(tmp_path, tokenizer_class="BertTokenizer")
+    Tokenizer.load(path)
+
+
+@pytest.mark.parametrize("name", ["Bert", "Electra", "DistilBert", "Roberta", "XLMRoberta", "Albert", "PreTrained", "Backend"])
+def test_the_classes_whose_files_are_read_are_not_refused(tmp_path, name):
+    path = vocab_file(tmp_path, VOCAB)
+    for named in ("TokenizersBackend",) if name == "Backend" else (f"{name}Tokenizer", f"{name}TokenizerFast"):
+        write_config(tmp_path, tokenizer_class=named)
+        Tokenizer.load(path)
+
+
+def test_a_tokenizer_json_is_refused_only_for_classes_that_work_in_python(tmp_path):
+    Tokenizer.load(vocab_file(tmp_path, VOCAB)).save(tmp_path / "saved")
+    file = tmp_path / "saved" / "tokenizer.json"
+    for name in ("BertJapaneseTokenizer", "BertweetTokenizer", "PhobertTokenizerFast", "RoFormerTokenizer"):
+        write_config(file.parent, tokenizer_class=name)
+        with pytest.raises(InputError, match=rf'/tokenizer_config.json: "tokenizer_class": "{name}" .*than those tokenizer.json'):
+            Tokenizer.load(file)
+    for name in ("HerbertTokenizerFast", "MPNetTokenizer", "MyOwnTokenizer", None):
+        write_config(file.parent, tokenizer_class=name)
+        Tokenizer.load(file)
+
+
+def added(content, special=False, **flags):
+    return {"content": content, "special": special, "normalized": not special, "lstrip": False, "rstrip": False} | flags
+
+
+def test_tokens_added_beside_a_vocabulary_are_read_from_text_unless_special(tmp_path):
+    path = vocab_file(tmp_path, VOCAB)
+    size = len(VOCAB)
+    write_config(
+        tmp_path, added_tokens_decoder={str(size + 1): added("<New>"), str(size): added("[X]", True), "4": added("[MASK]", True)}
+    )
+    tokenizer = Tokenizer.load(path)
+    assert tokenizer.vocab_size == size + 2
+    assert tokenizer.special_ids == (0, 1, 2, 3, 4, size)
+    assert tokenizer.encode_batch(["the<new>play <NEW>"])[0].tolist() == [5, size + 1, 6, size + 1]
+    assert size not in tokenizer.encode_batch(["[X]"])[0]
+    tokenizer.save(tmp_path / "saved")
+    assert Tokenizer.load(tmp_path / "saved").fingerprint() == tokenizer.fingerprint()
+
+
+def test_added_tokens_json_and_special_tokens_without_ids_are_added_in_this_order(tmp_path):
+    path = vocab_file(tmp_path, VOCAB)
+    size = len(VOCAB)
+    write_config(tmp_path, "added_tokens.json", **{"<two>": size + 1, "<one>": size})
+    write_config(tmp_path, bos_token="[BOS]", additional_special_tokens=["<two>", "<three>", added("<four>"), "play"])
+    tokenizer = Tokenizer.load(path)
+    assert tokenizer.tokens(range(size, size + 5)) == ["<one>", "<two>", "[BOS]", "<three>", "<four>"]
+    assert tokenizer.special_ids == (0, 1, 2, 3, 4, VOCAB.index("play"), *range(size + 1, size + 5))
+    assert size in tokenizer.encode_batch(["the <one>"])[0]
+    write_config(tmp_path, extra_special_tokens={"image": "<img>"}, additional_special_tokens=["<three>"])
+    assert Tokenizer.load(path).tokens(range(size, size + 5)) == ["<one>", "<two>", "<img>", "<three>", ""]
+    write_config(tmp_path, extra_special_tokens=["<img>"], additional_special_tokens=["<three>"])
+    assert Tokenizer.load(path).tokens(range(size, size + 4)) == ["<one>", "<two>", "<img>", ""]
+
+
+def test_a_role_may_be_an_added_token(tmp_path):
+    path = vocab_file(tmp_path, VOCAB[:4] + VOCAB[5:])
+    write_config(tmp_path, "added_tokens.json", **{"[MASK]": len(VOCAB) - 1})
+    assert Tokenizer.load(path).mask_id == len(VOCAB) - 1
+    path = byte_level(tmp_path)
+    tokens = json.loads(path.read_text())
+    del tokens["<mask>"]
+    path.write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    write_config(tmp_path, "added_tokens.json", **{"<mask>": len(tokens)})
+    tokenizer = Tokenizer.load(path)
+    assert tokenizer.mask_id == len(tokens)
+    assert tokenizer.tokens(tokenizer.encode_with_mask(["a <mask> a"])[0]) == ["a", "<mask>", "Ġa"]
+
+
+def test_the_flags_of_added_tokens_decoder_go_before_those_of_the_family(tmp_path):
+    path = byte_level(tmp_path)
+    write_config(tmp_path, added_tokens_decoder={"4": added("<mask>", True, lstrip=False), "11": added("<n>", rstrip=True)})
+    tokenizer = Tokenizer.load(path)
+    assert tokenizer.tokens(tokenizer.encode_with_mask(["a <mask> a"])[0]) == ["a", "Ġ", "<mask>", "Ġa"]
+    assert tokenizer.tokens(tokenizer.encode_batch(["a<n>  ab"])[0]) == ["a", "<n>", "ab"]
+
+
+def test_tokens_added_beside_a_sentencepiece_model_come_after_its_pieces(tmp_path):
+    path = sentencepiece_model(tmp_path / "spm.model", **ALL_ROLES)
+    write_config(tmp_path, added_tokens_decoder={"400": added("<new>"), "401": added("[X]", True)})
+    tokenizer = Tokenizer.load(path)
+    assert tokenizer.vocab_size == 402
+    assert 400 in tokenizer.encode_batch(["the<new>class"])[0]
+    assert not {400, 401} & set(tokenizer.encode_batch(["[X]"])[0].tolist())
+
+
+@pytest.mark.parametrize(
+    "name, config, message",
+    [
+        (
+            "tokenizer_config.json",
+            {"added_tokens_decoder": {"20": added("<new>")}},
+            "'<new>' has id 20, but beside vocab.txt it gets 16",
+        ),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"16": added("the")}}, "'the' has id 16, but .* it gets 5"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"x": added("the")}}, "added tokens without ids"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"16": {"special": True}}}, "is no added token"),
+        ("tokenizer_config.json", {"extra_special_tokens": [3]}, "3 is no added token"),
+        ("added_tokens.json", {"<a>": 16, "<b>": 16}, "'<b>' has id 16, but .* it gets 17"),
+        ("added_tokens.json", {"<a>": None}, "added tokens without ids"),
+    ],
+)
+def test_added_tokens_whose_ids_do_not_fit_are_refused_by_name(tmp_path, name, config, message):
+    path = vocab_file(tmp_path, VOCAB)
+    assert len(VOCAB) == 16
+    write_config(tmp_path, name, **config)
+    with pytest.raises(InputError, match=rf"/{name}: .*{message}"):
+        Tokenizer.load(path)
+
+
+def test_no_token_can_be_added_after_unused_ids(tmp_path):
+    path = vocab_file(tmp_path, [*VOCAB, "", "cat"])
+    write_config(tmp_path, "added_tokens.json", **{"<new>": 18})
+    with pytest.raises(InputError, match=r"vocab.txt: leaves ids unused, so that '<new>' of added_tokens.json cannot be added"):
+        Tokenizer.load(path)
+
+
+REBUILT = ("BertTokenizer", "BertTokenizerFast", "DistilBertTokenizerFast", "ElectraTokenizer")
+
+
+@pytest.mark.parametrize("name", [*REBUILT, "PreTrainedTokenizerFast", "TokenizersBackend", "MyOwnTokenizer", None])
+def test_the_class_beside_a_tokenizer_json_decides_whose_normalisation_counts(tmp_path, name):
+    cased = [*VOCAB, "The", "Café", "中中"]
+    Tokenizer.load(vocab_file(tmp_path, cased), lowercase=False).save(tmp_path / "saved")
+    file = tmp_path / "saved" / "tokenizer.json"
+
+    def tokens(model_type=None, lowercase=None, **config):
+        write_config(file.parent, **config | ({"tokenizer_class": name} if name else {}))
+        tokenizer = Tokenizer.load(file, lowercase, model_type)
+        return tokenizer.tokens(tokenizer.encode_batch(["The Café 中中"])[0])
+
+    kept = ["The", "Café", "中", "中"]
+    for model_type in (None, "bert"):
+        rebuilt = name in REBUILT or (name is None and model_type == "bert")
+        assert tokens(model_type) == (["the", "cafe", "中", "中"] if rebuilt else kept)
+        assert tokens(model_type, do_lower_case=True, strip_accents=False) == (["the", "[UNK]", "中", "中"] if rebuilt else kept)
+        assert tokens(model_type, do_lower_case=False) == kept
+        one = tokens(model_type, do_lower_case=False, tokenize_chinese_chars=False)
+        assert one == (["The", "Café", "中中"] if rebuilt else kept)
+        assert tokens(model_type, lowercase=False) == kept
+    assert tokens("roberta") == (["the", "cafe", "中", "中"] if name in REBUILT else kept)
+    write_config(file.parent, "config.json", model_type="bert")
+    assert tokens() == tokens("bert")
+
+
 def test_added_tokens_count_in_the_vocabulary_size(tmp_path):
     Tokenizer.load(vocab_file(tmp_path, VOCAB)).save(tmp_path / "saved")
     file = tmp_path / "saved" / "tokenizer.json"
@@ -487,11 +667,6 @@ def test_a_long_line_counts_in_training():
     long = " ".join(["zebra"] * 2000)
     tokenizer = Tokenizer.train([*LINES, long], 500, "bpe")
     assert tokenizer.tokens(tokenizer.encode_batch(["zebra"])[0]) == ["▁zebra"]
-
-
-def test_protobuf_fields_are_read_by_number_and_wire_type():
-    message = b"\x08\x96\x01" + b"\x12\x02hi" + b"\x1d\x00\x00\x80\x3f" + b"\x21" + bytes(8) + b"\x12\x00"
-    assert _fields(message) == {1: [150], 2: [b"hi", b""], 3: [1.0], 4: [bytes(8)]}
 
 
 NASTY = [
@@ -702,6 +877,21 @@ def test_offsets_and_words_of_sentencepiece_have_no_leading_space():
     tokenizer = Tokenizer.train([*TEXTS, "zebra fish " * 20], 600, "bpe")
     assert spans(tokenizer, " Zebra  Ｚebra\n") == [("▁zebra", "Zebra", 0), ("▁zebra", "Ｚebra", 1)]
     assert [s for _, s, _ in spans(tokenizer, "a \U000f0000")] == ["a", "", "\U000f0000"]
+
+
+@pytest.mark.parametrize("model_type", ["xlm-roberta", "albert", None])
+def test_a_lone_prefix_of_sentencepiece_is_an_empty_span_also_where_the_text_has_no_space(tmp_path, model_type):
+    if model_type:
+        tokenizer = Tokenizer.load(write_family(tmp_path, model_type), model_type=model_type)
+    else:
+        tokenizer = Tokenizer.load(sentencepiece_model(tmp_path / "spm.model", **ALL_ROLES))
+    for text, places in (("qako", [0]), ("  qako", [2]), ("a qako qi", [2, 7])):
+        (encoding,) = tokenizer.encode_with_offsets([text])
+        tokens = tokenizer.tokens(encoding.ids)
+        empty = [(token, start) for token, (start, end) in zip(tokens, encoding.offsets.tolist(), strict=True) if start == end]
+        assert empty == [("▁", place) for place in places]
+        covered = np.concatenate([np.arange(*span) for span in encoding.offsets.tolist()])
+        assert covered.tolist() == [i for i, c in enumerate(text) if c != " "]
 
 
 def assert_sound(text, encoding):

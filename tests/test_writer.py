@@ -194,9 +194,7 @@ def test_tensorboard_gets_the_scalars_and_forgets_what_lies_past_a_resumed_step(
     assert all(e.wall_time > 0 for e in found)
 
 
-def test_without_a_terminal_progress_is_a_line_every_ten_seconds_at_evaluations_and_at_the_end(
-    tmp_path, monkeypatch, capsys
-):
+def test_without_a_terminal_progress_is_a_line_every_ten_seconds_at_evaluations_and_at_the_end(tmp_path, monkeypatch, capsys):
     clock = Clock(monkeypatch)
     writer = Writer(tmp_path, 300, start_step=50, tensorboard=False)
     for step in range(51, 301):

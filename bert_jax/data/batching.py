@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LENGTHS = (16, 32, 64, 128, 256, 512)  # of rows; below 64 only for calls that have no more to fill a row with
-_PACKED = 64  # attention over 64 tokens still costs little more than over 16
+_SHORTEST = 16  # row; the next are twice as long each
+_PACKED = 64  # attention over 64 tokens still costs little more than over 16: shorter rows only for calls that cannot fill one
 _LOOKED_AT = 16  # rows of the same room: without free slots they are many, and each is in the way of all later examples
 
 
@@ -41,12 +41,14 @@ class PackedBatch:
 
 
 def row_lengths(lengths: Sequence[int], longest: int) -> list[int]:
-    """The row lengths to pack examples of `lengths` into, ascending; `longest` is what the model takes.
+    """The row lengths to pack examples of `lengths` into, ascending; `longest` is the longest that may come.
 
     >>> row_lengths([9, 12, 100], 512), row_lengths([9], 512), row_lengths([9] * 100, 512)
     ([64, 128], [16], [64])
     """
-    ladder = [n for n in LENGTHS if n < longest] + [longest]
+    ladder = [longest]
+    while (shorter := _SHORTEST << len(ladder) - 1) < longest:
+        ladder.insert(-1, shorter)
     total, most = sum(lengths), max(lengths, default=1)
     least = next((n for n in ladder if n >= min(total, _PACKED)), longest)
     last = next(n for n in ladder if n >= most)
@@ -110,7 +112,7 @@ def batches(
 
     Args:
       examples: none longer than `longest`, none with more places than slots(its row's length).
-      longest: tokens that the model takes.
+      longest: tokens of the longest example that may come.
       tokens: rows x row length of a full batch.
       slots: row length -> S, the places of a row that the head runs at.
       pad_id: fills up rows.

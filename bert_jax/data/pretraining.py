@@ -54,7 +54,7 @@ def load_data(cfg: TrainConfig, progress: Progress) -> PretrainingData:
             tokenizer = Tokenizer.train(texts, cfg.model.vocab_size, data.tokenizer, data.lowercase)  # type: ignore[arg-type]
         else:
             tokenizer = Tokenizer.load(data.tokenizer)
-        tokenizer.save(kept, model_max_length=cfg.model.max_position_embeddings)
+        tokenizer.save(kept, model_max_length=cfg.model.max_length)
     tokenizer = Tokenizer.load(kept)
     if tokenizer.vocab_size > cfg.model.vocab_size:
         raise InputError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import re
 import struct
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from bert_jax.config import InputError
+from bert_jax.formats.protobuf import fields
 
 # Role -> the names it goes by, in order: BERT's, then those of RoBERTa and XLM-R. ALBERT has some of each.
 ROLES = {
@@ -28,35 +28,6 @@ ROLES = {
 }
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # SentencePiece.Type
-
-
-def _fields(message: bytes) -> dict[int, list[Any]]:
-    """Field number -> values of a protobuf message: varints as int, fixed32 as float, the rest as bytes.
-
-    By hand, because sentencepiece's generated module refuses a protobuf older than its own, as notebooks have.
-    """
-    at = 0
-    fields: dict[int, list[Any]] = defaultdict(list)
-
-    def varint() -> int:
-        nonlocal at
-        start = at
-        while message[at] > 127:
-            at += 1
-        at += 1
-        return sum((byte & 127) << 7 * i for i, byte in enumerate(message[start:at]))
-
-    while at < len(message):
-        number, wire = divmod(varint(), 8)
-        if wire == 0:
-            fields[number].append(varint())
-            continue
-        size = varint() if wire == 2 else {1: 8, 5: 4}[wire]
-        data, at = message[at : at + size], at + size
-        if at > len(message):
-            raise IndexError("cut short")
-        fields[number].append(struct.unpack("<f", data)[0] if wire == 5 else data)
-    return fields
 
 
 class _Model(NamedTuple):
@@ -76,13 +47,13 @@ class _Model(NamedTuple):
 def _parse(model: bytes, source: str) -> _Model:
     """Reads a .model (field numbers: sentencepiece_model.proto); InputError if it is none."""
     try:
-        proto = _fields(model)
-        pieces = [_fields(piece) for piece in proto[1]]
+        proto = fields(model)
+        pieces = [fields(piece) for piece in proto[1]]
         names = [piece[1][0].decode() for piece in pieces]
         # Nine digits hold a float32 and come back from JSON unchanged.
         scores = [float(f"{piece[2][0] if piece[2] else 0.0:.9g}") for piece in pieces]
         kinds = [piece[3][0] if piece[3] else _NORMAL for piece in pieces]
-        trainer, norm = ({n: v[-1] for n, v in _fields(proto[number][-1]).items()} for number in (2, 3))
+        trainer, norm = ({n: v[-1] for n, v in fields(proto[number][-1]).items()} for number in (2, 3))
         return _Model(names, scores, kinds, kinds.index(_UNKNOWN), trainer, norm)
     except (LookupError, ValueError, TypeError, AttributeError, struct.error) as error:
         raise InputError(f"{source}: not a SentencePiece model ({error!r})") from error

@@ -27,6 +27,16 @@ Kind = Literal["unigram", "bpe", "wordpiece"]
 MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "distilbert", "albert", "electra")
 _FILES = ("tokenizer.json", "vocab.txt", "*.model", "vocab.json")  # in a directory, the first found
 _BERT_NAMES = {role: names[0] for role, names in ROLES.items()}
+_CONFIG = "tokenizer_config.json"
+_BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
+# `tokenizer_class`, less a final `Fast`, of those whose vocab.txt, vocab.json or .model is read as they read it
+_READ_CLASSES: tuple[str, ...] = (*_BERT_CLASSES, "RobertaTokenizer", "XLMRobertaTokenizer", "AlbertTokenizer")
+_READ_CLASSES += ("PreTrainedTokenizer", "TokenizersBackend")
+# these do work in Python that no tokenizer.json holds, as finding the words of Japanese
+_PYTHON_CLASSES = tuple(
+    f"{name}Tokenizer"
+    for name in ("BertJapanese", "Bertweet", "Canine", "Flaubert", "Phobert", "ProphetNet", "RoCBert", "RoFormer", "Tapas", "XLM")
+)
 
 
 class Encoding(NamedTuple):
@@ -35,9 +45,10 @@ class Encoding(NamedTuple):
     Attributes:
       ids: int32 [n].
       offsets: int32 [n, 2]; `text[start:end]` is what token i stands for, without the white space around it (a lone `Ġ`
-        or `▁` stands for nothing: start = end). Starts and ends never fall; spans overlap only where tokens share a
-        character, as the bytes of an emoji do, or are the `<0xE9>` of one run. As in transformers, a combining mark that
-        was composed or dropped may lie outside, and in SentencePiece control characters that are dropped shift spans.
+        or `▁` stands for nothing: start = end, where transformers gives `▁` the character after it). Starts and ends never
+        fall; spans overlap only where tokens share a character, as the bytes of an emoji do, or are the `<0xE9>` of one
+        run. As in transformers, a combining mark that was composed or dropped may lie outside, and in SentencePiece
+        control characters that are dropped shift spans.
       word_ids: int32 [n], from 0, never falling: equal for tokens of one word. Words are what the tokenizer cuts the text
         into before it looks at its vocabulary, so that punctuation may be a word of its own; as in transformers.
     """
@@ -219,26 +230,35 @@ class Tokenizer:
     def load(cls, path: str | os.PathLike[str], lowercase: bool | None = None, model_type: str | None = None) -> Tokenizer:
         """Loads a directory, tokenizer.json, vocab.txt, SentencePiece .model, or vocab.json with merges.txt beside it.
 
+        Beside a vocab.txt, vocab.json or .model, the tokens that added_tokens.json or tokenizer_config.json add count too.
+        As in transformers v5, a tokenizer.json of class BertTokenizer (DistilBert's, Electra's; with no class stated, of
+        these model types) is normalised as `do_lower_case`, `strip_accents` and `tokenize_chinese_chars` of
+        tokenizer_config.json say, by default True, None and True, whatever BERT's normaliser in the file says.
+
         Args:
           path: the file; in a directory, the first found in the order above.
-          lowercase: for BERT's own normalisation and ALBERT's: True is uncased. None asks `do_lower_case` of a
-            tokenizer_config.json beside, else says uncased unless some entry of a vocab.txt has an upper-case letter.
+          lowercase: for BERT's own normalisation and ALBERT's: True is uncased. None asks the files: see above for a
+            tokenizer.json; else `do_lower_case`, and without it uncased unless an entry of a vocab.txt has an upper-case
+            letter.
           model_type: `model_type` of a config.json, one of `MODEL_TYPES`. Decides what the file leaves open: the ids and
             normalisation of a .model (else SentencePiece's own), pairs where a tokenizer.json has no post-processor,
-            and no token types for distilbert. None asks `tokenizer_class` of a tokenizer_config.json beside.
+            and no token types for distilbert. None asks `tokenizer_class` of a tokenizer_config.json or config.json
+            beside, then the config.json's `model_type`.
 
         Raises:
-          InputError: the file is missing, of another kind, damaged, has duplicates, or lacks one of the five roles.
+          InputError: the file is missing, of another kind, damaged, has duplicates, or lacks one of the five roles; the
+            files beside name rules that are not read, or ids for added tokens that are not the next ones.
         """
         path = _find(Path(path))
         config = _config_beside(path)
+        _refuse_other_rules(path, config)
         model_type = _model_type(model_type, config)
         typed = model_type != "distilbert" and "token_type_ids" in config.get("model_input_names", ["token_type_ids"])
         token_types = None if typed else False
         if path.suffix == ".txt":
             vocab = _read_vocab_txt(path)
-            roles = _find_roles(vocab, path, config)
-            return cls(_wordpiece(vocab, config, lowercase, roles["unk"]), roles, token_types=token_types)
+            engine = _wordpiece(vocab, config, lowercase, _find_role("unk", vocab, path, config))
+            return cls(engine, _add_tokens_beside(engine, path, config), token_types=token_types)
         if path.suffix == ".model":
             engine = _read_sentencepiece(path, config, lowercase, model_type)
         elif path.name.endswith("vocab.json"):
@@ -248,6 +268,8 @@ class Tokenizer:
                 engine = tokenizers.Tokenizer.from_file(str(path))
             except Exception as error:  # `tokenizers` raises plain Exception
                 raise InputError(f"{path}: not a tokenizer.json: {error}") from error
+            if isinstance(engine.normalizer, normalizers.BertNormalizer) and _is_rebuilt(config, model_type):
+                engine.normalizer = _bert_normalizer(config, bool(config.get("do_lower_case", True)))
         else:
             raise InputError(f"{path}: expected a directory, tokenizer.json, vocab.txt, vocab.json or *.model")
         if lowercase is not None and not (path.suffix == ".model" and model_type == "albert"):
@@ -256,7 +278,11 @@ class Tokenizer:
             engine.normalizer.lowercase = lowercase
         doubled = path.name.endswith("vocab.json") or model_type in ("roberta", "xlm-roberta")
         separators = 2 if doubled and not _pair_layout(engine) else None
-        roles = _find_roles(engine.get_vocab(with_added_tokens=True), path, config)
+        if _is_tokenizer_json(path):
+            roles = _find_roles(engine.get_vocab(with_added_tokens=True), path, config)
+        else:
+            raw = path.suffix == ".model" and model_type not in ("xlm-roberta", "albert")
+            roles = _add_tokens_beside(engine, path, config, raw)
         return cls(engine, roles, separators, token_types)
 
     @classmethod
@@ -316,13 +342,19 @@ def _pair_layout(engine: tokenizers.Tokenizer) -> tuple[int, bool] | None:
 
 def _spans(text: str, encoding: tokenizers.Encoding) -> np.ndarray:
     """int32 [n, 2]: the engine's offsets, less the white space that a word's first token stands for too."""
-    spans = np.array(encoding.offsets, np.int32).reshape(-1, 2)
+    spans, before = np.array(encoding.offsets, np.int32).reshape(-1, 2), 0
     for i, ((start, end), token) in enumerate(zip(encoding.offsets, encoding.tokens, strict=True)):
         surface = text[start:end]
-        if surface.strip():
-            spans[i] = start + len(surface) - len(surface.lstrip()), start + len(surface.rstrip())
-        elif not token.strip("▁"):
-            spans[i] = end, end  # as byte-level's trim_offsets does to a lone `Ġ`
+        stripped = surface.strip()
+        if not token.strip("▁") and "▁" not in surface:
+            start += len(surface) - len(surface.lstrip())  # `end`, if there is nothing else
+            end = max(start, before)  # later than start inside one character, as in U+FDFA
+            spans[i] = start, end
+        elif stripped and stripped != surface:
+            start += len(surface) - len(surface.lstrip())
+            end = start + len(stripped)
+            spans[i] = start, end
+        before = end
     spans[:, 0] = np.minimum.accumulate(spans[::-1, 0])[::-1]  # the next token may stand for that white space as well
     return spans
 
@@ -357,45 +389,148 @@ def _read(path: Path) -> str:
         raise InputError(f"{path}: not UTF-8 text: {error}") from error
 
 
+def _is_tokenizer_json(path: Path) -> bool:
+    return path.suffix == ".json" and not path.name.endswith("vocab.json")
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """A JSON object, {} if there is no such file."""
+    if not file.is_file():
+        return {}
+    try:
+        return {} | json.loads(_read(file))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{file}: not a JSON object: {error}") from error
+
+
 def _config_beside(path: Path) -> dict[str, Any]:
-    """special_tokens_map.json and tokenizer_config.json of the file's folder, the second over the first."""
-    config: dict[str, Any] = {}
-    for file in (path.with_name("special_tokens_map.json"), path.with_name("tokenizer_config.json")):
-        if file.is_file():
-            try:
-                config |= json.loads(_read(file))
-            except (ValueError, TypeError) as error:
-                raise InputError(f"{file}: not a JSON object: {error}") from error
-    return config
+    """special_tokens_map.json and tokenizer_config.json of the file's folder, the second over the first.
+
+    `model_type` is that of the config.json; `tokenizer_class` too if the second has none.
+    """
+    model, names, config = (_object(path.with_name(name)) for name in ("config.json", "special_tokens_map.json", _CONFIG))
+    if "added_tokens_decoder" in config:  # as transformers: the older way of stating these is not read then
+        names = {key: value for key, value in names.items() if not key.endswith("special_tokens")}
+    tokenizer_class = config.get("tokenizer_class") or model.get("tokenizer_class")
+    return names | config | {"tokenizer_class": tokenizer_class, "model_type": model.get("model_type")}
+
+
+def _class(config: dict[str, Any]) -> str:
+    return str(config["tokenizer_class"] or "").removesuffix("Fast")
+
+
+def _refuse_other_rules(path: Path, config: dict[str, Any]) -> None:
+    """InputError if what stands beside says that text is cut up by rules that are not read here."""
+    name, hint = _class(config), ""
+    if _is_tokenizer_json(path):
+        refused = ["tokenizer_class"] * (name in _PYTHON_CLASSES)
+    else:
+        refused = ["tokenizer_class"] * (name not in ("", *_READ_CLASSES))
+        refused += ["word_tokenizer_type"] * (config.get("word_tokenizer_type") not in (None, "basic"))
+        refused += ["subword_tokenizer_type"] * (config.get("subword_tokenizer_type") not in (None, "wordpiece"))
+        refused += ["do_basic_tokenize"] * (config.get("do_basic_tokenize") is False)
+        if name not in _PYTHON_CLASSES:
+            hint = "; save it with transformers, whose tokenizer.json is read"
+    for key in refused:
+        file = path.with_name("config.json" if key not in _object(path.with_name(_CONFIG)) else _CONFIG)
+        said = json.dumps(config[key], ensure_ascii=False)
+        raise InputError(f'{file}: "{key}": {said} cuts text by rules other than those {path.name} is read by{hint}')
 
 
 def _model_type(model_type: str | None, config: dict[str, Any]) -> str | None:
-    """`model_type`, else the family that `tokenizer_class` names, else None."""
+    """`model_type`, else the family that `tokenizer_class` names, else that of the config.json, else None."""
     if model_type is None:
-        named = str(config.get("tokenizer_class")).removesuffix("Fast").removesuffix("Tokenizer").lower()
-        return {name.replace("-", ""): name for name in MODEL_TYPES}.get(named)
+        named = _class(config).removesuffix("Tokenizer").lower()
+        beside = config["model_type"] if config["model_type"] in MODEL_TYPES else None
+        return {name.replace("-", ""): name for name in MODEL_TYPES}.get(named, beside)
     if model_type not in MODEL_TYPES:
         nearest = did_you_mean(model_type, MODEL_TYPES)
         raise InputError(f"model_type={model_type!r}: expected one of {', '.join(MODEL_TYPES)}{nearest}")
     return model_type
 
 
-def _find_roles(vocab: Collection[str], path: Path, config: dict[str, Any]) -> dict[str, str]:
-    """The token of each role: what the config beside names, else the first usual name that the vocabulary has."""
-    roles = {}
-    for role, usual in ROLES.items():
-        named = config.get(f"{role}_token")
-        named = named["content"] if isinstance(named, dict) else named
-        candidates = (named,) if named else usual
-        found = [name for name in candidates if name in vocab]
-        if not found:
-            hint = "; or say model_type: XLM-R's and ALBERT's have rules of their own" if path.suffix == ".model" else ""
-            raise InputError(
-                f"{path}: no {role} token ({' or '.join(candidates)}) among its {len(vocab)} tokens; name the one it has"
-                f' as "{role}_token" in a tokenizer_config.json beside it, or add it to the vocabulary{hint}'
-            )
-        roles[role] = found[0]
+def _is_rebuilt(config: dict[str, Any], model_type: str | None) -> bool:
+    """Whether transformers builds the normaliser of a tokenizer.json anew, from the keys of tokenizer_config.json."""
+    return _class(config) in _BERT_CLASSES or (not _class(config) and model_type in ("bert", "distilbert", "electra"))
+
+
+def _added_token(value: Any, file: Path, **flags: bool) -> AddedToken:
+    """A token as configs write it, its text or an object with `content` and flags; `flags` go before those."""
+    written = value if isinstance(value, dict) else {"content": value}
+    known = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    try:
+        return AddedToken(written["content"], **{key: written[key] for key in known if key in written} | flags)
+    except (TypeError, LookupError) as error:
+        raise InputError(f"{file}: {value!r} is no added token: {error!r}") from error
+
+
+def _stated_ids(path: Path, config: dict[str, Any]) -> tuple[Path, list[tuple[int, Any]]]:
+    """The file beside a vocabulary that states added tokens with ids, and what it states, by id."""
+    file, decoder = path.with_name(_CONFIG), config.get("added_tokens_decoder")
+    try:
+        if decoder is not None:
+            pairs = [(int(id), value) for id, value in decoder.items()]
+        else:  # which states ids alone: a role's flags stand elsewhere
+            roles = [config.get(f"{role}_token") for role in ROLES]
+            flags = {role.get("content"): role for role in roles if isinstance(role, dict)}
+            file = path.with_name("added_tokens.json")
+            pairs = [(int(id), flags.get(name, name)) for name, id in _object(file).items()]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}: added tokens without ids: {error}") from error
+    return file, sorted(pairs, key=lambda pair: pair[0])
+
+
+def _add_tokens_beside(engine: tokenizers.Tokenizer, path: Path, config: dict[str, Any], raw: bool = False) -> dict[str, str]:
+    """Adds the tokens stated beside a vocabulary as transformers v5 does; returns the roles, which may be among them.
+
+    Those with ids come first, then special ones without. `raw` finds them in the text as it comes, not normalised.
+
+    Raises:
+      InputError: a role is missing, or an id is not the one that the token has or, being new, the next one.
+    """
+    file, stated = _stated_ids(path, config)
+    extra, older = (config.get(f"{kind}_special_tokens") or [] for kind in ("extra", "additional"))
+    extra = [*extra.values(), *older] if isinstance(extra, dict) else extra or older
+    extra = [value for value in (config.get("bos_token"), config.get("eos_token"), *extra) if value]
+    others = [_added_token(value, path.with_name(_CONFIG), special=True) for value in extra]
+    tokens = [_added_token(value, file, **{"normalized": False} if raw else {}) for _, value in stated]
+    vocab = engine.get_vocab(with_added_tokens=True)
+    roles = _find_roles({*vocab, *(token.content for token in tokens)}, path, config)
+    whole = file.name == _CONFIG  # states flags too
+    special = {*roles.values(), *(token.content for token in others if not whole)}
+    known = {token.content for token in engine.get_added_tokens_decoder().values()}
+    size = max(vocab.values()) + 1
+    for id, token in [*zip([id for id, _ in stated], tokens, strict=True), *((None, token) for token in others)]:
+        token.special = token.special or token.content in special
+        if token.content not in known or (whole and id is not None):
+            engine.add_tokens([token])
+            known.add(token.content)
+        due = vocab.setdefault(token.content, size)
+        size = max(size, due + 1)
+        if id not in (None, due):
+            raise InputError(f"{file}: {token.content!r} has id {id}, but beside {path.name} it gets {due}")
+        if _id(engine, token.content) != due:
+            raise InputError(f"{path}: leaves ids unused, so that {token.content!r} of {file.name} cannot be added")
     return roles
+
+
+def _find_roles(vocab: Collection[str], path: Path, config: dict[str, Any]) -> dict[str, str]:
+    return {role: _find_role(role, vocab, path, config) for role in ROLES}
+
+
+def _find_role(role: str, vocab: Collection[str], path: Path, config: dict[str, Any]) -> str:
+    """The token of a role: what the config beside names, else the first usual name that the vocabulary has."""
+    named = config.get(f"{role}_token")
+    named = named["content"] if isinstance(named, dict) else named
+    candidates = (named,) if named else ROLES[role]
+    for name in candidates:
+        if name in vocab:
+            return name
+    hint = "; or say model_type: XLM-R's and ALBERT's have rules of their own" if path.suffix == ".model" else ""
+    raise InputError(
+        f"{path}: no {role} token ({' or '.join(candidates)}) among its {len(vocab)} tokens; name the one it has"
+        f' as "{role}_token" in a tokenizer_config.json beside it, or add it to the vocabulary{hint}'
+    )
 
 
 def _read_vocab_txt(path: Path) -> dict[str, int]:
@@ -409,17 +544,18 @@ def _read_vocab_txt(path: Path) -> dict[str, int]:
     return vocab
 
 
+def _bert_normalizer(config: dict[str, Any], lowercase: bool) -> normalizers.BertNormalizer:
+    chinese, strip = config.get("tokenize_chinese_chars", True), config.get("strip_accents")
+    return normalizers.BertNormalizer(lowercase=lowercase, handle_chinese_chars=chinese, strip_accents=strip)
+
+
 def _wordpiece(vocab: dict[str, int], config: dict[str, Any], lowercase: bool | None, unk: str) -> tokenizers.Tokenizer:
     """BERT's tokenizer (tokenization.py of google-research/bert; words of more than 100 characters as transformers)."""
     if lowercase is None:
         words = [token for token in vocab if not re.fullmatch(r"\[.*\]|<.*>", token)]
         lowercase = bool(config.get("do_lower_case", all(word == word.lower() for word in words)))
     engine = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=unk, max_input_chars_per_word=100))
-    engine.normalizer = normalizers.BertNormalizer(
-        lowercase=lowercase,
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-        strip_accents=config.get("strip_accents"),
-    )
+    engine.normalizer = _bert_normalizer(config, lowercase)
     engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     engine.decoder = decoders.WordPiece(cleanup=False)
     return engine
@@ -449,7 +585,8 @@ def _read_byte_level(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space", False)))
     engine.decoder = decoders.ByteLevel()
     mask = config.get("mask_token") or "<mask>"
-    mask = mask if isinstance(mask, dict) else {"content": mask}
+    mask = {"lstrip": True} | (mask if isinstance(mask, dict) else {"content": mask})
+    config["mask_token"] = mask
     if engine.token_to_id(mask["content"]) is not None:
-        engine.add_special_tokens([AddedToken(mask["content"], lstrip=mask.get("lstrip", True), special=True)])
+        engine.add_special_tokens([AddedToken(mask["content"], lstrip=mask["lstrip"], special=True)])
     return engine

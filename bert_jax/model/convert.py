@@ -14,10 +14,8 @@ from bert_jax.config import COMPUTED, BertConfig, InputError, did_you_mean
 from bert_jax.model.families import FAMILIES, Family, Head, head_names, names
 
 Params = dict[str, Any]
-_ONLY = {  # of their config.json: what is left to one value
-    "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False, "inner_group_num": 1,
-    "sinusoidal_pos_embds": False, "summary_type": "first", "summary_use_proj": True, "summary_activation": "gelu",
-}  # fmt: skip
+_ONLY = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}  # of their config.json
+_TOKEN_TYPES = "encoder/embeddings/token_type_embeddings/embedding"
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 _OLD_LEAVES = {"gamma": "weight", "beta": "bias"}  # what LayerNorm's are called in files of 2018 and 2019
 
@@ -73,15 +71,21 @@ class Converted:
 
     Attributes:
       params: the parameter tree.
+      sources: our path -> the name of the tensor that it came from, as the file has it.
       fresh: our paths that no tensor was there for; they have their initial values.
+      left_out: names of tensors that belong to another head.
       unused: names of tensors that no head of the family has.
       broken: names of tensors with NaN or infinite values.
+      notes: what else a user must know.
     """
 
     params: Params
+    sources: dict[str, str]
     fresh: list[str]
+    left_out: list[str]
     unused: list[str]
     broken: list[str]
+    notes: list[str]
 
 
 def from_hugging_face(
@@ -108,34 +112,65 @@ def from_hugging_face(
 
     Raises InputError, listing both sides, where a shape differs, a tensor of the encoder is missing or has no place, there are
     more layers than the config says, or an output layer is not the embedding table that it is tied to.
+
+    A missing table of token types is one of zeros. Where an output bias is there twice and differs, the output layer's own
+    counts, as in transformers. Both are noted.
     """
     family = FAMILIES[cfg.model_type]
     flat_like = flatten(like)
     there = _by_full_name(tensors, family)
-    there |= {name: there[twin] for twin, name in family.tied.items() if twin in there and name not in there}
     wanted = their_names(flat_like, cfg, head)
+    notes = _settle_twins(there, tensors, wanted, family)
     fresh = [path for path, theirs in wanted.items() if theirs not in there]
     known = tuple(_known_outside(family))
-    unused = sorted(name for name in set(there) - set(wanted.values()) if not name.startswith(known))
+    spare = sorted(set(there) - set(wanted.values()) - set(family.tied))
+    unused = [name for name in spare if not name.startswith(known)]
     strange = [name for name in unused if name.startswith(family.prefix)]
     wrong = _misfits(there, tensors, wanted, flat_like, family, cfg)
-    lost = [path for path in fresh if path.startswith("encoder/")]
+    lost = [path for path in fresh if path.startswith("encoder/") and path != _TOKEN_TYPES]
     if wrong or lost or strange:
         lines = [
-            *wrong,
-            *(f"no tensor {wanted[path]} for {path}" for path in lost),
-            *(f"no place for the tensor {there[name]}" for name in strange),
+            *_first(wrong),
+            *_first([f"no tensor {wanted[path]} for {path}" for path in lost]),
+            *_first([f"no place for the tensor {there[name]}" for name in strange or (unused if lost else [])]),
         ]
-        raise InputError(f"{where} does not hold this model:\n  " + "\n  ".join(lines[:12]) + f"\n({len(lines)} in all)")
+        raise InputError(f"{where} does not hold this model:\n  " + "\n  ".join(lines))
     used = {path: there[theirs] for path, theirs in wanted.items() if path not in fresh}
-    flat = {path: put(np.asarray(x, np.float32)) for path, x in initial(fresh).items()} if fresh else {}
+    flat = {}
+    if _TOKEN_TYPES in fresh:
+        fresh.remove(_TOKEN_TYPES)
+        flat[_TOKEN_TYPES] = put(np.zeros(flat_like[_TOKEN_TYPES].shape, np.float32))
+        notes.append("no table of token types: zeros stand for it")
+    if fresh:
+        flat |= {path: put(np.asarray(x, np.float32)) for path, x in initial(fresh).items()}
     broken = []
     for path, name in used.items():
         array = np.array(tensors[name].T if path.endswith("/kernel") else tensors[name], np.float32, order="C")
         if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
             broken.append(name)
         flat[path] = put(array)
-    return Converted(unflatten({path: flat[path] for path in flat_like}), fresh, [there[name] for name in unused], broken)
+    left_out, unused = ([there[n] for n in names] for names in ([n for n in spare if n.startswith(known)], unused))
+    return Converted(unflatten({path: flat[path] for path in flat_like}), used, fresh, left_out, unused, broken, notes)
+
+
+def _first(lines: list[str], most: int = 8) -> list[str]:
+    return lines[:most] + [f"... ({len(lines)} such)"] * (len(lines) > most)
+
+
+def _settle_twins(
+    there: dict[str, str], tensors: Mapping[str, np.ndarray], wanted: Mapping[str, str], family: Family
+) -> list[str]:
+    """Makes each tied tensor of `wanted` the one that counts, where `there` has it under two names; notes on what was chosen."""
+    notes = []
+    for twin, name in family.tied.items():
+        if twin not in there or name not in wanted.values():
+            continue
+        if name not in there:
+            there[name] = there[twin]
+        elif name.endswith("bias") and not np.array_equal(tensors[there[twin]], tensors[there[name]]):
+            notes.append(f"{there[twin]} differs from {there[name]}: the first is used")
+            there[name] = there[twin]
+    return notes
 
 
 def _by_full_name(tensors: Mapping[str, np.ndarray], family: Family) -> dict[str, str]:
@@ -145,7 +180,7 @@ def _by_full_name(tensors: Mapping[str, np.ndarray], family: Family) -> dict[str
     full: dict[str, str] = {}
     for name in tensors:
         module, _, leaf = name.rpartition(".")
-        if leaf == "position_ids":  # a buffer that older files have
+        if leaf in ("position_ids", "token_type_ids"):  # buffers that older files have
             continue
         renamed = f"{module}.{_OLD_LEAVES.get(leaf, leaf)}" if module else leaf
         full[renamed if not bare or renamed.startswith(outside) else family.prefix + renamed] = name
@@ -172,8 +207,9 @@ def _misfits(
             shape = tensors[there[theirs]].shape
             if (shape[::-1] if path.endswith("/kernel") else shape) != like[path].shape:
                 wrong.append(f"{there[theirs]} is {list(shape)}, which does not fit {path} {list(like[path].shape)}")
+    masked_lm = "masked_lm/dense/kernel" in wanted  # only its output layer is tied
     for theirs, tied in family.tied.items():
-        if theirs in there and tied in there and not np.array_equal(tensors[there[theirs]], tensors[there[tied]]):
+        if masked_lm and theirs in there and tied in there and not np.array_equal(tensors[there[theirs]], tensors[there[tied]]):
             wrong.append(f"{there[theirs]} differs from {there[tied]}, to which this model ties it")
     if cfg.num_hidden_groups is None:
         pattern = re.compile(re.escape(family.prefix + family.layer_prefix).replace(r"\{i\}", r"(\d+)"))
@@ -204,8 +240,8 @@ def from_tf1(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def guess_head(tensor_names: Mapping[str, Any], family: Family) -> Head:
-    """The head that a file without `architectures` holds: pretraining's or masked_lm's, else none."""
-    heads: tuple[Head, ...] = ("pretraining", "masked_lm")
+    """The head that a file without `architectures` holds, as far as names tell: `classifier` may be of texts or of tokens."""
+    heads: tuple[Head, ...] = ("pretraining", "masked_lm", "replaced_token", "question_answering")
     for head in heads:
         parts = [theirs for ours, theirs in family.heads.get(head, {}).items() if not ours.startswith("pooler")]
         if parts and all(any(name.startswith(part) for name in tensor_names) for part in parts):
@@ -224,15 +260,17 @@ def config_from_hugging_face(values: Mapping[str, Any], where: str) -> BertConfi
             f"{where}: model_type {model_type!r} is not known{did_you_mean(str(model_type), FAMILIES)}; "
             f"known: {', '.join(FAMILIES)}"
         )
-    for name, only in _ONLY.items():
+    family = FAMILIES[model_type]
+    for name, only in (_ONLY | family.only).items():
         if values.get(name, only) != only:
             raise InputError(f"{where}: {name}={values[name]!r} is not supported, only {only!r}")
-    family = FAMILIES[model_type]
     fields: dict[str, Any] = {"model_type": model_type}
     for f in dataclasses.fields(BertConfig):
         key = family.renamed.get(f.name, f.name)
         if f.name in family.fixed:
             fields[f.name] = family.fixed[f.name]
+        elif f.name in ("embedding_size", "num_hidden_groups") and f.name not in family.defaults:
+            continue  # of no meaning in this family, whatever the file says
         elif f.name not in COMPUTED and key in values:
             fields[f.name] = values[key]
         elif f.name in family.defaults:

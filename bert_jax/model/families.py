@@ -65,6 +65,7 @@ class Family:
     renamed: Names = field(default_factory=dict)  # field of BertConfig -> key of their config.json
     fixed: Mapping[str, Any] = field(default_factory=dict)  # fields that their config.json does not have
     defaults: Mapping[str, Any] = field(default_factory=dict)  # where their default is not ours
+    only: dict[str, Any] = field(default_factory=dict)  # keys of their config.json with the one value that is covered
     pooler_activation: Literal["tanh", "relu", "gelu"] = "tanh"
     masked_lm_activation: str | None = None  # None: hidden_act
     dropout_before_pooler: bool = False  # in sequence classification
@@ -250,6 +251,7 @@ FAMILIES: dict[ModelType, Family] = {
             "intermediate_size": 16384, "num_hidden_groups": 1, "hidden_act": "gelu_new", "hidden_dropout_prob": 0.0,
             "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.1,
         },
+        only={"inner_group_num": 1},
     ),
     "electra": Family(
         class_prefix="Electra",
@@ -276,6 +278,7 @@ FAMILIES: dict[ModelType, Family] = {
         tied={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
         embeddings=_EMBEDDINGS | {"projection": "embeddings_project"},
         defaults={"embedding_size": 128, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024},
+        only={"summary_type": "first", "summary_use_proj": True, "summary_activation": "gelu"},
         pooler_activation="gelu",
         masked_lm_activation="gelu",
         dropout_before_pooler=True,

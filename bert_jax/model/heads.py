@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from bert_jax.config import BertConfig
+from bert_jax.config import BertConfig, InputError
 from bert_jax.model.attention import AnyArray
 from bert_jax.model.encoder import Encoder
 from bert_jax.model.families import FAMILIES, Head
@@ -77,10 +77,15 @@ def complete(batch: Batch, cfg: BertConfig) -> dict[str, Any]:
 
     `sequence_ids`: `attention_mask`, else ones. `position_ids`: from 0 in each sequence; where an attention mask is given, as
     transformers counts them (BERT: the place in the row; RoBERTa: padding not counted). `token_type_ids`: zeros.
+
+    Raises InputError for rows that are longer than the position table, as far as that can be told.
     """
     full = {name: jnp.asarray(value) for name, value in batch.items()}
     ids = full["input_ids"]
     place = jnp.broadcast_to(jnp.arange(ids.shape[-1], dtype=jnp.int32), ids.shape)
+    length = ids.shape[-1]
+    if not full.keys() & {"position_ids", "sequence_ids"} and isinstance(length, int) and length > cfg.max_length:
+        raise InputError(f"input_ids has {length} tokens a row; this model takes {cfg.max_length}: cut them")
     if "position_ids" not in full:
         full["position_ids"] = place
         if "sequence_ids" in full:
