@@ -51,7 +51,7 @@ def _accepts(value: Any, kind: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class _Checked:
+class Checked:
     """Base of the config classes: the types of its fields are checked when one is built."""
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class _Checked:
 
 
 @dataclass(frozen=True)
-class BertConfig(_Checked):
+class BertConfig(Checked):
     """The model, and how it is computed. The first fields are a Hugging Face config.json's."""
 
     model_type: ModelType = "bert"
@@ -186,7 +186,7 @@ PRESETS: dict[str, tuple[int, int]] = {  # name: (layers, hidden size)
 
 
 @dataclass(frozen=True)
-class DataConfig(_Checked):
+class DataConfig(Checked):
     """Text in, rows of token ids out."""
 
     source: tuple[str, ...] = ()
@@ -235,7 +235,7 @@ class DataConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class MaskingConfig(_Checked):
+class MaskingConfig(Checked):
     """Which tokens are predicted, and what stands in their place (Devlin et al., 2018, section 3.1)."""
 
     rate: float = 0.15
@@ -274,7 +274,7 @@ class MaskingConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class OptimConfig(_Checked):
+class OptimConfig(Checked):
     """Optimizer and schedule."""
 
     name: Literal["adamw_bert", "adamw", "lamb"] = "adamw_bert"
@@ -318,7 +318,7 @@ class OptimConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class ParallelConfig(_Checked):
+class ParallelConfig(Checked):
     """How the work is laid over devices. May differ between runs of one work directory."""
 
     num_devices: int | None = None
@@ -326,7 +326,7 @@ class ParallelConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class TrainConfig(_Checked):
+class TrainConfig(Checked):
     """One pretraining run."""
 
     workdir: str = "runs/pretrain"

@@ -15,13 +15,12 @@ import numpy as np
 
 from bert_jax.config import InputError
 from bert_jax.data.batching import Example, PackedBatch, batches
+from bert_jax.data.layout import Layout, Reading, Text, Window, cut_windows, most_context, read_windows
 from bert_jax.data.tokenizer import Encoding
 from bert_jax.model.heads import gather_positions, pool
 from bert_jax.pooling import Pooling
 from bert_jax.pretrained import Model
 
-Text = str | tuple[str, str]  # a text, or a pair of texts
-_AT_FIRST = np.zeros(1, np.int32)
 _MASKS = 4  # of a text that are filled at once
 _IN_FLIGHT = 4  # batches that are sent ahead of the one whose results are read
 
@@ -43,9 +42,8 @@ class _Predictor:
             raise InputError(
                 f"{type(self).__name__} needs a model with the head {' or '.join(self.needs)}; this one has {model.head!r}"
             )
-        if model.config.max_length < 3 + model.tokenizer.pair_separators:
-            raise InputError(f"max_position_embeddings={model.config.max_position_embeddings} leaves no room for a text")
         self.model, self.tokenizer = model, model.tokenizer
+        self._layout = Layout(model.tokenizer, model.config)
         self._longest = model.config.max_length
         self._params = jax.device_put(model.params)
         self._run_batch = jax.jit(self._outputs)
@@ -58,24 +56,12 @@ class _Predictor:
         """Places of a row of `length` tokens that the head runs at."""
         return max(1, length // 4)
 
-    def _example(self, parts: Sequence[np.ndarray], places: np.ndarray = _AT_FIRST) -> Example:
-        """`[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`, as the tokenizer lays pairs out."""
-        t = self.tokenizer
-        middle = [t.sep_id] * t.pair_separators
-        ids = [[t.cls_id], parts[0], *(x for part in parts[1:] for x in (middle, part)), [t.sep_id]]
-        input_ids = np.concatenate(ids).astype(np.int32)
-        types = np.zeros_like(input_ids)
-        if len(parts) > 1 and t.token_types and self.model.config.type_vocab_size > 1:
-            types[1 + len(parts[0]) + len(middle) :] = 1
-        if len(input_ids) and input_ids.max() >= self.model.config.vocab_size:
-            raise InputError(
-                f"the tokenizer gives id {input_ids.max()} ({t.tokens([int(input_ids.max())])[0]!r}), past the model's "
-                f"vocabulary of {self.model.config.vocab_size}: it is not this model's tokenizer"
-            )
-        return Example(input_ids, types, places)
+    def run(self, examples: Sequence[Example], params: Any = None) -> list[dict[str, np.ndarray]]:
+        """What `_outputs` says of each example: [k, ...] at its places, [n, ...] for its tokens.
 
-    def _run(self, examples: Sequence[Example]) -> list[dict[str, np.ndarray]]:
-        """What `_outputs` says of each example: [k, ...] at its places, [n, ...] for its tokens."""
+        `params` are used instead of the model's, as while it is trained.
+        """
+        params = self._params if params is None else params
         results: list[dict[str, np.ndarray]] = [{} for _ in examples]
         flying: deque[tuple[PackedBatch, dict[str, jax.Array]]] = deque()
 
@@ -94,7 +80,7 @@ class _Predictor:
         precise = jax.default_matmul_precision("highest") if cfg.dtype == "float32" else contextlib.nullcontext()
         for batch in batches(examples, self._longest, self._tokens, self._slots, pad_id):
             with precise:
-                outputs = self._run_batch(self._params, batch.arrays | {"places": batch.positions})
+                outputs = self._run_batch(params, batch.arrays | {"places": batch.positions})
             flying.append((batch, outputs))
             if len(flying) > _IN_FLIGHT:
                 land()
@@ -104,35 +90,16 @@ class _Predictor:
 
     def _encode(self, texts: Sequence[Text], limit: int | None = None) -> list[Example]:
         """An example each, cut to what the model takes with a warning that says how many were."""
-        pairs = [isinstance(text, (tuple, list)) for text in texts]
-        for i, (pair, text) in enumerate(zip(pairs, texts, strict=True)):
-            if pair and not _is_pair(text):
+        for i, text in enumerate(texts):
+            if isinstance(text, (tuple, list)) and not _is_pair(text):
                 raise InputError(f"texts[{i}] is {str(text)[:60]!r}; expected a text, or a tuple of two texts")
-        both: list[Any] = [text if pair else (text, "") for pair, text in zip(pairs, texts, strict=True)]
-        first, second = (self.tokenizer.encode_batch([two[i] for two in both]) for i in (0, 1))
         limit = min(limit or self.model.config.max_length, self.model.config.max_length)
-        parts, cut = [], 0
-        for pair, a, b in zip(pairs, first, second, strict=True):
-            part = [a, b] if pair else [a]
-            shorter = _cut(part, limit - 2 - self.tokenizer.pair_separators * pair)
-            cut += shorter is not part
-            parts.append(shorter)
-        if cut:
+        examples, lost = self._layout.examples(texts, limit)
+        if lost:
             warnings.warn(
-                f"{cut} of {len(texts)} texts have more than {limit} tokens; what is past them was not read", stacklevel=3
+                f"{lost} of {len(texts)} texts have more than {limit} tokens; what is past them was not read", stacklevel=3
             )
-        return [self._example(part) for part in parts]
-
-
-def _cut(parts: list[np.ndarray], room: int) -> list[np.ndarray]:
-    """Parts of at most `room` tokens together: the longer one loses its end (`parts` itself where nothing is lost)."""
-    if sum(map(len, parts)) <= room:
-        return parts
-    if len(parts) == 1:
-        return [parts[0][:room]]
-    a, b = (len(part) for part in parts)
-    keep_a = min(a, max(room - b, (room + 1) // 2))
-    return [parts[0][:keep_a], parts[1][: room - keep_a]]
+        return examples
 
 
 def _is_pair(text: Any) -> bool:
@@ -194,10 +161,10 @@ class FillMask(_Predictor):
                 raise InputError(f"texts[{i}] has no {self.tokenizer.mask_token}: {texts[i][:60]!r}")
             for group in _together(masks.tolist(), room):
                 start, stop = _window(len(ids), group[0], group[-1], room)
-                examples.append(self._example([ids[start:stop]], np.array(group, np.int32) - start + 1))
+                examples.append(self._layout.example([ids[start:stop]], np.array(group, np.int32) - start + 1))
                 owners.append(i)
         found: list[list[Filling]] = [[] for _ in texts]
-        for i, result in zip(owners, self._run(examples), strict=True):
+        for i, result in zip(owners, self.run(examples), strict=True):
             for scores, ids in zip(result["scores"], result["ids"], strict=True):
                 mask = len(found[i]) // self.top_k
                 found[i] += [self._filling(texts[i], mask, int(id), float(score)) for id, score in zip(ids, scores, strict=True)]
@@ -280,7 +247,7 @@ class Classifier(_Predictor):
 
     def __call__(self, texts: Sequence[Text]) -> list[Classification]:
         """A classification for each text, or tuple of two texts. Too long ones are cut, with a warning."""
-        return [self._classification(result["scores"][0]) for result in self._run(self._encode(_as_list(texts)))]
+        return [self._classification(result["scores"][0]) for result in self.run(self._encode(_as_list(texts)))]
 
     def _classification(self, scores: np.ndarray) -> Classification:
         best = int(np.argmax(scores))
@@ -322,7 +289,7 @@ class Embedder(_Predictor):
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [N, D], a row each text. Too long texts are cut, with a warning."""
         texts = [self._prompted(text) if isinstance(text, str) else text for text in _as_list(texts)]
-        results = self._run(self._encode(texts, self.pooling.max_length))
+        results = self.run(self._encode(texts, self.pooling.max_length))
         return np.array([result["vectors"][0] for result in results], np.float32).reshape(-1, self.model.config.hidden_size)
 
     def _prompted(self, text: str) -> str:
@@ -372,37 +339,6 @@ def _best_columns(scores: np.ndarray, top_k: int) -> np.ndarray:
 # --- texts to spans ---
 
 
-class _Window(NamedTuple):
-    """Some consecutive tokens of a long text."""
-
-    text: int
-    start: int
-    stop: int
-
-
-def _windows(text: int, size: int, room: int, stride: int) -> list[_Window]:
-    """Windows of `room` tokens, each `stride` behind the one before, that hold all `size` tokens.
-
-    >>> [(w.start, w.stop) for w in _windows(0, 10, 4, 3)]
-    [(0, 4), (3, 7), (6, 10)]
-    """
-    starts = [0]
-    while starts[-1] + room < size:
-        starts.append(starts[-1] + stride)
-    return [_Window(text, start, min(start + room, size)) for start in starts]
-
-
-def _most_context(windows: Sequence[_Window], size: int) -> np.ndarray:
-    """For each of `size` tokens the window in which it has the most neighbours on its poorer side (run_squad.py)."""
-    best, most = np.zeros(size, np.int64), np.full(size, -1)
-    for number, window in enumerate(windows):
-        inside, place = slice(window.start, window.stop), np.arange(window.stop - window.start)
-        context = np.minimum(place, place[::-1])
-        best[inside] = np.where(context > most[inside], number, best[inside])
-        most[inside] = np.maximum(context, most[inside])
-    return best
-
-
 class Entity(NamedTuple):
     """A stretch of a text with a label: text[start:end]."""
 
@@ -443,18 +379,18 @@ class Tagger(_Predictor):
         texts = _as_list(texts)
         encodings = self.tokenizer.encode_with_offsets(texts)
         room = self.model.config.max_length - 2
-        windows = [w for i, e in enumerate(encodings) for w in _windows(i, len(e.ids), room, max(1, room // 2))]
-        results = self._run([self._example([encodings[w.text].ids[w.start : w.stop]]) for w in windows])
-        found: list[list[tuple[_Window, np.ndarray]]] = [[] for _ in texts]
+        windows = [w for i, e in enumerate(encodings) for w in cut_windows(i, len(e.ids), room, max(1, room // 2))]
+        results = self.run([self._layout.example([encodings[w.text].ids[w.start : w.stop]]) for w in windows])
+        found: list[list[tuple[Window, np.ndarray]]] = [[] for _ in texts]
         for window, result in zip(windows, results, strict=True):
             found[window.text].append((window, result["scores"][1:-1]))
         return [self._entities(*each) for each in zip(texts, encodings, found, strict=True)]
 
-    def _entities(self, text: str, encoding: Encoding, found: list[tuple[_Window, np.ndarray]]) -> list[Entity]:
+    def _entities(self, text: str, encoding: Encoding, found: list[tuple[Window, np.ndarray]]) -> list[Entity]:
         size = len(encoding.ids)
         if not size:
             return []
-        best = _most_context([window for window, _ in found], size)
+        best = most_context([window for window, _ in found], size)
         scores = np.stack([found[w][1][i - found[w][0].start] for i, w in enumerate(best)])
         words = self._words(encoding, scores)
         groups: list[list[tuple[int, int, str, float]]] = []
@@ -563,35 +499,38 @@ class Answerer(_Predictor):
         for i, pair in enumerate(pairs):
             if not _is_pair(pair):
                 raise InputError(f"pairs[{i}] is {str(pair)[:60]!r}; expected (question, context)")
-        questions = self.tokenizer.encode_batch([question for question, _ in pairs])
-        long = sum(len(ids) > self.max_question_length for ids in questions)
-        if long:
+        reading = self.read(pairs)
+        if reading.long_questions:
             warnings.warn(
-                f"{long} of {len(pairs)} questions have more than {self.max_question_length} tokens; the rest was not read",
+                f"{reading.long_questions} of {len(pairs)} questions have more than {self.max_question_length} tokens; "
+                "the rest was not read",
                 stacklevel=2,
             )
-        questions = [ids[: self.max_question_length] for ids in questions]
-        contexts = self.tokenizer.encode_with_offsets([context for _, context in pairs])
-        windows: list[_Window] = []
-        for i, (question, context) in enumerate(zip(questions, contexts, strict=True)):
-            room = self.max_length - len(question) - 2 - self.tokenizer.pair_separators
-            windows += _windows(i, len(context.ids), room, min(self.stride, room))
-        examples = [self._example([questions[w.text], contexts[w.text].ids[w.start : w.stop]]) for w in windows]
-        found: list[list[tuple[_Window, dict[str, np.ndarray]]]] = [[] for _ in pairs]
-        for window, result in zip(windows, self._run(examples), strict=True):
+        return [self._ranked(answers, null) for answers, null in self.candidates(reading)]
+
+    def read(self, pairs: Sequence[tuple[str, str]]) -> Reading:
+        """The windows that (question, context) pairs are read in."""
+        return read_windows(self._layout, pairs, self.max_length, self.stride, self.max_question_length)
+
+    def candidates(self, reading: Reading, params: Any = None) -> list[tuple[list[Answer], float]]:
+        """For each pair its `n_best` answers, the best first, with `score` left at 0, and the logit of no answer."""
+        found: list[list[tuple[Window, dict[str, np.ndarray]]]] = [[] for _ in reading.pairs]
+        for window, result in zip(reading.windows, self.run(reading.examples, params), strict=True):
             found[window.text].append((window, result))
         return [
-            self._best(context, encoding, len(question), each)
-            for (_, context), encoding, question, each in zip(pairs, contexts, questions, found, strict=True)
+            self._candidates(context, encoding, len(question) + self._layout.special_tokens(2) - 1, each)
+            for (_, context), encoding, question, each in zip(
+                reading.pairs, reading.contexts, reading.questions, found, strict=True
+            )
         ]
 
-    def _best(
-        self, context: str, encoding: Encoding, question_size: int, found: list[tuple[_Window, dict[str, np.ndarray]]]
-    ) -> list[Answer]:
-        size, before = len(encoding.ids), question_size + 1 + self.tokenizer.pair_separators
-        home = _most_context([window for window, _ in found], size) if size else np.zeros(0, np.int64)
-        candidates: dict[tuple[int, int], float] = {}
-        null = min(float(result["start"][0] + result["end"][0]) for _, result in found)
+    def _candidates(
+        self, context: str, encoding: Encoding, before: int, found: list[tuple[Window, dict[str, np.ndarray]]]
+    ) -> tuple[list[Answer], float]:
+        """`before`: tokens before the context in each window."""
+        size = len(encoding.ids)
+        home = most_context([window for window, _ in found], size) if size else np.zeros(0, np.int64)
+        logits: dict[tuple[int, int], float] = {}
         for number, (window, result) in enumerate(found):
             inside = slice(before, before + window.stop - window.start)
             start, end = result["start"][inside], result["end"][inside]
@@ -600,9 +539,13 @@ class Answerer(_Predictor):
                 for j in i + np.argsort(-end[i : i + self.max_answer_length])[: self.n_best]:
                     span = (int(encoding.offsets[window.start + i, 0]), int(encoding.offsets[window.start + j, 1]))
                     if span[0] < span[1]:
-                        candidates[span] = max(candidates.get(span, -np.inf), float(start[i] + end[j]))
-        ranked = sorted(candidates.items(), key=lambda item: -item[1])[: self.n_best]
-        answers = [Answer(context[a:b], a, b, 0.0, logit) for (a, b), logit in ranked]
+                        logits[span] = max(logits.get(span, -np.inf), float(start[i] + end[j]))
+        ranked = sorted(logits.items(), key=lambda item: -item[1])[: self.n_best]
+        null = min(float(result["start"][0] + result["end"][0]) for _, result in found)
+        return [Answer(context[a:b], a, b, 0.0, logit) for (a, b), logit in ranked], null
+
+    def _ranked(self, answers: list[Answer], null: float) -> list[Answer]:
+        """The `top_k` best with their scores, no answer among them where that is allowed, or nothing else is there."""
         if self.no_answer or not answers:
             answers = self._with_null(answers, null)
         logits = np.array([answer.logit for answer in answers])

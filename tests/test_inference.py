@@ -14,8 +14,9 @@ from helpers import make_documents
 from bert_jax import pretrained
 from bert_jax.config import BertConfig, InputError
 from bert_jax.data.batching import Example, batches
+from bert_jax.data.layout import cut_windows, most_context
 from bert_jax.data.tokenizer import Tokenizer
-from bert_jax.inference import Answer, Answerer, Classifier, Embedder, FillMask, Tagger, _most_context, _windows, nearest
+from bert_jax.inference import Answer, Answerer, Classifier, Embedder, FillMask, Tagger, nearest
 from bert_jax.model.heads import Bert
 from bert_jax.pooling import Pooling
 from bert_jax.pretrained import Model
@@ -246,7 +247,7 @@ def test_of_pairs_that_are_too_long_the_longer_part_loses_its_end(classifier):
 
 
 def test_results_hold_no_more_memory_than_they_have(embedder):
-    for result in embedder._run(embedder._encode(SHORT)):
+    for result in embedder.run(embedder._encode(SHORT)):
         base = result["vectors"].base
         assert base is None or base.nbytes == result["vectors"].nbytes
 
@@ -423,7 +424,7 @@ def entities(tagger, text, labels, monkeypatch, aggregation="first", split=None)
         row[LABELS.index(label)] = score
         rows.append(row)
     scores = np.array([np.full(len(LABELS), 0.2), *rows, np.full(len(LABELS), 0.2)], np.float32)
-    monkeypatch.setattr(tagger, "_run", lambda examples: [{"scores": scores}])
+    monkeypatch.setattr(tagger, "run", lambda examples, params=None: [{"scores": scores}])
     (found,) = tagger([text])
     assert all(text[e.start : e.end] == e.text for e in found)
     return [(e.label, e.text, round(e.score, 3)) for e in found]
@@ -473,7 +474,7 @@ def test_other_schemes_of_prefixes_are_understood(tagger, words, expected):
     tagger._words = lambda encoding, scores: rows
     size = len(rows)
     encoding = type("E", (), {"ids": np.zeros(size), "word_ids": np.arange(size)})
-    (window,) = _windows(0, size, size, 1)
+    (window,) = cut_windows(0, size, size, 1)
     found = tagger._entities(text, encoding, [(window, np.zeros((size, 1)))])
     assert ["".join(str("abcdef".index(c)) for c in e.text if c != " ") for e in found] == expected
     assert {e.label for e in found} == {"PER"}
@@ -495,12 +496,12 @@ def test_words_of_several_tokens_are_labelled_as_the_table_says(tagger, tokenize
     }
     for aggregation, (label, score) in expected.items():
         mine = Tagger(tagger.model, aggregation)
-        monkeypatch.setattr(mine, "_run", lambda examples: [{"scores": np.concatenate([scores[:1], scores, scores[:1]])}])
+        monkeypatch.setattr(mine, "run", lambda examples, params=None: [{"scores": np.concatenate([scores[:1], scores, scores[:1]])}])
         (found,) = mine([text])
         assert [(e.label, e.text) for e in found] == [(label, text)]
         assert abs(found[0].score - score) < 1e-6
     simple = Tagger(tagger.model, "simple")
-    monkeypatch.setattr(simple, "_run", lambda examples: [{"scores": np.concatenate([scores[:1], scores, scores[:1]])}])
+    monkeypatch.setattr(simple, "run", lambda examples, params=None: [{"scores": np.concatenate([scores[:1], scores, scores[:1]])}])
     (found,) = simple([text])
     assert [e.label for e in found] == ["PER", "LOC", *["LOC"] * (len(encoding.ids) - 2)]
     assert "".join(e.text for e in found) == text
@@ -539,7 +540,7 @@ def test_entities_across_windows_are_one_and_long_texts_are_read_whole(tagger, t
     (encoding,) = tokenizer.encode_with_offsets([text])
     ids = encoding.ids
 
-    def run(examples):
+    def run(examples, params=None):
         """Every token is I-PER, but each window's outermost eighth, which knows too little, says O."""
         results = []
         for e in examples:
@@ -555,7 +556,7 @@ def test_entities_across_windows_are_one_and_long_texts_are_read_whole(tagger, t
         assert all(len(e.input_ids) <= 96 for e in examples)
         return results
 
-    monkeypatch.setattr(mine, "_run", run)
+    monkeypatch.setattr(mine, "run", run)
     (found,) = mine([text])
     assert [(e.label, e.start, e.end) for e in found] == [("PER", 0, len(text))]
     assert len(words) > 500
@@ -564,7 +565,7 @@ def test_entities_across_windows_are_one_and_long_texts_are_read_whole(tagger, t
 def test_a_megabyte_is_tagged_in_windows(tagger, monkeypatch):
     mine = Tagger(tagger.model, outside="none")
     monkeypatch.setattr(
-        mine, "_run", lambda examples: [{"scores": np.eye(5, dtype=np.float32)[e.input_ids % 5]} for e in examples]
+        mine, "run", lambda examples, params=None: [{"scores": np.eye(5, dtype=np.float32)[e.input_ids % 5]} for e in examples]
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -586,9 +587,9 @@ def answer(answerer, question, context, scores, monkeypatch, null=(-9.0, -9.0), 
     for place, values in scores.items():
         token = np.flatnonzero((encoding.offsets[:, 0] <= place) & (encoding.offsets[:, 1] > place))[-1]
         table[token] = np.maximum(table[token], values)
-    windows = _windows(0, len(encoding.ids), mine.max_length - before - 1, min(mine.stride, mine.max_length - before - 1))
+    windows = cut_windows(0, len(encoding.ids), mine.max_length - before - 1, min(mine.stride, mine.max_length - before - 1))
 
-    def run(examples):
+    def run(examples, params=None):
         assert len(examples) == len(windows)
         results = []
         for window, e in zip(windows, examples, strict=True):
@@ -599,7 +600,7 @@ def answer(answerer, question, context, scores, monkeypatch, null=(-9.0, -9.0), 
             results.append({"start": logits[:, 0], "end": logits[:, 1]})
         return results
 
-    monkeypatch.setattr(mine, "_run", run)
+    monkeypatch.setattr(mine, "run", run)
     ((found),) = mine([(question, context)])
     assert all(context[a.start : a.end] == a.text for a in found)
     return found
@@ -662,8 +663,8 @@ def test_starts_that_belong_to_another_window_push_none_out(answerer, monkeypatc
     (encoding,) = answerer.tokenizer.encode_with_offsets([context])
     ends, at = encoding.offsets[:, 1].tolist(), 230
     (asked,) = answerer.tokenizer.encode_batch(["tine?"])
-    windows = _windows(0, len(ends), 96 - 3 - len(asked), 16)
-    home = _most_context(windows, len(ends))
+    windows = cut_windows(0, len(ends), 96 - 3 - len(asked), 16)
+    home = most_context(windows, len(ends))
     window = windows[home[at]]
     foreign = [i for i in range(window.start, window.stop) if home[i] != home[at]]
     assert len(foreign) > 20
@@ -690,10 +691,10 @@ def test_a_question_that_is_too_long_is_cut_with_a_warning(answerer):
 def test_a_megabyte_of_context_is_read_in_windows(answerer, monkeypatch):
     mine = Answerer(answerer.model, max_question_length=24, stride=60)
 
-    def run(examples):
+    def run(examples, params=None):
         return [{"start": np.sin(e.input_ids + i), "end": np.cos(e.input_ids * 1.0)} for i, e in enumerate(examples)]
 
-    monkeypatch.setattr(mine, "_run", run)
+    monkeypatch.setattr(mine, "run", run)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ((found,),) = mine([("bako?", MEGABYTE)])
@@ -846,7 +847,7 @@ def test_hidden_states_and_attentions_of_packed_rows_are_those_of_each_alone(emb
 
 def test_windows_hold_every_token_and_are_of_the_size():
     for size, room, stride in [(0, 5, 2), (5, 5, 2), (6, 5, 2), (100, 7, 7), (100, 7, 1), (3, 7, 3)]:
-        windows = _windows(4, size, room, stride)
+        windows = cut_windows(4, size, room, stride)
         seen = Counter(i for w in windows for i in range(w.start, w.stop))
         assert set(seen) == set(range(size))
         assert all(w.stop - w.start <= room and w.text == 4 for w in windows)
@@ -928,7 +929,7 @@ def test_a_prompt_stands_before_each_text(embedder):
 def test_bfloat16_gives_nearly_the_same(request, name):
     predictor = request.getfixturevalue(name)
     half = type(predictor)(dataclasses.replace(predictor.model, config=TINY.replace(dtype="bfloat16")))
-    for key, values in half._run(half._encode(SHORT[:3]))[0].items():
+    for key, values in half.run(half._encode(SHORT[:3]))[0].items():
         assert values.dtype in (np.float32, np.int32), key
     if name == "embedder":
         np.testing.assert_allclose(half(SHORT), predictor(SHORT), atol=0.05)

@@ -1,0 +1,135 @@
+"""Token ids -> `[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]`, cut to a length or read in windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from bert_jax.config import BertConfig, InputError
+from bert_jax.data.batching import Example
+from bert_jax.data.tokenizer import Encoding, Tokenizer
+
+Text = str | tuple[str, ...]  # a text, or a pair of texts
+AT_FIRST = np.zeros(1, np.int32)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a tokenizer and a model lay out an example. Raises InputError where the model has no room for one."""
+
+    tokenizer: Tokenizer
+    cfg: BertConfig
+
+    def __post_init__(self) -> None:
+        if self.cfg.max_length < 3 + self.tokenizer.pair_separators:
+            raise InputError(f"max_position_embeddings={self.cfg.max_position_embeddings} leaves no room for a text")
+
+    def special_tokens(self, parts: int) -> int:
+        """How many stand around and between `parts` parts (1 or 2)."""
+        return 2 + self.tokenizer.pair_separators * (parts - 1)
+
+    def example(self, parts: Sequence[np.ndarray], places: np.ndarray = AT_FIRST) -> Example:
+        """`[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`, as the tokenizer lays pairs out; `places` are where the head runs.
+
+        Raises InputError for an id past the model's vocabulary.
+        """
+        t = self.tokenizer
+        middle = [t.sep_id] * t.pair_separators
+        ids = [[t.cls_id], parts[0], *(x for part in parts[1:] for x in (middle, part)), [t.sep_id]]
+        input_ids = np.concatenate(ids).astype(np.int32)
+        types = np.zeros_like(input_ids)
+        if len(parts) > 1 and t.token_types and self.cfg.type_vocab_size > 1:
+            types[1 + len(parts[0]) + len(middle) :] = 1
+        if input_ids.max() >= self.cfg.vocab_size:
+            raise InputError(
+                f"the tokenizer gives id {input_ids.max()} ({t.tokens([int(input_ids.max())])[0]!r}), past the model's "
+                f"vocabulary of {self.cfg.vocab_size}: it is not this model's tokenizer"
+            )
+        return Example(input_ids, types, places)
+
+    def examples(self, texts: Sequence[Text], limit: int | None = None) -> tuple[list[Example], int]:
+        """An example for each text, or pair of texts, of at most `limit` tokens, and how many were cut to that."""
+        both: list[tuple[str, ...]] = [tuple(text) if isinstance(text, (tuple, list)) else (text,) for text in texts]
+        pairs = [len(parts) == 2 for parts in both]
+        first = self.tokenizer.encode_batch([parts[0] for parts in both])
+        second = self.tokenizer.encode_batch([parts[1] if pair else "" for pair, parts in zip(pairs, both, strict=True)])
+        limit = min(limit or self.cfg.max_length, self.cfg.max_length)
+        examples, lost = [], 0
+        for pair, a, b in zip(pairs, first, second, strict=True):
+            parts = [a, b] if pair else [a]
+            shorter = cut(parts, limit - self.special_tokens(len(parts)))
+            lost += shorter is not parts
+            examples.append(self.example(shorter))
+        return examples, lost
+
+
+def cut(parts: list[np.ndarray], room: int) -> list[np.ndarray]:
+    """Parts of at most `room` tokens together: the longer one loses its end (`parts` itself where nothing is lost)."""
+    if sum(map(len, parts)) <= room:
+        return parts
+    if len(parts) == 1:
+        return [parts[0][:room]]
+    a, b = (len(part) for part in parts)
+    keep_a = min(a, max(room - b, (room + 1) // 2))
+    return [parts[0][:keep_a], parts[1][: room - keep_a]]
+
+
+class Window(NamedTuple):
+    """Some consecutive tokens of a long text."""
+
+    text: int
+    start: int
+    stop: int
+
+
+def cut_windows(text: int, size: int, room: int, stride: int) -> list[Window]:
+    """Windows of `room` tokens, each `stride` behind the one before, that hold all `size` tokens.
+
+    >>> [(w.start, w.stop) for w in cut_windows(0, 10, 4, 3)]
+    [(0, 4), (3, 7), (6, 10)]
+    """
+    starts = [0]
+    while starts[-1] + room < size:
+        starts.append(starts[-1] + stride)
+    return [Window(text, start, min(start + room, size)) for start in starts]
+
+
+def most_context(windows: Sequence[Window], size: int) -> np.ndarray:
+    """For each of `size` tokens the window in which it has the most neighbours on its poorer side (run_squad.py)."""
+    best, most = np.zeros(size, np.int64), np.full(size, -1)
+    for number, window in enumerate(windows):
+        inside, place = slice(window.start, window.stop), np.arange(window.stop - window.start)
+        context = np.minimum(place, place[::-1])
+        best[inside] = np.where(context > most[inside], number, best[inside])
+        most[inside] = np.maximum(context, most[inside])
+    return best
+
+
+class Reading(NamedTuple):
+    """The windows that (question, context) pairs are read in, an example each; `long_questions` were cut."""
+
+    pairs: Sequence[tuple[str, str]]
+    questions: list[np.ndarray]
+    contexts: list[Encoding]
+    windows: list[Window]
+    examples: list[Example]
+    long_questions: int
+
+
+def read_windows(
+    layout: Layout, pairs: Sequence[tuple[str, str]], max_length: int, stride: int, max_question_length: int
+) -> Reading:
+    """Questions before stretches of their contexts, at most `max_length` tokens, each `stride` tokens behind the one before."""
+    questions = layout.tokenizer.encode_batch([question for question, _ in pairs])
+    long = sum(len(ids) > max_question_length for ids in questions)
+    questions = [ids[:max_question_length] for ids in questions]
+    contexts = layout.tokenizer.encode_with_offsets([context for _, context in pairs])
+    found: list[Window] = []
+    for i, (question, context) in enumerate(zip(questions, contexts, strict=True)):
+        room = max_length - len(question) - layout.special_tokens(2)
+        found += cut_windows(i, len(context.ids), room, min(stride, room))
+    examples = [layout.example([questions[w.text], contexts[w.text].ids[w.start : w.stop]]) for w in found]
+    return Reading(pairs, questions, contexts, found, examples, long)

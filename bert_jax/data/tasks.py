@@ -1,0 +1,118 @@
+"""Tasks as rows of one table: what stands in which column, what the classes are called, and how predictions are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from bert_jax.config import InputError, did_you_mean
+
+Kind = Literal[
+    "classification", "multi_label", "regression", "tagging", "question_answering", "multiple_choice", "similarity",
+]  # fmt: skip
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One example before it is tokenized.
+
+    Attributes:
+      texts: one text or a pair; tagging: the words; question_answering: (question, context); multiple_choice: the context,
+        then the choices; similarity: a pair, or (anchor, positive, negative).
+      label: None where there is none. classification: the class's name; multi_label: a tuple of names; regression and
+        similarity: a float; tagging: a tag a word; multiple_choice: the number of the right choice, from 0;
+        question_answering: a tuple of answers (text, start), empty where there is no answer.
+      id: what the file calls it, else its number in the split from 0.
+      place: `file:line` (or row, for parquet; `file: id` in JSON), for messages.
+    """
+
+    texts: tuple[str, ...]
+    label: Any
+    id: str
+    place: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row of the table.
+
+    Attributes:
+      kind: what is predicted, which decides the head and the loss.
+      texts: columns of the texts; empty: said on the command line, or by the format.
+      label: column of the label.
+      labels: the classes by id; empty: those that the training data has, sorted.
+      words: how files spell a class, where that is not its name in `labels` ("1" -> "positive").
+      header: columns of the files that have no header line, where the task has such; "..." at the end: more may follow.
+      files: names of files beside train.*, dev.*, test.*, for each split.
+      stem: multiple_choice: the column whose text every choice starts with.
+      skip_ragged: whether a line with another number of fields than the header is left out and counted, not an error.
+      test_only: whether there is nothing to train on.
+      metrics: names in training.task_metrics, the mean of which picks the best checkpoint.
+      defaults: fields of FinetuneConfig where the task's usual setting is not the general one.
+    """
+
+    name: str
+    kind: Kind
+    texts: tuple[str, ...] = ()
+    label: str = "label"
+    labels: tuple[str, ...] = ()
+    words: Mapping[str, str] = field(default_factory=dict)
+    metrics: tuple[str, ...] = ("accuracy",)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    header: tuple[str, ...] = ()
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    stem: str | None = None
+    skip_ragged: bool = False
+    test_only: bool = False
+
+
+_YES_NO = {"0": "not_entailment", "1": "entailment"}
+_NLI = ("entailment", "not_entailment")
+_MNLI = ("entailment", "neutral", "contradiction")
+_PAIR = ("sentence1", "sentence2")
+_SQUAD: dict[str, Any] = dict(num_epochs=2, batch_size=12, learning_rates=(3e-5,), max_seq_length=384)
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in [
+        Task("cola", "classification", ("sentence",), labels=("unacceptable", "acceptable"),
+             words={"0": "unacceptable", "1": "acceptable"}, metrics=("matthews_correlation",),
+             header=("source", "label", "star", "sentence")),
+        Task("sst2", "classification", ("sentence",), labels=("negative", "positive"), words={"0": "negative", "1": "positive"}),
+        Task("mrpc", "classification", ("#1 String", "#2 String"), "Quality", ("not_equivalent", "equivalent"),
+             {"0": "not_equivalent", "1": "equivalent"}, ("f1", "accuracy"),
+             files={"train": ("msr_paraphrase_train",), "test": ("msr_paraphrase_test",)}),
+        Task("stsb", "regression", _PAIR, "score", metrics=("pearson", "spearman"),
+             header=("genre", "filename", "year", "old_index", "score", *_PAIR, "...")),
+        Task("qqp", "classification", ("question1", "question2"), "is_duplicate", ("not_duplicate", "duplicate"),
+             {"0": "not_duplicate", "1": "duplicate"}, ("f1", "accuracy"), skip_ragged=True),
+        Task("mnli", "classification", _PAIR, "gold_label", _MNLI),
+        Task("qnli", "classification", ("question", "sentence"), labels=_NLI),
+        Task("rte", "classification", _PAIR, labels=_NLI),
+        Task("wnli", "classification", _PAIR, labels=("not_entailment", "entailment"), words=_YES_NO),
+        Task("ax", "classification", _PAIR, labels=_MNLI, metrics=("matthews_correlation",),
+             files={"test": ("diagnostic", "diagnostic-full")}, test_only=True),
+        Task("squad", "question_answering", metrics=("f1", "exact_match"), defaults=_SQUAD),
+        Task("squad2", "question_answering", metrics=("f1", "exact_match"), defaults=_SQUAD),
+        Task("ner", "tagging", metrics=("entity_f1",)),
+        Task("swag", "multiple_choice", ("sent1", "ending0", "ending1", "ending2", "ending3"), stem="sent2"),
+        # any file of the user's, columns named on the command line
+        Task("classification", "classification"),
+        Task("multi_label", "multi_label", metrics=("micro_f1", "macro_f1")),
+        Task("regression", "regression", metrics=("pearson", "spearman")),
+        Task("tagging", "tagging", metrics=("entity_f1",)),
+        Task("question_answering", "question_answering", metrics=("f1", "exact_match"), defaults=_SQUAD),
+        Task("multiple_choice", "multiple_choice"),
+        Task("similarity", "similarity", metrics=("spearman",)),
+    ]
+}  # fmt: skip
+
+
+def find_task(name: str) -> Task:
+    """The row of that name; GLUE's own spellings count too (SST-2, STS-B, CoLA). Raises InputError for any other."""
+    plain = name.lower().replace("-", "") if name.lower().replace("-", "") in TASKS else name.replace("-", "_")
+    if plain not in TASKS:
+        raise InputError(f"no task {name!r}{did_you_mean(name, TASKS)}; known: {', '.join(TASKS)}")
+    return TASKS[plain]

@@ -1,0 +1,119 @@
+"""Configuration of fine-tuning, all on the command line of finetune.py. No jax in here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bert_jax.config import Checked
+
+
+@dataclass(frozen=True)
+class TaskData(Checked):
+    """Where a task's examples are, and what stands where in them."""
+
+    data: str = ""
+    """GLUE's folder of the task, a folder with train.*, dev.* (validation.*) and test.*, a file to train on (.csv .tsv .jsonl
+    .parquet; .conll or .txt for tagging; .json in SQuAD's layout), or `tfds:NAME`."""
+    dev: str | None = None
+    """A file to evaluate on, instead of the one in `data`."""
+    test: str | None = None
+    """A file to predict at the end, instead of the one in `data`."""
+    text_column: tuple[str, ...] = ()
+    """Columns of the text, or of the two texts; similarity: two or three; multiple_choice: the context, then the choices."""
+    label_column: str | None = None
+    """Column of the label; tagging: the number of the column, counted from 0, or from the end as -1."""
+    id_column: str | None = None
+    """Column that names an example in the predictions; default: its number."""
+    label_separator: str = ","
+    """multi_label in .csv and .tsv: what stands between two labels."""
+    quotes: Literal["auto", "csv", "none"] = "auto"
+    """Whether double quotes enclose a field; auto: in .csv yes, in .tsv no (as in GLUE's files)."""
+    dev_size: float = 0.1
+    """Where there is no file to evaluate on: the share (below 1) or number of training rows held out, drawn by seed 0."""
+    max_train_rows: int | None = None
+    """Train on this many rows, drawn by seed 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole = self.dev_size == int(self.dev_size)
+        self._require(self.dev_size > 0 and (self.dev_size < 1 or whole), f"dev_size={self.dev_size} is no share and no number")
+        for name in ("max_train_rows",):
+            value = getattr(self, name)
+            self._require(value is None or value >= 1, f"{name}={value} is below 1")
+        self._require(self.label_separator != "", "label_separator is empty")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(Checked):
+    """Fine-tuning of one model on one task: a run for each seed and learning rate. Unset values are the task's usual ones."""
+
+    model: str = ""
+    """A pretrained directory (any that `bert_jax.load` reads), or a fine-tuned one."""
+    task: str = ""
+    """One of the table in the README: cola sst2 mrpc stsb qqp mnli qnli rte wnli ax squad squad2 ner swag, or a kind for files of
+    your own: classification multi_label regression tagging question_answering multiple_choice similarity."""
+    task_data: TaskData = field(default_factory=TaskData)
+    workdir: str | None = None
+    """Where the run keeps everything; running the same command again continues it. Default: runs/TASK."""
+    num_epochs: float | None = None
+    """Times over the training rows. Default 3 (SQuAD: 2)."""
+    batch_size: int | None = None
+    """Examples a step. Default 32 (SQuAD: 12)."""
+    learning_rates: tuple[float, ...] = ()
+    """Peak learning rates, a run each: 2e-5,3e-5,5e-5. Default 3e-5."""
+    seeds: int = 1
+    """Number of runs a learning rate: seeds `seed`, `seed` + 1, ..."""
+    seed: int = 0
+    """First seed: of the head's initialisation, the data order and dropout."""
+    max_seq_length: int | None = None
+    """Tokens an example is cut to. Default 128 (SQuAD: 384, read in windows)."""
+    eval_every: int | None = None
+    """Steps between evaluations. Default: an epoch."""
+    metric: str | None = None
+    """What the best checkpoint is chosen by. Default: the mean of the task's metrics."""
+    select: Literal["best", "last"] = "best"
+    """Which evaluation's weights are kept: the best on the dev set, or the last."""
+    early_stopping: int | None = None
+    """Stop a run after this many evaluations without a better one."""
+    batching: Literal["packed", "padded", "by_length"] = "packed"
+    """Several examples in a row, one a row, or one a row with examples of like length together (another data order)."""
+    warmup_ratio: float = 0.1
+    """Share of the steps that the learning rate rises in."""
+    schedule: Literal["linear", "bert_tf", "cosine"] = "linear"
+    """Decay after the warm-up, to 0."""
+    optimizer: Literal["adamw", "adamw_bert", "lamb"] = "adamw"
+    """`adamw`: with bias correction, which small training sets need; `adamw_bert`: google-research/bert's, without."""
+    weight_decay: float = 0.01
+    """Decoupled, and not applied to biases and LayerNorm."""
+    eps: float = 1e-6
+    """Added to the root of the second moment."""
+    clip_norm: float | None = 1.0
+    """Global norm that gradients are clipped to; None: not clipped."""
+    layer_decay: float = 1.0
+    """Learning rate of a layer, as a multiple of that of the layer above it."""
+    freeze_layers: int = 0
+    """Lowest layers that stay as they are, the embeddings among them; 0: none, nor the embeddings."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes (classification, tagging, multiple_choice)."""
+    dropout: float | None = None
+    """Dropout of the encoder and the head. Default: the model's."""
+    init_head: Literal["auto", "fresh", "keep", "match"] = "auto"
+    """A fine-tuned model's head: start anew, keep it (its classes must be the task's), or keep the rows of the classes that both
+    have. auto: keep where the head and classes are the same, else fresh."""
+    via: str | None = None
+    """TASK=DATA: fine-tune on that first, and start from the result, as `--via mnli=GLUE/MNLI` for rte, mrpc and stsb."""
+    together: Literal["auto", "yes", "no"] = "auto"
+    """Whether the runs are trained in one program; auto: where that is faster."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type; parameters, softmax, norms and losses stay float32."""
+    num_devices: int | None = None
+    """Local devices used, data parallel; default: all."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    loss: Literal["auto", "cosine", "ranking", "triplet"] = "auto"
+    """similarity: cosine (pairs with a score), ranking (multiple negatives: pairs without), triplet."""
+    temperature: float = 0.05
+    """similarity, ranking: what cosines are divided by."""
+    null_threshold: float | None = None
+    """question_answering: how much likelier no answer must be. Default: what is best on the dev set."""
