@@ -10,7 +10,7 @@ from typing import Literal
 
 import tyro
 
-from bert_jax import commands
+from bert_jax import commands, commands_glue
 from bert_jax.config import DataConfig, InputError, TrainConfig, claim_workdir, did_you_mean, load_train_config
 
 
@@ -101,6 +101,8 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], Callable[..., None]]] = {
     "tag": (_cli(commands.tag), commands.tag),
     "answer": (_cli(commands.answer), commands.answer),
     "embed": (_cli(commands.embed), commands.embed),
+    "glue-zip": (_cli(commands_glue.glue_zip), commands_glue.glue_zip),
+    "glue-check": (_cli(commands_glue.glue_check), commands_glue.glue_check),
 }
 
 

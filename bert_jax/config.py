@@ -472,10 +472,10 @@ def load_train_config(argv: Sequence[str], prog: str = "train.py") -> TrainConfi
     )
 
 
-def _filled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def filled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """`values` with the defaults of fields that are newer than the file they come from."""
     return {
-        name: _filled(values[name], default) if isinstance(default, dict) and isinstance(values.get(name), dict)
+        name: filled(values[name], default) if isinstance(default, dict) and isinstance(values.get(name), dict)
         else values.get(name, default)
         for name, default in defaults.items()
     } | {name: value for name, value in values.items() if name not in defaults}  # fmt: skip
@@ -497,7 +497,7 @@ def claim_workdir(cfg: TrainConfig) -> list[str]:
                 raise InputError(f"{path} is not a run's config: use another --workdir, or delete that file")
             changed = [
                 (name, a, b)
-                for name, a, b in differences(_filled(old, to_dict(TrainConfig())), to_dict(cfg))
+                for name, a, b in differences(filled(old, to_dict(TrainConfig())), to_dict(cfg))
                 if name not in FREE_FIELDS and not name.startswith("parallel.")
             ]
             grown = [c for c in changed if c[0] == "num_steps" and c[2] > c[1]]

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
-from bert_jax.config import Checked
+import tyro
+
+from bert_jax.config import Checked, InputError, differences, filled, to_dict
+from bert_jax.data.tasks import Record, Task
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class TaskData(Checked):
 class FinetuneConfig(Checked):
     """Fine-tuning of one model on one task: a run for each seed and learning rate. Unset values are the task's usual ones."""
 
-    model: str = ""
+    model: tyro.conf.Positional[str] = ""
     """A pretrained directory (any that `bert_jax.load` reads), or a fine-tuned one."""
     task: str = ""
     """One of the table in the README: cola sst2 mrpc stsb qqp mnli qnli rte wnli ax squad squad2 ner swag, or a kind for files of
@@ -117,3 +125,100 @@ class FinetuneConfig(Checked):
     """similarity, ranking: what cosines are divided by."""
     null_threshold: float | None = None
     """question_answering: how much likelier no answer must be. Default: what is best on the dev set."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("batch_size", "seeds", "eval_every", "early_stopping", "num_devices", "log_every"):
+            value = getattr(self, name)
+            self._require(value is None or value >= 1, f"{name}={value} is below 1")
+        self._require(self.num_epochs is None or self.num_epochs >= 0, f"num_epochs={self.num_epochs} is negative")
+        self._require(self.max_seq_length is None or self.max_seq_length >= 8, f"max_seq_length={self.max_seq_length} is below 8")
+        self._require(all(rate > 0 for rate in self.learning_rates), f"learning_rates={self.learning_rates} must be positive")
+        self._require(
+            len(set(self.learning_rates)) == len(self.learning_rates), f"learning_rates={self.learning_rates}: one twice"
+        )
+        self._require(0 <= self.seed < 2**31, f"seed={self.seed} is not in [0, 2**31)")
+        self._require(0 <= self.warmup_ratio <= 1, f"warmup_ratio={self.warmup_ratio} is not in [0, 1]")
+        self._require(self.weight_decay >= 0, f"weight_decay={self.weight_decay} is negative")
+        self._require(self.eps > 0, f"eps={self.eps} must be positive")
+        self._require(self.clip_norm is None or self.clip_norm > 0, f"clip_norm={self.clip_norm} must be positive")
+        self._require(0 < self.layer_decay <= 1, f"layer_decay={self.layer_decay} is not in (0, 1]")
+        self._require(self.freeze_layers >= 0, f"freeze_layers={self.freeze_layers} is negative")
+        self._require(0 <= self.label_smoothing < 1, f"label_smoothing={self.label_smoothing} is not in [0, 1)")
+        self._require(self.dropout is None or 0 <= self.dropout < 1, f"dropout={self.dropout} is not in [0, 1)")
+        self._require(self.temperature > 0, f"temperature={self.temperature} must be positive")
+        self._require(
+            self.early_stopping is None or self.select == "best", "early_stopping waits for a better one: it needs select='best'"
+        )
+
+    def resolved(self, task: Task) -> Self:
+        """With the task's usual values, then the general ones, where a value is unset."""
+        usual: dict[str, Any] = {
+            "num_epochs": 3, "batch_size": 32, "learning_rates": (3e-5,), "max_seq_length": 128, "workdir": f"runs/{task.name}",
+        } | dict(task.defaults)  # fmt: skip
+        return dataclasses.replace(self, **{name: value for name, value in usual.items() if getattr(self, name) in (None, ())})
+
+    def for_data(self, task: Task, train: Sequence[Record]) -> Self:
+        """With the loss that the training data asks for (similarity). Raises InputError where another is wanted."""
+        if task.kind != "similarity" or not train:
+            self._require(self.loss == "auto", f"loss={self.loss!r} is for similarity, not {task.kind}")
+            return self
+        fitting = "cosine" if train[0].label is not None else "triplet" if len(train[0].texts) == 3 else "ranking"
+        allowed = {"ranking", fitting} if len(train[0].texts) == 3 else {fitting}
+        loss = fitting if self.loss == "auto" else self.loss
+        self._require(
+            loss in allowed, f"loss={loss!r} does not fit the training data, which is for {' or '.join(sorted(allowed))}"
+        )
+        return self.replace(loss=loss)
+
+
+# May differ between runs of one work directory: where and how often, never what is computed.
+FREE_FIELDS = frozenset(["workdir", "log_every", "num_devices"])
+
+
+def load_finetune_config(argv: Sequence[str]) -> FinetuneConfig:
+    """The command line of finetune.py -> the config. `--help` lists every field; tyro names near misses."""
+    split = [
+        part for arg in argv for part in (arg.split(",") if re.fullmatch(r"[\d.]+(e-?\d+)?(,[\d.]+(e-?\d+)?)+", arg) else [arg])
+    ]
+    cfg = tyro.cli(
+        FinetuneConfig, args=split, prog="finetune.py", config=(tyro.conf.OmitArgPrefixes,),
+        description="Fine-tune a pretrained model on a task, for each seed and learning rate; the same command continues.",
+    )  # fmt: skip
+    for name, value in (("MODEL", cfg.model), ("--task", cfg.task), ("--data", cfg.task_data.data)):
+        if not value:
+            raise InputError(f"{name} is missing: python finetune.py MODEL --task NAME --data PATH; --help says more")
+    if cfg.via is not None and "=" not in cfg.via:
+        raise InputError(f"--via {cfg.via}: expected TASK=DATA, such as mnli=GLUE/MNLI")
+    return cfg
+
+
+def claim_workdir(cfg: FinetuneConfig) -> None:
+    """Writes the work directory's config.json, or holds `cfg` against the one that is there.
+
+    Raises InputError, listing the fields, where something differs that would change what is computed, and where the folder
+    cannot be written. Before the first checkpoint nothing is lost by another config: it replaces the old one.
+    """
+    path = Path(cfg.workdir or "") / "config.json"
+    try:
+        if path.exists() and any((path.parent / name).exists() for name in ("checkpoints", "runs", "results.json")):
+            old = json.loads(path.read_text())
+            if not isinstance(old, dict) or "task" not in old:
+                raise InputError(f"{path} is not a fine-tuning run's config: use another --workdir, or delete that folder")
+            there, here = filled(old, to_dict(FinetuneConfig())), to_dict(cfg)
+            changed = [(name, a, b) for name, a, b in differences(there, here) if name not in FREE_FIELDS]
+            if changed:
+                listing = "\n".join(f"  {name.removeprefix('task_data.')}: {a!r} there, {b!r} here" for name, a, b in changed)
+                raise InputError(f"{cfg.workdir} holds another run:\n{listing}\nuse another --workdir, or delete that folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(to_dict(cfg), indent=2) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot use the work directory {cfg.workdir}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise (
+            error
+            if isinstance(error, InputError)
+            else InputError(f"{path} is not JSON ({error}): use another --workdir, or delete that folder")
+        ) from None

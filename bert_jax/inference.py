@@ -25,7 +25,7 @@ _MASKS = 4  # of a text that are filled at once
 _IN_FLIGHT = 4  # batches that are sent ahead of the one whose results are read
 
 
-class _Predictor:
+class Predictor:
     """What all predictors share: the jitted function, the tokenizer's layout of an example, and running a list of them.
 
     A subclass gives `_outputs(params, batch)`: float arrays by name, [B, S, ...] for the places that the head runs at, or
@@ -125,7 +125,7 @@ class Filling(NamedTuple):
     mask: int = 0
 
 
-class FillMask(_Predictor):
+class FillMask(Predictor):
     """The likeliest tokens for each mask (`[MASK]`, `<mask>`: the tokenizer's `mask_token`) of each text."""
 
     needs = ("masked_lm", "pretraining")
@@ -218,7 +218,7 @@ class Classification(NamedTuple):
     labels: tuple[str, ...]
 
 
-class Classifier(_Predictor):
+class Classifier(Predictor):
     """Classes of texts, or of pairs of texts; probabilities of several labels; a value, for regression."""
 
     needs = ("sequence_classification", "next_sentence", "pretraining")
@@ -260,7 +260,7 @@ class Classifier(_Predictor):
 # --- texts to vectors ---
 
 
-class Embedder(_Predictor):
+class Embedder(Predictor):
     """One vector a text, for similarity, clustering and search."""
 
     def __init__(self, model: Model, pooling: Pooling | None = None) -> None:
@@ -349,7 +349,7 @@ class Entity(NamedTuple):
     score: float
 
 
-class Tagger(_Predictor):
+class Tagger(Predictor):
     """Entities of texts, by a token classifier with B-, I- (E-, S-) labels or plain ones."""
 
     needs = ("token_classification",)
@@ -452,7 +452,7 @@ class Answer(NamedTuple):
     logit: float
 
 
-class Answerer(_Predictor):
+class Answerer(Predictor):
     """Answers to questions as stretches of a context (Devlin et al., 2018, section 4.2; run_squad.py)."""
 
     needs = ("question_answering",)

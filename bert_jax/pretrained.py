@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -85,7 +85,7 @@ class Model:
         return self.module.apply({"params": params}, batch, method="hidden_states")
 
 
-def initialize(module: Bert, seed: int) -> dict[str, Any]:
+def initialize(module: Bert, seed: Any) -> dict[str, Any]:
     """Fresh parameters. Pure: jit it, eval_shape it."""
     ids = jnp.zeros((1, 1, 1) if module.head == "multiple_choice" else (1, 1), jnp.int32)
     return module.init(jax.random.key(seed), {"input_ids": ids})["params"]
@@ -94,11 +94,11 @@ def initialize(module: Bert, seed: int) -> dict[str, Any]:
 def _initial(module: Bert, paths: Sequence[str], seed: int = 0) -> dict[str, Any]:
     """Initial values of some parameters; what is not asked for is not computed."""
 
-    def pick() -> dict[str, Any]:
+    def pick(seed: Any) -> dict[str, Any]:
         flat = convert.flatten(initialize(module, seed))
         return {path: flat[path] for path in paths}
 
-    return jax.device_get(jax.jit(pick)())
+    return jax.device_get(jax.jit(pick)(seed))
 
 
 # --- reading ---
@@ -315,6 +315,105 @@ def _read_workdir(workdir: Path) -> _Files:
 def pretraining_head(cfg: TrainConfig) -> Head:
     """What a pretraining run trains on the encoder: next-sentence prediction too where its examples are pairs."""
     return "pretraining" if cfg.data.examples == "sentence_pairs" else "masked_lm"
+
+
+_CLASSIFIER: dict[Head, str] = {  # the layer of a head that is of one task
+    "sequence_classification": "sequence_classifier", "token_classification": "token_classifier",
+    "question_answering": "span_classifier", "multiple_choice": "choice_classifier",
+}  # fmt: skip
+InitHead = Literal["auto", "fresh", "keep", "match"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model to fine-tune: its parameters but for those at `fresh`, which each run draws by its own seed.
+
+    `matched` is what those take over from a head of other classes: path -> (classes here, their values [C, ...]). `note` says
+    what became of the head.
+    """
+
+    model: Model
+    fresh: tuple[str, ...]
+    matched: dict[str, tuple[list[int], np.ndarray]]
+    note: str
+
+    def params(self, seed: int) -> dict[str, Any]:
+        """The parameters that a run begins with."""
+        if not self.fresh:
+            return self.model.params
+        drawn = _initial(self.model.module, self.fresh, seed)
+        for path, (classes, values) in self.matched.items():
+            drawn[path] = drawn[path].copy()
+            drawn[path].T[classes] = values
+        return convert.unflatten(convert.flatten(self.model.params) | drawn)
+
+
+def load_for_task(
+    path_or_name: str | Path, head: Head, labels: Sequence[str], problem_type: ProblemType | None, init_head: InitHead
+) -> Start:
+    """Reads a pretrained or fine-tuned model to be fine-tuned with `head` and `labels`; `init_head`: see FinetuneConfig.
+
+    Raises InputError as `load` does, and where the head is to be kept, or its rows matched, but is of another task.
+    """
+    directory, labels = _find(path_or_name), tuple(labels)
+    files = _read(directory)
+    family = FAMILIES[files.config.model_type]
+    ours = _CLASSIFIER.get(head)
+    layer = family.head(head)[ours] if ours else None
+    has = layer is not None and f"{layer}.weight" in files.tensors
+    theirs = _labels(files, str(directory)) if has and head in _LABELLED else ()
+    shared = [name for name in labels if name in theirs]
+    _check_init_head(init_head, has, theirs, labels, shared, str(directory))
+    kept = has and theirs == labels and init_head != "fresh"
+    tensors: Mapping[str, np.ndarray] = files.tensors
+    matched = {}
+    if has and not kept:
+        tensors = _Without(files.tensors, f"{layer}.")
+        if init_head == "match":
+            here, there = ([names.index(name) for name in shared] for names in (labels, theirs))
+            values = {path: files.tensors[f"{layer}.{name}"][there] for path, name in (("kernel", "weight"), ("bias", "bias"))}
+            matched = {f"{ours}/{path}": (here, value.astype(np.float32)) for path, value in values.items()}
+    module = Bert(files.config, head, max(1, len(labels)))
+    converted = convert.from_hugging_face(
+        tensors, jax.eval_shape(partial(initialize, module), 0), files.config, head, files.where, partial(_initial, module), _put
+    )
+    for message in converted.notes:
+        print(f"{files.where}: {message}", file=sys.stderr)
+    if not has_tokenizer(files.home):
+        raise InputError(f"{directory} has no tokenizer: put its tokenizer.json or vocab.txt beside its config.json")
+    tokenizer = Tokenizer.load(files.home, model_type=files.config.model_type)
+    pooling = read_pooling(directory) or Pooling() if head == "encoder" else None
+    model = Model(files.config, converted.params, tokenizer, head, labels, problem_type, pooling)
+    fate = "is kept" if kept else f"rows of {', '.join(shared)} are kept, the rest starts anew" if matched else "starts anew"
+    of = f"{layer} of {directory}" + (f" ({', '.join(theirs)})" if theirs else "")
+    return Start(model, tuple(converted.fresh), matched, f"{of}: {fate}" if has else "")
+
+
+class _Without(Mapping[str, np.ndarray]):
+    """Tensors but for those whose name begins with `prefix`; read when asked for."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray], prefix: str) -> None:
+        self._tensors, self._names = tensors, [name for name in tensors if not name.startswith(prefix)]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _check_init_head(
+    init_head: InitHead, has: bool, theirs: Sequence[str], labels: Sequence[str], shared: Sequence[str], where: str
+) -> None:
+    there = "no such head" if not has else f"a head of the classes {', '.join(theirs)}" if theirs else "a head"
+    here = f"this task's classes: {', '.join(labels)}"
+    if init_head == "keep" and not (has and tuple(theirs) == tuple(labels)):
+        raise InputError(f"--init-head keep: {where} has {there}; {here}. Use fresh, or match to keep the classes that both have")
+    if init_head == "match" and not shared:
+        raise InputError(f"--init-head match: {where} has {there}; none of them is one of {here}")
 
 
 def check_padding(cfg: BertConfig, tokenizer: Tokenizer) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted([*(ROOT / "bert_jax").rglob("*.py"), ROOT / "train.py"])
+FILES = sorted([*(ROOT / "bert_jax").rglob("*.py"), ROOT / "train.py", ROOT / "finetune.py"])
 
 # module: the only places (prefixes of paths) that may import it
 ONLY_IN = {
     "flax": ["bert_jax/model/"],
     "orbax": ["bert_jax/training/checkpoint.py"],
     "optax": ["bert_jax/training/"],
-    "grain": ["bert_jax/data/pretraining.py"],
+    "grain": ["bert_jax/data/pretraining.py", "bert_jax/data/finetuning.py"],
     "tensorflow_datasets": ["bert_jax/data/sources.py"],
     "sentencepiece": ["bert_jax/data/sentencepiece.py"],
     "tensorboardX": ["bert_jax/training/writer.py"],

@@ -130,13 +130,14 @@ def batches(
             waiting = [[x for row in rows[i : i + 2] for x in row] for i in range(whole, len(rows), 2)]
             rows = rows[:whole]
         for taken, count in batch_sizes(len(rows), full):
-            yield _fill(examples, rows[start : start + taken], count, length, slots(length), pad_id)
+            yield fill_rows(examples, rows[start : start + taken], count, length, slots(length), pad_id)
             start += taken
 
 
-def _fill(
+def fill_rows(
     examples: Sequence[Example], rows: Sequence[Sequence[int]], count: int, length: int, slots: int, pad_id: int
 ) -> PackedBatch:
+    """A batch of `count` rows of `length` tokens with `slots` places each: in row i the examples `rows[i]`."""
     names = ("token_type_ids", "position_ids", "sequence_ids")
     arrays = {"input_ids": np.full((count, length), pad_id, np.int32)}
     arrays |= {name: np.zeros((count, length), np.int32) for name in names}

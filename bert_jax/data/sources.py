@@ -251,16 +251,26 @@ def _jsonl(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
             yield position, Bad(f"not a JSON object ({error})")
 
 
-def _parquet(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
+@contextlib.contextmanager
+def open_parquet(path: str, hasher: Any) -> Iterator[Any]:
+    """A pyarrow.parquet.ParquetFile; whatever goes wrong while reading it is an InputError. `hasher` sees the raw file."""
     pa, pq = _need("pyarrow", "pyarrow"), _need("pyarrow.parquet", "pyarrow")
     if hasher:
         with _stream(path, 0, hasher):
             pass
     with _open(path) as file:
         try:
-            table, row = pq.ParquetFile(file), 0
-            if reader.text_column not in table.schema_arrow.names:
-                raise InputError(f"{path}: {_no_column(reader, table.schema_arrow.names)}")
+            yield pq.ParquetFile(file)
+        except pa.ArrowException as error:
+            raise InputError(f"{path}: not a readable Parquet file ({error})") from None
+
+
+def _parquet(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
+    with open_parquet(path, hasher) as table:
+        pa, row = _need("pyarrow", "pyarrow"), 0
+        if reader.text_column not in table.schema_arrow.names:
+            raise InputError(f"{path}: {_no_column(reader, table.schema_arrow.names)}")
+        try:
             for group in range(table.num_row_groups):
                 if row + table.metadata.row_group(group).num_rows <= offset:
                     row += table.metadata.row_group(group).num_rows
@@ -273,8 +283,6 @@ def _parquet(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
         except pa.ArrowNotImplementedError:
             kind = table.schema_arrow.field(reader.text_column).type
             raise InputError(f"{path}: column {reader.text_column!r} is {kind}, not a string") from None
-        except pa.ArrowException as error:
-            raise InputError(f"{path}: not a readable Parquet file ({error})") from None
 
 
 def _no_column(reader: Reader, names: Any) -> str:
@@ -283,7 +291,7 @@ def _no_column(reader: Reader, names: Any) -> str:
     return f"no {reader.text_column!r}, it has {', '.join(names) or 'nothing'}{near} (--data.text-column)"
 
 
-def _tfds_name(path: str) -> tuple[str, str]:
+def tfds_name(path: str) -> tuple[str, str]:
     """`tfds:glue/sst2:2.0.0:train[:10]` -> ("glue/sst2:2.0.0", "train[:10]"); the split is train if not given."""
     match = re.fullmatch(r"tfds:(\w[\w/.,=-]*(?::(?:\d+|\*)\.(?:\d+|\*)\.(?:\d+|\*))?)(?::(.+))?", path)
     if not match:
@@ -291,9 +299,11 @@ def _tfds_name(path: str) -> tuple[str, str]:
     return match[1], match[2] or "train"
 
 
-def _tfds(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
+@contextlib.contextmanager
+def _tfds_builder(path: str) -> Iterator[Any]:
+    """The builder of a prepared TFDS dataset; whatever goes wrong while reading from it is an InputError."""
     tfds = _need("tensorflow_datasets", "tensorflow-datasets array_record importlib_resources")
-    name, split = _tfds_name(path)
+    name, _ = tfds_name(path)
     # Some of TFDS's own datasets (glue) are known to it only once their module is imported.
     stem, data_dir = re.split("[/:]", name)[0], os.environ.get("TFDS_DATA_DIR")
     found = Path(tfds.__file__).parent.glob(f"[a-z]*/{stem}.py")
@@ -310,16 +320,7 @@ def _tfds(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
                 importlib.import_module(module)
             builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
             builder.download_and_prepare()
-        if reader.text_column not in builder.info.features:
-            raise InputError(f"{path}: {_no_column(reader, sorted(builder.info.features))}")
-        if re.split(r"[\[+]", split)[0] not in builder.info.splits:
-            raise InputError(f"{path}: no split {split!r}, it has {', '.join(sorted(builder.info.splits))}")
-        source = builder.as_data_source(split=split)
-        for row in range(offset, len(source)):
-            value = source[row][reader.text_column]
-            if not isinstance(value, bytes | str):
-                raise InputError(f"{path}: {reader.text_column!r} is a {type(value).__name__}, not a string")
-            yield row, _hashed(value.encode() if isinstance(value, str) else value, hasher)
+        yield builder
     except InputError:
         raise
     except NotImplementedError:
@@ -330,7 +331,35 @@ def _tfds(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
         raise InputError(f"{path}: {why}; to prepare it: {prepare}") from None
 
 
-def _hashed(raw: bytes, hasher: Any) -> bytes:
+def tfds_splits(path: str) -> list[str]:
+    """The names of the splits that a TFDS dataset has."""
+    with _tfds_builder(path) as builder:
+        return list(builder.info.splits)
+
+
+@contextlib.contextmanager
+def open_tfds(path: str) -> Iterator[tuple[Any, Any]]:
+    """(features by name, records by index) of the split that `path` names."""
+    split = tfds_name(path)[1]
+    with _tfds_builder(path) as builder:
+        if re.split(r"[\[+]", split)[0] not in builder.info.splits:
+            raise InputError(f"{path}: no split {split!r}, it has {', '.join(sorted(builder.info.splits))}")
+        yield builder.info.features, builder.as_data_source(split=split)
+
+
+def _tfds(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
+    with open_tfds(path) as (features, source):
+        if reader.text_column not in features:
+            raise InputError(f"{path}: {_no_column(reader, sorted(features))}")
+        for row in range(offset, len(source)):
+            value = source[row][reader.text_column]
+            if not isinstance(value, bytes | str):
+                raise InputError(f"{path}: {reader.text_column!r} is a {type(value).__name__}, not a string")
+            yield row, hashed(value.encode() if isinstance(value, str) else value, hasher)
+
+
+def hashed(raw: bytes, hasher: Any) -> bytes:
+    """`raw`, after `hasher` has seen its length and itself."""
     if hasher:
         hasher.update(b"%d:%b" % (len(raw), raw))
     return raw
@@ -357,7 +386,7 @@ def _stdlib(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
         fresh = [piece for piece in dict.fromkeys(prose) if piece and piece not in seen]
         seen.update(fresh)
         raw = "\n\n".join(fresh).encode()
-        if len(_hashed(raw, hasher)) >= 200:
+        if len(hashed(raw, hasher)) >= 200:
             if index >= offset:
                 yield index, raw
             index += 1
@@ -412,10 +441,10 @@ def _documents(path: str, reader: Reader, offset: int, hasher: Any) -> _Document
             yield position, value
 
 
-def _matches(source: str) -> list[str]:
-    """The files that one source names."""
+def matches(source: str) -> list[str]:
+    """The files that one source names, of whatever format."""
     if source.startswith("tfds:"):
-        return ["tfds:" + ":".join(_tfds_name(source))]
+        return ["tfds:" + ":".join(tfds_name(source))]
     if source == "stdlib:":
         return [source]
     if "://" in source:
@@ -444,7 +473,7 @@ def list_files(sources: Sequence[str]) -> list[str]:
     """
     files: set[str] = set()
     for source in [sources] if isinstance(sources, str) else sources:
-        if not (found := _matches(source)):
+        if not (found := matches(source)):
             raise InputError(f"{source}: matches no file{_nearest(os.path.expanduser(source))}")
         files.update(found)
     if not files:

@@ -115,7 +115,7 @@ class Bert(nn.Module):
       replaced_token: `replaced_token_logits` [B, L]
       sequence_classification: `logits` [B, S, N]; token_classification: `logits` [B, L, N]; N = `num_labels`
       question_answering: `start_logits` and `end_logits` [B, L]
-      multiple_choice: `logits` [B, C]
+      multiple_choice: `logits` [B, C]; of packed choices, which come with `cls_positions` as [B, L]: `logits` [B, S]
     """
 
     cfg: BertConfig
@@ -131,7 +131,7 @@ class Bert(nn.Module):
         output_attentions: bool = False,
     ) -> dict[str, Any]:
         choices = None
-        if self.head == "multiple_choice":
+        if self.head == "multiple_choice" and batch["input_ids"].ndim == 3:
             choices = batch["input_ids"].shape[:2]
             batch = {name: value.reshape(-1, value.shape[-1]) for name, value in batch.items()}
         batch = complete(batch, self.cfg)
@@ -177,7 +177,7 @@ class Bert(nn.Module):
         if head == "sequence_classification":
             outputs["logits"] = classify(pooled, self.num_labels, "sequence_classifier")
         if head == "multiple_choice":
-            outputs["logits"] = classify(pooled, 1, "choice_classifier")
+            outputs["logits"] = classify(pooled, 1, "choice_classifier")[..., 0]
         if head == "token_classification":
             outputs["logits"] = classify(hidden, self.num_labels, "token_classifier")
         if head == "question_answering":

@@ -28,11 +28,19 @@ class Log(Protocol):
     def flush(self) -> None: ...
 
 
+class Diverged(InputError):
+    """Too many updates in a row were not finite."""
+
+
 class StopRequest:
-    """Set by SIGTERM and SIGINT, so that the loop ends behind the step it is in; a second signal ends it at once."""
+    """Set by SIGTERM and SIGINT, so that the loop ends behind the step it is in; a second signal ends it at once.
+
+    An evaluation may set `enough`: then the loop ends behind it.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.enough = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -111,9 +119,9 @@ def fit(
     (params -> values) and `save` (state, last evaluation) run at their cadences and at the end; all metrics up to a step
     are on disk before it is saved. `first_loss` is what the loss of step 1 should be near.
 
-    Raises InputError where `cadence.max_skipped` updates in a row were not finite, naming the steps.
+    Raises Diverged where `cadence.max_skipped` updates in a row were not finite, naming the steps.
     """
-    step = int(state.step)
+    step = int(np.max(state.step))  # of several runs in one program, that of those that go on
     clock = _Clock(cost)
     pending: tuple[int, dict[str, jax.Array]] | None = None
     shown: dict[str, float] = {}
@@ -141,12 +149,12 @@ def fit(
         clock.restart()
         shown.update(loss=values["loss"], tokens_per_second=timing["tokens_per_second"])
         if in_a_row >= cadence.max_skipped:
-            raise InputError(
+            raise Diverged(
                 f"the updates of steps {number - in_a_row + 1} to {number} were not finite and were skipped: {in_a_row} in a row "
                 "(optim.max_skipped). Lower optim.learning_rate, or look at those batches"
             )
 
-    while step < cadence.num_steps and stop.signal is None:
+    while step < cadence.num_steps and stop.signal is None and not stop.enough:
         asked = time.perf_counter()
         batch = next(batches)
         clock.waited += time.perf_counter() - asked

@@ -20,12 +20,19 @@ class Sum(NamedTuple):
         return self.total / jnp.maximum(self.weight, 1e-9)
 
 
-def cross_entropy(logits: Float[Array, "... V"], labels: Int[Array, "..."], weights: Float[Array, "..."]) -> Sum:
-    """Negative log-likelihood of `labels` in nats, weighted. In float32."""
+def cross_entropy(
+    logits: Float[Array, "... V"], labels: Int[Array, "..."], weights: Float[Array, "..."], smoothing: float = 0.0
+) -> Sum:
+    """Negative log-likelihood of `labels` in nats, weighted. In float32.
+
+    `smoothing` is the share of the target that is spread over all classes (Szegedy et al., 2016, section 7).
+    """
     logits = logits.astype(jnp.float32)
     # A comparison instead of a gather: its gradient is elementwise, where a gather's is a scatter into [..., V] zeros.
     is_label = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == labels[..., None]
     of_label = jnp.sum(jnp.where(is_label, logits, 0), axis=-1)
+    if smoothing:
+        of_label = (1 - smoothing) * of_label + smoothing * jnp.mean(logits, axis=-1)
     return Sum(jnp.sum((jax.nn.logsumexp(logits, axis=-1) - of_label) * weights), jnp.sum(weights))
 
 
@@ -50,3 +57,67 @@ def pretraining_sums(outputs: dict[str, Array], batch: dict[str, Array]) -> dict
         args = outputs["next_sentence_logits"], label, (label >= 0).astype(jnp.float32)
         sums |= {"next_sentence_loss": cross_entropy(*args), "next_sentence_accuracy": accuracy(*args)}
     return sums
+
+
+def binary_cross_entropy(logits: Float[Array, "... C"], labels: Float[Array, "... C"], weights: Float[Array, "..."]) -> Sum:
+    """Each class by itself, yes or no; the mean over the classes, in nats, weighted."""
+    logits = logits.astype(jnp.float32)
+    each = jax.nn.softplus(logits) - logits * labels
+    return Sum(jnp.sum(jnp.mean(each, axis=-1) * weights), jnp.sum(weights))
+
+
+def squared_error(values: Float[Array, "..."], labels: Float[Array, "..."], weights: Float[Array, "..."]) -> Sum:
+    """Weighted squares of the differences."""
+    return Sum(jnp.sum(jnp.square(values.astype(jnp.float32) - labels) * weights), jnp.sum(weights))
+
+
+def span_cross_entropy(
+    start_logits: Float[Array, "B L"], end_logits: Float[Array, "B L"], sequence_ids: Int[Array, "B L"],
+    labels: Int[Array, "B S 2"], weights: Float[Array, "B S"],
+) -> Sum:  # fmt: skip
+    """The mean negative log-likelihood of an answer's first and last token, over the tokens of its own sequence alone.
+
+    Sequence s of a row (from 0) has sequence id s + 1. Padding has no share, whereas run_squad.py and transformers give it one.
+    """
+    own = sequence_ids[:, None, :] == jnp.arange(1, labels.shape[1] + 1)[:, None]
+
+    def each(logits: Array, at: Array) -> Array:
+        logits = jnp.where(own, logits.astype(jnp.float32)[:, None, :], -1e9)
+        of_label = jnp.take_along_axis(logits, at[..., None], axis=-1)[..., 0]
+        return jax.nn.logsumexp(logits, axis=-1) - of_label
+
+    both = each(start_logits, labels[..., 0]) + each(end_logits, labels[..., 1])
+    return Sum(jnp.sum(jnp.where(weights > 0, both, 0) * weights) / 2, jnp.sum(weights))
+
+
+def cosine_error(a: Float[Array, "N D"], b: Float[Array, "N D"], scores: Float[Array, "N"], weights: Float[Array, "N"]) -> Sum:
+    """Squared differences of cosines and `scores` (Reimers and Gurevych, 2019, section 3)."""
+    return squared_error(jnp.sum(_unit(a) * _unit(b), axis=-1), scores, weights)
+
+
+def ranking_loss(
+    anchors: Float[Array, "N D"], candidates: Float[Array, "M D"], weights: Float[Array, "N"], temperature: float
+) -> Sum:
+    """How unlikely each anchor's own candidate is among all of them (multiple negatives; Henderson et al., 2017, section 4.4).
+
+    Candidate n is anchor n's; those past N, and those of other anchors, are its negatives. Weights are 0 or 1: what has none is
+    no negative either.
+    """
+    cosines = _unit(anchors) @ _unit(candidates).T / temperature
+    there = jnp.tile(weights > 0, candidates.shape[0] // anchors.shape[0])
+    return cross_entropy(jnp.where(there, cosines, -1e9), jnp.arange(anchors.shape[0]), weights)
+
+
+def triplet_loss(
+    anchors: Float[Array, "N D"], positives: Float[Array, "N D"], negatives: Float[Array, "N D"], weights: Float[Array, "N"],
+    margin: float = 0.5,
+) -> Sum:  # fmt: skip
+    """How far the positive is from being nearer than the negative by `margin` (cosine distance; Schroff et al., 2015)."""
+    nearer = jnp.sum(_unit(anchors) * (_unit(positives) - _unit(negatives)), axis=-1)
+    return Sum(jnp.sum(jnp.maximum(margin - nearer, 0) * weights), jnp.sum(weights))
+
+
+def _unit(x: Float[Array, "N D"]) -> Float[Array, "N D"]:
+    """Rows of length 1, in float32; zeros stay zeros."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))

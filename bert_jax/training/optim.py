@@ -75,16 +75,39 @@ def scale_by_bert_adam(b1: float, b2: float, eps: float) -> optax.GradientTransf
     return optax.GradientTransformation(init, update)
 
 
-def make_optimizer(cfg: OptimConfig) -> optax.GradientTransformation:
+def make_optimizer(cfg: OptimConfig, scales: Any = None) -> optax.GradientTransformation:
     """Gradients -> updates to be multiplied by minus the learning rate.
 
     Clipping by the global norm is the step's, which knows the norm anyway. LAMB (You et al., 2020): bias-corrected Adam with
-    decay, scaled per tensor by |parameter| / |update|; biases and LayerNorm are excluded from both.
+    decay, scaled per tensor by |parameter| / |update|; biases and LayerNorm are excluded from both. `scales`: see `layer_scales`.
     """
-    decay = optax.add_decayed_weights(cfg.weight_decay, mask=decays)
-    if cfg.name == "adamw_bert":
-        return optax.chain(scale_by_bert_adam(cfg.b1, cfg.b2, cfg.eps), decay)
-    adam = optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps)
-    if cfg.name == "adamw":
-        return optax.chain(adam, decay)
-    return optax.chain(adam, decay, optax.masked(optax.scale_by_trust_ratio(), decays))
+    adam = scale_by_bert_adam if cfg.name == "adamw_bert" else optax.scale_by_adam
+    chain = [adam(cfg.b1, cfg.b2, cfg.eps), optax.add_decayed_weights(cfg.weight_decay, mask=decays)]
+    if cfg.name == "lamb":
+        chain.append(optax.masked(optax.scale_by_trust_ratio(), decays))
+    if scales is not None:
+        chain.append(_scale(scales))
+    return optax.chain(*chain)
+
+
+def layer_scales(params: Any, num_layers: int, decay: float, frozen: int) -> Any:
+    """A tree of multipliers of the learning rate: `decay` to the power of the layers above; 0 for what is frozen.
+
+    Heads and the pooler have 1, layer i decay**(num_layers - i), the embeddings decay**(num_layers + 1) (Sun et al., 2019,
+    section 5.3.3). The lowest `frozen` layers and, with them, the embeddings have 0. Layers that share their parameters
+    (ALBERT) count as the lowest of them.
+    """
+
+    def one(path: tuple[Any, ...], leaf: Any) -> float:
+        names = [entry.key for entry in path]
+        if names[0] != "encoder":
+            return 1.0
+        layer = int(names[1].removeprefix("layer_")) if names[1].startswith("layer_") else -1
+        return 0.0 if frozen and layer < frozen else decay ** (num_layers - layer)
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def _scale(scales: Any) -> optax.GradientTransformation:
+    """Updates times `scales`: last in a chain, so that it scales the learning rate."""
+    return optax.stateless(lambda updates, params: jax.tree.map(lambda u, s: u * s, updates, scales))

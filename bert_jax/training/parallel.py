@@ -42,9 +42,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Rows laid over the devices."""
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
+def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh, axis: int = 0) -> dict[str, jax.Array]:
+    """Rows, which are the arrays' `axis`, laid over the devices."""
+    sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 

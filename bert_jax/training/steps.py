@@ -36,18 +36,13 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSta
     return TrainState(jnp.int32(0), params, optimizer.init(params), jnp.int32(0), jnp.int32(0))
 
 
-def make_train_step(
-    sums_fn: SumsFn,
-    optimizer: optax.GradientTransformation,
-    schedule: Schedule,
-    seed: int,
-    clip_norm: float | None = 1.0,
-    microbatches: int = 1,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """A pure training step (state, batch) -> (state, metrics of the step).
+def make_update(
+    sums_fn: SumsFn, optimizer: optax.GradientTransformation, clip_norm: float | None = 1.0, microbatches: int = 1
+) -> Callable[[TrainState, Batch, Array, Array], tuple[TrainState, Metrics]]:
+    """A pure update (state, batch, learning rate, dropout key) -> (state, metrics of the step).
 
     The loss is the sum of total / weight over the names of `sums_fn` that end in `_loss`, with the weight of the whole
-    batch however it is cut into `microbatches` or laid over devices. Dropout keys are folded from (seed, step, microbatch).
+    batch however it is cut into `microbatches` or laid over devices. Each microbatch folds its number into the key.
     Gradients are clipped to `clip_norm`; an update that is not finite is skipped and counted, the state otherwise kept.
     """
 
@@ -59,8 +54,7 @@ def make_train_step(
 
         return jax.grad(loss, has_aux=True)(params)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+    def update(state: TrainState, batch: Batch, learning_rate: Array, key: Array) -> tuple[TrainState, Metrics]:
         grads, sums = _accumulate(gradients, sums_fn, state.params, batch, key, microbatches)
         norm = optax.tree.norm(grads)
         loss = sum(s.mean() for name, s in sums.items() if name.endswith("_loss"))
@@ -69,7 +63,6 @@ def make_train_step(
             scale = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-9))
             grads = jax.tree.map(lambda g: g * scale, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
 
         def keep(new: Array, old: Array) -> Array:
@@ -89,6 +82,25 @@ def make_train_step(
         metrics |= {"learning_rate": learning_rate, "gradient_norm": norm}
         metrics |= {"skipped_updates": new_state.skipped, "skipped_in_a_row": in_a_row}
         return new_state, metrics
+
+    return update
+
+
+def make_train_step(
+    sums_fn: SumsFn,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    seed: int,
+    clip_norm: float | None = 1.0,
+    microbatches: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """A pure training step (state, batch) -> (state, metrics): `make_update` at the schedule's rate, with dropout keys folded
+    from (seed, step, microbatch)."""
+    update = make_update(sums_fn, optimizer, clip_norm, microbatches)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
+        return update(state, batch, learning_rate, jax.random.fold_in(jax.random.key(seed), state.step))
 
     return train_step
 

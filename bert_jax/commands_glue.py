@@ -1,0 +1,38 @@
+"""The commands around GLUE's leaderboard: make a submission of fine-tuned tasks, and check one."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import tyro
+
+from bert_jax.data.glue_zip import FILES, NUM_ROWS, check_zip, write_zip
+
+
+def glue_zip(
+    workdirs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="WORKDIR...")],
+    out: str,
+    fill_missing: tyro.conf.FlagCreatePairsOff[bool] = False,
+) -> None:
+    """Make GLUE's leaderboard submission of the predictions of fine-tuned tasks.
+
+    Args:
+        workdirs: Work directories of finetune.py, one for each of cola sst2 mrpc stsb qqp mnli qnli rte wnli; AX.tsv is made of
+            one of task ax, or of predictions/ax.tsv in mnli's.
+        out: The zip to write.
+        fill_missing: Fill in tasks that were not run, with the commonest class in every row.
+    """
+    print("\n".join([*write_zip(workdirs, out, fill_missing), f"{out}: {len(FILES)} files, {NUM_ROWS} rows"]))
+
+
+def glue_check(submission: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ZIP")]) -> None:
+    """Say what is wrong with a zip for GLUE's leaderboard. Exit status 1: something is.
+
+    Args:
+        submission: The zip to check.
+    """
+    if problems := check_zip(submission):
+        print("\n".join(problems))
+        sys.exit(1)
+    print(f"{len(FILES)} files, {NUM_ROWS} rows: as the leaderboard wants them")

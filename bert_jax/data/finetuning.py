@@ -1,0 +1,354 @@
+"""Records of a task -> items of token ids with their targets -> training batches: packed or padded, few shapes, any order twice.
+
+    encode(task, records, ...)       Items: the sequences of each item, and its target             host, ragged
+    Batches(items, ...).train([seed], step)
+                                     int32 input_ids, token_type_ids, position_ids, sequence_ids [B, L], cls_positions [B, S],
+                                     and the targets: float32 or int32 labels, float32 weights      host, few shapes
+
+Where the targets stand: classification, regression, question_answering [B, S] (multi_label [B, S, C]), a value a sequence;
+tagging [B, L], a value a token; multiple_choice and similarity [N], with `slots` [N, k]: which of the B x S sequences item n
+is made of.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, Literal, NamedTuple
+
+import grain
+import numpy as np
+
+from bert_jax.config import InputError
+from bert_jax.data.batching import Example, PackedBatch, fill_rows, pack_rows
+from bert_jax.data.layout import AT_FIRST, Layout, Reading, Window, cut_windows, most_context, read_windows
+from bert_jax.data.tasks import Kind, Record
+
+IGNORED = -100  # label of a token that is not trained on
+_LOOKED_AT = 512  # batches that shapes are chosen by
+_LEAST_LENGTH = 64  # of a row: attention over 64 tokens costs little more than over 16
+_PLANNED = 2**62  # a seed that no run has: shapes are chosen by its order
+_NO_PLACES = np.zeros(0, np.int32)
+
+
+class Item(NamedTuple):
+    """What is trained on as one: its sequences (one; multiple_choice and similarity: more) and its target."""
+
+    sequences: tuple[Example, ...]
+    target: np.ndarray
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Items of a split in the records' order; of long texts several (tagging, question_answering: `windows` says which).
+
+    Attributes:
+      lost: records of which something was cut off.
+      reading: question_answering: the windows, for predictions.
+      first_tokens: tagging: for each record the token that each word is labelled by, -1 for a word without any.
+    """
+
+    items: list[Item]
+    lost: int = 0
+    windows: Sequence[Window] = ()
+    reading: Reading | None = None
+    first_tokens: Sequence[np.ndarray] = ()
+
+
+def encode(
+    kind: Kind, records: Sequence[Record], labels: Sequence[str], layout: Layout, limit: int, stride: int = 128
+) -> Encoded:
+    """Tokenizes the records of a split, `limit` tokens a sequence at most; a label of None gives a target that means nothing."""
+    limit = min(limit, layout.cfg.max_length)
+    if kind == "tagging":
+        return _encode_tagging(records, labels, layout, limit)
+    if kind == "question_answering":
+        return _encode_questions(records, layout, limit, stride)
+    texts = [group for record in records for group in _groups(kind, record)]
+    examples, lost = layout.examples(texts, limit)
+    at, items = 0, []
+    for record in records:
+        count = len(_groups(kind, record))
+        items.append(Item(tuple(examples[at : at + count]), _target(kind, record, labels)))
+        at += count
+    return Encoded(items, lost)
+
+
+def _groups(kind: Kind, record: Record) -> list[Any]:
+    """The texts, or pairs of texts, that become the sequences of an item."""
+    if kind == "multiple_choice":
+        return [(record.texts[0], choice) for choice in record.texts[1:]]
+    if kind == "similarity":
+        return list(record.texts)
+    return [record.texts if len(record.texts) > 1 else record.texts[0]]
+
+
+def _target(kind: Kind, record: Record, labels: Sequence[str]) -> np.ndarray:
+    if kind == "multi_label":
+        return np.array([name in (record.label or ()) for name in labels], np.float32)
+    if kind in ("regression", "similarity"):
+        return np.array(0 if record.label is None else record.label, np.float32)
+    if kind == "multiple_choice":
+        return np.array(record.label or 0, np.int32)
+    return np.array(0 if record.label is None else labels.index(record.label), np.int32)
+
+
+def _encode_tagging(records: Sequence[Record], labels: Sequence[str], layout: Layout, limit: int) -> Encoded:
+    """Sentences that are too long are read in windows that overlap by half; each word is labelled in one of them."""
+    encodings = layout.tokenizer.encode_with_offsets([" ".join(record.texts) for record in records])
+    room = limit - layout.special_tokens(1)
+    items, found, firsts = [], [], []
+    for number, (record, encoding) in enumerate(zip(records, encodings, strict=True)):
+        ends = np.cumsum([len(word) + 1 for word in record.texts])
+        real = encoding.offsets[:, 0] < encoding.offsets[:, 1]
+        word_of = np.where(real, np.searchsorted(ends, encoding.offsets[:, 0], side="right"), -1)
+        first = np.full(len(record.texts), -1, np.int64)
+        for token in range(len(word_of) - 1, -1, -1):
+            if word_of[token] >= 0:
+                first[word_of[token]] = token
+        firsts.append(first)
+        target = np.full(len(encoding.ids), IGNORED, np.int32)
+        if record.label is not None:
+            ids = np.array([labels.index(tag) for tag in record.label], np.int32)
+            target[first[first >= 0]] = ids[first >= 0]
+        windows = cut_windows(number, len(encoding.ids), room, max(1, room // 2))
+        home = most_context(windows, len(encoding.ids))
+        for i, window in enumerate(windows):
+            inside = slice(window.start, window.stop)
+            own = np.where(home[inside] == i, target[inside], IGNORED)
+            edge = [IGNORED]
+            sequence = layout.example([encoding.ids[inside]], _NO_PLACES)
+            items.append(Item((sequence,), np.concatenate([edge, own, edge]).astype(np.int32)))
+        found += windows
+    return Encoded(items, windows=found, first_tokens=firsts)
+
+
+def _encode_questions(records: Sequence[Record], layout: Layout, limit: int, stride: int) -> Encoded:
+    """Windows; the target is the (first, last) token of the first answer, or [CLS] twice where the window lacks it."""
+    longest_question = min(64, max(1, (limit - layout.special_tokens(2)) // 2))
+    reading = read_windows(layout, [(r.texts[0], r.texts[1]) for r in records], limit, stride, longest_question)
+    spans = [_token_span(record, reading.contexts[i].offsets) for i, record in enumerate(records)]
+    items = []
+    for window, example in zip(reading.windows, reading.examples, strict=True):
+        first, last = spans[window.text]
+        before = len(reading.questions[window.text]) + layout.special_tokens(2) - 1
+        inside = window.start <= first and last < window.stop
+        target = np.array([first, last], np.int32) - window.start + before if inside else np.zeros(2, np.int32)
+        items.append(Item((example,), target.astype(np.int32)))
+    return Encoded(items, reading.long_questions, reading.windows, reading)
+
+
+def _token_span(record: Record, offsets: np.ndarray) -> tuple[int, int]:
+    """(first, last) token of the first answer; (-1, -1) if there is none."""
+    if not record.label or not len(offsets):
+        return -1, -1
+    text, start = record.label[0]
+    touching = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < start + len(text)))
+    return (int(touching[0]), int(touching[-1])) if len(touching) else (-1, -1)
+
+
+# --- batches ---
+
+Batching = Literal["packed", "padded", "by_length"]
+
+
+class Shape(NamedTuple):
+    """Rows of a batch and tokens of a row."""
+
+    rows: int
+    length: int
+
+
+def _ladder(longest: int, step: int) -> list[int]:
+    """Row lengths, ascending, the last of which holds `longest` tokens.
+
+    >>> _ladder(289, 16), _ladder(40, 16)
+    ([64, 128, 256, 304], [64])
+    """
+    top = max(_LEAST_LENGTH, -(-longest // step) * step)
+    lengths = [_LEAST_LENGTH]
+    while lengths[-1] * 2 < top:
+        lengths.append(lengths[-1] * 2)
+    return [n for n in lengths if n < top] + [top]
+
+
+def choose_shapes(needs: Sequence[dict[int, int]], hidden_size: int, most: int, granule: int = 1) -> list[Shape]:
+    """At most `most` shapes that hold all batches, chosen so that they compute little padding.
+
+    Args:
+      needs: of each batch: row length -> rows that it takes; lengths that are too short for it are left out.
+      hidden_size: of the encoder: attention makes a token of a row of L tokens cost 1 + L / (6 hidden_size).
+      granule: rows are multiples of it (of the devices).
+
+    >>> choose_shapes([{64: 7}, {64: 8}, {64: 8}, {64: 12}], 384, most=2)
+    [Shape(rows=8, length=64), Shape(rows=12, length=64)]
+    """
+
+    def cost(shape: Shape) -> float:
+        return shape.rows * shape.length * (1 + shape.length / (6 * hidden_size))
+
+    counted = Counter(tuple(sorted(need.items())) for need in needs)
+    all_needs, counts = [dict(need) for need in counted], np.array(list(counted.values()), float)
+    candidates = sorted(
+        {Shape(-(-rows // granule) * granule, length) for need in all_needs for length, rows in need.items()}, key=cost
+    )
+    price = np.array(
+        [[cost(s) if need.get(s.length, s.rows + 1) <= s.rows else np.inf for s in candidates] for need in all_needs]
+    )
+    kept = list(range(len(candidates)))
+    wide = max(range(len(candidates)), key=lambda i: (np.isfinite(price[:, i]).sum(), -cost(candidates[i])))
+
+    def total(some: list[int]) -> float:
+        return float((price[:, some].min(axis=1) * counts).sum())
+
+    used = {int(i) for i in np.argmin(price, axis=1)} | {wide}
+    kept = [i for i in kept if i in used]
+    while len(kept) > most:
+        kept.remove(min((i for i in kept), key=lambda i: total([j for j in kept if j != i])))
+    return [candidates[i] for i in kept]
+
+
+class Batches:
+    """Training batches of items: batch = f(seed, step).
+
+    A batch has `batch_size` items, the last of an epoch fewer. Shapes are few, and the same whatever the seed.
+
+    Args:
+      kind: of the task.
+      items: what is trained on.
+      batch_size: items a batch.
+      batching: see FinetuneConfig.
+      hidden_size: of the encoder, to weigh shapes.
+      pad_id: fills up rows.
+      granule: rows are multiples of it (of the devices).
+      length_step: row lengths are multiples of it, but for 64.
+      most_shapes: each is compiled by itself.
+    """
+
+    def __init__(
+        self, kind: Kind, items: Sequence[Item], batch_size: int, batching: Batching, hidden_size: int,
+        pad_id: int, granule: int = 1, length_step: int = 16, most_shapes: int = 6,
+    ) -> None:  # fmt: skip
+        self.kind, self.items, self.batch_size = kind, items, batch_size
+        self.batching, self._pad_id = batching, pad_id
+        self._lengths = np.array([max(len(example.input_ids) for example in item.sequences) for item in items])
+        self.ladder = _ladder(int(self._lengths.max()), length_step)
+        self._granule = granule
+        self.steps_per_epoch = -(-len(items) // batch_size)
+        self._epochs: dict[int, tuple[int, list[list[int]]]] = {}  # seed -> (epoch, its batches)
+        looked_at = [self._needs(self.order(_PLANNED, step)) for step in range(_LOOKED_AT)]
+        self.shapes = choose_shapes(looked_at, hidden_size, most_shapes, granule)
+
+    def order(self, seed: int, step: int) -> list[int]:
+        """The items of batch `step`: each epoch has all of them, in an order of its own."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        if self._epochs.get(seed, (None,))[0] != epoch:
+            self._epochs[seed] = epoch, self._epoch(seed, epoch)
+        return self._epochs[seed][1][number]
+
+    def _epoch(self, seed: int, epoch: int) -> list[list[int]]:
+        rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+        order = rng.permutation(len(self.items))
+        if self.batching == "by_length":
+            order = self._by_length(order, rng)
+        return [order[i : i + self.batch_size].tolist() for i in range(0, len(order), self.batch_size)]
+
+    def _by_length(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Sorted by length within pools of 50 batches, whose full batches are then shuffled."""
+        pool = 50 * self.batch_size
+        pools = [order[i : i + pool] for i in range(0, len(order), pool)]
+        order = np.concatenate([some[np.argsort(-self._lengths[some], kind="stable")] for some in pools])
+        full = len(order) // self.batch_size
+        head = order[: full * self.batch_size].reshape(full, -1)
+        return np.concatenate([head[rng.permutation(full)].reshape(-1), order[full * self.batch_size :]])
+
+    def _slots(self, length: int) -> int:
+        return 1 if self.batching != "packed" else max(1, length // 4)
+
+    def _rows(self, indices: Sequence[int], length: int) -> list[list[int]]:
+        """Which sequences of the batch stand in which row."""
+        sequences = [example for i in indices for example in self.items[i].sequences]
+        if self.batching != "packed":
+            return [[i] for i in range(len(sequences))]
+        placed = [Example(e.input_ids, e.token_type_ids, AT_FIRST) for e in sequences]
+        return [row for _, row in pack_rows(placed, [length], self._slots)]
+
+    def _needs(self, indices: Sequence[int]) -> dict[int, int]:
+        longest = self._lengths[indices].max()
+        return {length: len(self._rows(indices, length)) for length in self.ladder if length >= longest}
+
+    def _shape(self, several: Sequence[Sequence[int]]) -> Shape:
+        """The cheapest that holds each of several batches."""
+        needs = [self._needs(indices) for indices in several]
+        for shape in self.shapes:  # cheapest first
+            if all(need.get(shape.length, shape.rows + 1) <= shape.rows for need in needs):
+                return shape
+        length, step = self.ladder[-1], 4 * self._granule  # rare: a batch larger than all that were looked at
+        return Shape(-(-max(need[length] for need in needs) // step) * step, length)
+
+    def train(self, seeds: Sequence[int], step: int) -> dict[str, np.ndarray]:
+        """The batch of `step`, see the module's docstring; of several seeds, their batches with one axis more in front."""
+        orders = [self.order(seed, step) for seed in seeds]
+        shape = self._shape(orders)
+        each = [self._batch(order, shape) for order in orders]
+        return each[0] if len(each) == 1 else {name: np.stack([batch[name] for batch in each]) for name in each[0]}
+
+    def _batch(self, indices: Sequence[int], shape: Shape) -> dict[str, np.ndarray]:
+        items = [self.items[i] for i in indices]
+        rows = self._rows(indices, shape.length)
+        sequences = [Example(e.input_ids, e.token_type_ids, AT_FIRST) for item in items for e in item.sequences]
+        packed = fill_rows(sequences, rows, shape.rows, shape.length, self._slots(shape.length), self._pad_id)
+        return packed.arrays | {"cls_positions": packed.positions} | self._targets(items, packed)
+
+    def _targets(self, items: Sequence[Item], packed: PackedBatch) -> dict[str, np.ndarray]:
+        slots = packed.positions.shape
+        if self.kind in ("multiple_choice", "similarity"):
+            return self._of_items(items, packed)
+        if self.kind == "tagging":
+            labels = np.full(packed.arrays["input_ids"].shape, IGNORED, np.int32)
+            for place in packed.places:
+                labels[place.row, place.tokens] = items[place.example].target
+            return {"labels": np.maximum(labels, 0), "weights": (labels != IGNORED).astype(np.float32)}
+        target = items[0].target
+        labels, weights = np.zeros((*slots, *target.shape), target.dtype), np.zeros(slots, np.float32)
+        for place in packed.places:
+            offset = place.tokens.start if self.kind == "question_answering" else 0
+            labels[place.row, place.slots] = items[place.example].target + np.array(offset, target.dtype)
+            weights[place.row, place.slots] = 1
+        return {"labels": labels, "weights": weights}
+
+    def _of_items(self, items: Sequence[Item], packed: PackedBatch) -> dict[str, np.ndarray]:
+        """Targets of the items, and where their sequences stand; filled up to `batch_size` with weight 0."""
+        where = np.zeros(sum(len(item.sequences) for item in items), np.int32)
+        for place in packed.places:
+            where[place.example] = place.row * packed.positions.shape[1] + place.slots.start
+        missing = -(-self.batch_size // self._granule) * self._granule - len(items)
+        each = len(items[0].sequences)
+        return {
+            "slots": np.pad(where.reshape(len(items), each), ((0, missing), (0, 0))),
+            "labels": np.pad(np.array([item.target for item in items]), (0, missing)),
+            "weights": np.pad(np.ones(len(items), np.float32), (0, missing)),
+        }
+
+    def stream(self, seeds: Sequence[int], start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+        """The batches of steps [start, stop), made ahead in a thread."""
+        steps = grain.MapDataset.range(start, stop).map(partial(self.train, seeds))
+        return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+
+    @cached_property
+    def padding(self) -> float:
+        """The share of computed tokens that are padding, in the first batches."""
+        some = [self.train([_PLANNED], step) for step in range(64)]
+        return 1 - sum((b["sequence_ids"] > 0).sum() for b in some) / sum(b["sequence_ids"].size for b in some)
+
+
+def check_choices(kind: Kind, records: Sequence[Record]) -> None:
+    """Raises InputError unless all records of multiple_choice and similarity have the same number of texts."""
+    if kind in ("multiple_choice", "similarity"):
+        for record in records:
+            if len(record.texts) != len(records[0].texts):
+                raise InputError(
+                    f"{record.place} has {len(record.texts)} texts, where {records[0].place} has {len(records[0].texts)}"
+                )

@@ -1,0 +1,271 @@
+r"""GLUE's leaderboard submission: a zip of eleven TSV files, made of fine-tuning's predictions, and held against the rules.
+
+    work directory of rte, predictions/test.tsv   "id\tprediction\n0\tnot_entailment\n1\tentailment\n..."
+    RTE.tsv in the zip                            "index\tprediction\n0\tnot_entailment\n1\tentailment\n..."
+
+Classes are spelled as GLUE's own files spell them ("1" for cola's "acceptable"): what `Task.words` reads, the other way round.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import reprlib
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from bert_jax.config import InputError, did_you_mean
+from bert_jax.data import sources
+from bert_jax.data.tasks import TASKS, Task
+
+
+class GlueFile(NamedTuple):
+    """One file of a submission.
+
+    Attributes:
+      name: in the zip.
+      task: whose work directory has its predictions.
+      predictions: the file of them, in the work directory's folder `predictions`.
+      rows: examples of GLUE's test file.
+      filler: prediction for every row where the task was not run: the commonest class of the training set (the first, where
+        they are equally common), and the middle of the scale.
+    """
+
+    name: str
+    task: str
+    predictions: str
+    rows: int
+    filler: str
+
+
+FILES = (
+    GlueFile("CoLA.tsv", "cola", "test.tsv", 1063, "1"),
+    GlueFile("SST-2.tsv", "sst2", "test.tsv", 1821, "1"),
+    GlueFile("MRPC.tsv", "mrpc", "test.tsv", 1725, "1"),
+    GlueFile("STS-B.tsv", "stsb", "test.tsv", 1379, "2.500"),
+    GlueFile("MNLI-m.tsv", "mnli", "test_matched.tsv", 9796, "entailment"),
+    GlueFile("MNLI-mm.tsv", "mnli", "test_mismatched.tsv", 9847, "entailment"),
+    GlueFile("QNLI.tsv", "qnli", "test.tsv", 5463, "entailment"),
+    GlueFile("QQP.tsv", "qqp", "test.tsv", 390_965, "0"),
+    GlueFile("RTE.tsv", "rte", "test.tsv", 3000, "entailment"),
+    GlueFile("WNLI.tsv", "wnli", "test.tsv", 146, "0"),
+    GlueFile("AX.tsv", "ax", "test.tsv", 1104, "entailment"),
+)
+NUM_ROWS = sum(file.rows for file in FILES)
+_HEADER = "index\tprediction"
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)  # narrower than float(), which reads 1_0 and inf
+_MTIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold: equal predictions give equal bytes
+
+
+def spellings(task: Task) -> dict[str, str]:
+    """{name in our predictions: word in GLUE's file}; empty for regression."""
+    return {name: word for word, name in task.words.items()} or {name: name for name in task.labels}
+
+
+def _parse(word: str) -> float | None:
+    """The number that `word` is, not clipped; None for anything else, and for what is not finite."""
+    number = float(word) if _NUMBER.fullmatch(word) else float("inf")
+    return number if abs(number) < float("inf") else None
+
+
+# --- writing ---
+
+
+def write_zip(workdirs: Sequence[str | Path], out: str | Path, fill_missing: bool = False) -> list[str]:
+    """Writes the submission made of work directories of finetune.py; the file appears when it is whole and right, or not at all.
+
+    Args:
+      workdirs: one for each of the ten tasks. AX.tsv is made of one of task ax, or of `predictions/ax.tsv` in mnli's.
+      out: the zip; one that is there is replaced.
+      fill_missing: whether a task that was not run gets `GlueFile.filler` in every row.
+
+    Returns:
+      A line to show for each file. Scores of STS-B are clipped to 0..5 and have three decimals.
+
+    Raises:
+      InputError: a directory is not of a GLUE task, or two are of the same; a task is missing and not to be filled in; a file
+        of predictions is missing, has not as many rows as GLUE's test file, or something else than the task's labels.
+    """
+    found = _find_predictions([Path(workdir) for workdir in workdirs])
+    missing = [file for file in FILES if file.name not in found]
+    if missing and not fill_missing:
+        names = ", ".join(f"{file.name} (task {file.task})" for file in missing)
+        hint = "; AX.tsv may also come from predictions/ax.tsv in mnli's" if FILES[-1] in missing else ""
+        raise InputError(f"no predictions for {names}: give their work directories too{hint}; or --fill-missing")
+    members, lines = {}, []
+    for file in FILES:
+        words = _read_predictions(file, found[file.name]) if file.name in found else [file.filler] * file.rows
+        members[file.name] = "\n".join([_HEADER, *(f"{index}\t{word}" for index, word in enumerate(words)), ""])
+        origin = f"from {found[file.name]}" if file.name in found else f"NOT RUN, filled with {file.filler!r}"
+        lines.append(f"{file.name}: {file.rows} rows, {origin}")
+    _write(Path(out), members)
+    return lines
+
+
+def _find_predictions(workdirs: Sequence[Path]) -> dict[str, Path]:
+    """{name in the zip: file of predictions}, which may turn out not to be there."""
+    found: dict[str, Path] = {}
+    for workdir, task in [(workdir, _task_of(workdir)) for workdir in workdirs]:
+        candidates = {file.name: workdir / "predictions" / file.predictions for file in FILES if file.task == task}
+        if task == "mnli" and (diagnostic := workdir / "predictions" / "ax.tsv").exists():
+            candidates["AX.tsv"] = diagnostic
+        for name, path in candidates.items():
+            if name in found:
+                raise InputError(f"{found[name].parents[1]} and {workdir} both have predictions for {name}: give one of them")
+            found[name] = path
+    return found
+
+
+def _task_of(workdir: Path) -> str:
+    """The GLUE task that results.json of a work directory names."""
+    path, known = workdir / "results.json", list(dict.fromkeys(file.task for file in FILES))
+    if not path.is_file():
+        raise InputError(f"{workdir} is not a finished work directory of finetune.py: there is no {path}")
+    try:
+        results = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); run finetune.py again") from None
+    task = results.get("task") if isinstance(results, dict) else None
+    if task not in known:
+        raise InputError(f"{path}: task {task!r} is not one of GLUE's, {', '.join(known)}: leave this directory out")
+    return str(task)
+
+
+def _read_predictions(file: GlueFile, path: Path) -> list[str]:
+    """The column `prediction`, as GLUE spells it."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; finetune.py writes it where the task's data has a test file")
+    rows: list[str] = []
+    for number, (_, raw) in enumerate(sources.read_lines(str(path), 0, None), 1):
+        line = sources.decode(raw)
+        if not isinstance(line, str):
+            raise InputError(f"{path}:{number}: {line.reason}")
+        rows.append(line)
+    if not rows or rows[0].split("\t")[:2] != ["id", "prediction"]:
+        raise InputError(f"{path}:1: expected the columns id and prediction, found {reprlib.repr(rows[0] if rows else '')}")
+    if len(rows) - 1 != file.rows:
+        raise InputError(f"{path}: {len(rows) - 1} predictions, expected {file.rows}: predict the whole of GLUE's test file")
+    known = spellings(TASKS[file.task])
+    words = []
+    for number, row in enumerate(rows[1:], 2):
+        prediction = row.partition("\t")[2].partition("\t")[0]
+        word = known.get(prediction) if known else _clipped(prediction)
+        if word is None:
+            allowed = f"one of {', '.join(known)}" if known else "a finite number"
+            raise InputError(f"{path}:{number}: {reprlib.repr(prediction)} is not {allowed}, as task {file.task} has it")
+        words.append(word)
+    return words
+
+
+def _clipped(prediction: str) -> str | None:
+    score = _parse(prediction)
+    return None if score is None else f"{min(max(0.0, score), 5.0):.3f}"
+
+
+def _write(out: Path, members: Mapping[str, str]) -> None:
+    temporary = Path(f"{out}.{os.getpid()}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(temporary, "w") as archive:
+            for name, text in members.items():
+                info = zipfile.ZipInfo(name, _MTIME)
+                info.create_system, info.external_attr = 3, 0o644 << 16  # as Unix writes it, on every system
+                archive.writestr(info, text, zipfile.ZIP_DEFLATED)
+        if problems := check_zip(temporary):
+            raise InputError("\n  ".join([f"{out}: what was written does not read back right; is the disk sound?", *problems]))
+        os.replace(temporary, out)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+# --- checking ---
+
+
+def check_zip(path: str | Path) -> list[str]:
+    """All that the leaderboard would refuse or misread in a zip, a line each; empty where it is right.
+
+    Strict where readers differ: no quotes, no byte order mark, lines that end in a line feed alone. Of lines that are wrong in
+    the same way the first is named. Raises InputError where the zip is not there, or may not be read.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except Exception as error:  # of many types, as the damage may be
+        return [f"{path}: not a zip, or a damaged one ({error})"]
+    with archive:
+        problems = list(_check_names(archive.namelist()))
+        table = {file.name: file for file in FILES}
+        for info in archive.infolist():
+            if file := table.get(_base(info.filename)):
+                problems += _check_member(archive, info, file)
+    return problems
+
+
+def _base(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _check_names(names: Sequence[str]) -> Iterator[str]:
+    wanted, bases = [file.name for file in FILES], [_base(name) for name in names]
+    for name, count in Counter(names).items():
+        if name not in wanted and (base := _base(name)):  # no base: a folder's own entry, which is harmless
+            yield (
+                f"{name}: in a folder; files must stand at the top level of the zip" if base in wanted
+                else f"{name}: not one of the {len(wanted)} files{did_you_mean(base, set(wanted) - set(bases))}"
+            )  # fmt: skip
+        if count > 1:
+            yield f"{name}: {count} times in the zip"
+    yield from (f"{name}: missing" for name in wanted if name not in bases)
+
+
+def _check_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: GlueFile) -> list[str]:
+    name = info.filename
+    try:
+        data = archive.read(info)
+    except Exception as error:  # zipfile, zlib, lzma and bz2 each have their own for what is damaged or encrypted
+        return [f"{name}: cannot be unpacked ({error})"]
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        return [f"{name}:{line}: not UTF-8 (byte 0x{data[error.start]:02x})"]
+    problems = []
+    if text.startswith("\ufeff"):
+        problems.append(f"{name}:1: a byte order mark; save the file without")
+    if "\r\n" in text:
+        problems.append(f"{name}: lines end in \\r\\n; save the file with \\n")
+    lines = text.removeprefix("\ufeff").replace("\r\n", "\n").removesuffix("\n").split("\n")
+    if lines[0] != _HEADER:
+        problems.append(f"{name}:1: {reprlib.repr(lines[0])} is not the header {_HEADER!r}")
+    rows = lines if lines[0].startswith("0\t") else lines[1:]  # a header that was forgotten is one problem, not one a line
+    if len(rows) != file.rows:
+        problems.append(f"{name}: {len(rows)} rows, expected {file.rows}")
+    faults: dict[str, list[str]] = {}
+    for number, kind, fault in _faults(file, rows):
+        faults.setdefault(kind, []).append(f"{name}:{number + 1 + len(lines) - len(rows)}: {fault}")
+    return problems + [first + (f" (and {len(more)} more lines like it)" if more else "") for first, *more in faults.values()]
+
+
+def _faults(file: GlueFile, rows: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+    """(number of the row, kind of fault, what is wrong)."""
+    words = spellings(TASKS[file.task]).values()
+    allowed = f"one of {', '.join(words)}" if words else "a number from 0 to 5"
+    for number, row in enumerate(rows):
+        index, tab, word = row.partition("\t")
+        if not tab or "\t" in word or '"' in row:
+            yield number, "fields", f"{reprlib.repr(row)} is not an index, one tab and a prediction, without quotes"
+            continue
+        if index != str(number):
+            yield number, "index", f"index {reprlib.repr(index)}, expected {number}: they count from 0, in order"
+        score = _parse(word) if not words else None
+        if word not in words if words else score is None or not 0 <= score <= 5:
+            yield number, "word", f"{reprlib.repr(word)} is not {allowed}"

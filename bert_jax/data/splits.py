@@ -1,0 +1,516 @@
+"""A task's files -> training, dev and test records, and what there is to say about them.
+
+    splits = load_splits(find_task("sst2"), TaskData(data="glue/SST-2"))
+    splits.train[0]      Record(("hide new secretions from the parental units",), "negative", "0", "glue/SST-2/train.tsv:2")
+    splits.dev.keys()    dict_keys(["dev"]); dev_matched and dev_mismatched for MNLI
+    splits.notes         ["train: 67349 rows of glue/SST-2/train.tsv ('sentence' 'label')", ...]
+
+Files are found by name, columns by what the task's files usually have; both may be said instead (TaskData).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import hashlib
+import math
+import os
+import re
+import reprlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bert_jax.config import InputError, did_you_mean
+from bert_jax.data import sources, tables
+from bert_jax.data.tables import Row, Table
+from bert_jax.data.tasks import Kind, Record, Task
+from bert_jax.finetune_config import TaskData
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Records of a task.
+
+    Attributes:
+      dev, test: by name, which is "dev" and "test" but for tasks that have several.
+      labels: the classes by id (classification, multi_label, tagging), else empty.
+      notes: lines to show: what was found, left out, held out; those to be heeded start with "warning: ".
+      data_hash: hex SHA-256 of the bytes of the files, in the order train, dev, test.
+    """
+
+    train: list[Record]
+    dev: dict[str, list[Record]]
+    test: dict[str, list[Record]]
+    labels: tuple[str, ...]
+    notes: list[str]
+    data_hash: str
+
+
+def load_splits(task: Task, cfg: TaskData) -> Splits:
+    """Reads all examples of a task.
+
+    Without a dev file, `numpy.random.default_rng(0).permutation(n)[:k]` are the dev rows, in the file's order; with
+    `cfg.max_train_rows`, the same draw of the training rows that are left are the training rows.
+
+    Raises:
+      InputError: a split that is missing, found twice or empty; a file that cannot be read; a column that is not there; a label
+        that is missing, malformed or (in dev or test) unknown to training; training rows of one class only.
+    """
+    hasher, notes = hashlib.sha256(), list[str]()
+    read = {split: _read(split, path, task, cfg, hasher, notes) for split, path in find_files(task, cfg).items()}
+    train = read.get("train", [])
+    dev = {split: records for split, records in read.items() if split.startswith("dev")}
+    test = {split: _without_minus_one(records, train) for split, records in read.items() if split.startswith("test")}
+    notes += [f"{split}: has no labels" for split, records in test.items() if all(r.label is None for r in records)]
+    labels = _labels(task, train, [*dev.values(), *test.values()], notes)
+    if train and not dev:
+        train, dev["dev"] = _hold_out(train, cfg.dev_size, notes)
+    if cfg.max_train_rows is not None and cfg.max_train_rows < len(train):
+        notes.append(f"train: {cfg.max_train_rows} of {len(train)} rows are kept (--max-train-rows), drawn by seed 0")
+        train = _draw(train, cfg.max_train_rows)[0]
+    if train:
+        notes += _look_at_labels(task, train, labels)
+        notes += _look_for_duplicates(train, dev)
+    return Splits(train, dev, test, labels, notes, hasher.hexdigest())
+
+
+# ---- which files
+
+
+_NAMES: dict[str, tuple[str, ...]] = {
+    "train": ("train",),
+    "dev": ("dev", "validation", "valid", "val", "testa"),
+    "dev_matched": ("dev_matched", "validation_matched"),
+    "dev_mismatched": ("dev_mismatched", "validation_mismatched"),
+    "test": ("test", "testb"),
+    "test_matched": ("test_matched",),
+    "test_mismatched": ("test_mismatched",),
+}
+_LATER: dict[str, tuple[str, ...]] = {"test": ("test-labeled", "test-unlabeled")}  # taken where there is no test.*
+_CONLL = (".conll", ".bio", ".txt", ".tsv")  # suffixes of files with a word a line, for tagging
+_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet", ".conll", ".bio")
+
+
+def find_files(task: Task, cfg: TaskData) -> dict[str, str]:
+    """Path by split, in the order of reading: those of `cfg.data`, with `cfg.dev` and `cfg.test` in place of its own.
+
+        find_files(find_task("mnli"), TaskData(data="glue/MNLI")) -> {"train": "glue/MNLI/train.tsv", "dev_matched": ...}
+
+    Raises InputError where two files could be a split, or none is there to train on (to test on, for a task of that kind).
+    """
+    if not cfg.data:
+        raise InputError("no data: --data names a folder with train.*, dev.* and test.*, a file to train on, or tfds:NAME")
+    main = "test" if task.test_only else "train"
+    named = _candidates(cfg.data)
+    given = {split: path for split, path in (("dev", cfg.dev), ("test", cfg.test)) if path}
+    searched = [split for split in _NAMES if named and split.split("_")[0] not in given]
+    found = {split: path for split in searched if (path := _pick(split, named, task))}
+    found |= given if named else {main: cfg.data, **given}
+    if main not in found:
+        names = ", ".join(sorted(os.path.basename(path) for _, path in named)[:20])
+        raise InputError(f"{cfg.data}: no {main}.* in it, only {names}; name the files: --data FILE --dev FILE --test FILE")
+    return {split: found[split] for split in _NAMES if split in found and not (task.test_only and not split.startswith("test"))}
+
+
+def _candidates(data: str) -> list[tuple[str, str]]:
+    """(name without suffix, path) of all that a folder or a TFDS name holds; nothing for a single file."""
+    if data.startswith("tfds:"):
+        whole = "tfds:" + ":".join(sources.tfds_name(data))
+        if data == whole:
+            return []
+        return [(split, f"{data}:{split}") for split in sources.tfds_splits(data)]
+    if not (os.path.isdir(data) or ("://" in data and tables.suffix_of(data) not in _SUFFIXES)):
+        return []
+    folder = data.rstrip("/") or "/"
+    paths = sorted(sources.matches(os.path.join(folder if "://" in data else glob.escape(folder), "*")))
+    if not paths:
+        raise InputError(f"{data}: holds no files")
+    return [(_stem(path), path) for path in paths]
+
+
+def _stem(path: str) -> str:
+    """`train` of "a/Train.tsv.gz"; nothing for a file that is no table."""
+    name, suffix = os.path.splitext(os.path.basename(path.removesuffix(sources.codec_of(path))))
+    return name.lower() if suffix.lower() in _SUFFIXES else ""
+
+
+def _pick(split: str, named: list[tuple[str, str]], task: Task) -> str | None:
+    """The file of a split: by its name, by the task's own names for it, or by what its name starts with (train-v1.1)."""
+    names, prefixes = _NAMES[split], tuple(name + end for name in _NAMES[split] for end in "-.")
+    others = [(name,) for name in (*_LATER.get(split, ()), *task.files.get(split, ()))]
+    tries = [[path for stem, path in named if stem in group] for group in (names, *others)]
+    for paths in [*tries, [path for stem, path in named if stem.startswith(prefixes)]]:
+        if len(paths) > 1:
+            option = "data" if split == "train" else split.split("_")[0]
+            raise InputError(f"{paths[0]} and {paths[1]} could both be {split}: name the one to use with --{option} FILE")
+        if paths:
+            return paths[0]
+    return None
+
+
+# ---- which columns
+
+
+class _Columns(NamedTuple):
+    texts: tuple[str, ...]
+    label: str | None
+    id: str | None
+
+
+_PAIRS = tuple(
+    tuple(pair.split())
+    for pair in ("sentence1 sentence2", "premise hypothesis", "question1 question2", "question sentence", "question answer")
+)
+_NUM_TEXTS: dict[Kind, tuple[int, float]] = {
+    "classification": (1, 2), "multi_label": (1, 2), "regression": (1, 2), "tagging": (1, 1), "question_answering": (2, 2),
+    "multiple_choice": (3, math.inf), "similarity": (2, 3),
+}  # fmt: skip
+_USUAL_TEXTS: dict[Kind, tuple[tuple[str, ...], ...]] = {
+    "classification": (*_PAIRS, ("text",), ("sentence",)),
+    "multi_label": (*_PAIRS, ("text",), ("sentence",)),
+    "regression": (*_PAIRS, ("text",), ("sentence",)),
+    "tagging": (("words",), ("tokens",)),
+    "question_answering": (("question", "context"),),
+    "multiple_choice": (),
+    "similarity": (("anchor", "positive", "negative"), ("anchor", "positive"), *_PAIRS),
+}
+_USUAL_LABEL: dict[Kind, tuple[str, ...]] = {
+    "classification": (), "multi_label": ("labels",), "regression": ("score",), "tagging": ("tags", "ner_tags"),
+    "question_answering": ("answers",), "multiple_choice": (), "similarity": ("score",),
+}  # fmt: skip
+
+
+def _columns(split: str, path: str, columns: Sequence[str], task: Task, cfg: TaskData) -> _Columns:
+    """What is read from which column: what the user says, else what the task's files have, else what is usual and there."""
+    texts = tuple(_existing(path, columns, name, "--text-column") for name in cfg.text_column)
+    texts = texts or _usual_texts(path, columns, task)
+    least, most = _NUM_TEXTS[task.kind]
+    if not least <= len(texts) <= most:
+        number = f"{least}" if least == most else f"{least} or more" if most == math.inf else f"{least} or {most}"
+        raise InputError(f"--text-column {' '.join(texts)}: {len(texts)} columns, but {task.kind} takes {number}")
+    if task.stem:
+        _existing(path, columns, task.stem, "--text-column")
+    label = _label_column(split, path, columns, task, cfg)
+    if task.kind == "similarity" and len(texts) == 3:
+        if cfg.label_column:
+            raise InputError(
+                f"--label-column {cfg.label_column}: three texts are an anchor, a like and an unlike one, without label"
+            )
+        label = None
+    ids = ("id",) if task.kind == "question_answering" else ("index", "idx") if task.texts else ()
+    id = _existing(path, columns, cfg.id_column, "--id-column") if cfg.id_column else next((n for n in ids if n in columns), None)
+    return _Columns(texts, label, id)
+
+
+def _label_column(split: str, path: str, columns: Sequence[str], task: Task, cfg: TaskData) -> str | None:
+    """None, where labels may be missing: in a test file, and for similarity."""
+    optional = split.startswith("test")
+    if cfg.label_column:
+        absent = optional and cfg.label_column not in columns
+        return None if absent else _existing(path, columns, cfg.label_column, "--label-column")
+    known = {name.lower(): name for name in columns}
+    usual = [known[name.lower()] for name in (task.label, "label", *_USUAL_LABEL[task.kind]) if name.lower() in known]
+    if usual or optional or task.kind == "similarity":
+        return usual[0] if usual else None
+    near = did_you_mean(task.label, columns)
+    raise InputError(f"{path}: which column is the label? It has {', '.join(columns)}: say --label-column NAME{near}")
+
+
+def _existing(path: str, columns: Sequence[str], name: str, option: str) -> str:
+    if name not in columns:
+        raise InputError(f"{path}: no column {name!r}, it has {', '.join(columns)}{did_you_mean(name, columns)} ({option})")
+    return name
+
+
+def _usual_texts(path: str, columns: Sequence[str], task: Task) -> tuple[str, ...]:
+    known = {name.lower(): name for name in columns}
+    usual = [names for names in (task.texts, *_USUAL_TEXTS[task.kind]) if names and {n.lower() for n in names} <= set(known)]
+    if not usual or (usual[0] != task.texts and not all(set(names) <= set(usual[0]) for names in usual)):
+        expected, near = f" (task {task.name}: {', '.join(task.texts)})" if task.texts else "", did_you_mean("text", columns)
+        raise InputError(f"{path}: which column is the text? It has {', '.join(columns)}{expected}: say --text-column NAME{near}")
+    return tuple(known[name.lower()] for name in usual[0])
+
+
+# ---- rows -> records
+
+
+def _read(split: str, path: str, task: Task, cfg: TaskData, hasher: Any, notes: list[str]) -> list[Record]:
+    """The records of one file; what there is to say about it is added to `notes`."""
+    table, columns = _open(split, path, task, cfg, hasher)
+    stem = None if cfg.text_column else task.stem
+    records = [
+        Record(
+            _texts(row, columns.texts, task.kind, stem),
+            _label(row, columns.label, task, cfg),
+            str(row.values.get(columns.id)) if columns.id else str(number),
+            row.place,
+        )
+        for number, row in enumerate(table.rows)
+    ]
+    shown = " ".join(repr(column) for column in (*columns.texts, columns.label) if column)
+    notes.append(f"{split}: {len(records)} rows of {path} ({shown})")
+    said = len(notes)
+    if table.skipped:
+        notes.append(f"{split}: {len(table.skipped)} lines left out, with a wrong number of fields: {_few(table.skipped)}")
+    if cfg.id_column or task.kind == "question_answering":
+        _check_ids(records)
+    if task.kind == "question_answering":
+        records = _with_matching_answers(split, records, notes)
+    if not records:
+        raise InputError("; ".join([f"{path}: holds no rows", *notes[said:]]))
+    _check_present(split, path, task, records)
+    return records
+
+
+def _open(split: str, path: str, task: Task, cfg: TaskData, hasher: Any) -> tuple[Table, _Columns]:
+    suffix = tables.suffix_of(path)
+    if task.kind == "tagging" and suffix in _CONLL:
+        label = _whole(cfg.label_column or "-1", "--label-column")
+        word = _whole(" ".join(cfg.text_column) or "0", "--text-column")
+        table, cfg = tables.read_conll(path, label, word, hasher), cfg.replace(label_column=None, text_column=())
+    elif task.kind == "question_answering" and suffix == ".json":
+        table = tables.read_squad(path, hasher)
+    else:
+        table = tables.read_table(path, cfg.quotes, hasher, header=task.header, skip_ragged=task.skip_ragged)
+    return table, _columns(split, path, table.columns, task, cfg)
+
+
+def _texts(row: Row, columns: Sequence[str], kind: Kind, stem: str | None) -> tuple[str, ...]:
+    if kind == "tagging":
+        words = row.values.get(columns[0])
+        if not isinstance(words, list) or not words:
+            raise InputError(f"{row.place}: {columns[0]!r} is {reprlib.repr(words)}, not a list of words")
+        return tuple(_text(row, columns[0], word) for word in words)
+    texts = tuple(_text(row, column, row.values.get(column)) for column in columns)
+    start = f"{_text(row, stem, row.values.get(stem))} " if stem else ""
+    return (texts[0], *(start + text for text in texts[1:])) if stem else texts
+
+
+def _text(row: Row, column: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{row.place}: {column!r} is {reprlib.repr(value)}, not a text")
+    if not value.isascii() and re.search("[\ud800-\udfff]", value):
+        raise InputError(f"{row.place}: {column!r} has half a surrogate pair in it, which is no character")
+    return value
+
+
+def _check_ids(records: Iterable[Record]) -> None:
+    places: dict[str, str] = {}
+    for record in records:
+        if record.id in places:
+            raise InputError(f"{record.place}: id {record.id!r} is also that of {places[record.id]}")
+        places[record.id] = record.place
+
+
+def _check_present(split: str, path: str, task: Task, records: list[Record]) -> None:
+    """Labels: all of them in training and dev; for similarity, or none."""
+    missing = [record for record in records if record.label is None]
+    if not missing or split.startswith("test") or (task.kind == "similarity" and len(missing) == len(records)):
+        return
+    if len(missing) == len(records):
+        raise InputError(f"{path}: none of its {len(records)} rows has a label, so it cannot be {split}")
+    raise InputError(f"{missing[0].place}: no label, as in {len(missing)} of {len(records)} rows; leave them out of {split}")
+
+
+def _with_matching_answers(split: str, records: list[Record], notes: list[str]) -> list[Record]:
+    """Without the answers that do not stand where they say, and without the questions that lose all of theirs."""
+    kept, wrong, lost = list[Record](), list[str](), list[str]()
+    for record in records:
+        context, answers = record.texts[1], record.label or ()
+        good = tuple((text, start) for text, start in answers if text and start >= 0 and context.startswith(text, start))
+        wrong += [record.id] * (len(answers) - len(good))
+        if answers and not good:
+            lost.append(record.id)
+        else:
+            kept.append(dataclasses.replace(record, label=good) if answers else record)
+    if wrong:
+        notes.append(f"warning: {split}: {len(wrong)} answers left out that do not stand at their answer_start: {_few(wrong)}")
+    if lost:
+        notes.append(f"warning: {split}: {len(lost)} questions left out that have no other answer: {_few(lost)}")
+    return kept
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+# ---- labels, one function a kind: (value, place, task, cfg) -> label, None where there is none
+
+
+def _label(row: Row, column: str | None, task: Task, cfg: TaskData) -> Any:
+    if column is None or column not in row.values:
+        return None
+    return _PARSE[task.kind](row.values[column], row.place, task, cfg)
+
+
+def _name(value: Any, place: str) -> str | None:
+    """A class's name as text: 3, 3.0 and "3" are one class."""
+    if isinstance(value, list | dict):
+        raise InputError(f"{place}: the label is {reprlib.repr(value)}; several labels a row are --task multi_label")
+    if isinstance(value, float):
+        value = None if math.isnan(value) else int(value) if value.is_integer() else value
+    return None if value is None else str(value).strip() or None
+
+
+def _class(value: Any, place: str, task: Task, cfg: TaskData) -> str | None:
+    name = _name(value, place)
+    return None if name is None else task.words.get(name, name)
+
+
+def _classes(value: Any, place: str, task: Task, cfg: TaskData) -> tuple[str, ...]:
+    values = value if isinstance(value, list) else [] if value is None else str(value).split(cfg.label_separator)
+    return tuple(dict.fromkeys(name for v in values if (name := _class(v, place, task, cfg)) is not None))
+
+
+def _number(value: Any, place: str, task: Task, cfg: TaskData) -> float | None:
+    if (name := _name(value, place)) is None:
+        return None
+    try:
+        number = float(name)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"{place}: the label is {name!r}, not a number")
+    return number
+
+
+def _choice(value: Any, place: str, task: Task, cfg: TaskData) -> int | None:
+    return None if (name := _name(value, place)) is None else _whole(name, f"{place}: the label")
+
+
+def _whole(text: str, what: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"{what} is {text!r}, not a whole number") from None
+
+
+def _tags(value: Any, place: str, task: Task, cfg: TaskData) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    tags = [_name(tag, place) for tag in value] if isinstance(value, list) else [None]
+    if None in tags:
+        raise InputError(f"{place}: the label is {reprlib.repr(value)}, not a list of tags")
+    return tuple(tag for tag in tags if tag is not None)
+
+
+def _answers(value: Any, place: str, task: Task, cfg: TaskData) -> tuple[tuple[str, int], ...] | None:
+    """From SQuAD's list of {text, answer_start}, or the object of two lists that TFDS and Hugging Face make of it."""
+    if value is None:
+        return None
+    try:
+        if isinstance(value, dict):
+            pairs = list(zip(value["text"], value["answer_start"], strict=True))
+        else:
+            pairs = [(answer["text"], answer["answer_start"]) for answer in value]
+    except (KeyError, TypeError, ValueError):
+        pairs = [(None, None)]
+    if not all(isinstance(text, str) and isinstance(start, int) for text, start in pairs):
+        raise InputError(f"{place}: answers are {reprlib.repr(value)}, not a list of {{text, answer_start}}")
+    return tuple(pairs)
+
+
+_PARSE: dict[Kind, Callable[[Any, str, Task, TaskData], Any]] = {
+    "classification": _class,
+    "multi_label": _classes,
+    "regression": _number,
+    "similarity": _number,
+    "multiple_choice": _choice,
+    "tagging": _tags,
+    "question_answering": _answers,
+}
+
+
+# ---- all splits together
+
+
+def _without_minus_one(records: list[Record], train: list[Record]) -> list[Record]:
+    """Test records, those of label -1 without one: that is how hidden labels are written, unless training has below 0."""
+    if any(r.label == "-1" or (isinstance(r.label, int | float) and r.label < 0) for r in train):
+        return records
+    return [dataclasses.replace(r, label=None) if r.label in ("-1", -1) else r for r in records]
+
+
+def _names(task: Task, record: Record) -> tuple[str, ...]:
+    """The classes that a record's label names."""
+    if record.label is None or task.kind not in ("classification", "multi_label", "tagging"):
+        return ()
+    return (record.label,) if task.kind == "classification" else record.label
+
+
+def _labels(task: Task, train: list[Record], others: list[list[Record]], notes: list[str]) -> tuple[str, ...]:
+    """The classes by id: the task's, else those in training. Raises InputError for a label that is none of them."""
+    rest = [record for records in others for record in records]
+    for record in [*train, *rest]:
+        _check_size(task, record)
+    found = {name for record in train for name in _names(task, record)}
+    if task.kind == "tagging":
+        fresh = Counter(name for record in rest for name in _names(task, record) if name not in found)
+        notes += [
+            f"warning: tag {name!r} is {count} times in dev or test, never in training" for name, count in sorted(fresh.items())
+        ]
+        return tuple(sorted(found | set(fresh), key=lambda name: (name != "O", name)))
+    labels = task.labels or _sorted(found)
+    for record in [*train, *rest]:
+        for name in _names(task, record):
+            if name not in labels:
+                whose = f"task {task.name}'s" if task.labels else "the training rows'"
+                known = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
+                raise InputError(f"{record.place}: label {name!r} is none of {whose}: {known}{did_you_mean(name, labels)}")
+    return labels
+
+
+def _check_size(task: Task, record: Record) -> None:
+    if record.label is None:
+        return
+    if task.kind == "tagging" and len(record.label) != len(record.texts):
+        raise InputError(f"{record.place}: {len(record.texts)} words, but {len(record.label)} tags")
+    if task.kind == "multiple_choice" and not 0 <= record.label < len(record.texts) - 1:
+        raise InputError(f"{record.place}: label {record.label}, but the choices are 0 to {len(record.texts) - 2}")
+
+
+def _sorted(names: Iterable[str]) -> tuple[str, ...]:
+    """By value if all are numbers, else by spelling."""
+    names = sorted(names)
+    try:
+        return tuple(sorted(names, key=float))
+    except ValueError:
+        return tuple(names)
+
+
+def _draw(records: list[Record], count: int) -> tuple[list[Record], list[Record]]:
+    """`count` records drawn by seed 0, and the others, both in the order they are in."""
+    chosen = set(np.random.default_rng(0).permutation(len(records))[:count].tolist())
+    return [r for i, r in enumerate(records) if i in chosen], [r for i, r in enumerate(records) if i not in chosen]
+
+
+def _hold_out(train: list[Record], dev_size: float, notes: list[str]) -> tuple[list[Record], list[Record]]:
+    """(training, dev) records of a training file."""
+    count = int(dev_size) if dev_size >= 1 else round(dev_size * len(train))
+    if not 0 < count < len(train):
+        raise InputError(f"--dev-size {dev_size:g} of {len(train)} training rows leaves nothing to train or to evaluate on")
+    notes.append(f"dev: {count} of {len(train)} training rows are held out (--dev-size {dev_size:g}), drawn by seed 0")
+    dev, rest = _draw(train, count)
+    return rest, dev
+
+
+def _look_at_labels(task: Task, train: list[Record], labels: tuple[str, ...]) -> list[str]:
+    """How often each class is in training. Raises InputError where there is only one."""
+    counts = Counter(name for record in train for name in _names(task, record))
+    if labels and len(counts) < (1 if task.kind == "multi_label" else 2):
+        raise InputError(f"the {len(train)} training rows have no label but {', '.join(counts) or 'none'}: nothing to learn")
+    shown = [f"{name} {counts[name]}" for name in labels[:20]]
+    notes = [f"labels: {', '.join(shown)}{f', ... ({len(labels)} in all)' if len(labels) > 20 else ''}"] if labels else []
+    return notes + [f"warning: no training row has label {name!r}" for name in labels if name not in counts]
+
+
+def _look_for_duplicates(train: list[Record], dev: Mapping[str, list[Record]]) -> list[str]:
+    seen, notes = {record.texts for record in train}, []
+    for split, records in dev.items():
+        if count := sum(record.texts in seen for record in records):
+            notes.append(f"warning: {count} of {len(records)} {split} rows are also in the training rows")
+    return notes

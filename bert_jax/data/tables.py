@@ -1,0 +1,322 @@
+"""Files of labelled examples -> rows, one at a time, each with its place.
+
+    read_table("a.tsv").columns        ("sentence", "label")
+    next(read_table("a.tsv").rows)     Row("a.tsv:2", {"sentence": "A fine film.", "label": "1"})
+
+Values are text in .csv, .tsv and .txt (tab-separated), and what JSON knows in .jsonl, .json (a list of objects, or one a line),
+.parquet and `tfds:NAME:SPLIT`; all but .parquet may be compressed (.gz, .zst). Numbers that stand for the names of classes
+(TFDS's ClassLabel, and that of Hugging Face's datasets in .parquet) are given by name, and as None where they are -1.
+Sentences with a tag a word (`read_conll`) and SQuAD's questions (`read_squad`) come as rows of the same kind.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, Literal, NamedTuple
+
+from bert_jax.config import InputError
+from bert_jax.data import sources
+
+Quotes = Literal["auto", "csv", "none"]
+
+
+class Row(NamedTuple):
+    """Values by column, and where they stand: `file:line`, `file: row` (from 0), or `file: id`."""
+
+    place: str
+    values: Mapping[str, Any]
+
+
+class Table(NamedTuple):
+    """Columns of a file, and its rows, to be gone through once.
+
+    skipped: places of the lines that were left out so far because they have another number of fields than the header.
+    """
+
+    columns: tuple[str, ...]
+    rows: Iterator[Row]
+    skipped: list[str]
+
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+
+
+def suffix_of(path: str) -> str:
+    """`.tsv` of "a/b.TSV.gz"."""
+    return os.path.splitext(path.removesuffix(sources.codec_of(path)))[1].lower()
+
+
+def read_table(
+    path: str, quotes: Quotes = "auto", hasher: Any = None, *, header: Sequence[str] = (), skip_ragged: bool = False
+) -> Table:
+    """The rows of a file of any format but CoNLL's and SQuAD's.
+
+    Args:
+      path: a file, a URL, or `tfds:NAME:SPLIT`.
+      quotes: whether double quotes enclose a field; auto: in .csv.
+      hasher: sees all bytes of the file by the last row (of `tfds:`, the rows as JSON).
+      header: columns of a delimited file whose first line has none of these names in it; "..." at the end: more may follow.
+      skip_ragged: leave out lines with a wrong number of fields.
+
+    Raises:
+      InputError: a file that is missing, empty, of an unknown format, or not UTF-8; a row that does not fit the header or is no
+        JSON object; a quote that is not closed. The message names the line.
+    """
+    suffix = "tfds" if path.startswith("tfds:") else suffix_of(path)
+    if suffix in _DELIMITERS:
+        quoted = quotes == "csv" or (quotes == "auto" and suffix == ".csv")
+        return _delimited(path, _DELIMITERS[suffix], quoted, hasher, tuple(header), skip_ragged)
+    if suffix not in _READERS:
+        raise InputError(f"{path}: {suffix or 'no suffix'!r} is not a known format ({', '.join([*_DELIMITERS, *_READERS])})")
+    rows = _READERS[suffix](path, hasher)
+    if (first := next(rows, None)) is None:
+        raise InputError(f"{path}: holds no rows")
+    return Table(tuple(first.values), chain([first], rows), [])
+
+
+def _lines(path: str, hasher: Any) -> Iterator[tuple[str, str]]:
+    """(place, line) without its end."""
+    for number, (_, raw) in enumerate(sources.read_lines(path, 0, hasher), 1):
+        line = sources.decode(raw)
+        if isinstance(line, sources.Bad):
+            raise InputError(f"{path}:{number}: {line.reason}; save the file as UTF-8")
+        yield f"{path}:{number}", line
+
+
+# ---- delimited text
+
+
+def _delimited(path: str, delimiter: str, quoted: bool, hasher: Any, header: tuple[str, ...], skip_ragged: bool) -> Table:
+    split = ((place, line.split(delimiter)) for place, line in _lines(path, hasher) if line)
+    lines = _quoted(path, delimiter, hasher) if quoted else split
+    if (first := next(lines, None)) is None:
+        raise InputError(f"{path}: is empty")
+    if not header or not set(header).isdisjoint(first[1]):
+        columns, more = tuple(name.strip() for name in first[1]), False
+    else:
+        more = header[-1] == "..."
+        columns, lines = header[: len(header) - more], chain([first], lines)
+    if double := {name for name in columns if columns.count(name) > 1}:
+        raise InputError(f"{first[0]}: the header has {', '.join(map(repr, sorted(double)))} twice: rename one")
+    skipped: list[str] = []
+
+    def rows() -> Iterator[Row]:
+        for place, fields in lines:
+            if len(fields) == len(columns) or (more and len(fields) > len(columns)):
+                yield Row(place, dict(zip(columns, fields, strict=False)))
+            elif skip_ragged:
+                skipped.append(place)
+            else:
+                expected = f"{len(columns)}{' or more' if more else ''} ({', '.join(columns)}) are expected"
+                fix = f"quote a field that holds {delimiter!r}" if quoted else "if double quotes enclose fields, say --quotes csv"
+                raise InputError(f"{place}: {len(fields)} fields where {expected}; {fix}")
+
+    return Table(columns, rows(), skipped)
+
+
+def _quoted(path: str, delimiter: str, hasher: Any) -> Iterator[tuple[str, list[str]]]:
+    """(place of its first line, fields) of every record, empty lines left out."""
+    csv.field_size_limit(1 << 30)  # the default, 128 KiB, is less than a long document
+    reader = csv.reader((line + "\n" for _, line in _lines(path, hasher)), delimiter=delimiter, strict=True)
+    start = 1
+    try:
+        for fields in reader:
+            if fields:
+                yield f"{path}:{start}", fields
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(f"{path}:{start}: {error}; if double quotes are plain characters here, say --quotes none") from None
+
+
+# ---- JSON, Parquet, TFDS
+
+
+def _json_object(text: str, place: str) -> Row:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place}: not a JSON object ({error})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{place}: a JSON {type(value).__name__}, not an object")
+    return Row(place, value)
+
+
+def _json_lines(path: str, hasher: Any) -> Iterator[Row]:
+    return (_json_object(line, place) for place, line in _lines(path, hasher) if line.strip())
+
+
+def _load_json(path: str, lines: Sequence[str]) -> Any:
+    try:
+        return json.loads("\n".join(lines))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno})") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
+
+
+def _json(path: str, hasher: Any) -> Iterator[Row]:
+    lines = list(_lines(path, hasher))
+    if not "".join(line for _, line in lines[:100]).lstrip().startswith("["):
+        yield from (_json_object(line, place) for place, line in lines if line.strip())
+        return
+    for number, value in enumerate(_load_json(path, [line for _, line in lines])):
+        if not isinstance(value, dict):
+            raise InputError(f"{path}: item {number}: a JSON {type(value).__name__}, not an object")
+        yield Row(f"{path}: item {number}", value)
+
+
+def _named(value: Any, classes: Sequence[str]) -> Any:
+    """Class numbers -> names, in lists too; None for -1."""
+    if isinstance(value, list):
+        return [_named(v, classes) for v in value]
+    if not isinstance(value, int):
+        return value
+    return classes[value] if 0 <= value < len(classes) else None
+
+
+def _parquet(path: str, hasher: Any) -> Iterator[Row]:
+    row = 0
+    with sources.open_parquet(path, hasher) as file:
+        classes = _hugging_face_classes(file.schema_arrow.metadata or {})
+        for batch in file.iter_batches(256):
+            try:
+                batch_rows = batch.to_pylist()
+            except UnicodeDecodeError:
+                raise InputError(f"{path}: a text of rows {row} to {row + batch.num_rows - 1} is not UTF-8") from None
+            for values in batch_rows:
+                yield Row(f"{path}: row {row}", {k: _named(v, classes[k]) if k in classes else v for k, v in values.items()})
+                row += 1
+
+
+def _hugging_face_classes(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """Columns whose numbers stand for names, as Hugging Face's `datasets` notes them in a Parquet file."""
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        inner = {column: feature.get("feature", feature) for column, feature in features.items() if isinstance(feature, dict)}
+        return {column: feature["names"] for column, feature in inner.items() if feature.get("_type") == "ClassLabel"}
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return {}  # another file's metadata
+
+
+def _tfds(path: str, hasher: Any) -> Iterator[Row]:
+    with sources.open_tfds(path) as (features, records):
+        classes = {name: names for name in features if (names := getattr(features[name], "names", None))}
+        for number in range(len(records)):
+            place = f"{path}: row {number}"
+            try:
+                values = {name: _plain(value) for name, value in sorted(records[number].items())}
+            except UnicodeDecodeError as error:
+                raise InputError(f"{place}: not UTF-8 ({error.reason})") from None
+            sources.hashed(json.dumps(values, default=str).encode(), hasher)
+            yield Row(place, {k: _named(v, classes[k]) if k in classes else v for k, v in values.items()})
+
+
+def _plain(value: Any) -> Any:
+    """What TFDS gives (bytes, NumPy's arrays and numbers, also nested) as what JSON has."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, dict):
+        return {name: _plain(v) for name, v in value.items()}
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return [_plain(v) for v in value] if isinstance(value, list) else value.decode() if isinstance(value, bytes) else value
+
+
+_READERS: dict[str, Callable[[str, Any], Iterator[Row]]] = {
+    ".jsonl": _json_lines,
+    ".json": _json,
+    ".parquet": _parquet,
+    "tfds": _tfds,
+}
+
+
+# ---- sentences with a tag a word
+
+
+def read_conll(path: str, label_column: int = -1, word_column: int = 0, hasher: Any = None) -> Table:
+    """Sentences of a file with a word a line, a blank line behind each: columns `words` and `tags`, lists of str.
+
+        "EU B-ORG\\nrejects O\\n\\nPeter B-PER" -> {"words": ["EU", "rejects"], "tags": ["B-ORG", "O"]}, {"words": ["Peter"], ...}
+
+    Columns are separated by tabs where the first line has one, else by blanks. A file of a single column has no `tags`. Lines
+    of -DOCSTART- are left out, and those that start with # and are one column where the others have several: comments.
+
+    Raises:
+      InputError: a line that has another number of columns than the first, or an empty word or tag; a file without words.
+    """
+    lines = [(place, line if line.strip() else "") for place, line in _lines(path, hasher)]
+    first = next((line for _, line in lines if line and not line.startswith(("#", "-DOCSTART-"))), "-").strip(" \t")
+
+    def split(line: str) -> list[str]:
+        return line.strip(" ").split("\t") if "\t" in first else re.split("[ \t]+", line.strip(" \t"))
+
+    width = len(split(first))
+    if width == 1:
+        word_column = label_column = 0
+    for name, column in (("--label-column", label_column), ("--text-column", word_column)):
+        if not -width <= column < width:
+            raise InputError(f"{path}: has {width} columns, so {name} {column} is none of them")
+    rows = _sentences([(place, split(line) if line else []) for place, line in lines], width, word_column, label_column)
+    return Table(("words", "tags") if width > 1 else ("words",), rows, [])
+
+
+def _sentences(lines: list[tuple[str, list[str]]], width: int, word_column: int, label_column: int) -> Iterator[Row]:
+    """Rows of lines that are split into columns; no column: a blank line."""
+    start, words, tags = "", list[str](), list[str]()
+    for place, fields in [*lines, ("", [])]:
+        if fields[:1] == ["-DOCSTART-"] or (len(fields) == 1 < width and fields[0].startswith("#")):
+            continue
+        if fields:
+            if len(fields) != width:
+                raise InputError(f"{place}: {len(fields)} columns, where the first line has {width}")
+            if not fields[word_column] or not fields[label_column]:
+                raise InputError(f"{place}: an empty word or tag")
+            start = start if words else place
+            words.append(fields[word_column])
+            tags.append(fields[label_column])
+        elif words:
+            yield Row(start, {"words": words, "tags": tags} if width > 1 else {"words": words})
+            words, tags = [], []
+
+
+# ---- SQuAD
+
+
+def read_squad(path: str, hasher: Any = None) -> Table:
+    """The questions of a file in SQuAD's layout, 1.1 or 2.0: columns `id`, `question`, `context` and `answers`.
+
+    Answers are the file's (a list of {"text", "answer_start"}), none where `is_impossible`, and None where it says neither.
+
+    Raises:
+      InputError: no JSON, with the line; a key that is missing or of another type, with the path to it.
+    """
+    top = _load_json(path, [line for _, line in _lines(path, hasher)])
+    rows = []
+    for i, article in enumerate(_get(top, "data", list, path)):
+        for j, paragraph in enumerate(_get(article, "paragraphs", list, f"{path}: data[{i}]")):
+            at = f"{path}: data[{i}].paragraphs[{j}]"
+            context = _get(paragraph, "context", str, at)
+            for k, question in enumerate(_get(paragraph, "qas", list, at)):
+                at_question = f"{at}.qas[{k}]"
+                id = str(_get(question, "id", str | int, at_question))
+                answers = _get(question, "answers", list, at_question) if "answers" in question else None
+                values = {
+                    "id": id,
+                    "question": _get(question, "question", str, at_question),
+                    "context": context,
+                    "answers": [] if question.get("is_impossible") else answers,
+                }
+                rows.append(Row(f"{path}: {id}", values))
+    return Table(("id", "question", "context", "answers"), iter(rows), [])
+
+
+def _get(value: Any, key: str, kind: Any, place: str) -> Any:
+    if not isinstance(value, dict) or key not in value:
+        raise InputError(f"{place}: has no {key!r}; SQuAD's layout is {{data: [{{paragraphs: [{{context, qas: [...]}}]}}]}}")
+    if not isinstance(value[key], kind):
+        raise InputError(f"{place}: {key!r} is a {type(value[key]).__name__}, not a {getattr(kind, '__name__', kind)}")
+    return value[key]

@@ -1,0 +1,173 @@
+"""What a fine-tuning run leaves: predictions in the forms that scorers read, results.json, and the table on the screen."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from bert_jax.config import InputError
+from bert_jax.evaluation import Evaluator, Split
+from bert_jax.finetuning import Outcome, write_json
+from bert_jax.training.task_metrics import summary
+
+_LIBRARIES = ("bert_jax", "jax", "flax", "optax", "numpy", "scikit-learn", "scipy", "tokenizers")
+N_BEST = 20
+
+
+def write_predictions(folder: Path, split: Split, predicted: Sequence[Any], evaluator: Evaluator, threshold: float) -> Path:
+    """Writes the predictions of a split; the path of the file.
+
+    classification, multi_label, regression, multiple_choice, similarity: NAME.tsv with `id`, `prediction`, the right label where
+    there is one, and a column for each class's probability (similarity: the cosine). tagging: NAME.conll, a line a word: the
+    word, the right tag where there is one, the predicted tag. question_answering: NAME.json (id -> answer, "" for none, where
+    no answer is likelier by `threshold`), NAME.null_odds.json and NAME.nbest.json, as SQuAD's scripts read them.
+    """
+    if evaluator.task.kind == "question_answering":
+        return _write_answers(folder, split, predicted, threshold)
+    if evaluator.task.kind == "tagging":
+        lines = []
+        for record, tags in zip(split.records, predicted, strict=True):
+            columns = [record.texts, record.label, tags] if record.label is not None else [record.texts, tags]
+            lines += ["\t".join(word) for word in zip(*columns, strict=True)] + [""]
+        return _write(folder / f"{split.name}.conll", "\n".join(lines) + "\n")
+    text = io.StringIO()
+    out = csv.writer(text, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None, escapechar="\\")
+    header, rows = _columns(evaluator, predicted)
+    labelled = split.labelled
+    out.writerow(["id", "prediction", *(["label"] if labelled else []), *header])
+    for record, (prediction, values) in zip(split.records, rows, strict=True):
+        label = record.label if not isinstance(record.label, tuple) else ",".join(record.label)
+        out.writerow([record.id, prediction, *([label] if labelled else []), *(f"{value:.6g}" for value in values)])
+    return _write(folder / f"{split.name}.tsv", text.getvalue())
+
+
+def _columns(evaluator: Evaluator, predicted: Sequence[Any]) -> tuple[list[str], list[tuple[Any, Sequence[float]]]]:
+    """(names of the columns behind the prediction, a row each)."""
+    kind, labels = evaluator.task.kind, list(evaluator.labels)
+    if kind == "regression":
+        return [], [(f"{value:.6g}", []) for value in predicted]
+    if kind == "similarity":
+        return [], [(f"{_cosine(vectors[0], vectors[1]):.6g}", []) for vectors in predicted]
+    if kind == "multi_label":
+        shares = [1 / (1 + np.exp(-logits)) for logits in predicted]
+        return labels, [(",".join(n for n, p in zip(labels, row, strict=True) if p >= 0.5), row.tolist()) for row in shares]
+    names = labels if kind == "classification" else [str(i) for i in range(max(map(len, predicted), default=0))]
+    shares = [np.exp(logits - np.logaddexp.reduce(logits)) for logits in predicted]
+    return names, [(names[int(row.argmax())], row.tolist()) for row in shares]
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / max(1e-12, float(np.linalg.norm(a) * np.linalg.norm(b))))
+
+
+def _write_answers(folder: Path, split: Split, predicted: Sequence[Any], threshold: float) -> Path:
+    texts, odds = Evaluator.answers(split, predicted)
+    may_lack = split.labelled and not all(record.label for record in split.records)
+    answers = {id: "" if may_lack and odds[id] > threshold else text for id, text in texts.items()}
+    n_best = {}
+    for record, (found, null) in zip(split.records, predicted, strict=True):
+        logits = np.array([answer.logit for answer in found[:N_BEST]] + [null])
+        shares = np.exp(logits - np.logaddexp.reduce(logits)).tolist()
+        rows = [{"text": a.text, "start": a.start, "logit": a.logit} for a in found[:N_BEST]] + [{"text": "", "logit": null}]
+        both = [row | {"probability": share} for row, share in zip(rows, shares, strict=True)]
+        n_best[record.id] = sorted(both, key=lambda row: -row["logit"])
+    write_json(folder / f"{split.name}.null_odds.json", odds)
+    write_json(folder / f"{split.name}.nbest.json", n_best)
+    write_json(folder / f"{split.name}.json", answers)
+    return folder / f"{split.name}.json"
+
+
+def _write(path: Path, text: str) -> Path:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    return path
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the libraries that decide the numbers."""
+    found = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """For each learning rate the summary (mean, sd, median, min, max) of the score and of each metric over its seeds, and which
+    runs failed; failed ones count too, except those that have no score."""
+    rates = sorted({outcome.learning_rate for outcome in outcomes})
+    summaries = {}
+    for rate in rates:
+        own = [outcome for outcome in outcomes if outcome.learning_rate == rate and outcome.history]
+        names = [(split, metric) for split in (own[0].scores if own else {}) for metric in own[0].scores[split]]
+        summaries[f"{rate:g}"] = {
+            "runs": len(own),
+            "failed": [outcome.seed for outcome in outcomes if outcome.learning_rate == rate and outcome.failed],
+            "score": summary([outcome.score for outcome in own]) if own else None,
+            "metrics": {
+                f"{split}/{metric}": summary([outcome.scores[split][metric] for outcome in own]) for split, metric in names
+            },
+        }
+    return summaries
+
+
+def results(
+    task: str, model: str, command: str, outcomes: Sequence[Outcome], best: Outcome | None, data: dict[str, Any],
+    test: dict[str, dict[str, float]],
+) -> dict[str, Any]:  # fmt: skip
+    """The content of results.json."""
+    return {
+        "task": task,
+        "model": model,
+        "metrics": best.scores if best else {},
+        "score": best.score if best else None,
+        "best": {"seed": best.seed, "learning_rate": best.learning_rate, "step": best.best_step} if best else None,
+        "test": test,
+        "runs": [dataclasses.asdict(outcome) for outcome in outcomes],
+        "summary": summarize(outcomes),
+        "data": data,
+        "command": command,
+        "versions": versions(),
+    }
+
+
+def show(outcomes: Sequence[Outcome], best: Outcome, console: Console) -> None:
+    """A line a run, and the summary of each learning rate."""
+    names = [(split, metric) for split in best.scores for metric in best.scores[split]]
+    several = len(best.scores) > 1
+    table = Table(title="scores on the dev set" + (" (the last evaluation or the best, as --select says)" if several else ""))
+    for column in ("learning rate", "seed", "step", *(f"{s} {m}" if several else m for s, m in names), "seconds", ""):
+        table.add_column(column, justify="right")
+    for outcome in outcomes:
+        values = [f"{outcome.scores[s][m]:.4f}" if outcome.scores else "-" for s, m in names]
+        mark = f"failed: {outcome.failed}" if outcome.failed else "best" if outcome is best and len(outcomes) > 1 else ""
+        table.add_row(
+            f"{outcome.learning_rate:g}", str(outcome.seed), str(outcome.best_step), *values, f"{outcome.seconds:.0f}", mark
+        )
+    for rate, each in summarize(outcomes).items():
+        if each["runs"] > 1:
+            rows = {
+                "mean ± sd": lambda of: f"{of['mean']:.4f} ± {of['sd']:.4f}",
+                "median": lambda of: f"{of['median']:.4f}",
+            }
+            for name, form in rows.items():
+                table.add_row(rate, name, "", *(form(each["metrics"][f"{s}/{m}"]) for s, m in names), "", "", style="bold")
+    console.print(table)

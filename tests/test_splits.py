@@ -1,0 +1,697 @@
+"""Every input is made here, in tmp_path: nothing is downloaded."""
+
+import contextlib
+import hashlib
+import io
+import json
+import re
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bert_jax.config import InputError
+from bert_jax.data.splits import find_files, load_splits
+from bert_jax.data.tasks import Record, find_task
+from bert_jax.finetune_config import TaskData
+
+
+def write(path, data):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return str(path)
+
+
+def tsv(*rows):
+    return "".join("\t".join(map(str, row)) + "\n" for row in rows)
+
+
+def jsonl(*rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def load(task, data, **options):
+    return load_splits(find_task(task), TaskData(data=str(data), **options))
+
+
+def fails(message, task, data, **options):
+    with pytest.raises(InputError, match=re.escape(message)):
+        load(task, data, **options)
+
+
+def plain(records):
+    """[(texts, label, id)]"""
+    return [(record.texts, record.label, record.id) for record in records]
+
+
+def folder(tmp_path, **files):
+    """A folder of files; train_tsv is train.tsv."""
+    for name, data in files.items():
+        write(tmp_path / "task" / ".".join(name.rsplit("_", 1)), data)
+    return tmp_path / "task"
+
+
+def only(tmp_path, task, name, data, **options):
+    """The training and the dev rows of a file that is both."""
+    path = write(tmp_path / name, data)
+    splits = load(task, path, dev=path, **options)
+    assert plain(splits.train) == plain(splits.dev["dev"])
+    return splits
+
+
+TEXT_LABEL = ("text", "label")
+
+
+# ---- GLUE's folders
+
+
+def test_cola_has_no_header_but_in_its_test_file(tmp_path):
+    data = folder(
+        tmp_path,
+        train_tsv=tsv(("gj04", 1, "", 'It "is.'), ("gj04", 0, "*", "Is it it.")),
+        dev_tsv=tsv(("x", 0, "*", "Dev it.")),
+        test_tsv=tsv(("index", "sentence"), (5, "Test it.")),
+    )
+    splits = load("CoLA", data)
+    assert splits.train == [
+        Record(('It "is.',), "acceptable", "0", f"{data}/train.tsv:1"),
+        Record(("Is it it.",), "unacceptable", "1", f"{data}/train.tsv:2"),
+    ]
+    assert plain(splits.dev["dev"]) == [(("Dev it.",), "unacceptable", "0")]
+    assert plain(splits.test["test"]) == [(("Test it.",), None, "5")]
+    assert splits.labels == ("unacceptable", "acceptable")
+    assert splits.notes == [
+        f"train: 2 rows of {data}/train.tsv ('sentence' 'label')",
+        f"dev: 1 rows of {data}/dev.tsv ('sentence' 'label')",
+        f"test: 1 rows of {data}/test.tsv ('sentence')",
+        "test: has no labels",
+        "labels: unacceptable 1, acceptable 1",
+    ]
+
+
+def test_the_hash_is_that_of_the_files_in_the_order_train_dev_test(tmp_path):
+    train, dev, test = tsv(TEXT_LABEL, ("a", 0), ("b", 1)), tsv(TEXT_LABEL, ("c", 1)), tsv(("text",), ("d",))
+    splits = load("classification", folder(tmp_path, test_tsv=test, train_tsv=train, dev_tsv=dev))
+    assert splits.data_hash == hashlib.sha256((train + dev + test).encode()).hexdigest()
+
+
+def test_mnli_has_two_dev_and_two_test_sets(tmp_path):
+    columns = ("index", "promptID", "sentence1", "sentence2", "label1", "gold_label")
+    rows = [
+        columns,
+        *((7 + i, "x", "p", "h", "neutral", label) for i, label in enumerate(("contradiction", "entailment", "neutral"))),
+    ]
+    data = folder(
+        tmp_path,
+        train_tsv=tsv(*rows), dev_matched_tsv=tsv(columns, rows[1]), dev_mismatched_tsv=tsv(columns, rows[2]),
+        test_matched_tsv=tsv(columns[:4], rows[1][:4]), test_mismatched_tsv=tsv(columns[:4], rows[2][:4]),
+    )  # fmt: skip
+    splits = load("mnli", data)
+    assert plain(splits.train)[0] == (("p", "h"), "contradiction", "7")
+    assert {name: plain(records) for name, records in {**splits.dev, **splits.test}.items()} == {
+        "dev_matched": [(("p", "h"), "contradiction", "7")],
+        "dev_mismatched": [(("p", "h"), "entailment", "8")],
+        "test_matched": [(("p", "h"), None, "7")],
+        "test_mismatched": [(("p", "h"), None, "8")],
+    }
+    assert splits.labels == ("entailment", "neutral", "contradiction")
+    assert list(load("mnli", data, dev=str(data / "dev_matched.tsv")).dev) == ["dev"]
+
+
+@pytest.mark.parametrize("names", [("train.tsv", "test.tsv"), ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt")])
+def test_mrpc_is_read_as_glue_splits_it_or_as_microsoft_wrote_it(tmp_path, names):
+    columns = ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String")
+    train = tsv(columns, (1, 10, 11, 'A "b', "c"), (0, 12, 13, "d", "e"), (0, 1, 2, "h", "i")).replace("\n", "\r\n")
+    write(tmp_path / names[0], "\ufeff" + train)
+    write(tmp_path / names[1], "\ufeff" + tsv(columns, (0, 14, 15, "f", "g")))
+    splits = load("mrpc", tmp_path, dev_size=1)
+    assert plain(splits.train) == [(('A "b', "c"), "equivalent", "0"), (("d", "e"), "not_equivalent", "1")]
+    assert plain(splits.dev["dev"]) == [(("h", "i"), "not_equivalent", "2")]
+    assert plain(splits.test["test"]) == [(("f", "g"), "not_equivalent", "0")]
+
+
+def test_mrpcs_own_files_are_not_read_beside_glues(tmp_path):
+    for name in ("train.tsv", "dev.tsv", "msr_paraphrase_train.txt", "msr_paraphrase_test.txt"):
+        write(tmp_path / name, "")
+    assert find_files(find_task("mrpc"), TaskData(data=str(tmp_path))) == {
+        "train": f"{tmp_path}/train.tsv", "dev": f"{tmp_path}/dev.tsv",
+        "test": f"{tmp_path}/msr_paraphrase_test.txt"}  # fmt: skip
+
+
+def test_stsb_reads_glues_files_and_the_original_test_file_without_header(tmp_path):
+    columns = ("index", "genre", "sentence1", "sentence2", "score")
+    data = folder(
+        tmp_path, train_tsv=tsv(columns, (3, "x", "a", "b", "2.500")), dev_tsv=tsv(columns, (4, "x", "c", "d", "0.000"))
+    )
+    write(
+        data / "test-labeled.tsv",
+        tsv(("g", "f", 2012, "0024", "5.000", "e", "f"), ("g", "f", 2012, "1", "-1", "g", "h", "u", "v")),
+    )
+    splits = load("sts-b", data)
+    assert plain(splits.train) == [(("a", "b"), 2.5, "3")]
+    assert plain(splits.dev["dev"]) == [(("c", "d"), 0.0, "4")]
+    assert plain(splits.test["test"]) == [(("e", "f"), 5.0, "0"), (("g", "h"), None, "1")]
+    assert splits.labels == ()
+
+
+def test_lines_with_a_wrong_number_of_fields_are_left_out_of_qqp_and_an_error_elsewhere(tmp_path):
+    columns = ("id", "qid1", "qid2", "question1", "question2", "is_duplicate")
+    rows = tsv(columns, (0, 1, 2, "a", "b", 1), (3, "c", "d"), (5, 6, 7, "e", "f", 0))
+    data = folder(tmp_path, train_tsv=rows, dev_tsv=tsv(columns, (9, 1, 2, "x", "y", 1)))
+    splits = load("qqp", data)
+    assert plain(splits.train) == [(("a", "b"), "duplicate", "0"), (("e", "f"), "not_duplicate", "1")]
+    assert f"train: 1 lines left out, with a wrong number of fields: {data}/train.tsv:3" in splits.notes
+    fails(f"{data}/train.tsv:3: 3 fields where 6", "classification", data, label_column="is_duplicate")
+
+
+@pytest.mark.parametrize("name, columns", [("diagnostic", ("index", "sentence1", "sentence2")),
+                                           ("diagnostic-full", ("Domain", "Premise", "Hypothesis", "Label"))])  # fmt: skip
+def test_ax_has_a_test_set_only(tmp_path, name, columns):
+    row = ("0", "p", "h") if name == "diagnostic" else ("News", "p", "h", "neutral")
+    path = write(tmp_path / f"{name}.tsv", tsv(columns, row))
+    expected = [(("p", "h"), None if name == "diagnostic" else "neutral", "0")]
+    for data in (tmp_path, path):
+        splits = load("ax", data)
+        assert (splits.train, splits.dev) == ([], {})
+        assert plain(splits.test["test"]) == expected
+        assert splits.labels == ("entailment", "neutral", "contradiction")
+
+
+def test_test_tsv_goes_before_test_labeled_and_that_before_test_unlabeled(tmp_path):
+    task, data = find_task("sst2"), TaskData(data=str(tmp_path))
+    for name in ("train.tsv", "test-unlabeled.tsv", "test-labeled.tsv", "test.tsv"):
+        write(tmp_path / name, "")
+        if name != "train.tsv":
+            assert find_files(task, data)["test"] == f"{tmp_path}/{name}"
+
+
+@pytest.mark.parametrize("task, columns, row, expected", [
+    ("sst2", ("sentence", "label"), ("x", 1), (("x",), "positive", "0")),
+    ("qnli", ("index", "question", "sentence", "label"), (3, "q", "s", "not_entailment"), (("q", "s"), "not_entailment", "3")),
+    ("rte", ("index", "sentence1", "sentence2", "label"), (3, "a", "b", "entailment"), (("a", "b"), "entailment", "3")),
+    ("wnli", ("index", "sentence1", "sentence2", "label"), (3, "a", "b", 1), (("a", "b"), "entailment", "3")),
+])  # fmt: skip
+def test_the_other_glue_tasks_are_read_by_their_columns(tmp_path, task, columns, row, expected):
+    words = {"positive": 0, "not_entailment": "entailment", "entailment": "not_entailment" if row[-1] != 1 else 0}
+    splits = load(task, folder(tmp_path, train_tsv=tsv(columns, row, (*row[:-1], words[expected[1]])), dev_tsv=tsv(columns, row)))
+    assert plain(splits.dev["dev"]) == [expected]
+    assert splits.train[0].label != splits.train[1].label
+
+
+# ---- which files
+
+
+@pytest.mark.parametrize("dev", ["dev", "validation", "valid", "val", "testa", "Dev", "dev-v1.1", "validation-00000-of-00001"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv.gz", ".parquet"])
+def test_splits_of_a_folder_are_found_by_name(tmp_path, dev, suffix):
+    for name in ("train", dev, "testb"):
+        write(tmp_path / f"{name}{suffix}", "")
+    for name in ("README.md", "train.py", "labels.txt", "development.csv", "train"):
+        write(tmp_path / name, "")
+    assert find_files(find_task("classification"), TaskData(data=f"{tmp_path}/")) == {
+        "train": f"{tmp_path}/train{suffix}", "dev": f"{tmp_path}/{dev}{suffix}",
+        "test": f"{tmp_path}/testb{suffix}"}  # fmt: skip
+
+
+def test_a_given_dev_or_test_file_goes_before_the_folders(tmp_path):
+    for name in ("train.csv", "dev.csv", "val.csv", "test.csv"):
+        write(tmp_path / name, "")
+    task, data = find_task("classification"), str(tmp_path)
+    assert find_files(task, TaskData(data=data, dev="x", test="y")) == {"train": f"{data}/train.csv", "dev": "x", "test": "y"}
+    assert find_files(task, TaskData(data="f.csv", dev="x", test="y")) == {"train": "f.csv", "dev": "x", "test": "y"}
+    assert find_files(find_task("ax"), TaskData(data=data, dev="x")) == {"test": f"{data}/test.csv"}
+
+
+def test_two_files_for_one_split_and_a_folder_without_training_file_are_named(tmp_path):
+    fails("no data: --data names a folder", "classification", "")
+    (tmp_path / "empty").mkdir()
+    fails("empty: holds no files", "classification", tmp_path / "empty")
+    write(tmp_path / "dev.csv", "")
+    fails("no train.* in it, only dev.csv; name the files: --data FILE", "classification", tmp_path)
+    write(tmp_path / "train.csv", "")
+    write(tmp_path / "valid.jsonl", "")
+    fails(f"{tmp_path}/dev.csv and {tmp_path}/valid.jsonl could both be dev: name the one to use with --dev FILE",
+          "classification", tmp_path)  # fmt: skip
+    fails("nowhere.csv: no such file; nearest in", "classification", tmp_path / "nowhere.csv")
+    write(tmp_path / "other" / "notes.pdf", "")
+    fails("no train.* in it, only notes.pdf", "classification", tmp_path / "other")
+
+
+def test_a_bucket_is_a_folder_too():
+    fsspec = pytest.importorskip("fsspec")
+    fs = fsspec.filesystem("memory")
+    fs.pipe("/task/train.tsv", tsv(TEXT_LABEL, ("a", 0), ("b", 1)).encode())
+    fs.pipe("/task/dev.tsv", tsv(TEXT_LABEL, ("c", 1)).encode())
+    try:
+        splits = load("classification", "memory://task")
+        assert [record.place for record in splits.dev["dev"]] == ["memory:///task/dev.tsv:2"]
+    finally:
+        fs.rm("/task", recursive=True)
+
+
+# ---- which columns
+
+
+@pytest.mark.parametrize("columns", [
+    "text", "sentence", "Text", "sentence1 sentence2", "premise hypothesis", "question1 question2", "question sentence",
+    "question answer",
+])  # fmt: skip
+def test_usual_columns_need_not_be_named(tmp_path, columns):
+    rows = [{**dict.fromkeys(columns.split(), "x"), "label": label, "extra": "y"} for label in "ab"]
+    splits = only(tmp_path, "classification", "a.jsonl", jsonl(*rows))
+    assert splits.train[0].texts == ("x",) * len(columns.split())
+
+
+def test_the_tasks_own_columns_go_before_the_usual_ones(tmp_path):
+    rows = tsv(("text", "sentence", "label"), ("a", "b", 0), ("c", "d", 1))
+    assert only(tmp_path, "sst2", "a.tsv", rows).train[0].texts == ("b",)
+
+
+def test_columns_are_those_that_the_user_names(tmp_path):
+    rows = [("id", "label", "text", "title", "topic"), ("n1", 5, "b", "a", "x"), ("n2", 6, "d", "c", "y")]
+    splits = only(
+        tmp_path, "classification", "a.tsv", tsv(*rows), text_column=("title", "text"), label_column="topic", id_column="id"
+    )
+    assert plain(splits.train) == [(("a", "b"), "x", "n1"), (("c", "d"), "y", "n2")]
+
+
+@pytest.mark.parametrize("task, columns, options, message", [
+    ("classification", "txet label", {}, "the text? It has txet, label: say --text-column NAME; did you mean 'txet'?"),
+    ("classification", "text sentence label", {}, "which column is the text? It has text, sentence, label: say --text-column"),
+    ("sst2", "review label", {}, "which column is the text? It has review, label (task sst2: sentence): say --text-column NAME"),
+    ("classification", "text labels", {}, "the label? It has text, labels: say --label-column NAME; did you mean 'labels'"),
+    ("classification", "text label", {"text_column": ("txt",)}, "no column 'txt', it has text, label; did you mean 'text'? (--"),
+    ("classification", "text label", {"label_column": "lable"}, "no column 'lable', it has text, label; did you mean 'label'?"),
+    ("classification", "text label", {"id_column": "id"}, "no column 'id', it has text, label (--id-column)"),
+    ("classification", "a b c label", {"text_column": ("a", "b", "c")}, "a b c: 3 columns, but classification takes 1 or 2"),
+    ("multiple_choice", "a b label", {"text_column": ("a", "b")}, "a b: 2 columns, but multiple_choice takes 3 or more"),
+    ("multiple_choice", "a b label", {}, "which column is the text?"),
+    ("swag", "sent1 ending0 ending1 ending2 ending3 label", {}, "no column 'sent2'"),
+    ("similarity", "anchor positive negative label", {"label_column": "label"}, "--label-column label: three texts are"),
+])  # fmt: skip
+def test_columns_that_are_not_there_or_not_obvious_are_an_error_that_lists_them(tmp_path, task, columns, options, message):
+    path = write(tmp_path / "a.tsv", tsv(columns.split(), [0] * len(columns.split())))
+    fails(message, task, path, **options)
+
+
+def test_a_test_file_may_lack_the_label_column_and_no_other_is_taken_for_it(tmp_path):
+    train = write(tmp_path / "a.csv", "text,topic,label\na,x,1\nb,y,2\n")
+    test = write(tmp_path / "test.csv", "text,label\nc,1\n")
+    splits = load("classification", train, dev=train, test=test, label_column="topic")
+    assert plain(splits.test["test"]) == [(("c",), None, "0")]
+
+
+def test_ids_that_the_user_names_must_differ(tmp_path):
+    path = write(tmp_path / "a.csv", "text,label,id\na,x,1\nb,y,2\nc,y,1\n")
+    fails(f"a.csv:4: id '1' is also that of {path}:2", "classification", path, id_column="id")
+
+
+@pytest.mark.parametrize("value, shown", [(None, "None"), (5, "5"), (["x"], "['x']")])
+def test_a_text_that_is_none_is_named(tmp_path, value, shown):
+    path = write(tmp_path / "a.jsonl", jsonl({"text": "a", "label": 0}, {"text": value, "label": 1}))
+    fails(f"a.jsonl:2: 'text' is {shown}, not a text", "classification", path)
+    path = write(tmp_path / "a.jsonl", '{"text": "\\ud800", "label": 1}\n')
+    fails("a.jsonl:1: 'text' has half a surrogate pair in it", "classification", path)
+
+
+# ---- labels
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.csv"])
+def test_whole_numbers_are_one_class_however_they_are_written_and_sort_as_numbers(tmp_path, name):
+    rows = [{"text": "x", "label": 10}, {"text": "y", "label": 9.0}, {"text": "z", "label": 9}]
+    if name == "a.parquet":
+        pq.write_table(pa.table({"text": ["x", "y", "z"], "label": [10.0, 9.0, 9.0]}), tmp_path / "made.parquet")
+    data = {"a.jsonl": jsonl(*rows), "a.csv": "text,label\nx,10\ny, 9\nz,9\n"}.get(name) or (
+        tmp_path / "made.parquet"
+    ).read_bytes()
+    splits = only(tmp_path, "classification", name, data)
+    assert [record.label for record in splits.train] == ["10", "9", "9"]
+    assert splits.labels == ("9", "10")
+
+
+def test_names_sort_by_spelling(tmp_path):
+    splits = only(tmp_path, "classification", "a.csv", "text,label\nx,pos\ny,10\nz,9\n")
+    assert splits.labels == ("10", "9", "pos")
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_a_label_that_training_does_not_have_is_named_with_its_place(tmp_path, split):
+    train = write(tmp_path / "a.csv", "text,label\nx,positive\ny,negative\n")
+    other = write(tmp_path / "b.csv", "text,label\nx,positive\ny,postive\n")
+    fails("b.csv:3: label 'postive' is none of the training rows': negative, positive; did you mean 'positive'?",
+          "classification", train, **{"dev": train, split: other})  # fmt: skip
+    fails(
+        "b.csv:3: label 'postive' is none of task sst2's: negative, positive; did",
+        "sst2",
+        other,
+        dev=train,
+        text_column=("text",),
+    )
+
+
+def test_a_label_of_the_task_that_training_lacks_is_warned_of_and_one_class_alone_is_an_error(tmp_path):
+    columns = ("sentence1", "sentence2", "gold_label")
+    path = write(tmp_path / "a.tsv", tsv(columns, ("a", "b", "neutral"), ("c", "d", "entailment")))
+    notes = load("mnli", path, dev=path).notes
+    assert "labels: entailment 1, neutral 1, contradiction 0" in notes
+    assert "warning: no training row has label 'contradiction'" in notes
+    path = write(tmp_path / "a.tsv", tsv(columns, ("a", "b", "neutral"), ("c", "d", "neutral")))
+    fails("the 2 training rows have no label but neutral: nothing to learn", "mnli", path, dev=path)
+
+
+def test_hidden_labels_of_a_test_set_are_minus_one_or_empty_unless_training_has_below_zero(tmp_path):
+    for task, good in (("classification", [1, 0]), ("regression", [1.5, 0.5])):
+        train = write(tmp_path / "a.csv", tsv(TEXT_LABEL, ("a", good[0]), ("b", good[1])).replace("\t", ","))
+        test = write(tmp_path / "b.csv", f"text,label\nx,-1\ny,\nz,{good[0]}\n")
+        known = str(good[0]) if task == "classification" else good[0]
+        splits = load(task, train, dev=train, test=test)
+        assert [record.label for record in splits.test["test"]] == [None, None, known]
+        assert "test: has no labels" not in splits.notes
+        write(tmp_path / "a.csv", f"text,label\na,{good[0]}\nb,-1\n")
+        minus = "-1" if task == "classification" else -1.0
+        assert [record.label for record in load(task, train, dev=train, test=test).test["test"]] == [minus, None, known]
+
+
+def test_not_a_number_is_no_label(tmp_path):
+    train = write(tmp_path / "a.jsonl", jsonl({"text": "a", "label": 1.0}, {"text": "b", "label": 0}))
+    test = write(tmp_path / "b.jsonl", '{"text": "a", "label": NaN}\n{"text": "a", "label": 1}\n')
+    assert [r.label for r in load("classification", train, dev=train, test=test).test["test"]] == [None, "1"]
+
+
+def test_training_and_dev_rows_need_labels(tmp_path):
+    good, some = tsv(TEXT_LABEL, ("a", 0), ("b", 1)), tsv(TEXT_LABEL, ("a", 0), ("b", ""), ("c", 1))
+    data = folder(tmp_path, train_tsv=some, dev_tsv=good)
+    fails(f"{data}/train.tsv:3: no label, as in 1 of 3 rows; leave them out of train", "classification", data)
+    data = folder(tmp_path, train_tsv=good, dev_tsv=tsv(TEXT_LABEL, ("a", ""), ("b", " ")))
+    fails(f"{data}/dev.tsv: none of its 2 rows has a label, so it cannot be dev", "classification", data)
+    data = folder(tmp_path, train_tsv=good, dev_tsv=tsv(TEXT_LABEL))
+    fails(f"{data}/dev.tsv: holds no rows", "classification", data)
+    fails(
+        f"{data}/dev.tsv: holds no rows",
+        "classification",
+        data / "train.tsv",
+        dev=str(data / "train.tsv"),
+        test=str(data / "dev.tsv"),
+    )
+
+
+def test_several_labels_a_row_are_a_list_or_separated_and_may_be_none(tmp_path):
+    rows = [
+        {"text": "x", "labels": ["b", "a", "b"]},
+        {"text": "y", "labels": []},
+        {"text": "z", "labels": None},
+        {"text": "w", "labels": [3]},
+    ]
+    splits = only(tmp_path, "multi_label", "a.jsonl", jsonl(*rows))
+    assert [record.label for record in splits.train] == [("b", "a"), (), (), ("3",)]
+    assert splits.labels == ("3", "a", "b")
+    assert "labels: 3 1, a 1, b 1" in splits.notes
+    splits = only(tmp_path, "multi_label", "a.tsv", tsv(TEXT_LABEL, ("x", "b; a;"), ("y", "")), label_separator=";")
+    assert [record.label for record in splits.train] == [("b", "a"), ()]
+    path, dev = tmp_path / "a.tsv", write(tmp_path / "dev.tsv", tsv(TEXT_LABEL, ("x", "b;c")))
+    fails("dev.tsv:2: label 'c' is none of the training rows': a, b", "multi_label", path, dev=dev, label_separator=";")
+    path = write(tmp_path / "a.tsv", tsv(TEXT_LABEL, ("x", ""), ("y", "")))
+    assert load("multi_label", write(tmp_path / "b.tsv", tsv(TEXT_LABEL, ("x", "a"))), dev=path).labels == ("a",)
+
+
+def test_a_list_is_not_one_class(tmp_path):
+    path = write(tmp_path / "a.jsonl", jsonl({"text": "x", "label": ["a"]}))
+    fails("a.jsonl:1: the label is ['a']; several labels a row are --task multi_label", "classification", path)
+
+
+@pytest.mark.parametrize("task", ["regression", "similarity"])
+def test_numbers_are_numbers_or_named(tmp_path, task):
+    columns = ("sentence1", "sentence2", "score")
+    splits = only(tmp_path, task, "a.tsv", tsv(columns, ("a", "b", "2"), ("c", "d", " -1.5e0 ")))
+    assert [record.label for record in splits.train] == [2.0, -1.5]
+    assert all(isinstance(record.label, float) for record in splits.train)
+    for bad in ("five", "nan", "inf"):
+        path = write(tmp_path / "a.tsv", tsv(columns, ("a", "b", "2"), ("c", "d", bad)))
+        fails(f"a.tsv:3: the label is '{bad}', not a number", task, path)
+
+
+@pytest.mark.parametrize("columns", ["anchor positive", "anchor positive negative", "sentence1 sentence2"])
+def test_similar_texts_may_come_without_labels(tmp_path, columns):
+    rows = [dict(zip(columns.split(), texts, strict=False)) for texts in ("abc", "def")]
+    splits = only(tmp_path, "similarity", "a.jsonl", jsonl(*rows))
+    assert plain(splits.train)[1] == (("d", "e", "f")[: len(columns.split())], None, "1")
+    path = write(tmp_path / "a.jsonl", jsonl(rows[0] | {"label": 1.0}, rows[1] | {"label": None}))
+    if "negative" in columns:
+        assert [record.label for record in load("similarity", path, dev=path).train] == [None, None]
+    else:
+        fails("a.jsonl:2: no label, as in 1 of 2 rows", "similarity", path)
+
+
+def test_swag_puts_the_start_of_the_second_sentence_before_every_ending(tmp_path):
+    header = "video-id,sent1,sent2,gold-source,ending0,ending1,ending2,ending3,label\n"
+    train = write(tmp_path / "train.csv", header + '1,"A man, sits.",He,gold,runs.,eats.,sleeps.,talks.,3\n')
+    write(tmp_path / "val.csv", header + "1,B.,She,gold,a,b,c,d,0\n")
+    splits = load("swag", tmp_path)
+    assert plain(splits.train) == [(("A man, sits.", "He runs.", "He eats.", "He sleeps.", "He talks."), 3, "0")]
+    assert plain(splits.dev["dev"]) == [(("B.", "She a", "She b", "She c", "She d"), 0, "0")]
+    for bad, message in (
+        ("4", "label 4, but the choices are 0 to 3"),
+        ("-1", "label -1, but"),
+        ("b", "the label is 'b', not a whole"),
+    ):
+        write(tmp_path / "train.csv", header + f"1,B.,She,gold,a,b,c,d,{bad}\n")
+        fails(f"{train}:2: {message}", "swag", tmp_path)
+    write(tmp_path / "train.csv", header + "1,B.,She,gold,a,b,c,d,2\n")
+    write(tmp_path / "test.csv", header + "1,B.,She,gold,a,b,c,d,-1\n")
+    assert load("swag", tmp_path).test["test"][0].label is None
+
+
+def test_choices_are_the_columns_behind_the_context(tmp_path):
+    rows = [{"q": "x", "a": "y", "b": "z", "right": right} for right in (1, 0.0)]
+    splits = only(tmp_path, "multiple_choice", "a.jsonl", jsonl(*rows), text_column=("q", "a", "b"), label_column="right")
+    assert plain(splits.train) == [(("x", "y", "z"), 1, "0"), (("x", "y", "z"), 0, "1")]
+
+
+# ---- tagging
+
+
+def test_tags_come_with_o_first_and_those_unknown_to_training_are_counted(tmp_path):
+    data = folder(tmp_path, train_conll="EU B-ORG\nx O\n\ny O\n", dev_conll="z B-LOC\nz B-LOC\n", test_conll="a\n\n#\n")
+    splits = load("ner", data)
+    assert plain(splits.train) == [(("EU", "x"), ("B-ORG", "O"), "0"), (("y",), ("O",), "1")]
+    assert splits.train[1].place == f"{data}/train.conll:4"
+    assert plain(splits.test["test"]) == [(("a",), None, "0"), (("#",), None, "1")]
+    assert splits.labels == ("O", "B-LOC", "B-ORG")
+    assert "warning: tag 'B-LOC' is 2 times in dev or test, never in training" in splits.notes
+    assert load("ner", data, label_column="0", test=str(data / "dev.conll")).labels == ("EU", "x", "y", "z")
+    fails("--label-column is 'tags', not a whole number", "ner", data, label_column="tags")
+    fails("test.conll: which column is the label? It has words", "ner", data, dev=str(data / "test.conll"))
+
+
+@pytest.mark.parametrize("columns", [("words", "tags"), ("tokens", "ner_tags"), ("w", "t")])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_words_and_tags_may_be_lists(tmp_path, columns, name):
+    rows = [dict(zip(columns, row, strict=True)) for row in ((["EU", "x"], ["B-ORG", "O"]), (["y"], ["O"]))]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "made.parquet")
+    options = dict(text_column=("w",), label_column="t") if columns == ("w", "t") else {}
+    data = jsonl(*rows) if name == "a.jsonl" else (tmp_path / "made.parquet").read_bytes()
+    splits = only(tmp_path, "tagging", name, data, **options)
+    assert plain(splits.train) == [(("EU", "x"), ("B-ORG", "O"), "0"), (("y",), ("O",), "1")]
+
+
+@pytest.mark.parametrize("row, message", [
+    ({"words": ["a", "b"], "tags": ["O"]}, "a.jsonl:1: 2 words, but 1 tags"),
+    ({"words": "a b", "tags": ["O"]}, "a.jsonl:1: 'words' is 'a b', not a list of words"),
+    ({"words": [], "tags": []}, "a.jsonl:1: 'words' is [], not a list of words"),
+    ({"words": ["a", 1], "tags": ["O", "O"]}, "a.jsonl:1: 'words' is 1, not a text"),
+    ({"words": ["a"], "tags": "O"}, "a.jsonl:1: the label is 'O', not a list of tags"),
+    ({"words": ["a"], "tags": [None]}, "a.jsonl:1: the label is [None], not a list of tags"),
+])  # fmt: skip
+def test_what_is_no_sentence_with_a_tag_a_word_is_named(tmp_path, row, message):
+    fails(message, "tagging", write(tmp_path / "a.jsonl", jsonl(row)))
+
+
+# ---- question answering
+
+
+def squad(*questions, context="The cat sat."):
+    questions = [{"question": "Who?"} | question for question in questions]
+    return json.dumps({"data": [{"paragraphs": [{"context": context, "qas": questions}]}]})
+
+
+def test_answers_that_do_not_stand_where_they_say_are_left_out_and_counted(tmp_path):
+    cat, sat, bad = ({"text": text, "answer_start": start} for text, start in (("cat", 4), ("sat", 8), ("cat", 5)))
+    data = squad(
+        {"id": "a", "answers": [cat, bad, sat]},
+        {"id": "b", "answers": [bad]},
+        {"id": "c", "answers": [], "is_impossible": True},
+        {"id": "d", "answers": [{"text": "", "answer_start": 0}, {"text": "sat.", "answer_start": -4}]},
+    )
+    write(tmp_path / "train-v2.0.json", data)
+    write(tmp_path / "dev-v2.0.json", squad({"id": "e", "answers": [cat]}))
+    write(tmp_path / "test-v2.0.json", squad({"id": "f"}))
+    splits = load("squad2", tmp_path)
+    texts = ("Who?", "The cat sat.")
+    assert plain(splits.train) == [(texts, (("cat", 4), ("sat", 8)), "a"), (texts, (), "c")]
+    assert splits.train[0].place == f"{tmp_path}/train-v2.0.json: a"
+    assert plain(splits.test["test"]) == [(texts, None, "f")]
+    assert "warning: train: 4 answers left out that do not stand at their answer_start: a, b, d, ..." in splits.notes
+    assert "warning: train: 2 questions left out that have no other answer: b, d" in splits.notes
+    path = write(tmp_path / "bad.json", squad({"id": "b", "answers": [bad]}))
+    fails("bad.json: holds no rows; warning: train: 1 answers left out that do not stand at their", "squad", path)
+
+
+def test_a_question_without_answers_cannot_be_trained_on_and_ids_must_differ(tmp_path):
+    cat = [{"text": "cat", "answer_start": 4}]
+    path = write(tmp_path / "a.json", squad({"id": "a", "answers": cat}, {"id": "b"}))
+    fails("a.json: b: no label, as in 1 of 2 rows", "squad", path)
+    path = write(tmp_path / "a.json", squad({"id": "a", "answers": cat}, {"id": "a", "answers": cat}))
+    fails("a.json: a: id 'a' is also that of", "squad", path)
+    path = write(tmp_path / "a.json", squad({"id": "a", "answers": [{"text": "cat"}]}))
+    fails("a.json: a: answers are [{'text': 'cat'}], not a list of {text, answer_start}", "squad", path)
+
+
+@pytest.mark.parametrize("answers", [[{"text": "cat", "answer_start": 4}], {"text": ["cat"], "answer_start": [4]}])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_questions_may_be_rows_as_hugging_face_has_them(tmp_path, answers, name):
+    rows = [{"id": i, "title": "t", "context": "The cat sat.", "question": "Who?", "answers": answers} for i in "ab"]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "made.parquet")
+    data = jsonl(*rows) if name == "a.jsonl" else (tmp_path / "made.parquet").read_bytes()
+    assert plain(only(tmp_path, "squad", name, data).train)[1] == (("Who?", "The cat sat."), (("cat", 4),), "b")
+
+
+# ---- held out, capped, duplicates
+
+
+def numbered(n):
+    return "text,label\n" + "".join(f"t{i},{i % 2}\n" for i in range(n))
+
+
+@pytest.mark.parametrize("dev_size, k", [(0.1, 5), (0.25, 13), (7, 7), (7.0, 7)])
+def test_dev_rows_are_drawn_by_the_contracts_permutation_and_stay_in_order(tmp_path, dev_size, k):
+    n = 51
+    splits = load("classification", write(tmp_path / "a.csv", numbered(n)), dev_size=dev_size)
+    chosen = np.random.default_rng(0).permutation(n)[:k]
+    assert [record.texts[0] for record in splits.dev["dev"]] == [f"t{i}" for i in sorted(chosen)]
+    assert [record.texts[0] for record in splits.train] == [f"t{i}" for i in range(n) if i not in chosen]
+    assert f"dev: {k} of 51 training rows are held out (--dev-size {dev_size:g}), drawn by seed 0" in splits.notes
+
+
+def test_training_rows_are_capped_after_the_dev_rows_are_held_out(tmp_path):
+    path = write(tmp_path / "a.csv", numbered(50))
+    splits = load("classification", path, max_train_rows=20)
+    held = np.random.default_rng(0).permutation(50)[:5]
+    left = [i for i in range(50) if i not in held]
+    kept = np.random.default_rng(0).permutation(45)[:20]
+    assert [record.texts[0] for record in splits.train] == [f"t{left[i]}" for i in sorted(kept)]
+    assert [record.id for record in splits.train] == [str(left[i]) for i in sorted(kept)]
+    assert "train: 20 of 45 rows are kept (--max-train-rows), drawn by seed 0" in splits.notes
+    assert len(load("classification", path, dev=path, max_train_rows=20).dev["dev"]) == 50
+    splits = load("classification", path, dev=path, max_train_rows=50)
+    assert len(splits.train) == 50
+    assert not [note for note in splits.notes if "--max-train-rows" in note]
+
+
+@pytest.mark.parametrize("dev_size", [0.01, 5, 6, 0.95])
+def test_a_share_that_leaves_no_rows_is_an_error(tmp_path, dev_size):
+    path = write(tmp_path / "a.csv", numbered(5))
+    fails(f"--dev-size {dev_size:g} of 5 training rows leaves nothing", "classification", path, dev_size=dev_size)
+
+
+def test_dev_rows_that_are_in_training_too_are_counted(tmp_path):
+    path, dev = write(tmp_path / "a.csv", numbered(4)), write(tmp_path / "b.csv", "text,label\nt1,0\nT1,1\nt3,1\n")
+    assert load("classification", path, dev=dev).notes[-1] == "warning: 2 of 3 dev rows are also in the training rows"
+
+
+# ---- TFDS
+
+
+def prepared(builder, folder):
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        builder(data_dir=str(folder), file_format="array_record").download_and_prepare()
+
+
+@pytest.fixture(scope="module")
+def tfds_dir(tmp_path_factory):
+    """Datasets `glue/sst2` and `tiny_glue`, by TFDS's own builder and one of the same form, and `tiny_tags`."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    import tensorflow_datasets.text.glue as glue
+
+    folder = tmp_path_factory.mktemp("tfds")
+    rows = [(f"é {i}", i % 2) for i in range(6)]
+    write(folder / "SST-2/train.tsv", tsv(("sentence", "label"), *rows))
+    write(folder / "SST-2/dev.tsv", tsv(("sentence", "label"), *rows[:2]))
+    write(folder / "SST-2/test.tsv", tsv(("index", "sentence"), (0, "hidden")))
+    text, features = tfds.features.Text(), tfds.features
+
+    class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _split_generators(self, dl_manager):
+            return {name: enumerate(rows) for name, rows in self.ROWS.items()}
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=features.FeaturesDict(self.FEATURES))
+
+    class TinyGlue(Tiny):
+        label = features.ClassLabel(names=["entailment", "neutral", "contradiction"])
+        FEATURES = {"premise": text, "hypothesis": text, "label": label, "idx": np.int32}  # noqa: RUF012
+        ROWS = {  # noqa: RUF012
+            "train": [{"premise": "p", "hypothesis": "h", "label": i, "idx": i + 10} for i in range(3)],
+            "validation_matched": [{"premise": "p", "hypothesis": "i", "label": 1, "idx": 0}],
+            "test_matched": [{"premise": "p", "hypothesis": "j", "label": -1, "idx": 5}],
+        }
+
+    class TinyTags(Tiny):
+        FEATURES = {  # noqa: RUF012
+            "tokens": features.Sequence(text), "tags": features.Sequence(features.ClassLabel(names=["O", "B-X"])),
+            "question": text, "context": text, "answers": features.Sequence({"text": text, "answer_start": np.int32}),
+            "score": np.float32,
+        }  # fmt: skip
+        ROWS = {"train": [{  # noqa: RUF012
+            "tokens": ["é", "x"], "tags": [1, 0], "question": "Who?", "context": "é\r\ncat", "score": 2.5,
+            "answers": {"text": ["cat"], "answer_start": [3]}}]}  # fmt: skip
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tfds.download.DownloadManager, "download_and_extract", lambda self, url: str(folder))
+        prepared(lambda **options: glue.Glue(config="sst2", **options), folder)
+    prepared(TinyGlue, folder)
+    prepared(TinyTags, folder)
+    return folder
+
+
+@pytest.fixture
+def tfds(tfds_dir, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_dir))
+
+
+def test_glue_comes_from_tfds_with_the_names_of_its_classes(tfds):
+    splits = load("sst2", "tfds:glue/sst2")
+    assert sorted(plain(splits.train)) == [((f"é {i}",), ("negative", "positive")[i % 2], str(i)) for i in range(6)]
+    assert sorted(plain(splits.dev["dev"])) == [(("é 0",), "negative", "0"), (("é 1",), "positive", "1")]
+    assert plain(splits.test["test"]) == [(("hidden",), None, "0")]
+    assert splits.test["test"][0].place == "tfds:glue/sst2:test: row 0"
+    assert splits.data_hash == load("sst2", "tfds:glue/sst2").data_hash != load("sst2", "tfds:glue/sst2:train").data_hash
+    assert "tensorflow" not in sys.modules
+
+
+def test_a_named_split_of_tfds_is_one_file(tfds):
+    splits = load("sst2", "tfds:glue/sst2:train[:4]", dev="tfds:glue/sst2:train[4:]")
+    assert (len(splits.train), len(splits.dev["dev"]), splits.test) == (4, 2, {})
+    fails("tfds:glue/sst2:tain: no split 'tain', it has test, train, validation", "sst2", "tfds:glue/sst2:tain")
+
+
+def test_matched_splits_of_tfds_and_its_column_names_are_those_of_mnli(tfds):
+    splits = load("mnli", "tfds:tiny_glue")
+    names = {"10": "entailment", "11": "neutral", "12": "contradiction"}
+    assert {record.id: record.label for record in splits.train} == names
+    assert plain(splits.dev["dev_matched"]) == [(("p", "i"), "neutral", "0")]
+    assert plain(splits.test["test_matched"]) == [(("p", "j"), None, "5")]
+
+
+def test_sentences_questions_and_numbers_come_from_tfds(tfds):
+    options = dict(dev="tfds:tiny_tags:train")
+    assert plain(load("ner", "tfds:tiny_tags", **options).train) == [(("é", "x"), ("B-X", "O"), "0")]
+    assert plain(load("squad", "tfds:tiny_tags", **options).train) == [(("Who?", "é\r\ncat"), (("cat", 3),), "0")]
+    assert plain(load("regression", "tfds:tiny_tags", text_column=("context",), **options).train) == [(("é\r\ncat",), 2.5, "0")]
