@@ -50,7 +50,7 @@ def run(cfg: FinetuneConfig, task: Any, command: str) -> int:
     """Reads the data, trains the runs, picks the best, predicts with it and writes what came of it."""
     from rich.console import Console
 
-    from bert_jax import finetuning, results
+    from bert_jax import files, finetuning, report, results
     from bert_jax.data.splits import load_splits
     from bert_jax.training import loop
 
@@ -70,23 +70,24 @@ def run(cfg: FinetuneConfig, task: Any, command: str) -> int:
     scored = [outcome for outcome in outcomes if outcome.history]
     if setting.batches is not None and not scored:
         raise InputError(f"all runs diverged: {outcomes[0].failed}. Give a lower --learning-rates")
-    best = max(scored, key=lambda outcome: outcome.score, default=None)
+    best = max(scored, key=lambda outcome: (outcome.failed is None, outcome.score), default=None)
     if best is not None:
         _keep_best(workdir, finetuning.export_folder(workdir, outcomes, best))
-    scores = finetuning.predict_all(setting, test, workdir)
+    scores, predicted = finetuning.predict_all(setting, test, workdir)
     data = {"hash": splits.data_hash, "train": len(splits.train)} | {
         name: len(records) for name, records in [*splits.dev.items(), *splits.test.items()]
     }
     found = results.results(task.name, cfg.model, command, outcomes, best, data, scores)
-    finetuning.write_json(workdir / "results.json", found)
+    files.write_json(workdir / "results.json", found)
+    page = report.write_report(workdir, found, setting.evaluator, setting.dev or test, predicted)
     screen = Console(stderr=True)
     if best is not None:
         results.show(outcomes, best, screen)
         print(f"The best is in {workdir}/export: bert_jax.load reads it, transformers too. Scores: {workdir}/results.json")
     for name, values in scores.items():
-        if name in splits.test:
+        if name in splits.test or best is None:
             print(f"{name}: " + "  ".join(f"{metric} {value:.4f}" for metric, value in values.items()))
-    print(f"Predictions: {workdir}/predictions")
+    print(f"Predictions: {workdir}/predictions; curves and the worst errors: {page}")
     return 0
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -15,6 +17,7 @@ from bert_jax.data.finetuning import Encoded
 from bert_jax.data.layout import most_context
 from bert_jax.data.tasks import Record, Task
 from bert_jax.inference import Answer, Answerer, Embedder, Predictor, nearest
+from bert_jax.pooling import Pooling
 from bert_jax.pretrained import Model
 from bert_jax.training import task_metrics
 
@@ -65,12 +68,13 @@ class Evaluator:
 
     def __init__(self, task: Task, model: Model, limit: int, null_threshold: float | None = None) -> None:
         self.task, self.labels, self._null_threshold = task, model.labels, null_threshold
-        model = dataclasses.replace(model, params={})
+        model, limit = dataclasses.replace(model, params={}), min(limit, model.config.max_length)
         self._predictor: Predictor
         if task.kind == "question_answering":
             self._predictor = Answerer(model, max_length=limit, max_question_length=min(64, max(1, limit // 2 - 3)))
         elif task.kind == "similarity":
-            self._predictor = Embedder(model)
+            assert isinstance(model.pooling, Pooling)
+            self._predictor = Embedder(model, dataclasses.replace(model.pooling, max_length=None))  # `limit` has cut them
         else:
             self._predictor = (_TokenLogits if task.kind == "tagging" else _Logits)(model)
 
@@ -115,7 +119,7 @@ class Evaluator:
     def scores(self, split: Split, predicted: Sequence[Any]) -> dict[str, float]:
         """The task's metrics; `loss` too for classes and values. Every example counts once.
 
-        Raises InputError where an example has no label.
+        Tags that are not of entities (B-, I-, ...) have `tag_accuracy` alone. Raises InputError where an example has no label.
         """
         missing = next((record for record in split.records if record.label is None), None)
         if missing is not None and self.task.kind != "similarity":
@@ -129,7 +133,7 @@ class Evaluator:
     def _label_scores(self, split: Split, predicted: Sequence[Any]) -> dict[str, float]:
         kind, labels = self.task.kind, [record.label for record in split.records]
         if kind == "tagging":
-            names = (*self.task.metrics, "entity_precision", "entity_recall")
+            names = (*self.task.metrics, "entity_precision", "entity_recall") if self._of_entities else ("tag_accuracy",)
             return {name: task_metrics.METRICS[name](predicted, labels) for name in names}
         if kind == "regression":
             guessed, right = np.array(predicted), np.array(labels)
@@ -143,6 +147,14 @@ class Evaluator:
             guessed, loss = logits.argmax(axis=-1), np.logaddexp.reduce(logits, axis=-1) - logits[np.arange(len(right)), right]
         scores = {name: task_metrics.METRICS[name](guessed, right) for name in self.task.metrics}
         return scores | {"loss": float(np.mean(loss))}
+
+    @cached_property
+    def _of_entities(self) -> bool:
+        try:
+            task_metrics.entities(self.labels)
+        except InputError:  # a tag of another form
+            return False
+        return True
 
     def _answer_scores(self, split: Split, predicted: Sequence[Candidates]) -> dict[str, float]:
         golds = {record.id: [text for text, _ in record.label] for record in split.records}
@@ -171,10 +183,11 @@ class Evaluator:
         if split.labelled:
             cosines, labels = (anchors * partners).sum(axis=-1), [record.label for record in split.records]
             return {name: task_metrics.METRICS[name](cosines, labels) for name in ("spearman", "pearson")}
-        texts = [record.texts for record in split.records]
+        own = [record.texts[1] for record in split.records]
         _, found = nearest(anchors, partners, 10)
-        ranked = [[float(texts[j][1] == texts[i][1]) for j in row] for i, row in enumerate(found.tolist())]
-        judged = [[float(other[1] == own[1]) for other in texts] for own in texts]
+        ranked = [[float(own[j] == own[i]) for j in row] for i, row in enumerate(found.tolist())]
+        times = Counter(own)  # a partner of several anchors is right for each of them, wherever it stands
+        judged = [[1.0] * times[text] for text in own]
         return {"ndcg_at_10": task_metrics.ndcg_at_10(ranked, judged), "mrr_at_10": task_metrics.mrr_at_10(ranked, judged)}
 
     def main_score(self, scores: dict[str, float], metric: str | None) -> float:
@@ -184,7 +197,7 @@ class Evaluator:
             return float(np.mean([scores[name] for name in names]))
         if metric not in scores:
             raise InputError(f"--metric {metric} is not among this task's: {', '.join(scores)}")
-        return -scores[metric] if metric in ("loss", "mse") else scores[metric]
+        return -scores[metric] if metric == "loss" else scores[metric]
 
 
 def _on_one_device(array: Any) -> Any:

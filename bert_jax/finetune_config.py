@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 import tyro
 
 from bert_jax.config import Checked, InputError, differences, filled, to_dict
-from bert_jax.data.tasks import Record, Task
+from bert_jax.data.tasks import Kind, Record, Task
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,9 @@ class TaskData(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole = self.dev_size == int(self.dev_size)
-        self._require(self.dev_size > 0 and (self.dev_size < 1 or whole), f"dev_size={self.dev_size} is no share and no number")
-        for name in ("max_train_rows",):
-            value = getattr(self, name)
-            self._require(value is None or value >= 1, f"{name}={value} is below 1")
+        share_or_number = 0 < self.dev_size < 1 or (self.dev_size >= 1 and self.dev_size % 1 == 0)
+        self._require(share_or_number, f"dev_size={self.dev_size} is neither a share below 1 nor a number of rows")
+        self._require(self.max_train_rows is None or self.max_train_rows >= 1, f"max_train_rows={self.max_train_rows} is below 1")
         self._require(self.label_separator != "", "label_separator is empty")
 
 
@@ -102,6 +100,11 @@ class FinetuneConfig(Checked):
     """Learning rate of a layer, as a multiple of that of the layer above it."""
     freeze_layers: int = 0
     """Lowest layers that stay as they are, the embeddings among them; 0: none, nor the embeddings."""
+    lora_rank: int | None = None
+    """Train adapters of this rank beside the attention's query and value (and the head) instead of the encoder; the exported
+    model has them merged in. Wants a larger learning rate, such as 1e-3."""
+    lora_alpha: float = 16.0
+    """What adapters add is scaled by lora_alpha / lora_rank."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes (classification, tagging, multiple_choice)."""
     dropout: float | None = None
@@ -128,14 +131,18 @@ class FinetuneConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("batch_size", "seeds", "eval_every", "early_stopping", "num_devices", "log_every"):
+        for f in dataclasses.fields(self):
+            values = value if isinstance(value := getattr(self, f.name), tuple) else (value,)
+            self._require(all(math.isfinite(x) for x in values if isinstance(x, float)), f"{f.name}={value!r} is not finite")
+        for name in ("batch_size", "seeds", "eval_every", "early_stopping", "num_devices", "log_every", "lora_rank"):
             value = getattr(self, name)
             self._require(value is None or value >= 1, f"{name}={value} is below 1")
         self._require(self.num_epochs is None or self.num_epochs >= 0, f"num_epochs={self.num_epochs} is negative")
         self._require(self.max_seq_length is None or self.max_seq_length >= 8, f"max_seq_length={self.max_seq_length} is below 8")
         self._require(all(rate > 0 for rate in self.learning_rates), f"learning_rates={self.learning_rates} must be positive")
         self._require(
-            len(set(self.learning_rates)) == len(self.learning_rates), f"learning_rates={self.learning_rates}: one twice"
+            len({f"{rate:g}" for rate in self.learning_rates}) == len(self.learning_rates),  # as runs are called
+            f"learning_rates={self.learning_rates}: one twice",
         )
         self._require(0 <= self.seed < 2**31, f"seed={self.seed} is not in [0, 2**31)")
         self._require(0 <= self.warmup_ratio <= 1, f"warmup_ratio={self.warmup_ratio} is not in [0, 1]")
@@ -144,6 +151,11 @@ class FinetuneConfig(Checked):
         self._require(self.clip_norm is None or self.clip_norm > 0, f"clip_norm={self.clip_norm} must be positive")
         self._require(0 < self.layer_decay <= 1, f"layer_decay={self.layer_decay} is not in (0, 1]")
         self._require(self.freeze_layers >= 0, f"freeze_layers={self.freeze_layers} is negative")
+        self._require(
+            self.lora_rank is None or (self.layer_decay == 1 and self.freeze_layers == 0),
+            "lora_rank leaves the encoder as it is: layer_decay and freeze_layers do not go with it",
+        )
+        self._require(self.lora_alpha > 0, f"lora_alpha={self.lora_alpha} must be positive")
         self._require(0 <= self.label_smoothing < 1, f"label_smoothing={self.label_smoothing} is not in [0, 1)")
         self._require(self.dropout is None or 0 <= self.dropout < 1, f"dropout={self.dropout} is not in [0, 1)")
         self._require(self.temperature > 0, f"temperature={self.temperature} must be positive")
@@ -159,7 +171,10 @@ class FinetuneConfig(Checked):
         return dataclasses.replace(self, **{name: value for name, value in usual.items() if getattr(self, name) in (None, ())})
 
     def for_data(self, task: Task, train: Sequence[Record]) -> Self:
-        """With the loss that the training data asks for (similarity). Raises InputError where another is wanted."""
+        """With the loss that the training data asks for (similarity). Raises InputError for what is of other kinds of tasks."""
+        for name, kinds in _ONLY_FOR.items():
+            value = getattr(self, name)
+            self._require(not value or task.kind in kinds, f"{name}={value} is for {', '.join(kinds)}, not for {task.kind}")
         if task.kind != "similarity" or not train:
             self._require(self.loss == "auto", f"loss={self.loss!r} is for similarity, not {task.kind}")
             return self
@@ -172,17 +187,18 @@ class FinetuneConfig(Checked):
         return self.replace(loss=loss)
 
 
+_ONLY_FOR: dict[str, tuple[Kind, ...]] = {
+    "label_smoothing": ("classification", "tagging", "multiple_choice"), "null_threshold": ("question_answering",),
+}  # fmt: skip
+
 # May differ between runs of one work directory: where and how often, never what is computed.
 FREE_FIELDS = frozenset(["workdir", "log_every", "num_devices"])
 
 
 def load_finetune_config(argv: Sequence[str]) -> FinetuneConfig:
     """The command line of finetune.py -> the config. `--help` lists every field; tyro names near misses."""
-    split = [
-        part for arg in argv for part in (arg.split(",") if re.fullmatch(r"[\d.]+(e-?\d+)?(,[\d.]+(e-?\d+)?)+", arg) else [arg])
-    ]
     cfg = tyro.cli(
-        FinetuneConfig, args=split, prog="finetune.py", config=(tyro.conf.OmitArgPrefixes,),
+        FinetuneConfig, args=_rates_apart(argv), prog="finetune.py", config=(tyro.conf.OmitArgPrefixes,),
         description="Fine-tune a pretrained model on a task, for each seed and learning rate; the same command continues.",
     )  # fmt: skip
     for name, value in (("MODEL", cfg.model), ("--task", cfg.task), ("--data", cfg.task_data.data)):
@@ -193,6 +209,19 @@ def load_finetune_config(argv: Sequence[str]) -> FinetuneConfig:
     return cfg
 
 
+def _rates_apart(argv: Sequence[str]) -> list[str]:
+    """--learning-rates 2e-5,3e-5 -> --learning-rates 2e-5 3e-5, as tyro takes them."""
+    apart, of_rates = list[str](), False
+    for arg in argv:
+        if arg.startswith("--"):
+            name, _, value = arg.partition("=")
+            of_rates = name.replace("_", "-") == "--learning-rates"
+            apart += [name] * of_rates
+            arg = value if of_rates else arg
+        apart += [part.strip() for part in arg.split(",") if part] if of_rates else [arg]
+    return apart
+
+
 def claim_workdir(cfg: FinetuneConfig) -> None:
     """Writes the work directory's config.json, or holds `cfg` against the one that is there.
 
@@ -200,11 +229,13 @@ def claim_workdir(cfg: FinetuneConfig) -> None:
     cannot be written. Before the first checkpoint nothing is lost by another config: it replaces the old one.
     """
     path = Path(cfg.workdir or "") / "config.json"
+    begun = ("checkpoints/*", "runs/checkpoints/*", "runs/*/checkpoints/*", "results.json")
     try:
-        if path.exists() and any((path.parent / name).exists() for name in ("checkpoints", "runs", "results.json")):
+        if path.exists():
             old = json.loads(path.read_text())
-            if not isinstance(old, dict) or "task" not in old:
+            if not isinstance(old, dict) or not {"task", "task_data"} <= old.keys():  # of a model, maybe
                 raise InputError(f"{path} is not a fine-tuning run's config: use another --workdir, or delete that folder")
+        if path.exists() and any(next(path.parent.glob(pattern), None) for pattern in begun):
             there, here = filled(old, to_dict(FinetuneConfig())), to_dict(cfg)
             changed = [(name, a, b) for name, a, b in differences(there, here) if name not in FREE_FIELDS]
             if changed:

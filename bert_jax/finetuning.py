@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +26,9 @@ from bert_jax.data.layout import Layout
 from bert_jax.data.splits import Splits
 from bert_jax.data.tasks import Kind, Record, Task
 from bert_jax.evaluation import Evaluator, Split
+from bert_jax.files import write_json
 from bert_jax.finetune_config import FinetuneConfig
+from bert_jax.model import lora
 from bert_jax.model.families import Head
 from bert_jax.model.heads import Bert, pool
 from bert_jax.pooling import Pooling
@@ -67,7 +69,8 @@ class Outcome:
       best_step: the step whose weights are kept.
       score: what checkpoints are compared by, at that step.
       scores: dev split -> metric -> value, at that step.
-      history: of each evaluation: step, score, scores.
+      history: of each evaluation: step, score (-inf where not all is finite), scores; empty, and so `scores`, where no weights
+        are of use.
       failed: why the run counts as failed: it diverged, or learnt nothing.
     """
 
@@ -120,7 +123,7 @@ class Setting:
     @cached_property
     def optimizer(self) -> Any:
         """Without the learning rate, but with what layers have of it."""
-        return optim.make_optimizer(self._optim, self._scales if self._layers_differ else None)
+        return optim.make_optimizer(self._optim, self._scales)
 
     @property
     def _optim(self) -> OptimConfig:
@@ -130,24 +133,40 @@ class Setting:
             weight_decay=cfg.weight_decay, eps=cfg.eps, clip_norm=cfg.clip_norm,
         )  # fmt: skip
 
-    @property
-    def _layers_differ(self) -> bool:
-        return self.cfg.layer_decay != 1 or self.cfg.freeze_layers > 0
-
     @cached_property
     def _scales(self) -> Any:
-        layers = self.module.cfg.num_hidden_layers
-        return optim.layer_scales(self.start.model.params, layers, self.cfg.layer_decay, self.cfg.freeze_layers)
+        """What each parameter that is trained has of the learning rate (0: it is frozen); None where all have all of it."""
+        cfg, params = self.cfg, self.start.model.params
+        if cfg.lora_rank is not None:
+            adapters = jax.eval_shape(partial(lora.initialize, params, cfg.lora_rank), 0)
+            head = {name: jax.tree.map(lambda _, of=name: float(of != "encoder"), tree) for name, tree in params.items()}
+            return {"model": head, "adapters": jax.tree.map(lambda _: 1.0, adapters)}
+        if cfg.layer_decay == 1 and cfg.freeze_layers == 0:
+            return None
+        return optim.layer_scales(params, self.module.cfg.num_hidden_layers, cfg.layer_decay, cfg.freeze_layers)
+
+    def initial_params(self, seed: int) -> Any:
+        """What a run trains: the model's parameters, or with adapters {model, adapters}."""
+        params = self.start.params(seed)
+        if self.cfg.lora_rank is None:
+            return params
+        return {"model": params, "adapters": lora.initialize(params, self.cfg.lora_rank, seed)}
+
+    def merged(self, params: Any) -> Any:
+        """The model's parameters of what a run trains."""
+        if self.cfg.lora_rank is None:
+            return params
+        return lora.merge(params["model"], params["adapters"], self.cfg.lora_alpha / self.cfg.lora_rank)
 
     @cached_property
     def step(self) -> Callable[..., Any]:
         """(state, batch, peak learning rate, seed) -> (state, metrics): one program for all runs."""
-        sums_fn = make_sums(self)
-        if self.cfg.freeze_layers:  # the backward pass ends above what is frozen
-            sums, scales = sums_fn, self._scales
+        sums, scales = make_sums(self), self._scales
 
-            def sums_fn(params: Any, batch: Any, key: Any) -> dict[str, Sum]:
-                return sums(jax.tree.map(lambda p, s: p if s else jax.lax.stop_gradient(p), params, scales), batch, key)
+        def sums_fn(params: Any, batch: Any, key: Any) -> dict[str, Sum]:
+            if scales is not None:  # the backward pass ends above what is frozen
+                params = jax.tree.map(lambda p, s: p if s else jax.lax.stop_gradient(p), params, scales)
+            return sums(self.merged(params), batch, key)
 
         update = steps.make_update(sums_fn, self.optimizer, self.cfg.clip_norm)
         rate = optim.make_schedule(self._optim, self.num_steps)
@@ -227,8 +246,9 @@ class Runs:
 
     # --- one program for several ---
 
-    def _initial(self) -> steps.TrainState:
-        starts = [self.setting.start.params(member.seed) for member in self.members]
+    def initial(self) -> steps.TrainState:
+        """The state before the first step; it aliases nothing, as a step gives its buffers away."""
+        starts = [self.setting.initial_params(member.seed) for member in self.members]
         if len(starts) == 1:  # copied, as the first step gives its buffers away
             params = jax.tree.map(partial(jnp.array, copy=True), starts[0])
         else:
@@ -238,7 +258,8 @@ class Runs:
         init = init if len(starts) == 1 else jax.vmap(init)
         return jax.jit(init, out_shardings=parallel.replicated(self.setting.mesh))(params)
 
-    def _train_step(self) -> Callable[[Any, Any], Any]:
+    def train_step(self) -> Callable[[Any, Any], Any]:
+        """(state, batch) -> (state, metrics), compiled."""
         peaks, seeds = (np.array(values) for values in zip(*((m.learning_rate, m.seed) for m in self.members), strict=True))
         if len(self.members) == 1:
             return lambda state, batch: self.setting.alone(state, batch, peaks[0], seeds[0])
@@ -258,20 +279,23 @@ class Runs:
         return lambda states, batches: compiled(states, batches, self.active)
 
     def params(self, params: Any, number: int) -> Any:
-        """Those of one run."""
-        return params if len(self.members) == 1 else jax.tree.map(lambda x: x[number], params)
+        """The model's of one run."""
+        return self.setting.merged(params if len(self.members) == 1 else jax.tree.map(lambda x: x[number], params))
 
     # --- evaluation ---
 
     def _evaluate(self, params: Any, stop: loop.StopRequest) -> dict[str, float]:
-        setting, cfg = self.setting, self.setting.cfg
+        setting, evaluator, cfg = self.setting, self.setting.evaluator, self.setting.cfg
         values: dict[str, float] = {}
         for i, member in enumerate(self.members):
             if not self.active[i]:
                 continue
             own, history = self.params(params, i), self.history[i]
-            scores = {split.name: setting.evaluator.scores(split, setting.evaluator.predict(split, own)) for split in setting.dev}
-            score = float(np.mean([setting.evaluator.main_score(of, cfg.metric) for of in scores.values()]))
+            with np.errstate(all="ignore"):  # NaN of a run that diverged is dealt with below
+                scores = {split.name: evaluator.scores(split, evaluator.predict(split, own)) for split in setting.dev}
+            score = float(np.mean([evaluator.main_score(of, cfg.metric) for of in scores.values()]))
+            if not all(np.isfinite(value) for of in scores.values() for value in of.values()):
+                score = float("-inf")  # NaN would be neither better nor worse than any other
             step = min((len(history) + 1) * setting.eval_every, setting.num_steps)
             history.append({"step": step, "score": score, "scores": scores})
             since = len(history) - 1 - _best(history)
@@ -299,7 +323,7 @@ class Runs:
             if not path.is_file():
                 return None
             try:
-                values = json.loads(path.read_text(encoding="utf-8"))
+                values = json.loads(path.read_text(encoding="utf-8"), object_hook=_as_numbers)
                 key = values.pop("data")
                 found.append(Outcome(**values))
             except (ValueError, TypeError, KeyError) as error:
@@ -316,8 +340,14 @@ class Runs:
         seeds = [member.seed for member in self.members]
         saved = checkpoint.Checkpointer(self.directory / "checkpoints", keep=1, best_metric=None)
         writer.cut(self.directory / "metrics.jsonl", start or -1)
-        failed: str | None = None
         stop.enough = not self.active.any()
+        train, newest = self.train_step(), state
+
+        def step(state: steps.TrainState, batch: Any) -> Any:
+            nonlocal newest
+            newest, metrics = train(state, batch)
+            return newest, metrics
+
         with closing(writer.Writer(self.directory, num_steps, start, console=show)) as log, closing(saved):
 
             def save(state: steps.TrainState, evaluation: dict[str, float]) -> None:
@@ -328,18 +358,16 @@ class Runs:
             cadence = loop.Cadence(num_steps, setting.cfg.log_every, setting.eval_every, every, OptimConfig().max_skipped)
             assert setting.batches is not None
             stream = setting.batches.stream(seeds, start, num_steps)
-            try:
-                state = loop.fit(
-                    state, self._train_step(), stream, partial(parallel.shard_batch, mesh=setting.mesh, axis=rows), cadence,
+            with contextlib.suppress(loop.Diverged):  # what was skipped tells
+                loop.fit(
+                    state, step, stream, partial(parallel.shard_batch, mesh=setting.mesh, axis=rows), cadence,
                     partial(self._evaluate, stop=stop), save, log, stop, loop.Cost(_tokens, 0.0, None),
                 )  # fmt: skip
-            except loop.Diverged as error:
-                failed = str(error)
         if stop.signal is not None:
             return []
         seconds += time.perf_counter() - begun
-        in_a_row = np.atleast_1d(0 if failed else jax.device_get(state.skipped_in_a_row))
-        outcomes = [self._outcome(i, failed, int(in_a_row[i]), seconds / len(self.members)) for i in range(len(self.members))]
+        ends, in_a_row = (np.atleast_1d(jax.device_get(x)).tolist() for x in (newest.step, newest.skipped_in_a_row))
+        outcomes = [self._outcome(i, ends[i], in_a_row[i], seconds / len(self.members)) for i in range(len(self.members))]
         for i, outcome in enumerate(outcomes):
             write_json(self.folder(i) / "run.json", dataclasses.asdict(outcome) | {"data": setting.data_key})
         return outcomes
@@ -347,7 +375,7 @@ class Runs:
     def _restore(self) -> tuple[steps.TrainState, int, float]:
         """(state, its step, seconds that it took)."""
         saved = checkpoint.Checkpointer(self.directory / "checkpoints", keep=1, best_metric=None)
-        fresh = self._initial()
+        fresh = self.initial()
         restored = saved.restore_latest(fresh) if saved.steps else None
         saved.close()
         if restored is None:
@@ -358,13 +386,13 @@ class Runs:
         self.history, self.active = meta["history"], np.array(meta["active"])
         return state, start, meta["seconds"]
 
-    def _outcome(self, number: int, failed: str | None, in_a_row: int, seconds: float) -> Outcome:
+    def _outcome(self, number: int, end: int, in_a_row: int, seconds: float) -> Outcome:
+        """`in_a_row`: the updates up to step `end` that were skipped, as they were not finite."""
         setting, member, history = self.setting, self.members[number], self.history[number]
-        if in_a_row:
-            failed = f"the last {in_a_row} updates were not finite"
-        if not history:
-            return Outcome(*member, 0, 0, float("-inf"), {}, [], failed or "it diverged before its first evaluation", seconds)
-        kept = history[_best(history) if setting.cfg.select == "best" else -1]
+        kept = history[_best(history) if setting.cfg.select == "best" else -1] if history else None
+        failed = f"the last {in_a_row} updates were not finite" if in_a_row else None
+        if kept is None or not np.isfinite(kept["score"]) or (in_a_row and kept["step"] >= end - in_a_row):
+            return Outcome(*member, end, 0, float("-inf"), {}, [], failed or "its predictions were not finite", seconds)
         if failed is None and setting.baseline is not None and kept["score"] <= setting.baseline + 1e-9:
             failed = f"no better than learning nothing ({setting.baseline:.4f})"
         return Outcome(*member, history[-1]["step"], kept["step"], kept["score"], kept["scores"], history, failed, seconds)
@@ -391,17 +419,6 @@ def baseline(task: Task, train: Sequence[Any], dev: Sequence[Any], metric: str |
     return float(np.mean([task_metrics.majority_baseline(name, train, dev) for name in task.metrics]))
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes a file whole or not at all. Raises InputError where it cannot be written."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
-
-
 # --- all of it ---
 
 
@@ -410,30 +427,39 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Callable[[str]
     assert cfg.max_seq_length is not None
     assert cfg.batch_size is not None
     mesh = parallel.make_mesh(cfg.num_devices)
-    labels = splits.labels if task.kind in ("classification", "multi_label", "tagging") else ()
+    labels = ("LABEL_0",) if task.kind == "regression" else splits.labels
     start = pretrained.load_for_task(cfg.model, _HEADS[task.kind], labels, _PROBLEM_TYPES.get(task.kind), cfg.init_head)
     if start.note:
         say(start.note)
     model = start.model
     assert model.tokenizer is not None
+    _check_fit(cfg, model)
     check_choices(task.kind, splits.train)
     records = splits.train
     if cfg.loss == "cosine" and (most := max(abs(record.label) for record in records)) > 1:
         say(f"scores reach {most:g}: they are divided by it, as cosines reach 1")
         records = [dataclasses.replace(record, label=record.label / most) for record in records]
-    layout = Layout(model.tokenizer, model.config)
+    layout, limit = Layout(model.tokenizer, model.config), cfg.max_seq_length
+    pooling = model.pooling if isinstance(model.pooling, Pooling) else Pooling()  # trained is what Embedder will do
+    limit = min(limit, pooling.max_length or limit)
+
+    def read(text: str) -> str:
+        return (pooling.prompt + text).lower() if pooling.lowercase else pooling.prompt + text
 
     def encoded(name: str, records: list[Record]) -> Split:
-        found = encode(task.kind, records, splits.labels, layout, cfg.max_seq_length or 0)
+        shown = [dataclasses.replace(record, texts=tuple(map(read, record.texts))) for record in records]
+        found = encode(task.kind, shown, splits.labels, layout, limit)
         if found.lost:
-            what = "questions have more tokens than are read" if found.reading else f"have more than {cfg.max_seq_length} tokens"
+            what = "questions have more tokens than are read" if found.reading else f"have more than {limit} tokens"
             say(f"{name}: {found.lost} of {len(records)} {what}: what is past them was not read (--max-seq-length)")
         return Split(name, records, found)
 
     train = encoded("train", records).encoded.items
     dev = [encoded(name, records) for name, records in splits.dev.items()]
     test = [encoded(name, records) for name, records in splits.test.items()]
-    evaluator = Evaluator(task, model, cfg.max_seq_length, cfg.null_threshold)
+    evaluator = Evaluator(task, model, limit, cfg.null_threshold)
+    for split in dev if cfg.metric is not None else ():  # no scores of training to be lost by a misspelt name
+        evaluator.main_score(evaluator.scores(split, [_guess(task.kind, r, len(labels)) for r in split.records]), cfg.metric)
     batches = None
     if train and cfg.num_epochs:
         on_cpu = mesh.devices.flat[0].platform == "cpu"
@@ -456,11 +482,28 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Callable[[str]
     return Setting(cfg, task, start, batches, dev, evaluator, mesh, key, learnt_nothing), test
 
 
+def _check_fit(cfg: FinetuneConfig, model: pretrained.Model) -> None:
+    """Raises InputError where the config asks for more than the model has."""
+    longest, layers = model.config.max_length, model.config.num_hidden_layers
+    if (cfg.max_seq_length or 0) > longest:
+        raise InputError(
+            f"max_seq_length={cfg.max_seq_length}, but {cfg.model} takes {longest} tokens at most: --max-seq-length {longest}"
+        )
+    if cfg.freeze_layers > layers:
+        raise InputError(f"freeze_layers={cfg.freeze_layers}, but {cfg.model} has {layers} layers: choose 0 to {layers}")
+
+
+def _guess(kind: Kind, record: Record, num_labels: int) -> Any:
+    """A prediction that means nothing, in the form of `Evaluator.predict`."""
+    guesses = {"regression": 0.0, "tagging": record.label, "question_answering": ([], 0.0), "similarity": np.zeros((2, 1))}
+    return guesses.get(kind, np.zeros(len(record.texts) - 1 if kind == "multiple_choice" else num_labels))
+
+
 def fit_all(setting: Setting, workdir: Path, stop: loop.StopRequest) -> list[Outcome]:
     """Trains all runs that are not done yet; what came of each, in the order of learning rates and seeds."""
     cfg = setting.cfg
     members = [Member(cfg.seed + i, rate) for rate in cfg.learning_rates for i in range(cfg.seeds)]
-    together = cfg.together == "yes" or (cfg.together == "auto" and jax.default_backend() != "cpu")
+    together = cfg.together == "yes" or (cfg.together == "auto" and _gain_together(setting, len(members)))
     if len(members) == 1:
         groups = [(members, workdir)]
     elif together:
@@ -481,6 +524,15 @@ def fit_all(setting: Setting, workdir: Path, stop: loop.StopRequest) -> list[Out
     return outcomes
 
 
+def _gain_together(setting: Setting, count: int) -> bool:
+    """Whether `count` runs in one program are likely faster: on CPUs they are not (BERT-tiny: 0.76, MiniLM: 0.99 times as fast);
+    an accelerator is kept busier by them, if parameters, gradients and moments of all fit in a quarter of its memory."""
+    device = setting.mesh.devices.flat[0]
+    memory = None if device.platform == "cpu" else (device.memory_stats() or {}).get("bytes_limit")
+    state = 16 * sum(x.size for x in jax.tree.leaves(setting.start.model.params))
+    return memory is not None and count * state < memory / 4
+
+
 def export_folder(workdir: Path, outcomes: Sequence[Outcome], which: Outcome) -> Path:
     """Where a run's model is."""
     if len(outcomes) == 1:
@@ -488,21 +540,25 @@ def export_folder(workdir: Path, outcomes: Sequence[Outcome], which: Outcome) ->
     return workdir / "runs" / Member(which.seed, which.learning_rate).name / "export"
 
 
-def predict_all(setting: Setting, test: Sequence[Split], workdir: Path) -> dict[str, dict[str, float]]:
-    """Predicts dev and test by the exported model (or, where nothing was trained, by the model itself) and writes the
-    predictions; scores of the splits that have labels."""
+def predict_all(
+    setting: Setting, test: Sequence[Split], workdir: Path
+) -> tuple[dict[str, dict[str, float]], dict[str, list[Any]]]:
+    """Predicts dev and test by the exported model, or, where nothing was trained, by the model itself.
+
+    Returns the scores of the splits that have labels, and the predictions of all, which it writes too.
+    """
     from bert_jax import results
 
     params = setting.start.model.params
     if setting.batches is not None:
         model = setting.start.model
         params = pretrained.load(workdir / "export", head=model.head, labels=model.labels or None).params
-    found: dict[str, dict[str, float]] = {}
+    scores, predictions = dict[str, dict[str, float]](), dict[str, list[Any]]()
     threshold = setting.cfg.null_threshold or 0.0
     for split in [*setting.dev, *test]:
-        predicted = setting.evaluator.predict(split, params)
+        predicted = predictions[split.name] = setting.evaluator.predict(split, params)
         if split.labelled or setting.task.kind == "similarity":
-            found[split.name] = setting.evaluator.scores(split, predicted)
-            threshold = found[split.name].get("null_threshold", threshold)
+            scores[split.name] = setting.evaluator.scores(split, predicted)
+            threshold = scores[split.name].get("null_threshold", threshold)
         results.write_predictions(workdir / "predictions", split, predicted, setting.evaluator, threshold)
-    return found
+    return scores, predictions

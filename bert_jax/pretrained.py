@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -119,7 +119,9 @@ def _read(directory: Path) -> _Files:
     """The files of a Hugging Face directory, of Google's TF1 checkpoints, or of a run. Raises InputError for any other."""
     if not directory.is_dir():
         raise InputError(f"no directory {directory}{_nearest(directory)}")
-    if (directory / "checkpoints").is_dir() and not has_weights(directory):
+    if (directory / "results.json").is_file() and (directory / "export").is_dir():
+        directory = directory / "export"  # of a work directory of finetune.py
+    elif (directory / "checkpoints").is_dir() and not has_weights(directory):
         return _read_workdir(directory)
     prefix = None if has_weights(directory) else find_tf1(directory)  # `save` may have written beside a checkpoint
     names = ("config.json", "bert_config.json") if prefix is None else ("bert_config.json", "config.json")
@@ -148,7 +150,7 @@ def load(path_or_name: str | Path, head: Head | None = None, labels: Sequence[st
     Args:
       path_or_name: a directory in the Hugging Face layout (model.safetensors or pytorch_model.bin, whole or in shards; what
         `save` and `train.py` export), one of Google's TF1 checkpoints (bert_config.json, bert_model.ckpt.*, vocab.txt), a
-        work directory of `train.py` (its newest checkpoint), or a name on the Hugging Face hub.
+        work directory of `train.py` (its newest checkpoint) or of `finetune.py`, or a name on the Hugging Face hub.
       head: the head wanted; default: the one that config.json's `architectures` says, else what the tensors are of. A head
         that the file lacks is initialised, and said on stderr.
       labels: names of the classes of a new classification head, instead of config.json's.
@@ -357,36 +359,43 @@ def load_for_task(
     """
     directory, labels = _find(path_or_name), tuple(labels)
     files = _read(directory)
-    family = FAMILIES[files.config.model_type]
-    ours = _CLASSIFIER.get(head)
-    layer = family.head(head)[ours] if ours else None
-    has = layer is not None and f"{layer}.weight" in files.tensors
+    ours = _CLASSIFIER.get(head, "")
+    layer = FAMILIES[files.config.model_type].head(head).get(ours, "")
+    has = _has_head(files, head, layer)
     theirs = _labels(files, str(directory)) if has and head in _LABELLED else ()
+    if theirs and len(theirs) != (rows := len(files.tensors[f"{layer}.weight"])):
+        raise InputError(f"{files.where}: {layer}.weight is of {rows} classes; config.json names {', '.join(theirs)}: correct it")
+    one_value = problem_type in (None, "regression") and max(len(theirs), len(labels)) <= 1  # whatever it is called
+    same = has and (theirs == labels or one_value)
     shared = [name for name in labels if name in theirs]
-    _check_init_head(init_head, has, theirs, labels, shared, str(directory))
-    kept = has and theirs == labels and init_head != "fresh"
-    tensors: Mapping[str, np.ndarray] = files.tensors
-    matched = {}
-    if has and not kept:
-        tensors = _Without(files.tensors, f"{layer}.")
-        if init_head == "match":
-            here, there = ([names.index(name) for name in shared] for names in (labels, theirs))
-            values = {path: files.tensors[f"{layer}.{name}"][there] for path, name in (("kernel", "weight"), ("bias", "bias"))}
-            matched = {f"{ours}/{path}": (here, value.astype(np.float32)) for path, value in values.items()}
+    _check_init_head(init_head, has, same, theirs, labels, shared, str(directory))
+    kept, matched = same and init_head != "fresh", {}
+    if init_head == "match" and not kept:
+        here, there = ([names.index(name) for name in shared] for names in (labels, theirs))
+        values = {path: files.tensors[f"{layer}.{name}"][there] for path, name in (("kernel", "weight"), ("bias", "bias"))}
+        matched = {f"{ours}/{path}": (here, value.astype(np.float32)) for path, value in values.items()}
     module = Bert(files.config, head, max(1, len(labels)))
     converted = convert.from_hugging_face(
-        tensors, jax.eval_shape(partial(initialize, module), 0), files.config, head, files.where, partial(_initial, module), _put
-    )
-    for message in converted.notes:
-        print(f"{files.where}: {message}", file=sys.stderr)
+        files.tensors if kept or not layer else _Without(files.tensors, f"{layer}."),
+        jax.eval_shape(partial(initialize, module), 0), files.config, head, files.where, partial(_initial, module), _put,
+    )  # fmt: skip
+    _say(replace(converted, fresh=[path for path in converted.fresh if not path.startswith(f"{ours}/")]), files.where)
     if not has_tokenizer(files.home):
         raise InputError(f"{directory} has no tokenizer: put its tokenizer.json or vocab.txt beside its config.json")
     tokenizer = Tokenizer.load(files.home, model_type=files.config.model_type)
-    pooling = read_pooling(directory) or Pooling() if head == "encoder" else None
+    pooling = read_pooling(files.home) or Pooling() if head == "encoder" else None
     model = Model(files.config, converted.params, tokenizer, head, labels, problem_type, pooling)
     fate = "is kept" if kept else f"rows of {', '.join(shared)} are kept, the rest starts anew" if matched else "starts anew"
     of = f"{layer} of {directory}" + (f" ({', '.join(theirs)})" if theirs else "")
-    return Start(model, tuple(converted.fresh), matched, f"{of}: {fate}" if has else "")
+    there_is_one = f"{layer}.weight" in files.tensors
+    return Start(model, tuple(converted.fresh), matched, f"{of}: {fate}" if there_is_one else "")
+
+
+def _has_head(files: _Files, head: Head, layer: str) -> bool:
+    """Whether `layer` is there, and of `head`: other heads may call theirs alike, which `architectures` tells."""
+    said = files.values.get("architectures") or [""]
+    of = FAMILIES[files.config.model_type].head_of(str(said[0]))
+    return of in (None, head) and all(f"{layer}.{name}" in files.tensors for name in ("weight", "bias"))
 
 
 class _Without(Mapping[str, np.ndarray]):
@@ -406,14 +415,15 @@ class _Without(Mapping[str, np.ndarray]):
 
 
 def _check_init_head(
-    init_head: InitHead, has: bool, theirs: Sequence[str], labels: Sequence[str], shared: Sequence[str], where: str
+    init_head: InitHead, has: bool, same: bool, theirs: Sequence[str], labels: Sequence[str], shared: Sequence[str], where: str
 ) -> None:
-    there = "no such head" if not has else f"a head of the classes {', '.join(theirs)}" if theirs else "a head"
-    here = f"this task's classes: {', '.join(labels)}"
-    if init_head == "keep" and not (has and tuple(theirs) == tuple(labels)):
-        raise InputError(f"--init-head keep: {where} has {there}; {here}. Use fresh, or match to keep the classes that both have")
+    there = "no such head" if not has else f"a head of the classes {', '.join(theirs)}" if theirs else "a head without classes"
+    here = f"this task's classes are {', '.join(labels)}" if labels else "this task has no classes"
+    if init_head == "keep" and not same:
+        advice = ", or match to keep the classes that both have" if shared else ""
+        raise InputError(f"--init-head keep: {where} has {there}; {here}. Use fresh{advice}")
     if init_head == "match" and not shared:
-        raise InputError(f"--init-head match: {where} has {there}; none of them is one of {here}")
+        raise InputError(f"--init-head match: {where} has {there}; {here}: there is none that both have. Use fresh")
 
 
 def check_padding(cfg: BertConfig, tokenizer: Tokenizer) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import os
+import math
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -16,22 +14,27 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from bert_jax.config import InputError
 from bert_jax.evaluation import Evaluator, Split
-from bert_jax.finetuning import Outcome, write_json
+from bert_jax.files import write_json, write_text
+from bert_jax.finetuning import Outcome
 from bert_jax.training.task_metrics import summary
 
 _LIBRARIES = ("bert_jax", "jax", "flax", "optax", "numpy", "scikit-learn", "scipy", "tokenizers")
 N_BEST = 20
 
 
-def write_predictions(folder: Path, split: Split, predicted: Sequence[Any], evaluator: Evaluator, threshold: float) -> Path:
+def write_predictions(
+    folder: Path, split: Split, predicted: Sequence[Any], evaluator: Evaluator, threshold: float | None
+) -> Path:
     """Writes the predictions of a split; the path of the file.
 
-    classification, multi_label, regression, multiple_choice, similarity: NAME.tsv with `id`, `prediction`, the right label where
-    there is one, and a column for each class's probability (similarity: the cosine). tagging: NAME.conll, a line a word: the
-    word, the right tag where there is one, the predicted tag. question_answering: NAME.json (id -> answer, "" for none, where
-    no answer is likelier by `threshold`), NAME.null_odds.json and NAME.nbest.json, as SQuAD's scripts read them.
+    classification, multi_label, regression, multiple_choice, similarity: NAME.tsv with `id`, `prediction` (similarity: the
+    cosine), the right `label` where all have one, and a column for each class's probability. tagging: NAME.conll, a line a
+    word: the word, the right tag where there is one, the predicted tag. In both, `\\t`, `\\n`, `\\r` and `\\\\` stand for tabs,
+    ends of lines and backslashes inside of a field.
+
+    question_answering: NAME.json (id -> answer), NAME.null_odds.json and NAME.nbest.json, as SQuAD's scripts read them. Answers
+    are "" where none is likelier by more than `threshold`; None, or a split all of which is known to have answers: never.
     """
     if evaluator.task.kind == "question_answering":
         return _write_answers(folder, split, predicted, threshold)
@@ -39,17 +42,22 @@ def write_predictions(folder: Path, split: Split, predicted: Sequence[Any], eval
         lines = []
         for record, tags in zip(split.records, predicted, strict=True):
             columns = [record.texts, record.label, tags] if record.label is not None else [record.texts, tags]
-            lines += ["\t".join(word) for word in zip(*columns, strict=True)] + [""]
-        return _write(folder / f"{split.name}.conll", "\n".join(lines) + "\n")
-    text = io.StringIO()
-    out = csv.writer(text, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None, escapechar="\\")
+            lines += [_line(word) for word in zip(*columns, strict=True)] + [""]
+        return write_text(folder / f"{split.name}.conll", "\n".join(lines) + "\n")
     header, rows = _columns(evaluator, predicted)
     labelled = split.labelled
-    out.writerow(["id", "prediction", *(["label"] if labelled else []), *header])
+    lines = [_line(["id", "prediction", *(["label"] if labelled else []), *header])]
     for record, (prediction, values) in zip(split.records, rows, strict=True):
         label = record.label if not isinstance(record.label, tuple) else ",".join(record.label)
-        out.writerow([record.id, prediction, *([label] if labelled else []), *(f"{value:.6g}" for value in values)])
-    return _write(folder / f"{split.name}.tsv", text.getvalue())
+        lines.append(_line([record.id, prediction, *([label] if labelled else []), *(f"{value:.6g}" for value in values)]))
+    return write_text(folder / f"{split.name}.tsv", "\n".join(lines) + "\n")
+
+
+_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+def _line(fields: Sequence[Any]) -> str:
+    return "\t".join(str(field).translate(_ESCAPES) for field in fields)
 
 
 def _columns(evaluator: Evaluator, predicted: Sequence[Any]) -> tuple[list[str], list[tuple[Any, Sequence[float]]]]:
@@ -58,23 +66,25 @@ def _columns(evaluator: Evaluator, predicted: Sequence[Any]) -> tuple[list[str],
     if kind == "regression":
         return [], [(f"{value:.6g}", []) for value in predicted]
     if kind == "similarity":
-        return [], [(f"{_cosine(vectors[0], vectors[1]):.6g}", []) for vectors in predicted]
+        return [], [(f"{cosine(vectors[0], vectors[1]):.6g}", []) for vectors in predicted]
     if kind == "multi_label":
-        shares = [1 / (1 + np.exp(-logits)) for logits in predicted]
+        shares = [np.exp(-np.logaddexp(0, -logits)) for logits in predicted]
         return labels, [(",".join(n for n, p in zip(labels, row, strict=True) if p >= 0.5), row.tolist()) for row in shares]
     names = labels if kind == "classification" else [str(i) for i in range(max(map(len, predicted), default=0))]
     shares = [np.exp(logits - np.logaddexp.reduce(logits)) for logits in predicted]
     return names, [(names[int(row.argmax())], row.tolist()) for row in shares]
 
 
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Of two vectors [D]."""
     return float(a @ b / max(1e-12, float(np.linalg.norm(a) * np.linalg.norm(b))))
 
 
-def _write_answers(folder: Path, split: Split, predicted: Sequence[Any], threshold: float) -> Path:
+def _write_answers(folder: Path, split: Split, predicted: Sequence[Any], threshold: float | None) -> Path:
     texts, odds = Evaluator.answers(split, predicted)
-    may_lack = split.labelled and not all(record.label for record in split.records)
-    answers = {id: "" if may_lack and odds[id] > threshold else text for id, text in texts.items()}
+    if threshold is None or all(record.label for record in split.records):
+        threshold = math.inf
+    answers = {id: "" if odds[id] > threshold else text for id, text in texts.items()}
     n_best = {}
     for record, (found, null) in zip(split.records, predicted, strict=True):
         logits = np.array([answer.logit for answer in found[:N_BEST]] + [null])
@@ -86,17 +96,6 @@ def _write_answers(folder: Path, split: Split, predicted: Sequence[Any], thresho
     write_json(folder / f"{split.name}.nbest.json", n_best)
     write_json(folder / f"{split.name}.json", answers)
     return folder / f"{split.name}.json"
-
-
-def _write(path: Path, text: str) -> Path:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
-    return path
 
 
 def versions() -> dict[str, str]:

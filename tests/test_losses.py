@@ -5,7 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax.training.losses import Sum, accuracy, cross_entropy, pretraining_sums
+from bert_jax.training.losses import (
+    Sum,
+    accuracy,
+    binary_cross_entropy,
+    cosine_error,
+    cross_entropy,
+    pretraining_sums,
+    ranking_loss,
+    span_cross_entropy,
+    squared_error,
+    triplet_loss,
+)
 
 SHAPE, V = (3, 4), 11
 
@@ -123,3 +134,150 @@ def test_without_pairs_there_is_no_next_sentence_loss() -> None:
     outputs, batch = pretraining()
     del outputs["next_sentence_logits"], batch["next_sentence_label"]
     assert set(pretraining_sums(outputs, batch)) == {"masked_lm_loss", "masked_lm_accuracy"}
+
+
+# ---- fine-tuning's
+
+
+def test_smoothing_spreads_a_share_of_the_target_over_all_classes() -> None:
+    logits, labels, weights = logits_labels_weights()
+    target = 0.9 * np.eye(V)[labels] + 0.1 / V
+    expected = -(target * np.asarray(jax.nn.log_softmax(logits))).sum(-1)
+    total, weight = jax.jit(cross_entropy, static_argnums=3)(logits, labels, weights, 0.1)
+    np.testing.assert_allclose([total, weight], [(expected * weights).sum(), weights.sum()], rtol=1e-5)
+    np.testing.assert_array_equal(cross_entropy(logits, labels, weights, 0.0), cross_entropy(logits, labels, weights))
+
+
+def test_binary_cross_entropy_is_the_mean_over_the_classes_of_each_yes_or_no() -> None:
+    logits, _, weights = logits_labels_weights()
+    labels = np.random.default_rng(1).integers(0, 2, logits.shape).astype(np.float32)
+    share = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    expected = -(labels * np.log(share) + (1 - labels) * np.log(1 - share)).mean(-1)
+    np.testing.assert_allclose(
+        binary_cross_entropy(logits, labels, weights), [(expected * weights).sum(), weights.sum()], rtol=1e-5
+    )
+    far = binary_cross_entropy(jnp.array([[1e4, -1e4]]), jnp.array([[0.0, 1.0]]), jnp.ones(1))
+    np.testing.assert_array_equal(far, [1e4, 1])
+
+
+def test_squared_error_is_weighted() -> None:
+    values, labels, weights = jnp.array([1.0, 2.0, 5.0]), jnp.array([0.0, 4.0, 5.0]), jnp.array([1.0, 0.5, 2.0])
+    np.testing.assert_array_equal(squared_error(values, labels, weights), [1 + 0.5 * 4, 3.5])
+    assert squared_error(values.astype(jnp.bfloat16), labels, weights).total.dtype == jnp.float32
+
+
+def spans() -> tuple[np.ndarray, ...]:
+    """Two rows of nine tokens: sequences of 4 and 3, and of 6; the second row's other slot is of no sequence."""
+    rng = np.random.default_rng(0)
+    start, end = rng.normal(0, 3, (2, 2, 9)).astype(np.float32)
+    ids = np.array([[1, 1, 1, 1, 2, 2, 2, 0, 0], [1, 1, 1, 1, 1, 1, 0, 0, 0]], np.int32)
+    labels = np.array([[[1, 3], [4, 4]], [[5, 5], [0, 0]]], np.int32)
+    return start, end, ids, labels, np.array([[1, 1], [1, 0]], np.float32)
+
+
+def test_an_answers_ends_are_likely_among_the_tokens_of_their_own_sequence() -> None:
+    start, end, ids, labels, weights = spans()
+    expected = 0.0
+    for row, tokens, (first, last) in ((0, slice(0, 4), (1, 3)), (0, slice(4, 7), (4, 4)), (1, slice(0, 6), (5, 5))):
+        for logits, at in ((start, first), (end, last)):
+            expected += 0.5 * numpy_negative_log_likelihood(logits[row, tokens][None], np.array([at - tokens.start]))[0]
+    np.testing.assert_allclose(span_cross_entropy(start, end, ids, labels, weights), [expected, 3], rtol=1e-5)
+    none = span_cross_entropy(start, end, ids, labels, np.zeros((2, 2), np.float32))
+    assert (float(none.total), float(none.weight)) == (0, 0)
+
+
+def test_only_tokens_of_answered_sequences_move_a_spans_loss() -> None:
+    start, end, ids, labels, weights = spans()
+    weights[0, 1] = 0
+    grads = jax.grad(lambda s, e: span_cross_entropy(s, e, ids, labels, weights).total, (0, 1))(start, end)
+    for grad in grads:
+        assert np.isfinite(grad).all()
+        np.testing.assert_array_equal(grad != 0, (ids == 1))
+
+
+def vectors(count: int) -> list[np.ndarray]:
+    return list(np.random.default_rng(0).normal(size=(count, 4, 6)).astype(np.float32))
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of each of `a` with each of `b`."""
+    a, b = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (a, b))
+    return a @ b.T
+
+
+KEPT = np.array([1, 1, 0, 1], np.float32)
+
+
+def test_cosine_error_is_the_squared_error_of_the_cosines() -> None:
+    a, b = vectors(2)
+    scores = np.array([0.1, 0.9, 5.0, -0.4], np.float32)
+    expected = ((np.diag(cosines(a, b)) - scores) ** 2 * KEPT).sum()
+    np.testing.assert_allclose(cosine_error(a, b, scores, KEPT), [expected, 3], rtol=1e-5)
+
+
+@pytest.mark.parametrize("negatives", [0, 1])
+def test_ranking_loss_is_the_cross_entropy_of_ones_own_among_all_that_count(negatives: int) -> None:
+    """Candidates past the anchors' own are negatives; what has no weight is no negative of others."""
+    anchors, *candidates = vectors(2 + negatives)
+    there = np.tile(KEPT > 0, 1 + negatives)
+    logits = cosines(anchors[KEPT > 0], np.concatenate(candidates)[there]) / 0.05
+    expected = numpy_negative_log_likelihood(logits, np.arange(3)).sum()
+    total, weight = ranking_loss(anchors, jnp.concatenate(candidates), KEPT, 0.05)
+    np.testing.assert_allclose([total, weight], [expected, 3], rtol=1e-5)
+
+
+def test_triplet_loss_is_what_the_positive_lacks_to_be_nearer_by_the_margin() -> None:
+    anchors = np.array([[1.0, 0], [1, 0], [1, 0], [2, 0]], np.float32)
+    positives = np.array([[3.0, 0], [0, 1], [0, 1], [1, 1]], np.float32)
+    negatives = np.array([[0.0, 1], [1, 0], [-1, 0], [0, 5]], np.float32)
+    lacking = np.array([0, 1.5, 0, 0])
+    np.testing.assert_allclose(triplet_loss(anchors, positives, negatives, np.ones(4, np.float32)), [lacking.sum(), 4], atol=1e-6)
+    wider = np.maximum(0, 1 - np.array([1, -1, 1, 2**-0.5]))
+    np.testing.assert_allclose(triplet_loss(anchors, positives, negatives, KEPT, 1.0), [(wider * KEPT).sum(), 3], atol=1e-6)
+
+
+PAIRWISE = {
+    "cosine": lambda a, b, c, w: cosine_error(a, b, jnp.zeros(4), w),
+    "ranking": lambda a, b, c, w: ranking_loss(a, jnp.concatenate([b, c]), w, 0.05),
+    "triplet": lambda a, b, c, w: triplet_loss(a, b, c, w),
+}
+
+
+@pytest.mark.parametrize("name", PAIRWISE)
+def test_vectors_without_weight_do_not_count_and_none_gives_a_gradient_that_is_not_finite(name: str) -> None:
+    loss = PAIRWISE[name]
+    first = vectors(3)
+    other = [np.where(KEPT[:, None] > 0, x, x[::-1] + 1) for x in first]
+    np.testing.assert_allclose(loss(*first, KEPT), loss(*other, KEPT), rtol=1e-6)
+    grads = jax.grad(lambda *args: loss(*args, KEPT).total, (0, 1, 2))(*first)
+    for grad in grads:
+        assert np.isfinite(grad).all()
+        np.testing.assert_array_equal(grad[2], 0)
+    zeros = [np.zeros((4, 6), np.float32)] * 3
+    value, grads = jax.value_and_grad(lambda *args: loss(*args, KEPT).total, (0, 1, 2))(*zeros)
+    assert np.isfinite(value)
+    assert all(np.isfinite(grad).all() for grad in grads)
+
+
+@pytest.mark.parametrize("name", PAIRWISE)
+def test_the_length_of_a_vector_does_not_matter(name: str) -> None:
+    first = vectors(3)
+    longer = [x * np.array([[1e-3], [2.0], [30.0], [1e4]], np.float32) for x in first]
+    np.testing.assert_allclose(PAIRWISE[name](*first, KEPT), PAIRWISE[name](*longer, KEPT), rtol=1e-5)
+    rough = [jnp.asarray(x, jnp.bfloat16) for x in first]
+    assert PAIRWISE[name](*rough, KEPT).total.dtype == jnp.float32
+
+
+def test_other_losses_are_not_moved_by_what_has_no_weight() -> None:
+    logits, _, weights = logits_labels_weights()
+    zero = weights == 0
+    labels = np.ones_like(logits)
+    moved = np.where(zero[..., None], 1 - labels, labels)
+    np.testing.assert_array_equal(binary_cross_entropy(logits, labels, weights), binary_cross_entropy(logits, moved, weights))
+    values = np.where(zero, 1e6, 1).astype(np.float32)
+    np.testing.assert_array_equal(squared_error(values, np.ones_like(values), weights), [0, weights.sum()])
+    grad = jax.grad(lambda x: binary_cross_entropy(x, labels, weights).total + squared_error(x[..., 0], values, weights).total)(
+        logits
+    )
+    np.testing.assert_array_equal(grad[zero], 0)
+    assert np.isfinite(grad).all()

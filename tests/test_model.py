@@ -232,6 +232,37 @@ def test_examples_packed_in_a_row_give_what_they_give_apart() -> None:
 
 
 @cache
+def test_choices_packed_in_rows_have_the_logits_that_they_have_apart() -> None:
+    """Two examples of three choices: [2, 3, 12], or the six in three rows of 24, with their first tokens' places."""
+    rng, cfg = np.random.default_rng(0), CFG.replace(num_hidden_layers=1)
+    module, sizes = Bert(cfg, "multiple_choice"), np.array([[12, 5, 7], [9, 3, 11]])
+    there = np.arange(12) < sizes[..., None]
+    apart = {
+        "input_ids": np.where(there, rng.integers(1, V, there.shape), 0), "token_type_ids": rng.integers(0, 2, there.shape) * there,
+        "attention_mask": there.astype(int),
+    }  # fmt: skip
+    rows, firsts = [[(0, 0), (1, 2)], [(0, 1), (0, 2), (1, 1)], [(1, 0)]], np.zeros((3, 4), int)
+    packed = {name: np.zeros((3, 24), int) for name in ("input_ids", "token_type_ids", "position_ids", "sequence_ids")}
+    for row, chosen in enumerate(rows):
+        at = 0
+        for slot, (example, choice) in enumerate(chosen):
+            size = sizes[example, choice]
+            for name in ("input_ids", "token_type_ids"):
+                packed[name][row, at : at + size] = apart[name][example, choice, :size]
+            packed["position_ids"][row, at : at + size] = np.arange(size)
+            packed["sequence_ids"][row, at : at + size] = slot + 1
+            firsts[row, slot] = at
+            at += size
+    leaves = jax.eval_shape(lambda: module.init(jax.random.key(0), apart))["params"]
+    random = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), leaves)
+    logits = jax.jit(module.apply)({"params": random}, apart)["logits"]
+    found = jax.jit(module.apply)({"params": random}, packed | {"cls_positions": firsts})["logits"]
+    assert (logits.shape, found.shape) == ((2, 3), (3, 4))
+    assert np.ptp(logits) > 0.1
+    for row, chosen in enumerate(rows):
+        np.testing.assert_allclose(found[row, : len(chosen)], [logits[where] for where in chosen], atol=1e-5)
+
+
 def outputs_and_gradients(dropped: bool, **changes):
     """Of one batch: loss, hidden states, attentions, and the loss's gradients by parameter."""
     cfg = CFG.replace(**changes)

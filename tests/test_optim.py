@@ -10,7 +10,7 @@ from bert_jax.config import BertConfig, InputError, OptimConfig
 from bert_jax.model.convert import flatten, unflatten
 from bert_jax.model.heads import Bert
 from bert_jax.pretrained import initialize
-from bert_jax.training.optim import decays, make_optimizer, make_schedule
+from bert_jax.training.optim import decays, layer_scales, make_optimizer, make_schedule
 
 RATES = [0.01, 0.02, 0.03, 0.02, 0.01]
 SHAPES = {
@@ -119,6 +119,66 @@ def test_exactly_biases_and_scales_are_excluded_from_decay() -> None:
     assert sum(mask.values()) == 3 + 6 * 2 + 3  # tables, six kernels a layer, pooler, MLM transform, NSP
     assert mask["encoder/embeddings/word_embeddings/embedding"]
     assert not mask["masked_lm/bias"]
+
+
+# ---- layers that learn more slowly than others
+
+
+def scales_of(cfg: BertConfig, decay: float, frozen: int) -> dict[str, float]:
+    params = jax.eval_shape(lambda: initialize(Bert(cfg, "sequence_classification"), 0))
+    flat = flatten(layer_scales(params, cfg.num_hidden_layers, decay, frozen))
+    assert flat.keys() == flatten(params).keys()
+    return flat
+
+
+def by_part(scales: dict[str, float]) -> dict[str, float]:
+    """The multiplier of each part, which all its parameters have."""
+    parts: dict[str, set[float]] = {}
+    for path, scale in scales.items():
+        names = path.split("/")
+        parts.setdefault(names[1] if names[0] == "encoder" else names[0], set()).add(scale)
+    assert all(len(each) == 1 for each in parts.values())
+    return {name: each.pop() for name, each in parts.items()}
+
+
+THREE_LAYERS = BertConfig.preset("tiny", vocab_size=100, num_hidden_layers=3)
+
+
+@pytest.mark.parametrize(
+    ("decay", "frozen", "expected"),
+    [
+        (0.5, 0, [0.0625, 0.125, 0.25, 0.5]),
+        (1.0, 0, [1, 1, 1, 1]),
+        (1.0, 1, [0, 0, 1, 1]),
+        (0.5, 2, [0, 0, 0, 0.5]),
+        (1.0, 9, [0, 0, 0, 0]),
+    ],
+)
+def test_a_layer_learns_a_fixed_share_of_what_the_one_above_does(decay: float, frozen: int, expected: list[float]) -> None:
+    encoder = dict(zip(["embeddings", "layer_0", "layer_1", "layer_2"], expected, strict=True))
+    assert by_part(scales_of(THREE_LAYERS, decay, frozen)) == encoder | {"pooler": 1, "sequence_classifier": 1}
+
+
+def test_a_projection_is_of_the_embeddings_and_shared_layers_are_the_lowest() -> None:
+    electra = THREE_LAYERS.replace(model_type="electra", embedding_size=16)
+    assert by_part(scales_of(electra, 0.5, 0))["projection"] == 0.0625
+    albert = THREE_LAYERS.replace(model_type="albert", embedding_size=16, num_hidden_groups=1)
+    shared = by_part(scales_of(albert, 0.5, 0))
+    assert (shared["embeddings"], shared["layer_0"]) == (0.0625, 0.125)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_bert", "lamb"])
+def test_scales_multiply_the_updates_decay_included_and_what_has_none_keeps_no_moments(name: str) -> None:
+    cfg, params, grads = OptimConfig(name=name, weight_decay=0.1), unflatten(start()), unflatten(arrays(0))
+    scales = {path: {"dense/kernel": 0.5, "dense/bias": 0.0, "word_embeddings/embedding": 0.0}.get(path, 1.0) for path in SHAPES}
+    plain, scaled = make_optimizer(cfg), make_optimizer(cfg, unflatten(scales))
+    state = scaled.init(params)
+    theirs, ours = (flatten(o.update(grads, o.init(params), params)[0]) for o in (plain, scaled))
+    for path, scale in scales.items():
+        np.testing.assert_allclose(ours[path], scale * theirs[path], rtol=1e-6, err_msg=path)
+        assert np.abs(theirs[path]).max() > 0
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(each)) for each in (plain.init(params), state)]
+    assert sizes[0] - sizes[1] == 2 * (3 + 21)
 
 
 LINEAR = dict(learning_rate=1.0, schedule="linear")

@@ -1,5 +1,6 @@
 """What the README shows works: its Python runs, and its commands name what is there."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -10,9 +11,13 @@ import jax
 import numpy as np
 import pytest
 
+import bert_jax
+import finetune
 from bert_jax import pretrained
 from bert_jax.__main__ import COMMANDS
 from bert_jax.config import BertConfig, load_train_config
+from bert_jax.data.tasks import TASKS
+from bert_jax.finetune_config import load_finetune_config
 from bert_jax.model.heads import Bert
 
 ROOT = Path(__file__).parent.parent
@@ -91,6 +96,45 @@ def test_every_bert_jax_command_exists_with_its_options(line, capsys):
         COMMANDS[words[0]][0](["--help"])
     shown = capsys.readouterr().out
     assert all(option in shown for option in options if option != "--help")
+
+
+OWN_FILES = {  # what the README's examples of fine-tuning name
+    "reviews.csv": "Review Text,Stars\n" + "".join(f'"good, ""{i}"" film",5\n"bad {i}",1\n' for i in range(20)),
+    "tickets.jsonl": "".join(json.dumps({"body": f"ticket {i}", "topics": ["a", "b"][: i % 3]}) + "\n" for i in range(30)),
+    "entities.conll": "Anna\tB-PER\nsleeps\tO\n\n" * 30,
+    "questions.json": json.dumps({"data": [{"title": "t", "paragraphs": [{"context": "Anna sleeps at home.", "qas": [
+        {"id": str(i), "question": "Who?", "is_impossible": i % 3 == 0,
+         "answers": [] if i % 3 == 0 else [{"text": "Anna", "answer_start": 0}]} for i in range(30)]}]}]}),
+    "pairs.csv": "question,duplicate\n" + "".join(f"who {i}?,who is {i}?\n" for i in range(30)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", [c for c in commands() if "finetune.py MODEL" in c])
+def test_every_example_of_fine_tuning_on_own_files_runs(line, export, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name, content in OWN_FILES.items():
+        (tmp_path / name).write_text(content)
+    words = shlex.split(line.replace("MODEL", str(export / "runs/quickstart/export")))[2:]
+    assert finetune.main([*words, "--num-epochs", "1", "--max-seq-length", "32", "--batch-size", "8", "--workdir", "work"]) == 0
+    assert bert_jax.load("work/export").tokenizer is not None
+    assert json.loads((tmp_path / "work/results.json").read_text())["metrics"]["dev"]
+    assert (tmp_path / "work/report.html").exists()
+
+
+@pytest.mark.parametrize("line", [c for c in commands() if re.search(r"python finetune.py \S", c)])
+def test_every_fine_tuning_command_is_accepted(line):
+    words = shlex.split(line[line.index("finetune.py") :])[1:]
+    if "--help" in words:
+        with pytest.raises(SystemExit) as end:
+            load_finetune_config(words)
+        assert end.value.code == 0
+    else:
+        load_finetune_config(words)
+
+
+def test_every_task_and_kind_of_the_table_exists():
+    rows = re.findall(r"^\| `([a-z0-9_ ]+)` \|", README, re.MULTILINE)
+    assert {name for row in rows for name in row.split()} == set(TASKS)
 
 
 def test_the_two_set_up_lines_stand_where_ci_looks_for_them():

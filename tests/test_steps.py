@@ -308,6 +308,20 @@ def test_the_learning_rate_is_the_schedules_at_the_step_that_is_taken() -> None:
         np.testing.assert_allclose(state.params["w"], before - 0.25 * number)
 
 
+def test_an_update_takes_its_learning_rate_and_key_from_the_caller_as_a_step_does_from_schedule_and_seed() -> None:
+    update = jax.jit(steps.make_update(toy_sums, optax.identity(), None, 2))
+    step = jax.jit(steps.make_train_step(toy_sums, optax.identity(), lambda step: 0.25 * (step + 1), 5, None, 2))
+    batch = {"x": np.arange(8, dtype=np.float32).reshape(4, 2)}
+    ours = theirs = toy_state()
+    for number in range(3):
+        key = jax.random.fold_in(jax.random.key(5), number)
+        ours, metrics = update(ours, batch, jnp.float32(0.25 * (number + 1)), key)
+        theirs, others = step(theirs, batch)
+        assert_same((ours, metrics), (theirs, others))
+    several = jax.vmap(update, (None, None, 0, None))(toy_state(), batch, jnp.array([0.0, 0.5]), jax.random.key(0))[0]
+    np.testing.assert_allclose(several.params["w"], [[1, 1], 1 - 0.5 * batch["x"].mean(axis=0)])
+
+
 def test_a_batch_without_weight_changes_nothing_and_is_finite() -> None:
     batch = uneven_batch()
     batch["masked_weights"][:] = 0

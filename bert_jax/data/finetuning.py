@@ -28,7 +28,7 @@ from bert_jax.data.tasks import Kind, Record
 
 IGNORED = -100  # label of a token that is not trained on
 _LOOKED_AT = 512  # batches that shapes are chosen by
-_LEAST_LENGTH = 64  # of a row: attention over 64 tokens costs little more than over 16
+_LEAST_LENGTH = 64  # of a packed row: attention over 64 tokens costs little more than over 16
 _PLANNED = 2**62  # a seed that no run has: shapes are chosen by its order
 _NO_PLACES = np.zeros(0, np.int32)
 
@@ -161,14 +161,16 @@ class Shape(NamedTuple):
     length: int
 
 
-def _ladder(longest: int, step: int) -> list[int]:
-    """Row lengths, ascending, the last of which holds `longest` tokens.
+def _ladder(longest: int, step: int, packed: bool) -> list[int]:
+    """Row lengths, ascending, the last of which holds `longest` tokens: few for packed rows, which are filled anyway.
 
-    >>> _ladder(289, 16), _ladder(40, 16)
-    ([64, 128, 256, 304], [64])
+    >>> _ladder(289, 16, True), _ladder(40, 16, True), _ladder(40, 16, False), _ladder(289, 128, False)
+    ([64, 128, 256, 304], [64], [16, 32, 48], [64, 128, 256, 384])
     """
-    top = max(_LEAST_LENGTH, -(-longest // step) * step)
-    lengths = [_LEAST_LENGTH]
+    top = -(-longest // step) * step
+    if not packed:
+        return sorted({min(step, _LEAST_LENGTH), *range(step, top + 1, step)})
+    top, lengths = max(_LEAST_LENGTH, top), [_LEAST_LENGTH]
     while lengths[-1] * 2 < top:
         lengths.append(lengths[-1] * 2)
     return [n for n in lengths if n < top] + [top]
@@ -197,17 +199,25 @@ def choose_shapes(needs: Sequence[dict[int, int]], hidden_size: int, most: int, 
     price = np.array(
         [[cost(s) if need.get(s.length, s.rows + 1) <= s.rows else np.inf for s in candidates] for need in all_needs]
     )
-    kept = list(range(len(candidates)))
-    wide = max(range(len(candidates)), key=lambda i: (np.isfinite(price[:, i]).sum(), -cost(candidates[i])))
 
-    def total(some: list[int]) -> float:
-        return float((price[:, some].min(axis=1) * counts).sum())
+    def best_beside(others: list[int]) -> tuple[float, int]:
+        """The candidate that goes best with others, behind the cost of all batches then: infinite where one fits nowhere."""
+        there = price[:, others].min(axis=1, initial=np.inf)
+        totals = (np.minimum(price, there[:, None]) * counts[:, None]).sum(axis=0)
+        return float(totals.min()), int(totals.argmin())
 
-    used = {int(i) for i in np.argmin(price, axis=1)} | {wide}
-    kept = [i for i in kept if i in used]
-    while len(kept) > most:
-        kept.remove(min((i for i in kept), key=lambda i: total([j for j in kept if j != i])))
-    return [candidates[i] for i in kept]
+    kept: list[int] = []
+    total = np.inf
+    while len(kept) < most and (found := best_beside(kept))[0] < total:
+        total, kept = found[0], [*kept, found[1]]
+    improved = True
+    while improved:  # by another candidate in the place of one
+        improved = False
+        for i in range(len(kept)):
+            found = best_beside(kept[:i] + kept[i + 1 :])
+            if found[0] < total * (1 - 1e-9):
+                total, kept[i], improved = *found, True
+    return [candidates[i] for i in sorted(kept)]
 
 
 class Batches:
@@ -234,7 +244,7 @@ class Batches:
         self.kind, self.items, self.batch_size = kind, items, batch_size
         self.batching, self._pad_id = batching, pad_id
         self._lengths = np.array([max(len(example.input_ids) for example in item.sequences) for item in items])
-        self.ladder = _ladder(int(self._lengths.max()), length_step)
+        self.ladder = _ladder(int(self._lengths.max()), length_step, batching == "packed")
         self._granule = granule
         self.steps_per_epoch = -(-len(items) // batch_size)
         self._epochs: dict[int, tuple[int, list[list[int]]]] = {}  # seed -> (epoch, its batches)
@@ -244,9 +254,10 @@ class Batches:
     def order(self, seed: int, step: int) -> list[int]:
         """The items of batch `step`: each epoch has all of them, in an order of its own."""
         epoch, number = divmod(step, self.steps_per_epoch)
-        if self._epochs.get(seed, (None,))[0] != epoch:
-            self._epochs[seed] = epoch, self._epoch(seed, epoch)
-        return self._epochs[seed][1][number]
+        known = self._epochs.get(seed)
+        if known is None or known[0] != epoch:
+            known = self._epochs[seed] = epoch, self._epoch(seed, epoch)
+        return known[1][number]
 
     def _epoch(self, seed: int, epoch: int) -> list[list[int]]:
         rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))

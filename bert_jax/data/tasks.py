@@ -99,7 +99,7 @@ TASKS: dict[str, Task] = {
         Task("ner", "tagging", metrics=("entity_f1",)),
         Task("swag", "multiple_choice", ("sent1", "ending0", "ending1", "ending2", "ending3"), stem="sent2"),
         # any file of the user's, columns named on the command line
-        Task("classification", "classification"),
+        Task("classification", "classification", metrics=("accuracy", "multiclass_macro_f1")),
         Task("multi_label", "multi_label", metrics=("micro_f1", "macro_f1")),
         Task("regression", "regression", metrics=("pearson", "spearman")),
         Task("tagging", "tagging", metrics=("entity_f1",)),

@@ -79,15 +79,16 @@ def make_optimizer(cfg: OptimConfig, scales: Any = None) -> optax.GradientTransf
     """Gradients -> updates to be multiplied by minus the learning rate.
 
     Clipping by the global norm is the step's, which knows the norm anyway. LAMB (You et al., 2020): bias-corrected Adam with
-    decay, scaled per tensor by |parameter| / |update|; biases and LayerNorm are excluded from both. `scales`: see `layer_scales`.
+    decay, scaled per tensor by |parameter| / |update|; biases and LayerNorm are excluded from both. `scales`: see
+    `layer_scales`; what has 0 takes no room for moments.
     """
     adam = scale_by_bert_adam if cfg.name == "adamw_bert" else optax.scale_by_adam
     chain = [adam(cfg.b1, cfg.b2, cfg.eps), optax.add_decayed_weights(cfg.weight_decay, mask=decays)]
     if cfg.name == "lamb":
         chain.append(optax.masked(optax.scale_by_trust_ratio(), decays))
-    if scales is not None:
-        chain.append(_scale(scales))
-    return optax.chain(*chain)
+    if scales is None:
+        return optax.chain(*chain)
+    return optax.chain(optax.masked(optax.chain(*chain), jax.tree.map(bool, scales)), _scale(scales))
 
 
 def layer_scales(params: Any, num_layers: int, decay: float, frozen: int) -> Any:

@@ -1,0 +1,44 @@
+"""Small files, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from bert_jax.config import InputError
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes a file in UTF-8, its folder too; its path. Raises InputError where it cannot be written."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    return path
+
+
+def write_json(path: Path, content: Any) -> Path:
+    """Numbers that are not finite, which JSON lacks, become the strings "nan", "inf", "-inf", as in metrics.jsonl."""
+    return write_text(path, json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def as_numbers(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of an object that `write_json` wrote, as they were."""
+    return {name: float(v) if v in ("nan", "inf", "-inf") else v for name, v in values.items()}
