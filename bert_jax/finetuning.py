@@ -26,7 +26,7 @@ from bert_jax.data.layout import Layout
 from bert_jax.data.splits import Splits
 from bert_jax.data.tasks import Kind, Record, Task
 from bert_jax.evaluation import Evaluator, Split
-from bert_jax.files import write_json
+from bert_jax.files import as_numbers, write_json
 from bert_jax.finetune_config import FinetuneConfig
 from bert_jax.model import lora
 from bert_jax.model.families import Head
@@ -323,7 +323,7 @@ class Runs:
             if not path.is_file():
                 return None
             try:
-                values = json.loads(path.read_text(encoding="utf-8"), object_hook=_as_numbers)
+                values = json.loads(path.read_text(encoding="utf-8"), object_hook=as_numbers)
                 key = values.pop("data")
                 found.append(Outcome(**values))
             except (ValueError, TypeError, KeyError) as error:
@@ -554,7 +554,7 @@ def predict_all(
         model = setting.start.model
         params = pretrained.load(workdir / "export", head=model.head, labels=model.labels or None).params
     scores, predictions = dict[str, dict[str, float]](), dict[str, list[Any]]()
-    threshold = setting.cfg.null_threshold or 0.0
+    threshold = setting.cfg.null_threshold
     for split in [*setting.dev, *test]:
         predicted = predictions[split.name] = setting.evaluator.predict(split, params)
         if split.labelled or setting.task.kind == "similarity":

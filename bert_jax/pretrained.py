@@ -183,7 +183,7 @@ def _load(path_or_name: str | Path, head: Head | None, labels: Sequence[str] | N
     if problem_type not in (None, *get_args(ProblemType)):
         raise InputError(f"{directory}: {problem_type=} is not known; known: {', '.join(get_args(ProblemType))}")
     try:
-        pooling: Pooling | str | None = read_pooling(directory)
+        pooling: Pooling | str | None = read_pooling(files.home)
     except InputError as error:
         pooling = str(error)
     of_library = files.values.get("sentence_transformers") or {}

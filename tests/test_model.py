@@ -238,9 +238,10 @@ def test_choices_packed_in_rows_have_the_logits_that_they_have_apart() -> None:
     module, sizes = Bert(cfg, "multiple_choice"), np.array([[12, 5, 7], [9, 3, 11]])
     there = np.arange(12) < sizes[..., None]
     apart = {
-        "input_ids": np.where(there, rng.integers(1, V, there.shape), 0), "token_type_ids": rng.integers(0, 2, there.shape) * there,
+        "input_ids": np.where(there, rng.integers(1, V, there.shape), 0),
+        "token_type_ids": rng.integers(0, 2, there.shape) * there,
         "attention_mask": there.astype(int),
-    }  # fmt: skip
+    }
     rows, firsts = [[(0, 0), (1, 2)], [(0, 1), (0, 2), (1, 1)], [(1, 0)]], np.zeros((3, 4), int)
     packed = {name: np.zeros((3, 24), int) for name in ("input_ids", "token_type_ids", "position_ids", "sequence_ids")}
     for row, chosen in enumerate(rows):

@@ -96,7 +96,7 @@ def layer_scales(params: Any, num_layers: int, decay: float, frozen: int) -> Any
 
     Heads and the pooler have 1, layer i decay**(num_layers - i), the embeddings decay**(num_layers + 1) (Sun et al., 2019,
     section 5.3.3). The lowest `frozen` layers and, with them, the embeddings have 0. Layers that share their parameters
-    (ALBERT) count as the lowest of them.
+    (ALBERT) count as one, groups of them in the place of layers.
     """
 
     def one(path: tuple[Any, ...], leaf: Any) -> float:
