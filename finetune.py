@@ -70,7 +70,7 @@ def run(cfg: FinetuneConfig, task: Any, command: str) -> int:
     scored = [outcome for outcome in outcomes if outcome.history]
     if setting.batches is not None and not scored:
         raise InputError(f"all runs diverged: {outcomes[0].failed}. Give a lower --learning-rates")
-    best = max(scored, key=lambda outcome: (outcome.failed is None, outcome.score), default=None)
+    best = max(scored, key=lambda outcome: outcome.score, default=None)
     if best is not None:
         _keep_best(workdir, finetuning.export_folder(workdir, outcomes, best))
     scores, predicted = finetuning.predict_all(setting, test, workdir)

@@ -51,7 +51,7 @@ def pretrain(cfg: TrainConfig, data: Any, training: Any, held_out: Any) -> int:
 
     def sums_fn(params: Any, batch: Any, key: Any) -> dict[str, losses.Sum]:
         rngs = None if key is None else {"dropout": key}
-        return losses.pretraining_sums(module.apply({"params": params}, batch, key is None, rngs=rngs), batch)
+        return losses.pretraining_sums(module.apply({"params": params}, batch, key is None, head_only=True, rngs=rngs), batch)
 
     optimizer = optim.make_optimizer(cfg.optim)
     schedule = optim.make_schedule(cfg.optim, cfg.num_steps)
@@ -104,7 +104,8 @@ def pretrain(cfg: TrainConfig, data: Any, training: Any, held_out: Any) -> int:
             saved.save(int(state.step), state, {"data": data.key, "config": to_dict(cfg)}, evaluation)
 
         length = cfg.data.max_seq_length
-        flops = metrics.pretraining_flops(cfg.model, cfg.batch_size, length, cfg.masking.num_slots(length))
+        slots = cfg.masking.num_slots(length)
+        flops = metrics.pretraining_flops(cfg.model, cfg.batch_size, length, slots, head == "pretraining")
         peak = metrics.peak_flops(mesh.devices.flat[0].device_kind)
         cost = loop.Cost(lambda batch: int((batch["sequence_ids"] > 0).sum()), flops, peak and peak * mesh.size)
         state = loop.fit(

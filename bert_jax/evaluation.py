@@ -43,7 +43,7 @@ class _Logits(Predictor):
 
     def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
         batch["cls_positions"] = batch.pop("places")
-        return {"logits": self.model.apply(params, batch)["logits"]}
+        return {"logits": self.model.apply(params, batch, head_only=True)["logits"]}
 
 
 class _TokenLogits(Predictor):

@@ -207,7 +207,7 @@ def make_sums(setting: Setting) -> steps.SumsFn:
 
     def sums(params: Any, batch: Any, key: Any) -> dict[str, Sum]:
         rngs = None if key is None else {"dropout": key}
-        out = module.apply({"params": params}, batch, key is None, rngs=rngs)
+        out = module.apply({"params": params}, batch, key is None, head_only=kind != "similarity", rngs=rngs)
         labels, weights = batch["labels"], batch["weights"]
         if kind == "similarity":
             return {"similarity_loss": similarity(out["last_hidden_state"], batch)}
@@ -427,7 +427,7 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Callable[[str]
     assert cfg.max_seq_length is not None
     assert cfg.batch_size is not None
     mesh = parallel.make_mesh(cfg.num_devices)
-    labels = ("LABEL_0",) if task.kind == "regression" else splits.labels
+    labels = splits.labels
     start = pretrained.load_for_task(cfg.model, _HEADS[task.kind], labels, _PROBLEM_TYPES.get(task.kind), cfg.init_head)
     if start.note:
         say(start.note)

@@ -142,7 +142,7 @@ class FillMask(Predictor):
 
     def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
         batch["masked_positions"] = batch.pop("places")
-        logits = self.model.apply(params, batch)["masked_lm_logits"]
+        logits = self.model.apply(params, batch, head_only=True)["masked_lm_logits"]
         has_token = jnp.arange(logits.shape[-1]) < self.tokenizer.vocab_size  # the table may be padded
         best, ids = jax.lax.top_k(jnp.where(has_token, logits, -jnp.inf), self.top_k)
         scores = jnp.exp(best - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
@@ -236,7 +236,7 @@ class Classifier(Predictor):
 
     def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
         batch["cls_positions"] = batch.pop("places")
-        outputs = self.model.apply(params, batch)
+        outputs = self.model.apply(params, batch, head_only=True)  # all but pretraining's, which reads every token
         logits = outputs["logits"] if self.model.head == "sequence_classification" else outputs["next_sentence_logits"]
         to_scores = {
             "regression": self._value,

@@ -496,12 +496,12 @@ def test_words_of_several_tokens_are_labelled_as_the_table_says(tagger, tokenize
     }
     for aggregation, (label, score) in expected.items():
         mine = Tagger(tagger.model, aggregation)
-        monkeypatch.setattr(mine, "run", lambda examples, params=None: [{"scores": np.concatenate([scores[:1], scores, scores[:1]])}])
+        monkeypatch.setattr(mine, "run", lambda *_: [{"scores": np.concatenate([scores[:1], scores, scores[:1]])}])
         (found,) = mine([text])
         assert [(e.label, e.text) for e in found] == [(label, text)]
         assert abs(found[0].score - score) < 1e-6
     simple = Tagger(tagger.model, "simple")
-    monkeypatch.setattr(simple, "run", lambda examples, params=None: [{"scores": np.concatenate([scores[:1], scores, scores[:1]])}])
+    monkeypatch.setattr(simple, "run", lambda *_: [{"scores": np.concatenate([scores[:1], scores, scores[:1]])}])
     (found,) = simple([text])
     assert [e.label for e in found] == ["PER", "LOC", *["LOC"] * (len(encoding.ids) - 2)]
     assert "".join(e.text for e in found) == text

@@ -586,3 +586,44 @@ def test_presets_have_the_published_sizes(name: str) -> None:
 
 if __name__ == "__main__":
     print(param_tree(), end="")
+
+
+HEAD_ONLY = [
+    ("masked_lm", "bert"), ("pretraining", "bert"), ("pretraining", "albert"), ("next_sentence", "bert"), ("encoder", "bert"),
+    ("sequence_classification", "bert"), ("sequence_classification", "roberta"), ("sequence_classification", "distilbert"),
+    ("multiple_choice", "bert"), ("token_classification", "bert"), ("question_answering", "electra"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("packed, scan", [(False, True), (True, False)])
+@pytest.mark.parametrize("head, family", HEAD_ONLY)
+def test_the_last_layer_at_the_heads_places_alone_gives_the_same_outputs_and_gradients(head, family, packed, scan):
+    sizes = {
+        "albert": dict(embedding_size=8, num_hidden_groups=1),
+        "electra": dict(embedding_size=8),
+        "distilbert": dict(type_vocab_size=0),
+    }
+    cfg = BertConfig(model_type=family, vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
+                     intermediate_size=24, initializer_range=0.3, scan_layers=scan, **sizes.get(family, {}))  # fmt: skip
+    module, rng = Bert(cfg, head), np.random.default_rng(0)
+    batch = {"input_ids": rng.integers(5, 50, (2, 12)).astype(np.int32)}
+    batch["sequence_ids"] = np.array([[1] * 5 + [2] * 4 + [0] * 3, [1] * 3 + [2] * 8 + [0]], np.int32)
+    if packed:
+        batch["cls_positions"] = np.array([[0, 5], [0, 3]], np.int32)
+    if head in ("masked_lm", "pretraining"):
+        batch["masked_positions"] = np.array([[1, 6, 8], [4, 10, 0]], np.int32)
+    if head == "multiple_choice" and not packed:
+        batch = {name: value[None] for name, value in batch.items()}
+    params = module.init(jax.random.key(0), batch)["params"]
+
+    def outputs(params, head_only):
+        return {k: v for k, v in module.apply({"params": params}, batch, head_only=head_only).items() if k != "last_hidden_state"}
+
+    whole, part = outputs(params, False), outputs(params, True)
+    assert whole.keys() == part.keys()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), whole, part)
+    of = [
+        jax.grad(lambda p, flag=flag: sum(jnp.sum(jnp.sin(x)) for x in outputs(p, flag).values()))(params)
+        for flag in (False, True)
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-3), *of)

@@ -276,7 +276,7 @@ class Batches:
         return np.concatenate([head[rng.permutation(full)].reshape(-1), order[full * self.batch_size :]])
 
     def _slots(self, length: int) -> int:
-        return 1 if self.batching != "packed" else max(1, length // 4)
+        return 1 if self.batching != "packed" else max(1, length // 8)  # the last layer runs at these alone
 
     def _rows(self, indices: Sequence[int], length: int) -> list[list[int]]:
         """Which sequences of the batch stand in which row."""

@@ -20,13 +20,13 @@ def same_sequence(sequence_ids: Int[AnyArray, "B L"]) -> Bool[Array, "B 1 L L"]:
 
 
 def attention(
-    query: Float[Array, "B L H K"],
+    query: Float[Array, "B Q H K"],
     key: Float[Array, "B L H K"],
     value: Float[Array, "B L H K"],
-    mask: Bool[Array, "B 1 L L"],
+    mask: Bool[Array, "B 1 Q L"],
     dropout_rate: float,
     dropout_key: PRNGKeyArray | None,
-) -> tuple[Float[Array, "B L H K"], Float[Array, "B H L L"]]:
+) -> tuple[Float[Array, "B Q H K"], Float[Array, "B H Q L"]]:
     """Scaled dot-product attention with dropout on the probabilities (Vaswani et al., 2017, section 3.2.1).
 
     Returns the mixed values and the probabilities before dropout. Softmax is in float32 whatever the compute type.

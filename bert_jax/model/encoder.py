@@ -51,14 +51,17 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"], deterministic: bool
-    ) -> tuple[Float[Array, "B L D"], Float[Array, "B H L L"]]:
+        self, asking: Float[Array, "B Q D"], x: Float[Array, "B L D"], mask: Bool[Array, "B 1 Q L"], deterministic: bool
+    ) -> tuple[Float[Array, "B Q D"], Float[Array, "B H Q L"]]:
         cfg = self.cfg
-        heads = (*x.shape[:-1], cfg.num_attention_heads, cfg.hidden_size // cfg.num_attention_heads)
-        query, key, value = (dense(cfg, cfg.hidden_size, name)(x).reshape(heads) for name in ("query", "key", "value"))
+        heads = (cfg.num_attention_heads, cfg.hidden_size // cfg.num_attention_heads)
+        query, key, value = (
+            dense(cfg, cfg.hidden_size, name)(of).reshape(*of.shape[:-1], *heads)
+            for name, of in (("query", asking), ("key", x), ("value", x))
+        )
         rate = 0.0 if deterministic else cfg.attention_probs_dropout_prob
         mixed, weights = attention(query, key, value, mask, rate, self.make_rng("dropout") if rate else None)
-        return dense(cfg, cfg.hidden_size, "output")(mixed.reshape(x.shape)), weights
+        return dense(cfg, cfg.hidden_size, "output")(mixed.reshape(asking.shape)), weights
 
 
 class Mlp(nn.Module):
@@ -73,17 +76,27 @@ class Mlp(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Post-norm Transformer layer (Devlin et al., 2018, section 3)."""
+    """Post-norm Transformer layer (Devlin et al., 2018, section 3).
+
+    With `positions`, its output at those alone: they attend to all of `x`, but nothing is computed for the others.
+    """
 
     cfg: BertConfig
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"], deterministic: bool
-    ) -> tuple[Float[Array, "B L D"], Float[Array, "B H L L"]]:
-        drop = self.cfg.hidden_dropout_prob
-        mixed, weights = SelfAttention(self.cfg, name="attention")(x, mask, deterministic)
-        x = layer_norm(self.cfg, "attention_norm")(x + Dropout(drop)(mixed, deterministic))
+        self,
+        x: Float[Array, "B L D"],
+        mask: Bool[Array, "B 1 L L"],
+        deterministic: bool,
+        positions: Int[AnyArray, "B P"] | None = None,
+    ) -> tuple[Float[Array, "B Q D"], Float[Array, "B H Q L"]]:
+        drop, asking = self.cfg.hidden_dropout_prob, x
+        if positions is not None:
+            asking = jnp.take_along_axis(x, positions[:, :, None], axis=1)
+            mask = jnp.take_along_axis(mask, positions[:, None, :, None], axis=2)
+        mixed, weights = SelfAttention(self.cfg, name="attention")(asking, x, mask, deterministic)
+        x = layer_norm(self.cfg, "attention_norm")(asking + Dropout(drop)(mixed, deterministic))
         x = layer_norm(self.cfg, "mlp_norm")(x + Dropout(drop)(Mlp(self.cfg, name="mlp")(x), deterministic))
         return x, weights
 
@@ -108,9 +121,11 @@ class Encoder(nn.Module):
         deterministic: bool = True,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        positions: Int[AnyArray, "B P"] | None = None,
     ) -> dict[str, Any]:
         """Returns `last_hidden_state` [B, L, D]; on request `hidden_states` (the embeddings' output, then each
-        layer's) and `attentions` (each layer's probabilities [B, H, L, L], before dropout)."""
+        layer's) and `attentions` (each layer's probabilities [B, H, L, L], before dropout). With `positions`, what the last
+        layer gives is of those alone, [B, P, D], which saves most of its work."""
         cfg = self.cfg
         x = Embeddings(cfg, name="embeddings")(input_ids, token_type_ids, position_ids, deterministic)
         if cfg.embedding_size is not None:
@@ -121,9 +136,9 @@ class Encoder(nn.Module):
         def initial(key: Array) -> Any:
             return layer.init(key, x, mask, True)["params"]
 
-        def run(x: Array, params_and_key: tuple[Any, Array]) -> tuple[Array, tuple[Any, Any]]:
+        def run(x: Array, params_and_key: tuple[Any, Array], positions: Any = None) -> tuple[Array, tuple[Any, Any]]:
             params, key = params_and_key
-            x, weights = layer.apply({"params": params}, x, mask, deterministic, rngs={"dropout": key})
+            x, weights = layer.apply({"params": params}, x, mask, deterministic, positions, rngs={"dropout": key})
             return x, (x if output_hidden_states else None, weights if output_attentions else None)
 
         if cfg.remat:
@@ -132,16 +147,20 @@ class Encoder(nn.Module):
         distinct = [self.param(f"layer_{i}", initial) for i in range(groups)]
         layers = [distinct[i * groups // cfg.num_hidden_layers] for i in range(cfg.num_hidden_layers)]
         keys = jax.random.split(jax.random.key(0) if deterministic else self.make_rng("dropout"), len(layers))
-        first = x
-        if cfg.scan_layers:
-            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
-            x, (states, attentions) = jax.lax.scan(run, x, (stacked, keys))
+        first, whole = x, len(layers) - (positions is not None)
+        if cfg.scan_layers and whole:
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers[:whole])
+            x, asked = jax.lax.scan(run, x, (stacked, keys[:whole]))
+            kept = [tuple(None if each is None else each[i] for each in asked) for i in range(whole)]
         else:
             kept = []
-            for params, key in zip(layers, keys, strict=True):
+            for params, key in zip(layers[:whole], keys[:whole], strict=True):
                 x, asked = run(x, (params, key))
                 kept.append(asked)
-            states, attentions = zip(*kept, strict=True)
+        if positions is not None:
+            x, asked = run(x, (layers[-1], keys[-1]), positions)
+            kept.append(asked)
+        states, attentions = zip(*kept, strict=True)
         outputs: dict[str, Any] = {"last_hidden_state": x}
         if output_hidden_states:
             outputs["hidden_states"] = (first, *states)

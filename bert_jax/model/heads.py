@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
@@ -108,6 +109,10 @@ class Bert(nn.Module):
     `masked_positions` [B, P], where the masked-LM head is to run (default: everywhere); `cls_positions` [B, S], the first
     tokens of the sequences packed in a row (default: one sequence a row, from 0, and no axis S in what is returned).
 
+    With `head_only`, the last layer is computed only where the head reads it, if that is a few places of a row (sequence
+    classification, multiple choice, pooled output, masked LM at `masked_positions`): the same outputs for less work, but no
+    `last_hidden_state`.
+
     Returns `last_hidden_state` [B, L, D], on request `hidden_states` and `attentions`, and by `head`, in float32:
       encoder: `pooled_output` [B, S, D], where the family has a pooler
       masked_lm: `masked_lm_logits` [B, P, V]; pretraining: also `next_sentence_logits` [B, S, 2] (ALBERT: of sentence order)
@@ -129,6 +134,7 @@ class Bert(nn.Module):
         deterministic: bool = True,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        head_only: bool = False,
     ) -> dict[str, Any]:
         choices = None
         if self.head == "multiple_choice" and batch["input_ids"].ndim == 3:
@@ -137,18 +143,40 @@ class Bert(nn.Module):
         batch = complete(batch, self.cfg)
         inputs = [batch[name] for name in ("input_ids", "token_type_ids", "position_ids", "sequence_ids")]
         encoder = Encoder(self.cfg, name="encoder")
-        outputs = encoder(*inputs, deterministic, output_hidden_states, output_attentions)
-        outputs |= self._head(outputs["last_hidden_state"], batch, encoder, deterministic)
+        read = self._read(batch) if head_only else {}
+        positions = jnp.concatenate(list(read.values()), axis=1) if read else None
+        outputs = encoder(*inputs, deterministic, output_hidden_states, output_attentions, positions)
+        hidden = outputs["last_hidden_state"]
+        if read:
+            del outputs["last_hidden_state"]
+            ends = np.cumsum([each.shape[1] for each in read.values()])[:-1]
+            at = dict(zip(read, jnp.split(hidden, ends, axis=1), strict=True))
+        else:
+            places = {name: batch[name] for name in ("masked_positions", "cls_positions") if name in batch}
+            at = {name: gather_positions(hidden, place) for name, place in places.items()}
+        outputs |= self._head(hidden, at, batch, encoder, deterministic)
         if choices:
             outputs["logits"] = outputs["logits"].reshape(choices)
         return outputs
+
+    def _read(self, batch: Batch) -> dict[str, Array]:
+        """Where the head reads hidden states, by the batch's name for it; empty where it reads all."""
+        parts, read = FAMILIES[self.cfg.model_type].head(self.head), {}
+        if "masked_lm/dense" in parts:
+            if "masked_positions" not in batch:
+                return {}
+            read["masked_positions"] = jnp.asarray(batch["masked_positions"])
+        if "pooler/dense" in parts:
+            first = jnp.zeros((batch["input_ids"].shape[0], 1), jnp.int32)
+            read["cls_positions"] = jnp.asarray(batch.get("cls_positions", first))
+        return read
 
     def hidden_states(self, batch: Batch) -> Array:
         """`last_hidden_state` alone."""
         return self(batch)["last_hidden_state"]
 
-    def _head(self, hidden: Array, batch: Batch, encoder: Encoder, deterministic: bool) -> dict[str, Array]:
-        """What the head makes of the hidden states."""
+    def _head(self, hidden: Array, at: dict[str, Array], batch: Batch, encoder: Encoder, deterministic: bool) -> dict[str, Array]:
+        """What the head makes of the hidden states, and of those `at` the batch's positions."""
         cfg, head = self.cfg, self.head
         family = FAMILIES[cfg.model_type]
         parts, outputs = family.head(head), {}
@@ -159,8 +187,9 @@ class Bert(nn.Module):
 
         pooled = hidden
         if "pooler/dense" in parts:
-            packed = "cls_positions" in batch
-            first = gather_positions(hidden, batch["cls_positions"]) if packed else hidden[:, 0]
+            first = at.get("cls_positions", hidden[:, :1])
+            if "cls_positions" not in batch:
+                first = first[:, 0]
             if head == "sequence_classification" and family.dropout_before_pooler:
                 first = drop(first, deterministic)
             pooled = Pooler(cfg, name="pooler")(first)
@@ -168,7 +197,7 @@ class Bert(nn.Module):
             outputs["pooled_output"] = pooled.astype(jnp.float32)
         if "masked_lm/dense" in parts:
             table = encoder.variables["params"]["embeddings"]["word_embeddings"]["embedding"]
-            picked = gather_positions(hidden, batch["masked_positions"]) if "masked_positions" in batch else hidden
+            picked = at.get("masked_positions", hidden)
             outputs["masked_lm_logits"] = MaskedLMHead(cfg, name="masked_lm")(picked, table)
         if "next_sentence" in parts:
             outputs["next_sentence_logits"] = dense(cfg, 2, "next_sentence")(pooled).astype(jnp.float32)

@@ -17,10 +17,15 @@ def peak_flops(device_kind: str) -> float | None:
     return next((peak for name, peak in PEAK_FLOPS.items() if name in device_kind), None)
 
 
-def pretraining_flops(cfg: BertConfig, batch_size: int, length: int, slots: int) -> float:
+def pretraining_flops(cfg: BertConfig, batch_size: int, length: int, slots: int, pairs: bool = False) -> float:
     """Multiplications and additions of a training step's matrix products: 3 times the forward pass's; recomputation
-    (remat) not counted. Attention over whole rows; the MLM head on `slots` positions a row."""
-    d, tokens = cfg.hidden_size, batch_size * length
-    layer = 2 * tokens * (4 * d * d + 2 * d * cfg.intermediate_size) + 4 * tokens * length * d
+    (remat) not counted. Attention over whole rows; the last layer and the MLM head on `slots` positions a row (with `pairs`
+    the layer on [CLS] too)."""
+    d, tokens, read = cfg.hidden_size, batch_size * length, batch_size * (slots + pairs)
+
+    def layer(asking: int) -> int:
+        own = 2 * asking * (2 * d * d + 2 * d * cfg.intermediate_size) + 4 * asking * length * d
+        return own + 2 * tokens * 2 * d * d  # keys and values
+
     head = 2 * batch_size * slots * (d * d + d * cfg.vocab_size)
-    return 3.0 * (cfg.num_hidden_layers * layer + head)
+    return 3.0 * ((cfg.num_hidden_layers - 1) * layer(tokens) + layer(read) + head)

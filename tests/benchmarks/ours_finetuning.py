@@ -64,6 +64,8 @@ def prepare(name: str, args: argparse.Namespace, **changes: Any) -> Any:
     cfg = cfg.resolved(task)
     if args.file:
         changes["task_data"] = dataclasses.replace(cfg.task_data, data=str(args.file))
+    elif args.speed:  # shapes as for all of the rows; the first batches of them are timed
+        changes["task_data"] = dataclasses.replace(cfg.task_data, max_train_rows=None)
     cfg = cfg.replace(**changes)
     splits = dataclasses.replace(load_splits(task, cfg.task_data), dev={}, test={})
     return finetuning.prepare(cfg, task, splits, lambda line: print(line, file=sys.stderr))[0]
