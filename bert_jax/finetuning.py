@@ -272,7 +272,8 @@ class Runs:
                 return jnp.where(active.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
             flat = {f"{name}/{key}": value[i] for key, value in metrics.items() for i, name in enumerate(names)}
-            shared = {"loss": jnp.mean(metrics["loss"], where=active), "skipped_in_a_row": jnp.min(metrics["skipped_in_a_row"])}
+            skipped = jnp.min(metrics["skipped_in_a_row"], where=active, initial=2**30)  # the least of those that go on
+            shared = {"loss": jnp.mean(metrics["loss"], where=active), "skipped_in_a_row": skipped}
             return jax.tree.map(keep, new, states), flat | shared
 
         compiled = jax.jit(together, out_shardings=parallel.replicated(self.setting.mesh), donate_argnums=0)

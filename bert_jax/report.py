@@ -66,7 +66,7 @@ def write_report(
         if split.labelled or evaluator.task.kind == "similarity":
             mistakes = _MISTAKES[evaluator.task.kind]
             parts.append(_tag("h2", f"{split.name}: {len(split.records):,} examples"))
-            parts += mistakes(split, predicted[split.name], evaluator.labels, results["test"][split.name])
+            parts += mistakes(split, predicted[split.name], evaluator.labels, results["exported"][split.name])
     title, heading = _tag("title", f"{results['task']}: {results['model']}"), _tag("h1", results["task"])
     body = _tag("body", _joined([heading, _tag("p", results["model"]), *parts, *_origin(results)], "\n"))
     page = f"{_HEAD}{title}</head>\n{body}</html>\n"
@@ -239,7 +239,7 @@ def _kept(results: Mapping[str, Any]) -> _Html:
     """Scores of the model that is kept, on all splits."""
     best = results["best"]
     kept = f"learning rate {best['learning_rate']:g}, seed {best['seed']}, step {best['step']}" if best else "nothing was trained"
-    rows = [[split, name, value] for split, scores in results["test"].items() for name, value in scores.items()]
+    rows = [[split, name, value] for split, scores in results["exported"].items() for name, value in scores.items()]
     return _table(f"The model that is kept: {kept}", ["split", "metric", "value"], rows)
 
 

@@ -130,16 +130,16 @@ def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 def results(
     task: str, model: str, command: str, outcomes: Sequence[Outcome], best: Outcome | None, data: dict[str, Any],
-    test: dict[str, dict[str, float]],
+    exported: dict[str, dict[str, float]],
 ) -> dict[str, Any]:  # fmt: skip
-    """The content of results.json."""
+    """The content of results.json; `exported` are the exported model's scores on every split that has labels."""
     return {
         "task": task,
         "model": model,
         "metrics": best.scores if best else {},
         "score": best.score if best else None,
         "best": {"seed": best.seed, "learning_rate": best.learning_rate, "step": best.best_step} if best else None,
-        "test": test,
+        "exported": exported,
         "runs": [dataclasses.asdict(outcome) for outcome in outcomes],
         "summary": summarize(outcomes),
         "data": data,

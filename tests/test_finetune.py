@@ -344,7 +344,7 @@ def check_results(case, found, workdir, argv):
     assert summary["metrics"].keys() == {f"{name}/{metric}" for name in dev for metric in found["metrics"][name]}
     assert summary["score"]["mean"] == found["score"] == max(e["score"] for e in run["history"])
     for name in dev:  # what was exported scores as it did in training
-        assert found["test"][name] == pytest.approx(found["metrics"][name], abs=1e-5)
+        assert found["exported"][name] == pytest.approx(found["metrics"][name], abs=1e-5)
 
 
 def rows_of(path):
@@ -381,7 +381,7 @@ def check_answers(case, model, path):
     n_best = json.loads(path.with_suffix(".nbest.json").read_text())
     assert list(answers) == list(odds) == list(n_best) == [f"q{i}" for i in range(24, 32)]
     assert ("" in answers.values()) == (case.task == "squad2")
-    threshold = results_of(path.parents[1])["test"]["dev"].get("null_threshold", 0.0)
+    threshold = results_of(path.parents[1])["exported"]["dev"].get("null_threshold", 0.0)
     answerer = bert_jax.Answerer(
         model, no_answer=case.task == "squad2", null_threshold=threshold, max_length=48, max_question_length=21
     )
@@ -792,7 +792,7 @@ def test_the_weights_of_the_best_or_the_last_evaluation_are_kept(finished, tmp_p
     assert history[0]["score"] > history[-1]["score"]
     kept = history[0 if select == "best" else -1]
     assert (found["best"]["step"], found["metrics"]) == (kept["step"], kept["scores"])
-    assert found["test"]["dev"] == pytest.approx(kept["scores"]["dev"], abs=1e-5)
+    assert found["exported"]["dev"] == pytest.approx(kept["scores"]["dev"], abs=1e-5)
 
 
 def test_padded_batches_give_the_losses_of_packed_ones(model, finished, tmp_path):
@@ -823,9 +823,9 @@ def test_no_epochs_only_predict(finished, tmp_path, capsys, build):
     run = finished(build)
     found = tune(run.export, run.case.task, run.workdir.parent, tmp_path, num_epochs=0)
     assert (found["runs"], found["best"]) == ([], None)
-    assert found["test"]["dev"] == run.results["test"]["dev"]
+    assert found["exported"]["dev"] == run.results["exported"]["dev"]
     name = {"sst2": "accuracy", "stsb": "pearson"}[run.case.task]
-    assert f"dev: {name} {found['test']['dev'][name]:.4f}" in capsys.readouterr().out
+    assert f"dev: {name} {found['exported']['dev'][name]:.4f}" in capsys.readouterr().out
     assert files_of(tmp_path / "predictions") == files_of(run.workdir / "predictions")
     assert not (tmp_path / "export").exists()
 
@@ -834,7 +834,7 @@ def test_the_diagnostic_set_is_predicted_by_a_model_of_mnli(model, finished, tmp
     rows = [(i, f"{WORDS[8]} {WORDS[9]}", f"{WORDS[10]} {MARKERS[i % 3]} {WORDS[11]}") for i in range(6)]
     (tmp_path / "diagnostic.tsv").write_text(table(["index", "sentence1", "sentence2"], rows))
     found = tune(finished(mnli).export, "ax", tmp_path, tmp_path / "run")
-    assert (found["data"]["train"], found["data"]["test"], found["test"]) == (0, 6, {})
+    assert (found["data"]["train"], found["data"]["test"], found["exported"]) == (0, 6, {})
     predicted = bert_jax.Classifier(bert_jax.load(finished(mnli).export))([row[1:] for row in rows])
     assert [row["prediction"] for row in rows_of(tmp_path / "run" / "predictions" / "test.tsv")] == [p.label for p in predicted]
     with pytest.raises(InputError, match="has no head for ax, and there is nothing to train it on: give a fine-tuned model"):

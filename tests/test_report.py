@@ -186,7 +186,7 @@ def test_scores_of_every_split_and_why_runs_failed(page, tmp_path):
         losses(tmp_path / "runs" / each / "metrics.jsonl", [1.0])
     runs = [outcome(0, 1e-5, (0.5, 0.7)), outcome(1, 1e-5, (0.6, 0.8)), outcome(0, 1e-3, (), failed="it diverged")]
     test = {"dev": {"accuracy": 0.8}, "test": {"accuracy": 0.65, "loss": float("nan")}}
-    found = page(outcomes=runs, test=test)
+    found = page(outcomes=runs, exported=test)
     assert found.rows("The model that is kept: learning rate 1e-05, seed 1, step 20") == [
         ["dev", "accuracy", "0.8000"],
         ["test", "accuracy", "0.6500"],

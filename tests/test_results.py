@@ -212,7 +212,7 @@ def test_results_hold_the_best_run_all_runs_and_what_they_were_made_of():
     assert [run["seed"] for run in found["runs"]] == [0, 1, 2, 3, 0, 0]
     assert found["summary"] == results.summarize(OUTCOMES)
     assert (found["task"], found["model"], found["command"]) == ("sst2", "model", "python finetune.py")
-    assert (found["data"], found["test"]) == ({"hash": "f00"}, {"test": {"accuracy": 0.8}})
+    assert (found["data"], found["exported"]) == ({"hash": "f00"}, {"test": {"accuracy": 0.8}})
     assert {"python", "jax", "numpy", "tokenizers"} <= set(found["versions"])
 
 

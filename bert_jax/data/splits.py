@@ -123,6 +123,11 @@ def _candidates(data: str) -> list[tuple[str, str]]:
         if data == whole:
             return []
         return [(split, f"{data}:{split}") for split in sources.tfds_splits(data)]
+    if "://" not in data and not os.path.exists(data) and tables.suffix_of(data) not in _SUFFIXES:
+        beside = sorted(glob.glob(os.path.join(glob.escape(os.path.dirname(data) or "."), "*")))
+        raise InputError(
+            f"no folder or file {data}{did_you_mean(os.path.normpath(data), map(os.path.normpath, beside))} (--data)"
+        )
     if not (os.path.isdir(data) or ("://" in data and tables.suffix_of(data) not in _SUFFIXES)):
         return []
     folder = data.rstrip("/") or "/"

@@ -165,7 +165,6 @@ def fit(
         clock.tokens += cost.tokens(batch)
         pending = step, metrics
         log.progress(step, **shown)
-        ends = step == cadence.num_steps or stop.signal is not None
         evaluation: dict[str, float] = {}
         if step % cadence.eval_every == 0 or step == cadence.num_steps:
             report()
@@ -173,6 +172,7 @@ def fit(
             log.scalars(step, evaluation)
             log.message(f"step {step}: " + "  ".join(f"{name.removeprefix('eval/')} {v:.4f}" for name, v in evaluation.items()))
             clock.restart()
+        ends = step == cadence.num_steps or stop.signal is not None  # asked behind the evaluation, which may take long
         if step % cadence.checkpoint_every == 0 or ends:
             report()
             log.flush()
