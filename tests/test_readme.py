@@ -140,4 +140,4 @@ def test_every_task_and_kind_of_the_table_exists():
 def test_the_two_set_up_lines_stand_where_ci_looks_for_them():
     first, second = re.findall(r"^python3 -m venv .*$", README, re.MULTILINE)
     assert first.endswith("train.py configs/quickstart.py")
-    assert second.endswith("-m pytest")
+    assert second.endswith("-m pytest -n 2 --dist loadfile")
