@@ -769,6 +769,18 @@ def test_frozen_layers_stay_to_the_bit_and_lower_layers_learn_more_slowly(model,
             assert moved == pytest.approx(1e-2, rel=1e-3), path
 
 
+def test_adapters_are_trained_instead_of_the_encoder_and_merged_in_the_export(finished, tmp_path):
+    run = finished(sst2)
+    found = tune(run.export, "sst2", run.workdir.parent, tmp_path, lora_rank=2, num_epochs=1, eval_every=6)
+    before, after = weights(run.export), weights(tmp_path / "export")
+    moved = {path for path, value in before.items() if not np.array_equal(after[path], value)}
+    adapted = {f"encoder/layer_{i}/attention/{name}/kernel" for i in range(2) for name in ("query", "value")}
+    assert {path for path in moved if path.startswith("encoder/")} == adapted
+    assert {path for path in before if not path.startswith("encoder/")} <= moved
+    assert all(np.linalg.matrix_rank(after[path] - before[path], tol=1e-4) <= 2 for path in adapted)
+    assert found["exported"]["dev"] == pytest.approx(found["metrics"]["dev"], abs=1e-5)
+
+
 def test_label_smoothing_leaves_doubt(model, finished, tmp_path):
     run = finished(sst2)
     tune(model, "sst2", run.workdir.parent, tmp_path, label_smoothing=0.8)
