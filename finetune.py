@@ -50,7 +50,7 @@ def run(cfg: FinetuneConfig, task: Any, command: str) -> int:
     """Reads the data, trains the runs, picks the best, predicts with it and writes what came of it."""
     from rich.console import Console
 
-    from bert_jax import files, finetuning, report, results
+    from bert_jax import files, finetuning, report, results, runs
     from bert_jax.data.splits import load_splits
     from bert_jax.training import loop
 
@@ -60,7 +60,7 @@ def run(cfg: FinetuneConfig, task: Any, command: str) -> int:
         print(note, file=sys.stderr)
     setting, test = finetuning.prepare(cfg, task, splits, lambda line: print(line, file=sys.stderr))
     workdir = Path(cfg.workdir or "")
-    outcomes: list[finetuning.Outcome] = []
+    outcomes: list[runs.Outcome] = []
     if setting.batches is not None:
         with loop.StopRequest() as stop:
             outcomes = finetuning.fit_all(setting, workdir, stop)

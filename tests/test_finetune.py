@@ -34,6 +34,7 @@ from bert_jax.config import BertConfig, InputError
 from bert_jax.data.layout import Layout
 from bert_jax.model.convert import flatten
 from bert_jax.model.heads import Bert
+from bert_jax.runs import Runs
 from bert_jax.training import writer
 from bert_jax.training.task_metrics import entities
 
@@ -478,7 +479,7 @@ def files_of(folder):
 def test_a_finished_run_that_is_run_again_trains_nothing_and_changes_nothing(finished, monkeypatch):
     run = finished(sst2)
     before = files_of(run.workdir)
-    monkeypatch.setattr(finetuning.Runs, "fit", lambda *args: pytest.fail("it trains"))
+    monkeypatch.setattr(Runs, "fit", lambda *args: pytest.fail("it trains"))
     assert finetune.main(run.argv) == 0
     assert files_of(run.workdir) == before
 
@@ -725,7 +726,7 @@ def test_via_fine_tunes_on_another_task_first(model, finished, tmp_path, monkeyp
     begun, before, after = (weights(d) for d in (model, tmp_path / "via" / "export", tmp_path / "export"))
     encoder = [path for path in begun if path.startswith("encoder/") and path.endswith("kernel")]
     assert all(np.array_equal(before[path], after[path]) and not np.array_equal(before[path], begun[path]) for path in encoder)
-    monkeypatch.setattr(finetuning.Runs, "fit", lambda *args: pytest.fail("it trains"))
+    monkeypatch.setattr(Runs, "fit", lambda *args: pytest.fail("it trains"))
     assert tune(model, "rte", then, tmp_path, **options) == found
 
 

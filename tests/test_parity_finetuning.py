@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import make_words
 
-from bert_jax import finetuning, pretrained
+from bert_jax import finetuning, pretrained, runs
 from bert_jax.config import BertConfig
 from bert_jax.data.splits import Splits
 from bert_jax.data.tasks import TASKS, Record
@@ -62,8 +62,8 @@ def prepare(kind, tokenizer, folder):
 
 
 def our_losses(setting, folder):
-    runs = finetuning.Runs(setting, [finetuning.Member(0, RATE)], folder / "run")
-    state, step, losses = runs.initial(), runs.train_step(), []
+    run = runs.Runs(setting, [runs.Member(0, RATE)], folder / "run")
+    state, step, losses = run.initial(), run.train_step(), []
     for number in range(STEPS):
         state, metrics = step(state, setting.batches.train([0], number))
         losses.append(float(metrics["loss"]))

@@ -15,8 +15,8 @@ from bert_jax.config import InputError
 from bert_jax.data.tables import read_conll
 from bert_jax.data.tasks import TASKS, Record
 from bert_jax.evaluation import Split
-from bert_jax.finetuning import Outcome
 from bert_jax.inference import Answer
+from bert_jax.runs import Outcome
 
 UGLY = 'a\tb\n"c"\r\\d, é'
 

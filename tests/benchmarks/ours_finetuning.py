@@ -74,7 +74,7 @@ def prepare(name: str, args: argparse.Namespace, **changes: Any) -> Any:
 def losses(args: argparse.Namespace) -> None:
     import jax
 
-    from bert_jax import finetuning, pretrained
+    from bert_jax import pretrained, runs
 
     setting = prepare(args.losses, args, dropout=0.0, batch_size=args.batch_size)
     steps_per_epoch = setting.batches.steps_per_epoch
@@ -82,8 +82,8 @@ def losses(args: argparse.Namespace) -> None:
     assert setting.num_steps == args.total_steps
     pretrained.save(dataclasses.replace(setting.start.model, params=setting.start.params(0)), args.init)
     args.order.write_text(json.dumps([setting.batches.order(0, step) for step in range(args.steps)]))
-    runs = finetuning.Runs(setting, [finetuning.Member(0, setting.cfg.learning_rates[0])], args.init / "run")
-    state, step, values = runs.initial(), runs.train_step(), []
+    run = runs.Runs(setting, [runs.Member(0, setting.cfg.learning_rates[0])], args.init / "run")
+    state, step, values = run.initial(), run.train_step(), []
     for batch in setting.batches.stream([0], 0, args.steps):
         state, metrics = step(state, batch)
         values.append(float(jax.device_get(metrics["loss"])))
@@ -94,11 +94,11 @@ def speed(args: argparse.Namespace) -> None:
     """A request trains on all batches once, and waits for the last update."""
     import jax
 
-    from bert_jax import finetuning
+    from bert_jax import runs
 
     setting = prepare(args.speed, args, batching=args.batching)
-    runs = finetuning.Runs(setting, [finetuning.Member(0, setting.cfg.learning_rates[0])], Path("unused"))
-    batches, state, step = setting.batches, runs.initial(), runs.train_step()
+    run = runs.Runs(setting, [runs.Member(0, setting.cfg.learning_rates[0])], Path("unused"))
+    batches, state, step = setting.batches, run.initial(), run.train_step()
 
     def request() -> None:
         nonlocal state
