@@ -443,10 +443,10 @@ def assert_same_entities(found, expected, texts):
 def test_entities_are_those_of_the_token_classification_pipeline(family, aggregation, route, served, predictions):
     """Words are to ours what the tokenizer cuts text into. Theirs guesses them from spaces where tokens are no WordPieces: it
     takes a full stop for a part of the word before it (RoBERTa), and a lone `Ġ` or `▁`, or an unknown character inside a word,
-    for a word. Such are left out."""
+    for a word; and it gives a lone `▁` the character behind it. Such are left out."""
     model = served(family, "token_classification", TAGGED)
     texts = TEXTS
-    if aggregation != "simple" and family in ("roberta", "xlm-roberta", "albert"):
+    if family in ("xlm-roberta", "albert") or (aggregation != "simple" and family == "roberta"):
         texts = [" ".join(model.whole_words(text)) for text in (WORDS if family == "roberta" else TEXTS)]
         assert sum(len(text.split()) for text in texts) > 40
     expected = model.pipeline("token-classification", route)(texts, aggregation_strategy=aggregation)
@@ -588,6 +588,6 @@ def test_modules_that_would_change_the_vectors_are_refused_by_name(served, tmp_p
     SentenceTransformer(modules=[Transformer(directory), Pooling(32), dense], device="cpu").save(str(tmp_path / "dense"))
     SentenceTransformer(modules=[Transformer(directory), Pooling(32, "lasttoken")], device="cpu").save(str(tmp_path / "last"))
     with pytest.raises(InputError, match="Dense modules are not supported"):
-        bert_jax.load(tmp_path / "dense")
+        Embedder(bert_jax.load(tmp_path / "dense"))
     with pytest.raises(InputError, match="pooling mode 'lasttoken' is not supported"):
-        bert_jax.load(tmp_path / "last")
+        Embedder(bert_jax.load(tmp_path / "last"))
