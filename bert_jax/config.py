@@ -6,6 +6,7 @@ A config file is a Python file with `get_config() -> TrainConfig`; every field c
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
@@ -15,7 +16,7 @@ import re
 import shutil
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -481,6 +482,25 @@ def filled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, 
     } | {name: value for name, value in values.items() if name not in defaults}  # fmt: skip
 
 
+def write_config(path: Path, cfg: Any) -> None:
+    """Writes a work directory's config.json, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(to_dict(cfg), indent=2) + "\n")
+    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def workdir_errors(path: Path) -> Iterator[None]:
+    """InputError where a work directory's config.json, `path`, cannot be read or written, or is not JSON."""
+    try:
+        yield
+    except OSError as e:
+        raise InputError(f"cannot use the work directory {path.parent}: {e.strerror or e}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise InputError(f"{path} is not JSON ({e}): use another --workdir, or delete that file") from None
+
+
 def claim_workdir(cfg: TrainConfig) -> list[str]:
     """Writes the work directory's config.json, or holds `cfg` against the one that is there.
 
@@ -490,7 +510,7 @@ def claim_workdir(cfg: TrainConfig) -> list[str]:
     """
     path = Path(cfg.workdir) / "config.json"
     lines: list[str] = []
-    try:
+    with workdir_errors(path):
         if path.exists():
             old = json.loads(path.read_text())
             if not isinstance(old, dict) or not isinstance(old.get("num_steps"), int):
@@ -516,12 +536,5 @@ def claim_workdir(cfg: TrainConfig) -> list[str]:
                     f"{cfg.workdir} holds another run:\n{listing}\nuse another --workdir"
                     + (", or --extend to go on past its num_steps" if grown else "")
                 )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(to_dict(cfg), indent=2) + "\n")
-        temporary.replace(path)
-    except OSError as e:
-        raise InputError(f"cannot use the work directory {cfg.workdir}: {e.strerror or e}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise InputError(f"{path} is not JSON ({e}): use another --workdir, or delete that file") from None
+        write_config(path, cfg)
     return lines

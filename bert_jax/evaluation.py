@@ -14,7 +14,7 @@ import numpy as np
 
 from bert_jax.config import InputError
 from bert_jax.data.finetuning import Encoded
-from bert_jax.data.layout import most_context
+from bert_jax.data.layout import Layout, most_context
 from bert_jax.data.tasks import Record, Task
 from bert_jax.inference import Answer, Answerer, Embedder, Predictor, nearest
 from bert_jax.pooling import Pooling
@@ -71,7 +71,9 @@ class Evaluator:
         model, limit = dataclasses.replace(model, params={}), min(limit, model.config.max_length)
         self._predictor: Predictor
         if task.kind == "question_answering":
-            self._predictor = Answerer(model, max_length=limit, max_question_length=min(64, max(1, limit // 2 - 3)))
+            assert model.tokenizer is not None
+            longest = Layout(model.tokenizer, model.config).longest_question(limit)
+            self._predictor = Answerer(model, max_length=limit, max_question_length=longest)
         elif task.kind == "similarity":
             assert isinstance(model.pooling, Pooling)
             self._predictor = Embedder(model, dataclasses.replace(model.pooling, max_length=None))  # `limit` has cut them

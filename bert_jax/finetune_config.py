@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 import tyro
 
-from bert_jax.config import Checked, InputError, differences, filled, to_dict
+from bert_jax.config import Checked, InputError, differences, filled, to_dict, workdir_errors, write_config
 from bert_jax.data.tasks import Kind, Record, Task
 
 
@@ -230,7 +230,7 @@ def claim_workdir(cfg: FinetuneConfig) -> None:
     """
     path = Path(cfg.workdir or "") / "config.json"
     begun = ("checkpoints/*", "runs/checkpoints/*", "runs/*/checkpoints/*", "results.json")
-    try:
+    with workdir_errors(path):
         if path.exists():
             old = json.loads(path.read_text())
             if not isinstance(old, dict) or not {"task", "task_data"} <= old.keys():  # of a model, maybe
@@ -241,15 +241,4 @@ def claim_workdir(cfg: FinetuneConfig) -> None:
             if changed:
                 listing = "\n".join(f"  {name.removeprefix('task_data.')}: {a!r} there, {b!r} here" for name, a, b in changed)
                 raise InputError(f"{cfg.workdir} holds another run:\n{listing}\nuse another --workdir, or delete that folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(to_dict(cfg), indent=2) + "\n")
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot use the work directory {cfg.workdir}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise (
-            error
-            if isinstance(error, InputError)
-            else InputError(f"{path} is not JSON ({error}): use another --workdir, or delete that folder")
-        ) from None
+        write_config(path, cfg)

@@ -70,11 +70,8 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Callable[[str]
     pooling = model.pooling if isinstance(model.pooling, Pooling) else Pooling()  # trained is what Embedder will do
     limit = min(limit, pooling.max_length or limit)
 
-    def read(text: str) -> str:
-        return (pooling.prompt + text).lower() if pooling.lowercase else pooling.prompt + text
-
     def encoded(name: str, records: list[Record]) -> Split:
-        shown = [dataclasses.replace(record, texts=tuple(map(read, record.texts))) for record in records]
+        shown = [dataclasses.replace(record, texts=tuple(map(pooling.read, record.texts))) for record in records]
         found = encode(task.kind, shown, splits.labels, layout, limit)
         if found.lost:
             what = "questions have more tokens than are read" if found.reading else f"have more than {limit} tokens"

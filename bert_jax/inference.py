@@ -17,7 +17,7 @@ from bert_jax.config import InputError
 from bert_jax.data.batching import Example, PackedBatch, batches
 from bert_jax.data.layout import Layout, Reading, Text, Window, cut_windows, most_context, read_windows
 from bert_jax.data.tokenizer import Encoding
-from bert_jax.model.heads import gather_positions, pool
+from bert_jax.model.heads import pool
 from bert_jax.pooling import Pooling
 from bert_jax.pretrained import Model
 
@@ -278,23 +278,16 @@ class Embedder(Predictor):
     def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
         places = batch.pop("places")
         hidden = self.model.apply(params, batch)["last_hidden_state"].astype(jnp.float32)
-        if self.pooling.mode == "cls":
-            vectors = gather_positions(hidden, places)
-        else:
-            vectors = pool(hidden, batch["sequence_ids"], places.shape[1], self.pooling.mode)
+        vectors = pool(hidden, batch["sequence_ids"], places, self.pooling.mode)
         if self.pooling.normalize:
             vectors /= jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
         return {"vectors": vectors}
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [N, D], a row each text. Too long texts are cut, with a warning."""
-        texts = [self._prompted(text) if isinstance(text, str) else text for text in _as_list(texts)]
+        texts = [self.pooling.read(text) if isinstance(text, str) else text for text in _as_list(texts)]
         results = self.run(self._encode(texts, self.pooling.max_length))
         return np.array([result["vectors"][0] for result in results], np.float32).reshape(-1, self.model.config.hidden_size)
-
-    def _prompted(self, text: str) -> str:
-        text = self.pooling.prompt + text
-        return text.lower() if self.pooling.lowercase else text
 
 
 def nearest(queries: np.ndarray, corpus: np.ndarray, top_k: int = 10) -> tuple[np.ndarray, np.ndarray]:

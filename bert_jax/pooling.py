@@ -33,6 +33,10 @@ class Pooling:
     lowercase: bool = False
     prompt: str = ""
 
+    def read(self, text: str) -> str:
+        """The text as it is tokenized."""
+        return (self.prompt + text).lower() if self.lowercase else self.prompt + text
+
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 3:
             raise InputError(f"Pooling: max_length={self.max_length} leaves no token of a text between the two special ones")

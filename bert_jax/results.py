@@ -152,7 +152,7 @@ def show(outcomes: Sequence[Outcome], best: Outcome, console: Console) -> None:
     """A line a run, and the summary of each learning rate."""
     names = [(split, metric) for split in best.scores for metric in best.scores[split]]
     several = len(best.scores) > 1
-    table = Table(title="scores on the dev set" + (" (the last evaluation or the best, as --select says)" if several else ""))
+    table = Table(title="scores on the dev set, of the weights that are kept")
     for column in ("learning rate", "seed", "step", *(f"{s} {m}" if several else m for s, m in names), "seconds", ""):
         table.add_column(column, justify="right")
     for outcome in outcomes:

@@ -177,12 +177,8 @@ def make_sums(setting: Setting) -> steps.SumsFn:
         return values.reshape(-1, *values.shape[2:])[batch["slots"]]
 
     def similarity(hidden: jax.Array, batch: Any) -> Sum:
-        first, ids = batch["cls_positions"], batch["sequence_ids"]
         assert isinstance(pooling, Pooling)
-        if pooling.mode == "cls":
-            vectors = jnp.take_along_axis(hidden, first[:, :, None], axis=1)
-        else:
-            vectors = pool(hidden, ids, first.shape[1], pooling.mode)
+        vectors = pool(hidden, batch["sequence_ids"], batch["cls_positions"], pooling.mode)
         parts = jnp.moveaxis(of_items(vectors, batch), 1, 0)
         if cfg.loss == "cosine":
             return losses.cosine_error(parts[0], parts[1], batch["labels"], batch["weights"])
@@ -318,13 +314,13 @@ class Runs:
                 raise InputError(f"the data is not what {path} was made with: restore it, or give another --workdir")
         return found
 
-    def fit(self, stop: loop.StopRequest, show: bool = True) -> list[Outcome]:
+    def fit(self, stop: loop.StopRequest) -> list[Outcome]:
         """Trains, or goes on, to the end or to `stop`; what came of each run (nothing where `stop` ended it)."""
         setting, begun = self.setting, time.perf_counter()
-        state, start, seconds = self._restore()
+        saved = checkpoint.Checkpointer(self.directory / "checkpoints", keep=1, best_metric=None)
+        state, start, seconds = self._restore(saved)
         num_steps, rows = setting.num_steps, 0 if len(self.members) == 1 else 1
         seeds = [member.seed for member in self.members]
-        saved = checkpoint.Checkpointer(self.directory / "checkpoints", keep=1, best_metric=None)
         writer.cut(self.directory / "metrics.jsonl", start or -1)
         stop.enough = not self.active.any()
         train, newest = self.train_step(), state
@@ -334,7 +330,7 @@ class Runs:
             newest, metrics = train(state, batch)
             return newest, metrics
 
-        with closing(writer.Writer(self.directory, num_steps, start, console=show)) as log, closing(saved):
+        with closing(writer.Writer(self.directory, num_steps, start)) as log, closing(saved):
 
             def save(state: steps.TrainState, evaluation: dict[str, float]) -> None:
                 kept = {"data": setting.data_key, "history": self.history, "active": self.active.tolist()}
@@ -358,12 +354,10 @@ class Runs:
             write_json(self.folder(i) / "run.json", dataclasses.asdict(outcome) | {"data": setting.data_key})
         return outcomes
 
-    def _restore(self) -> tuple[steps.TrainState, int, float]:
+    def _restore(self, saved: checkpoint.Checkpointer) -> tuple[steps.TrainState, int, float]:
         """(state, its step, seconds that it took)."""
-        saved = checkpoint.Checkpointer(self.directory / "checkpoints", keep=1, best_metric=None)
         fresh = self.initial()
-        restored = saved.restore_latest(fresh) if saved.steps else None
-        saved.close()
+        restored = saved.restore_latest(fresh)
         if restored is None:
             return fresh, 0, 0.0
         state, meta, start = restored

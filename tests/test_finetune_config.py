@@ -310,7 +310,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, content, message, be
     path.write_bytes(content)
     if begun:
         begin(tmp_path)
-    with pytest.raises(InputError, match=f"{message}.*: use another --workdir, or delete that folder"):
+    with pytest.raises(InputError, match=f"{message}.*: use another --workdir, or delete that (file|folder)"):
         claim_workdir(run_in(tmp_path))
     assert path.read_bytes() == content
 

@@ -13,7 +13,7 @@ is made of.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
@@ -127,8 +127,8 @@ def _encode_tagging(records: Sequence[Record], labels: Sequence[str], layout: La
 
 def _encode_questions(records: Sequence[Record], layout: Layout, limit: int, stride: int) -> Encoded:
     """Windows; the target is the (first, last) token of the first answer, or [CLS] twice where the window lacks it."""
-    longest_question = min(64, max(1, (limit - layout.special_tokens(2)) // 2))
-    reading = read_windows(layout, [(r.texts[0], r.texts[1]) for r in records], limit, stride, longest_question)
+    pairs = [(record.texts[0], record.texts[1]) for record in records]
+    reading = read_windows(layout, pairs, limit, stride, layout.longest_question(limit))
     spans = [_token_span(record, reading.contexts[i].offsets) for i, record in enumerate(records)]
     items = []
     for window, example in zip(reading.windows, reading.examples, strict=True):
@@ -278,38 +278,42 @@ class Batches:
     def _slots(self, length: int) -> int:
         return 1 if self.batching != "packed" else max(1, length // 8)  # the last layer runs at these alone
 
-    def _rows(self, indices: Sequence[int], length: int) -> list[list[int]]:
-        """Which sequences of the batch stand in which row."""
-        sequences = [example for i in indices for example in self.items[i].sequences]
-        if self.batching != "packed":
-            return [[i] for i in range(len(sequences))]
-        placed = [Example(e.input_ids, e.token_type_ids, AT_FIRST) for e in sequences]
-        return [row for _, row in pack_rows(placed, [length], self._slots)]
+    def _sequences(self, indices: Sequence[int]) -> list[Example]:
+        """The sequences of a batch's items, each with the one place that the head runs at."""
+        return [Example(e.input_ids, e.token_type_ids, AT_FIRST) for i in indices for e in self.items[i].sequences]
+
+    def _rows(self, indices: Sequence[int], lengths: Iterable[int]) -> dict[int, list[list[int]]]:
+        """For each row length that is not too short which sequences of the batch stand in which row."""
+        sequences, longest = self._sequences(indices), self._lengths[indices].max()
+        alone = [[i] for i in range(len(sequences))]
+        return {
+            length: alone if self.batching != "packed" else [row for _, row in pack_rows(sequences, [length], self._slots)]
+            for length in lengths
+            if length >= longest
+        }
 
     def _needs(self, indices: Sequence[int]) -> dict[int, int]:
-        longest = self._lengths[indices].max()
-        return {length: len(self._rows(indices, length)) for length in self.ladder if length >= longest}
+        return {length: len(rows) for length, rows in self._rows(indices, self.ladder).items()}
 
-    def _shape(self, several: Sequence[Sequence[int]]) -> Shape:
-        """The cheapest that holds each of several batches."""
-        needs = [self._needs(indices) for indices in several]
+    def _shape(self, several: Sequence[dict[int, list[list[int]]]]) -> Shape:
+        """The cheapest that holds each of several batches, whose rows by length are given."""
         for shape in self.shapes:  # cheapest first
-            if all(need.get(shape.length, shape.rows + 1) <= shape.rows for need in needs):
+            if all(len(rows.get(shape.length, range(shape.rows + 1))) <= shape.rows for rows in several):
                 return shape
         length, step = self.ladder[-1], 4 * self._granule  # rare: a batch larger than all that were looked at
-        return Shape(-(-max(need[length] for need in needs) // step) * step, length)
+        return Shape(-(-max(len(rows[length]) for rows in several) // step) * step, length)
 
     def train(self, seeds: Sequence[int], step: int) -> dict[str, np.ndarray]:
         """The batch of `step`, see the module's docstring; of several seeds, their batches with one axis more in front."""
         orders = [self.order(seed, step) for seed in seeds]
-        shape = self._shape(orders)
-        each = [self._batch(order, shape) for order in orders]
+        lengths = sorted({self.ladder[-1], *(shape.length for shape in self.shapes)})
+        several = [self._rows(order, lengths) for order in orders]
+        shape = self._shape(several)
+        each = [self._batch(order, rows[shape.length], shape) for order, rows in zip(orders, several, strict=True)]
         return each[0] if len(each) == 1 else {name: np.stack([batch[name] for batch in each]) for name in each[0]}
 
-    def _batch(self, indices: Sequence[int], shape: Shape) -> dict[str, np.ndarray]:
-        items = [self.items[i] for i in indices]
-        rows = self._rows(indices, shape.length)
-        sequences = [Example(e.input_ids, e.token_type_ids, AT_FIRST) for item in items for e in item.sequences]
+    def _batch(self, indices: Sequence[int], rows: list[list[int]], shape: Shape) -> dict[str, np.ndarray]:
+        items, sequences = [self.items[i] for i in indices], self._sequences(indices)
         packed = fill_rows(sequences, rows, shape.rows, shape.length, self._slots(shape.length), self._pad_id)
         return packed.arrays | {"cls_positions": packed.positions} | self._targets(items, packed)
 

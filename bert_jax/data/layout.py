@@ -31,6 +31,10 @@ class Layout:
         """How many stand around and between `parts` parts (1 or 2)."""
         return 2 + self.tokenizer.pair_separators * (parts - 1)
 
+    def longest_question(self, limit: int) -> int:
+        """Tokens of a question that are read in windows of `limit` tokens: 64 (run_squad.py), or half of a shorter window."""
+        return min(64, max(1, (limit - self.special_tokens(2)) // 2))
+
     def example(self, parts: Sequence[np.ndarray], places: np.ndarray = AT_FIRST) -> Example:
         """`[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`, as the tokenizer lays pairs out; `places` are where the head runs.
 

@@ -63,9 +63,14 @@ def gather_positions(hidden: Float[Array, "B L D"], positions: Int[AnyArray, "B 
     return jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
 
 
-def pool(hidden: Float[Array, "B L D"], sequence_ids: Int[AnyArray, "B L"], slots: int, mode: str) -> Float[Array, "B S D"]:
-    """The mean or maximum (`mode`) over the tokens of sequences 1 to `slots` of each row; zeros for those a row lacks."""
-    belongs = sequence_ids[:, None, :] == jnp.arange(1, slots + 1)[None, :, None]
+def pool(
+    hidden: Float[Array, "B L D"], sequence_ids: Int[AnyArray, "B L"], first: Int[AnyArray, "B S"], mode: str
+) -> Float[Array, "B S D"]:
+    """The state at `first` (`mode` cls), or the mean or max over the tokens, of sequences 1 to S of each row; mean and max of
+    those that a row lacks are zeros."""
+    if mode == "cls":
+        return gather_positions(hidden, first)
+    belongs = sequence_ids[:, None, :] == jnp.arange(1, first.shape[1] + 1)[None, :, None]
     if mode == "max":
         highest = jnp.max(jnp.where(belongs[..., None], hidden[:, None], -jnp.inf), axis=2)
         return jnp.where(belongs.any(axis=2)[..., None], highest, 0)
