@@ -7,9 +7,9 @@ belong together: another length or shape, or none at all. What a metric is of:
     accuracy, multiclass_macro_f1, matthews_correlation    class ids [N]
     f1                                                     class ids [N] of two classes; 1 is the positive one (GLUE)
     micro_f1, macro_f1                                     several labels an example: 0 or 1 [N, C]
-    pearson, spearman, mse                                 numbers [N]
+    pearson, spearman                                      numbers [N]
     tag_accuracy, entity_f1, _precision, _recall           a list of tags a sentence
-    squad_f1, squad_exact_match                            an answer a question; targets: a list of right answers a question
+    squad_f1                                               an answer a question; targets: a list of right answers a question
     ndcg_at_10, mrr_at_10                                  relevances a query, as ranked; targets: as judged
 
 Where nothing divides by nothing, the score is 0 and there is no warning: F1 of a class neither there nor predicted, Matthews'
@@ -135,13 +135,6 @@ def majority_baseline(metric: str, train_targets: Any, targets: Any) -> float:
 
 
 # Numbers
-
-
-def mse(predictions: Any, targets: Any) -> float:
-    """The mean squared error of numbers [N], in float64."""
-    predictions, targets = _arrays(predictions, targets)
-    both = np.asarray([predictions, targets], np.float64)
-    return float(np.mean(np.square(both[0] - both[1]))) if np.isfinite(both).all() else math.nan
 
 
 def _correlation(name: str, predictions: Any, targets: Any) -> float:
@@ -348,11 +341,6 @@ def squad_f1(predictions: Sequence[str], targets: Sequence[Sequence[str]]) -> fl
     return _squad("f1", predictions, targets)
 
 
-def squad_exact_match(predictions: Sequence[str], targets: Sequence[Sequence[str]]) -> float:
-    """`squad_scores`'s exact_match, of lists in one order."""
-    return _squad("exact_match", predictions, targets)
-
-
 # Rankings
 
 
@@ -389,7 +377,7 @@ def mrr_at_10(predictions: Sequence[Sequence[float]], targets: Sequence[Sequence
 METRICS: dict[str, Metric] = {
     metric.__name__: metric
     for metric in [
-        accuracy, f1, multiclass_macro_f1, micro_f1, macro_f1, matthews_correlation, pearson, spearman, mse, tag_accuracy,
-        entity_f1, entity_precision, entity_recall, squad_f1, squad_exact_match, ndcg_at_10, mrr_at_10,
+        accuracy, f1, multiclass_macro_f1, micro_f1, macro_f1, matthews_correlation, pearson, spearman, tag_accuracy,
+        entity_f1, entity_precision, entity_recall, squad_f1, ndcg_at_10, mrr_at_10,
     ]
 }  # fmt: skip
