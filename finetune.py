@@ -21,22 +21,26 @@ from bert_jax.finetune_config import FinetuneConfig, claim_workdir, load_finetun
 def main(argv: Sequence[str]) -> int:
     """Runs one command line; returns the exit status: 0, or 128 + the signal that ended the run early."""
     cfg = load_finetune_config(argv)
+    from bert_jax.training import multihost
+
+    multihost.connect(cfg.parallel)
     return finetune(cfg, "python finetune.py " + shlex.join(argv))
 
 
 def finetune(cfg: FinetuneConfig, command: str) -> int:
     """One task, after the one of `--via` if there is one."""
     from bert_jax.data.tasks import find_task
+    from bert_jax.training import multihost
 
     task = find_task(cfg.task)
     cfg = cfg.resolved(task)
     assert cfg.workdir is not None
-    claim_workdir(cfg)
+    multihost.first_then_others(lambda: claim_workdir(cfg))
     if cfg.via is not None:
         first, data = cfg.via.split("=", 1)
         before = FinetuneConfig(
             model=cfg.model, task=first, task_data=dataclasses.replace(type(cfg.task_data)(), data=data),
-            workdir=str(Path(cfg.workdir) / "via"), dtype=cfg.dtype, num_devices=cfg.num_devices,
+            workdir=str(Path(cfg.workdir) / "via"), dtype=cfg.dtype, parallel=cfg.parallel,
         )  # fmt: skip
         print(f"first {first}, then {cfg.task}", file=sys.stderr)
         status = finetune(before, command)
@@ -48,25 +52,41 @@ def finetune(cfg: FinetuneConfig, command: str) -> int:
 
 def run(cfg: FinetuneConfig, task: Any, command: str) -> int:
     """Reads the data, trains the runs, picks the best, predicts with it and writes what came of it."""
-    from rich.console import Console
-
-    from bert_jax import files, finetuning, report, results, runs
+    from bert_jax import finetuning, runs
     from bert_jax.data.splits import load_splits
-    from bert_jax.training import loop
+    from bert_jax.training import loop, multihost
+
+    def say(line: str) -> None:
+        if multihost.is_first():
+            print(line, file=sys.stderr)
 
     splits = load_splits(task, cfg.task_data)
+    multihost.check_equal("the data", splits.data_hash)
     cfg = cfg.for_data(task, splits.train)
     for note in splits.notes:
-        print(note, file=sys.stderr)
-    setting, test = finetuning.prepare(cfg, task, splits, lambda line: print(line, file=sys.stderr))
-    workdir = Path(cfg.workdir or "")
+        say(note)
+    setting, test = finetuning.prepare(cfg, task, splits, say)
+    say(f"on {setting.devices.describe()}")
     outcomes: list[runs.Outcome] = []
     if setting.batches is not None:
-        with loop.StopRequest() as stop:
-            outcomes = finetuning.fit_all(setting, workdir, stop)
+        with loop.StopRequest(multihost.stop_agreed()) as stop:
+            outcomes = finetuning.fit_all(setting, Path(cfg.workdir or ""), stop)
         if stop.signal is not None:
-            print("stopped and saved; the same command continues", file=sys.stderr)
+            say("stopped and saved; the same command continues")
             return 128 + stop.signal
+    if multihost.is_first():
+        tell(cfg, task, splits, setting, test, outcomes, command)
+    multihost.barrier("all is written")
+    return 0
+
+
+def tell(cfg: FinetuneConfig, task: Any, splits: Any, setting: Any, test: Any, outcomes: Any, command: str) -> None:
+    """Picks the best run, predicts with it and writes what came of it."""
+    from rich.console import Console
+
+    from bert_jax import files, finetuning, report, results
+
+    workdir = Path(cfg.workdir or "")
     scored = [outcome for outcome in outcomes if outcome.history]
     if setting.batches is not None and not scored:
         raise InputError(f"all runs diverged: {outcomes[0].failed}. Give a lower --learning-rates")
@@ -88,7 +108,6 @@ def run(cfg: FinetuneConfig, task: Any, command: str) -> int:
         if name in splits.test or best is None:
             print(f"{name}: " + "  ".join(f"{metric} {value:.4f}" for metric, value in values.items()))
     print(f"Predictions: {workdir}/predictions; curves and the worst errors: {page}")
-    return 0
 
 
 def _keep_best(workdir: Path, export: Path) -> None:
@@ -99,7 +118,6 @@ def _keep_best(workdir: Path, export: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    from bert_jax.training.multihost import run as run_main
+
+    run_main(main, sys.argv[1:])

@@ -6,12 +6,12 @@ everything but the config is imported where it is used.
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,79 +24,57 @@ def main(argv: Sequence[str]) -> int:
     from bert_jax.console import show_table, track
     from bert_jax.data import doctor
     from bert_jax.data.pretraining import BatchSource, load_data
+    from bert_jax.training import multihost
 
-    for line in claim_workdir(cfg):
-        print(line, file=sys.stderr)
-    data = load_data(cfg, track)
+    multihost.connect(cfg.parallel)
+    first = multihost.is_first()
+    for line in multihost.first_then_others(lambda: claim_workdir(cfg)):
+        if first:
+            print(line, file=sys.stderr)
+    data = multihost.first_then_others(lambda: load_data(cfg, track))
+    same = to_dict(cfg.replace(parallel=cfg.parallel.replace(process_id=None, num_processes=None)))
+    multihost.check_equal("the config", json.dumps(same))
+    multihost.check_equal("the text", data.key)
     training, held_out = (BatchSource.of(cfg, data.tokenizer, rows) for rows in (data.training.train, data.held_out))
-    diagnosis = doctor.examine(data, cfg, training)
-    show_table("the text", diagnosis.facts, diagnosis.warnings)
+    if first:
+        diagnosis = doctor.examine(data, cfg, training)
+        show_table("the text", diagnosis.facts, diagnosis.warnings)
     return pretrain(cfg, data, training, held_out)
 
 
 def pretrain(cfg: TrainConfig, data: Any, training: Any, held_out: Any) -> int:
     """Builds the model, the steps and the state, fits, and exports."""
-    import jax
-
-    from bert_jax import pretrained
+    from bert_jax import pretrained, pretraining
     from bert_jax.data.pretraining import unigram_loss
-    from bert_jax.model.heads import Bert
-    from bert_jax.training import checkpoint, loop, losses, metrics, optim, parallel, steps, writer
+    from bert_jax.training import checkpoint, loop, memory, metrics, multihost, parallel, steps, writer
 
-    mesh = parallel.make_mesh(cfg.parallel.num_devices)
-    parallel.check_batch(cfg.batch_size, cfg.gradient_accumulation_steps, mesh)
+    devices = parallel.make_devices(cfg.parallel)
     pretrained.check_padding(cfg.model, data.tokenizer)
-    head = pretrained.pretraining_head(cfg)
-    module = Bert(cfg.model, head)
-
-    def sums_fn(params: Any, batch: Any, key: Any) -> dict[str, losses.Sum]:
-        rngs = None if key is None else {"dropout": key}
-        return losses.pretraining_sums(module.apply({"params": params}, batch, key is None, head_only=True, rngs=rngs), batch)
-
-    optimizer = optim.make_optimizer(cfg.optim)
-    schedule = optim.make_schedule(cfg.optim, cfg.num_steps)
-    train_step = steps.make_train_step(
-        sums_fn, optimizer, schedule, cfg.seed, cfg.optim.clip_norm, cfg.gradient_accumulation_steps
-    )
-    put = partial(parallel.shard_batch, mesh=mesh)
-
-    def fresh() -> steps.TrainState:
-        return steps.init_state(pretrained.initialize(module, cfg.seed), optimizer)
-
+    program = pretraining.build(cfg, devices, memory.of_device(devices.mesh.local_devices[0]))
+    first, rows = multihost.is_first(), devices.rows(cfg.batch_size)
+    saved = checkpoint.Checkpointer(cfg.checkpoints, keep=cfg.keep_checkpoints)
+    state, start = restore(program, saved, data.key)
     workdir = Path(cfg.workdir)
-    state = jax.eval_shape(fresh)
-    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=parallel.replicated(mesh)), state)
-    saved = checkpoint.Checkpointer(workdir / "checkpoints", keep=cfg.keep_checkpoints)
-    restored = saved.restore_latest(state)
-    if restored is not None:
-        state, meta, start = restored
-        if meta["data"] != data.key:
-            raise InputError(
-                f"the text of {', '.join(cfg.data.source)} is not what {cfg.workdir} was begun with: restore it, "
-                "or begin anew with another --workdir"
-            )
-    else:
-        start, state = 0, jax.jit(fresh, out_shardings=parallel.replicated(mesh))()
-        if cfg.init_from:
-            params = jax.device_put(pretrained.start_from(cfg.init_from, module, state.params), parallel.replicated(mesh))
-            state = state._replace(params=params)
-
-    writer.cut(workdir / "metrics.jsonl", start if restored else -1)
-    with closing(writer.Writer(workdir, cfg.num_steps, start)) as log, closing(saved), loop.StopRequest() as stop:
+    if first:
+        writer.cut(workdir / "metrics.jsonl", start if saved.steps else -1)
+    log = writer.Writer(workdir, cfg.num_steps, start) if first else writer.Silent()
+    stop = loop.StopRequest(multihost.stop_agreed())
+    with closing(log), closing(saved), stop, multihost.Watchdog(cfg.parallel.stuck_timeout) as alive:
         begun = f"continuing from step {start}" if start else "starting"
-        log.message(f"{begun} on {mesh.size} x {mesh.devices.flat[0].device_kind}, {cfg.batch_size // mesh.size} rows each")
+        log.message(f"{begun} on {devices.describe()}, {cfg.batch_size // devices.rows_cut} rows each; {program.describe()}")
         batches = [held_out.evaluation(i) for i in range(held_out.num_evaluation_batches(cfg.eval_batches))]
         unigram = {"eval/unigram_loss": unigram_loss(data.training.token_counts, iter(batches))} if batches else {}
         predictions = sum(float(batch["masked_weights"].sum()) for batch in batches)
         begun_at = time.perf_counter()
-        compiled = parallel.compile_step(train_step, mesh, state, put(training.train(start)), donate=True)
+        train_step = program.train_step.compile(state, devices.put(training.train(start, rows)))
         if batches:
-            eval_step = parallel.compile_step(steps.make_eval_step(sums_fn), mesh, state.params, put(batches[0]), donate=False)
+            eval_step = program.eval_step.compile(state.params, devices.put_whole(batches[0]))
         log.timing(start, {"compile_seconds": time.perf_counter() - begun_at})
 
         def evaluate(params: Any) -> dict[str, float]:
             if not batches:
                 return {}
+            put = alive.watched(devices.put_whole)
             values = loop.evaluate_sums(eval_step, params, batches, put, {"masked_lm_loss": predictions})
             return {f"eval/{name}": value for name, value in values.items()} | unigram
 
@@ -104,33 +82,61 @@ def pretrain(cfg: TrainConfig, data: Any, training: Any, held_out: Any) -> int:
             saved.save(int(state.step), state, {"data": data.key, "config": to_dict(cfg)}, evaluation)
 
         length = cfg.data.max_seq_length
-        slots = cfg.masking.num_slots(length)
-        flops = metrics.pretraining_flops(cfg.model, cfg.batch_size, length, slots, head == "pretraining")
-        peak = metrics.peak_flops(mesh.devices.flat[0].device_kind)
-        cost = loop.Cost(lambda batch: int((batch["sequence_ids"] > 0).sum()), flops, peak and peak * mesh.size)
+        flops = metrics.pretraining_flops(
+            cfg.model, cfg.batch_size, length, cfg.masking.num_slots(length), cfg.data.examples == "sentence_pairs"
+        )
+        peak = metrics.peak_flops(devices.kind)
+        cost = loop.Cost(lambda batch: int((batch["sequence_ids"] > 0).sum()), flops, peak and peak * devices.mesh.size)
         state = loop.fit(
-            state, compiled, training.stream(start, cfg.num_steps), put,
+            state, train_step, training.stream(start, cfg.num_steps, rows), alive.watched(devices.put),
             loop.Cadence(cfg.num_steps, cfg.log_every, cfg.eval_every, cfg.checkpoint_every, cfg.optim.max_skipped),
-            evaluate, save, log, stop, cost,
-            first_loss=None if cfg.init_from else math.log(cfg.model.vocab_size) + (math.log(2) if head == "pretraining" else 0),
+            evaluate, save, log, stop, cost, first_loss=None if cfg.init_from else untrained_loss(cfg),
         )  # fmt: skip
     if stop.signal is not None:
-        print(f"stopped at step {int(state.step)} and saved; the same command continues", file=sys.stderr)
+        if first:
+            print(f"stopped at step {int(state.step)} and saved; the same command continues", file=sys.stderr)
         return 128 + stop.signal
-    if batches:
-        reached = evaluate(state.params)
+    reached = evaluate(state.params)
+    model = pretrained.Model(cfg.model, devices.gather(state.params), data.tokenizer, program.module.head)
+    if first:
+        finish(cfg, model, reached)
+    return 0
+
+
+def restore(program: Any, saved: Any, data_key: str) -> tuple[Any, int]:
+    """The state to go on from and its step: the newest checkpoint's, else a fresh one, with the weights of --init-from."""
+    from bert_jax import pretrained
+
+    cfg, restored = program.cfg, saved.restore_latest(program.abstract_state)
+    if restored is not None:
+        state, meta, start = restored
+        if meta["data"] != data_key:
+            raise InputError(
+                f"the text of {', '.join(cfg.data.source)} is not what {cfg.workdir} was begun with: restore it, "
+                "or begin anew with another --workdir"
+            )
+        return state, start
+    state = program.initial_state()
+    if cfg.init_from:
+        params = pretrained.start_from(cfg.init_from, program.module, program.devices.gather(state.params))
+        state = state._replace(params=program.devices.place(params))
+    return state, 0
+
+
+def untrained_loss(cfg: TrainConfig) -> float:
+    """What guessing by chance costs."""
+    return math.log(cfg.model.vocab_size) + (math.log(2) if cfg.data.examples == "sentence_pairs" else 0)
+
+
+def finish(cfg: TrainConfig, model: Any, reached: dict[str, float]) -> None:
+    """Exports the model, shows what it learnt and says what to do next."""
+    from bert_jax import inference, pretrained
+
+    if reached:
         print(
             f"held-out loss {reached['eval/masked_lm_loss']:.3f} nats a masked token; "
             f"a model without context, which knows only how frequent each token is, reaches {reached['eval/unigram_loss']:.3f}"
         )
-    finish(cfg, pretrained.Model(cfg.model, jax.device_get(state.params), data.tokenizer, head))
-    return 0
-
-
-def finish(cfg: TrainConfig, model: Any) -> None:
-    """Exports the model, shows what it learnt and says what to do next."""
-    from bert_jax import inference, pretrained
-
     directory = Path(cfg.workdir) / "export"
     pretrained.save(model, directory)
     for sentence, fillings in zip(cfg.fill_masks, inference.FillMask(model)(cfg.fill_masks), strict=True):
@@ -144,7 +150,6 @@ def finish(cfg: TrainConfig, model: Any) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    from bert_jax.training.multihost import run
+
+    run(main, sys.argv[1:])

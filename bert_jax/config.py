@@ -110,10 +110,11 @@ class BertConfig(Checked):
     """Added to the variance in LayerNorm."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type; parameters, softmax, norms and losses stay float32."""
-    remat: bool = False
-    """Recompute each layer's activations in the backward pass: less memory, about a third more compute."""
-    scan_layers: bool = False
-    """Run the layers by one scan: much faster compilation for deep models. Same parameters, same numbers."""
+    remat: Literal["auto", "none", "dots", "full"] = "auto"
+    """What the backward pass recomputes, for less memory: nothing; all but matrix products; or each layer (about a third more
+    compute). auto: the least that fits the device's memory in training, else none."""
+    scan_layers: bool | None = None
+    """Run the layers by one scan: much faster compilation for deep models. Same parameters, same numbers. Default: on TPUs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -322,8 +323,56 @@ class OptimConfig(Checked):
 class ParallelConfig(Checked):
     """How the work is laid over devices. May differ between runs of one work directory."""
 
+    strategy: Literal["mesh", "pmap"] = "mesh"
+    """`mesh`: one program over a mesh of devices, which may cut parameters too; `pmap`: a copy of all parameters a device."""
     num_devices: int | None = None
-    """Local devices used, data parallel; default: all."""
+    """Devices of a single host that are used; default: all."""
+    fsdp: int = 1
+    """mesh: cut parameters, gradients and optimizer state over so many devices (rows of a batch too); for models too large."""
+    tensor: int = 1
+    """mesh: cut heads and intermediate layers over so many devices, next to each other."""
+    multihost: bool | None = None
+    """Whether this is one of several processes; default: if `coordinator` is given or a TPU pod's, Slurm's or Open MPI's
+    variables say so. All run the same command."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where the environment does not tell."""
+    num_processes: int | None = None
+    """How many processes there are, where the environment does not tell."""
+    process_id: int | None = None
+    """Which of them this is, from 0, where the environment does not tell."""
+    initialization_timeout: int = 300
+    """Seconds to wait for the other processes at the start."""
+    heartbeat_timeout: int = 100
+    """Seconds after which a process that is gone ends the others."""
+    stuck_timeout: int = 1800
+    """Seconds without a step after which a process of several ends itself: another one hangs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_devices", "fsdp", "tensor", "num_processes", "initialization_timeout", "heartbeat_timeout",
+                     "stuck_timeout"):  # fmt: skip
+            value = getattr(self, name)
+            self._require(value is None or value >= 1, f"{name}={value} is below 1")
+        self._require(
+            self.strategy == "mesh" or self.fsdp == self.tensor == 1,
+            f"fsdp={self.fsdp} and tensor={self.tensor} are for strategy='mesh': pmap keeps all parameters on each device",
+        )
+        self._require(
+            (self.num_processes is None) == (self.process_id is None), "num_processes and process_id go together: give both"
+        )
+        self._require(
+            self.num_processes is None or self.coordinator is not None,
+            "num_processes needs coordinator: HOST:PORT of process 0, the same for all",
+        )
+        self._require(
+            self.process_id is None or 0 <= self.process_id < (self.num_processes or 0),
+            f"process_id={self.process_id} is not in [0, num_processes={self.num_processes})",
+        )
+        self._require(
+            self.coordinator is None or re.fullmatch(r"[^:\s]+:\d+|\[[^\]]+\]:\d+", self.coordinator) is not None,
+            f"coordinator={self.coordinator!r} is not HOST:PORT",
+        )
+        self._require(self.multihost is not False or self.coordinator is None, "coordinator is for multihost=True")
 
 
 @dataclass(frozen=True)
@@ -348,6 +397,9 @@ class TrainConfig(Checked):
     """Steps between checkpoints (one is made at the end too)."""
     keep_checkpoints: int = 3
     """Newest checkpoints kept, beside the best."""
+    checkpoint_dir: str | None = None
+    """Where they are kept; default: `checkpoints` in the work directory. Several hosts need one place that all of them see,
+    such as gs://BUCKET/RUN."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     init_from: str | None = None
@@ -382,11 +434,16 @@ class TrainConfig(Checked):
             f"optim.warmup_steps={self.optim.warmup_steps} is more than num_steps={self.num_steps}",
         )
 
+    @property
+    def checkpoints(self) -> str:
+        """The folder of the checkpoints."""
+        return self.checkpoint_dir or str(Path(self.workdir) / "checkpoints")
+
 
 # May differ between runs of one work directory: where and how often, never what is computed.
 FREE_FIELDS = frozenset(
-    ["workdir", "eval_every", "checkpoint_every", "keep_checkpoints", "log_every", "extend", "fill_masks",
-     "data.cache_dir", "data.num_workers"]
+    ["workdir", "eval_every", "checkpoint_every", "keep_checkpoints", "checkpoint_dir", "log_every", "extend", "fill_masks",
+     "data.cache_dir", "data.num_workers", *(f"model.{name}" for name in COMPUTED - {"dtype"})]
 )  # fmt: skip
 
 
@@ -528,7 +585,8 @@ def claim_workdir(cfg: TrainConfig) -> list[str]:
                     "so the learning rate jumps to where that schedule stands"
                 )
             checkpoints = path.parent / "checkpoints"
-            if changed and not (checkpoints.is_dir() and any(checkpoints.iterdir())):
+            begun = old.get("checkpoint_dir") or (checkpoints.is_dir() and any(checkpoints.iterdir()))
+            if changed and not begun:
                 shutil.rmtree(path.parent / "tokenizer", ignore_errors=True)
             elif changed:
                 listing = "\n".join(f"  {name}: {a!r} there, {b!r} here" for name, a, b in changed)

@@ -81,12 +81,11 @@ class Evaluator:
             self._predictor = (_TokenLogits if task.kind == "tagging" else _Logits)(model)
 
     def predict(self, split: Split, params: Any) -> list[Any]:
-        """A prediction for each record, in order.
+        """A prediction for each record, in order. `params` are NumPy's or on one device, where predictions run.
 
         classification, multi_label, multiple_choice: float32 logits [C]; regression: a float; tagging: a tag a word;
         question_answering: (answers, logit of no answer); similarity: float32 vectors [k, D] of its k texts.
         """
-        params = jax.tree.map(_on_one_device, params)
         if split.encoded.reading is not None:
             assert isinstance(self._predictor, Answerer)
             return self._predictor.candidates(split.encoded.reading, params)
@@ -200,8 +199,3 @@ class Evaluator:
         if metric not in scores:
             raise InputError(f"--metric {metric} is not among this task's: {', '.join(scores)}")
         return -scores[metric] if metric == "loss" else scores[metric]
-
-
-def _on_one_device(array: Any) -> Any:
-    """A replicated array's copy on the first device: predictions run there."""
-    return array.addressable_data(0) if isinstance(array, jax.Array) else array

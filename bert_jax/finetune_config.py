@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 import tyro
 
-from bert_jax.config import Checked, InputError, differences, filled, to_dict, workdir_errors, write_config
+from bert_jax.config import Checked, InputError, ParallelConfig, differences, filled, to_dict, workdir_errors, write_config
 from bert_jax.data.tasks import Kind, Record, Task
 
 
@@ -118,8 +118,7 @@ class FinetuneConfig(Checked):
     """Whether the runs are trained in one program; auto: where that is faster."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type; parameters, softmax, norms and losses stay float32."""
-    num_devices: int | None = None
-    """Local devices used, data parallel; default: all."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     loss: Literal["auto", "cosine", "ranking", "triplet"] = "auto"
@@ -134,7 +133,7 @@ class FinetuneConfig(Checked):
         for f in dataclasses.fields(self):
             values = value if isinstance(value := getattr(self, f.name), tuple) else (value,)
             self._require(all(math.isfinite(x) for x in values if isinstance(x, float)), f"{f.name}={value!r} is not finite")
-        for name in ("batch_size", "seeds", "eval_every", "early_stopping", "num_devices", "log_every", "lora_rank"):
+        for name in ("batch_size", "seeds", "eval_every", "early_stopping", "log_every", "lora_rank"):
             value = getattr(self, name)
             self._require(value is None or value >= 1, f"{name}={value} is below 1")
         self._require(self.num_epochs is None or self.num_epochs >= 0, f"num_epochs={self.num_epochs} is negative")
@@ -192,7 +191,7 @@ _ONLY_FOR: dict[str, tuple[Kind, ...]] = {
 }  # fmt: skip
 
 # May differ between runs of one work directory: where and how often, never what is computed.
-FREE_FIELDS = frozenset(["workdir", "log_every", "num_devices"])
+FREE_FIELDS = frozenset(["workdir", "log_every"])  # and parallel.*
 
 
 def load_finetune_config(argv: Sequence[str]) -> FinetuneConfig:
@@ -237,7 +236,11 @@ def claim_workdir(cfg: FinetuneConfig) -> None:
                 raise InputError(f"{path} is not a fine-tuning run's config: use another --workdir, or delete that folder")
         if path.exists() and any(next(path.parent.glob(pattern), None) for pattern in begun):
             there, here = filled(old, to_dict(FinetuneConfig())), to_dict(cfg)
-            changed = [(name, a, b) for name, a, b in differences(there, here) if name not in FREE_FIELDS]
+            changed = [
+                (name, a, b)
+                for name, a, b in differences(there, here)
+                if name not in FREE_FIELDS and not name.startswith("parallel.")
+            ]
             if changed:
                 listing = "\n".join(f"  {name.removeprefix('task_data.')}: {a!r} there, {b!r} here" for name, a, b in changed)
                 raise InputError(f"{cfg.workdir} holds another run:\n{listing}\nuse another --workdir, or delete that folder")

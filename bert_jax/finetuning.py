@@ -22,7 +22,7 @@ from bert_jax.finetune_config import FinetuneConfig
 from bert_jax.model.families import Head
 from bert_jax.pooling import Pooling
 from bert_jax.runs import Member, Outcome, Runs, Setting
-from bert_jax.training import loop, parallel, task_metrics
+from bert_jax.training import loop, memory, multihost, parallel, task_metrics
 
 _HEADS: dict[Kind, Head] = {
     "classification": "sequence_classification", "multi_label": "sequence_classification",
@@ -53,7 +53,9 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Callable[[str]
     """The setting of the runs, and the test splits. Says what became of the head, what was cut, and how batches are laid out."""
     assert cfg.max_seq_length is not None
     assert cfg.batch_size is not None
-    mesh = parallel.make_mesh(cfg.num_devices)
+    devices = parallel.make_devices(cfg.parallel)
+    if devices.pmap and task.kind in ("similarity", "multiple_choice"):
+        raise InputError(f"parallel.strategy='pmap' sees each device's rows alone, and {task.kind} needs all: use 'mesh'")
     labels = splits.labels
     start = pretrained.load_for_task(cfg.model, _HEADS[task.kind], labels, _PROBLEM_TYPES.get(task.kind), cfg.init_head)
     if start.note:
@@ -61,6 +63,7 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Callable[[str]
     model = start.model
     assert model.tokenizer is not None
     _check_fit(cfg, model)
+    parallel.check_fit(devices, model.config, devices.rows_cut)  # rows are made to divide
     check_choices(task.kind, splits.train)
     records = splits.train
     if cfg.loss == "cosine" and (most := max(abs(record.label) for record in records)) > 1:
@@ -86,11 +89,10 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Callable[[str]
         evaluator.main_score(evaluator.scores(split, [_guess(task.kind, r, len(labels)) for r in split.records]), cfg.metric)
     batches = None
     if train and cfg.num_epochs:
-        on_cpu = mesh.devices.flat[0].platform == "cpu"
         num_steps = cfg.num_epochs * len(train) / cfg.batch_size
         batches = Batches(
-            task.kind, train, cfg.batch_size, cfg.batching, model.config.hidden_size, model.tokenizer.pad_id, mesh.size,
-            16 if on_cpu else 128, most_shapes=min(6, max(1, int(num_steps) // 100)),
+            task.kind, train, cfg.batch_size, cfg.batching, model.config.hidden_size, model.tokenizer.pad_id,
+            devices.rows_cut, 16 if devices.platform == "cpu" else 128, most_shapes=min(6, max(1, int(num_steps) // 100)),
         )  # fmt: skip
         shapes = ", ".join(f"{rows}x{length}" for rows, length in batches.shapes)
         say(f"{cfg.batching} batches of {cfg.batch_size}: {shapes} (rows x tokens), {batches.padding:.0%} padding")
@@ -103,7 +105,7 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Callable[[str]
         learnt_nothing = baseline(task, ids[0], ids[1], cfg.metric)
     elif dev:
         learnt_nothing = baseline(task, [], [], cfg.metric)
-    return Setting(cfg, task, start, batches, dev, evaluator, mesh, key, learnt_nothing), test
+    return Setting(cfg, task, start, batches, dev, evaluator, devices, key, learnt_nothing), test
 
 
 def _check_fit(cfg: FinetuneConfig, model: pretrained.Model) -> None:
@@ -139,7 +141,7 @@ def fit_all(setting: Setting, workdir: Path, stop: loop.StopRequest) -> list[Out
         runs = Runs(setting, some, directory)
         done = runs.done()
         if done is None:
-            if len(members) > 1:
+            if len(members) > 1 and multihost.is_first():
                 print(f"run {len(outcomes) + 1} of {len(members)}: {', '.join(m.name for m in some)}", file=sys.stderr)
             done = runs.fit(stop)
             if stop.signal is not None:
@@ -151,10 +153,9 @@ def fit_all(setting: Setting, workdir: Path, stop: loop.StopRequest) -> list[Out
 def _gain_together(setting: Setting, count: int) -> bool:
     """Whether `count` runs in one program are likely faster: on CPUs they are not (BERT-tiny: 0.76, MiniLM: 0.99 times as fast);
     an accelerator is kept busier by them, if parameters, gradients and moments of all fit in a quarter of its memory."""
-    device = setting.mesh.devices.flat[0]
-    memory = None if device.platform == "cpu" else (device.memory_stats() or {}).get("bytes_limit")
+    available = memory.of_device(setting.devices.mesh.local_devices[0])
     state = 16 * sum(x.size for x in jax.tree.leaves(setting.start.model.params))
-    return memory is not None and count * state < memory / 4
+    return available is not None and count * state < available / 4
 
 
 def export_folder(workdir: Path, outcomes: Sequence[Outcome], which: Outcome) -> Path:

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from bert_jax import pretrained
 from bert_jax.config import InputError, OptimConfig
@@ -28,7 +27,7 @@ from bert_jax.finetune_config import FinetuneConfig
 from bert_jax.model import lora
 from bert_jax.model.heads import Bert, pool
 from bert_jax.pooling import Pooling
-from bert_jax.training import checkpoint, loop, losses, optim, parallel, steps, writer
+from bert_jax.training import checkpoint, loop, losses, multihost, optim, parallel, steps, writer
 from bert_jax.training.losses import Sum
 
 MOST_BETWEEN_CHECKPOINTS = 1000  # steps
@@ -80,7 +79,7 @@ class Setting:
     batches: Batches | None  # None: nothing to train on
     dev: list[Split]
     evaluator: Evaluator
-    mesh: Mesh
+    devices: parallel.Devices
     data_key: str
     baseline: float | None  # the score of learning nothing, where that is known
 
@@ -153,7 +152,7 @@ class Setting:
                 params = jax.tree.map(lambda p, s: p if s else jax.lax.stop_gradient(p), params, scales)
             return sums(self.merged(params), batch, key)
 
-        update = steps.make_update(sums_fn, self.optimizer, self.cfg.clip_norm)
+        update = steps.make_update(sums_fn, self.optimizer, self.cfg.clip_norm, axis_name=self.devices.axis_name)
         rate = optim.make_schedule(self._optim, self.num_steps)
 
         def step(state: steps.TrainState, batch: Any, peak: Any, seed: Any) -> Any:
@@ -165,7 +164,12 @@ class Setting:
     @cached_property
     def alone(self) -> Callable[..., Any]:
         """`step`, compiled for a run by itself."""
-        return jax.jit(self.step, out_shardings=parallel.replicated(self.mesh), donate_argnums=0)
+        return self.devices.jit(self.step, state=self.abstract_state, others=2)
+
+    @cached_property
+    def abstract_state(self) -> steps.TrainState:
+        """Shapes and types of a run's state."""
+        return jax.eval_shape(partial(steps.init_state, optimizer=self.optimizer), self.initial_params(0))
 
 
 def make_sums(setting: Setting) -> steps.SumsFn:
@@ -229,15 +233,12 @@ class Runs:
 
     def initial(self) -> steps.TrainState:
         """The state before the first step; it aliases nothing, as a step gives its buffers away."""
-        starts = [self.setting.initial_params(member.seed) for member in self.members]
-        if len(starts) == 1:  # copied, as the first step gives its buffers away
-            params = jax.tree.map(partial(jnp.array, copy=True), starts[0])
-        else:
-            params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
-        params = jax.device_put(params, parallel.replicated(self.setting.mesh))
+        devices, starts = self.setting.devices, [self.setting.initial_params(member.seed) for member in self.members]
+        params = starts[0] if len(starts) == 1 else jax.tree.map(lambda *leaves: np.stack(leaves), *starts)
         init = partial(steps.init_state, optimizer=self.setting.optimizer)
         init = init if len(starts) == 1 else jax.vmap(init)
-        return jax.jit(init, out_shardings=parallel.replicated(self.setting.mesh))(params)
+        params = devices.place(jax.tree.map(np.array, params))  # copied, as the first step gives its buffers away
+        return jax.jit(init, out_shardings=devices.shardings(jax.eval_shape(init, params)))(params)
 
     def train_step(self) -> Callable[[Any, Any], Any]:
         """(state, batch) -> (state, metrics), compiled."""
@@ -257,7 +258,9 @@ class Runs:
             shared = {"loss": jnp.mean(metrics["loss"], where=active), "skipped_in_a_row": skipped}
             return jax.tree.map(keep, new, states), flat | shared
 
-        compiled = jax.jit(together, out_shardings=parallel.replicated(self.setting.mesh), donate_argnums=0)
+        alone = self.setting.abstract_state
+        state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(self.members), *x.shape), x.dtype), alone)
+        compiled = self.setting.devices.jit(together, state=state, axis=1, others=1)
         return lambda states, batches: compiled(states, batches, self.active)
 
     def params(self, params: Any, number: int) -> Any:
@@ -269,19 +272,21 @@ class Runs:
     def _evaluate(self, params: Any, stop: loop.StopRequest) -> dict[str, float]:
         setting, evaluator, cfg = self.setting, self.setting.evaluator, self.setting.cfg
         values: dict[str, float] = {}
+        here = setting.devices.one_device(params)
         for i, member in enumerate(self.members):
             if not self.active[i]:
                 continue
-            own, history = self.params(params, i), self.history[i]
+            own, history = self.params(here, i), self.history[i]
             with np.errstate(all="ignore"):  # NaN of a run that diverged is dealt with below
                 scores = {split.name: evaluator.scores(split, evaluator.predict(split, own)) for split in setting.dev}
+            scores = multihost.from_first(scores)  # another host's may differ in the last bit
             score = float(np.mean([evaluator.main_score(of, cfg.metric) for of in scores.values()]))
             if not all(np.isfinite(value) for of in scores.values() for value in of.values()):
                 score = float("-inf")  # NaN would be neither better nor worse than any other
             step = min((len(history) + 1) * setting.eval_every, setting.num_steps)
             history.append({"step": step, "score": score, "scores": scores})
             since = len(history) - 1 - _best(history)
-            if cfg.select == "last" or since == 0:
+            if multihost.is_first() and (cfg.select == "last" or since == 0):
                 self._export(i, own)
             self.active[i] = cfg.early_stopping is None or since < cfg.early_stopping
             of = "" if len(self.members) == 1 else f"{member.name}/"
@@ -321,7 +326,9 @@ class Runs:
         state, start, seconds = self._restore(saved)
         num_steps, rows = setting.num_steps, 0 if len(self.members) == 1 else 1
         seeds = [member.seed for member in self.members]
-        writer.cut(self.directory / "metrics.jsonl", start or -1)
+        first = multihost.is_first()
+        if first:
+            writer.cut(self.directory / "metrics.jsonl", start or -1)
         stop.enough = not self.active.any()
         train, newest = self.train_step(), state
 
@@ -330,7 +337,8 @@ class Runs:
             newest, metrics = train(state, batch)
             return newest, metrics
 
-        with closing(writer.Writer(self.directory, num_steps, start)) as log, closing(saved):
+        log = writer.Writer(self.directory, num_steps, start) if first else writer.Silent()
+        with closing(log), closing(saved), multihost.Watchdog(setting.cfg.parallel.stuck_timeout) as alive:
 
             def save(state: steps.TrainState, evaluation: dict[str, float]) -> None:
                 kept = {"data": setting.data_key, "history": self.history, "active": self.active.tolist()}
@@ -342,7 +350,7 @@ class Runs:
             stream = setting.batches.stream(seeds, start, num_steps)
             with contextlib.suppress(loop.Diverged):  # what was skipped tells
                 loop.fit(
-                    state, step, stream, partial(parallel.shard_batch, mesh=setting.mesh, axis=rows), cadence,
+                    state, step, stream, alive.watched(partial(setting.devices.put_whole, axis=rows)), cadence,
                     partial(self._evaluate, stop=stop), save, log, stop, loop.Cost(_tokens, 0.0, None),
                 )  # fmt: skip
         if stop.signal is not None:
@@ -350,8 +358,9 @@ class Runs:
         seconds += time.perf_counter() - begun
         ends, in_a_row = (np.atleast_1d(jax.device_get(x)).tolist() for x in (newest.step, newest.skipped_in_a_row))
         outcomes = [self._outcome(i, ends[i], in_a_row[i], seconds / len(self.members)) for i in range(len(self.members))]
-        for i, outcome in enumerate(outcomes):
+        for i, outcome in enumerate(outcomes if first else ()):
             write_json(self.folder(i) / "run.json", dataclasses.asdict(outcome) | {"data": setting.data_key})
+        multihost.barrier("the run is written")
         return outcomes
 
     def _restore(self, saved: checkpoint.Checkpointer) -> tuple[steps.TrainState, int, float]:

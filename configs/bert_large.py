@@ -21,7 +21,7 @@ def get_config() -> TrainConfig:
         eval_every=5000,
         checkpoint_every=5000,
         log_every=100,
-        model=BertConfig.preset("large", dtype="bfloat16", remat=True, scan_layers=True),
+        model=BertConfig.preset("large", dtype="bfloat16"),
         data=DataConfig(examples="sentence_pairs", dupe_factor=5),
         optim=OptimConfig(name="adamw_bert", learning_rate=1e-4, schedule="bert_tf", warmup_steps=10_000),
     )

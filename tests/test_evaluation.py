@@ -21,7 +21,6 @@ from bert_jax.inference import Answer
 from bert_jax.model.heads import Bert
 from bert_jax.pooling import Pooling
 from bert_jax.pretrained import Model
-from bert_jax.training import parallel
 
 CFG = BertConfig(vocab_size=280, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
                  max_position_embeddings=64)  # fmt: skip
@@ -140,13 +139,6 @@ def test_predictions_are_the_models_own_for_each_record_in_order(kind, tokenizer
             expected = np.squeeze([out["logits"] for out, _ in outputs])
         np.testing.assert_allclose(prediction, expected, atol=1e-5)
         assert np.shape(prediction) == {"regression": (), "similarity": (2, 32)}.get(kind, (3,))
-
-
-def test_parameters_on_all_devices_give_the_same_predictions(tokenizer):
-    model, split = model_of("classification", tokenizer), split_of("classification", random_records("classification"), tokenizer)
-    evaluator = evaluator_of("classification", tokenizer)
-    spread = jax.device_put(model.params, parallel.replicated(parallel.make_mesh()))
-    np.testing.assert_array_equal(evaluator.predict(split, spread), evaluator.predict(split, model.params))
 
 
 def knowing(kind, split):

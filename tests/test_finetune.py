@@ -527,15 +527,15 @@ def check_equal(workdir, whole):
 @pytest.mark.parametrize("number,at", [(signal.SIGTERM, 45), (signal.SIGINT, 72)])
 def test_a_signal_saves_and_the_same_command_goes_on_to_the_bit(model, finished, two_seeds, tmp_path, monkeypatch, number, at):
     """Amid the second run, and in its last step."""
-    shard_batch, calls = finetuning.parallel.shard_batch, []
+    put, calls = finetuning.parallel.Devices.put, []
 
     def count(*args, **kwargs):
         calls.append(1)
         if len(calls) == at:
             os.kill(os.getpid(), number)
-        return shard_batch(*args, **kwargs)
+        return put(*args, **kwargs)
 
-    monkeypatch.setattr(finetuning.parallel, "shard_batch", count)
+    monkeypatch.setattr(finetuning.parallel.Devices, "put", count)
     argv = arguments(model, "sst2", finished(sst2).workdir.parent, tmp_path, seeds=2)
     assert finetune.main(argv) == 128 + number
     assert len(calls) == at
@@ -821,9 +821,10 @@ def test_batches_of_like_lengths_learn_in_another_order(model, finished, tmp_pat
     assert losses_of(tmp_path)[0] != pytest.approx(losses_of(run.workdir)[0], rel=1e-3)
 
 
-def test_eight_devices_give_the_losses_and_scores_of_one(model, finished, tmp_path):
+@pytest.mark.parametrize("layout", [{}, {"strategy": "pmap"}, {"fsdp": 2, "tensor": 2}], ids=["8x1x1", "pmap", "2x2x2"])
+def test_eight_devices_give_the_losses_and_scores_of_one(model, finished, tmp_path, layout):
     run = finished(sst2)
-    found = tune(model, "sst2", run.workdir.parent, tmp_path, num_devices=8)
+    found = tune(model, "sst2", run.workdir.parent, tmp_path, num_devices=8, **layout)
     np.testing.assert_allclose(losses_of(tmp_path), losses_of(run.workdir), rtol=2e-4, atol=2e-4)
     assert found["metrics"]["dev"] == pytest.approx(run.results["metrics"]["dev"], abs=2e-4)
 

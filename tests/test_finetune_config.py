@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from bert_jax.config import InputError
+from bert_jax.config import InputError, ParallelConfig
 from bert_jax.data.tasks import TASKS, Record, find_task
 from bert_jax.finetune_config import FinetuneConfig, TaskData, claim_workdir, load_finetune_config
 
@@ -28,7 +28,6 @@ def records(*labels, texts=("a", "b")):
         (dict(seeds=0), "seeds=0 is below 1"),
         (dict(eval_every=0), "eval_every=0 is below 1"),
         (dict(early_stopping=0), "early_stopping=0 is below 1"),
-        (dict(num_devices=0), "num_devices=0 is below 1"),
         (dict(log_every=0), "log_every=0 is below 1"),
         (dict(num_epochs=-1.0), "num_epochs=-1.0 is negative"),
         (dict(num_epochs=float("inf")), "num_epochs=inf is not finite"),
@@ -223,9 +222,8 @@ def test_help_names_every_field(capsys):
         load_finetune_config(["--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    fields = [
-        f.name for cls in (FinetuneConfig, TaskData) for f in dataclasses.fields(cls) if f.name not in ("model", "task_data")
-    ]
+    classes, groups = (FinetuneConfig, TaskData, ParallelConfig), ("model", "task_data", "parallel")
+    fields = [f.name for cls in classes for f in dataclasses.fields(cls) if f.name not in groups]
     assert [name for name in fields if f"--{name.replace('_', '-')} " not in shown] == []
 
 
@@ -254,7 +252,7 @@ def test_a_new_folder_gets_the_config_and_the_same_command_goes_on(tmp_path):
     assert written["task_data"]["dev_size"] == 0.1
     begin(folder)
     claim_workdir(cfg)
-    claim_workdir(cfg.replace(log_every=1, num_devices=1))
+    claim_workdir(cfg.replace(log_every=1, parallel=ParallelConfig(num_devices=1)))
     assert [path.name for path in sorted(folder.iterdir())] == ["checkpoints", "config.json"]
 
 

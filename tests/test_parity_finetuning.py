@@ -9,7 +9,7 @@ import pytest
 from helpers import make_words
 
 from bert_jax import finetuning, pretrained, runs
-from bert_jax.config import BertConfig
+from bert_jax.config import BertConfig, ParallelConfig
 from bert_jax.data.splits import Splits
 from bert_jax.data.tasks import TASKS, Record
 from bert_jax.finetune_config import FinetuneConfig
@@ -53,7 +53,7 @@ def prepare(kind, tokenizer, folder):
     pretrained.save(pretrained.Model(CFG, params, tokenizer, "masked_lm"), folder / "model")
     cfg = FinetuneConfig(
         model=str(folder / "model"), task=kind, batch_size=8, num_epochs=STEPS / 3, learning_rates=(RATE,), max_seq_length=48,
-        dropout=0.0, warmup_ratio=0.2, eps=1e-8, weight_decay=0.0, num_devices=1, workdir=str(folder),
+        dropout=0.0, warmup_ratio=0.2, eps=1e-8, weight_decay=0.0, parallel=ParallelConfig(num_devices=1), workdir=str(folder),
     )  # fmt: skip
     splits = Splits(records, {}, {}, labels, [], "")
     setting, _ = finetuning.prepare(cfg, TASKS[kind], splits, lambda line: None)

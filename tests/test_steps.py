@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from bert_jax.config import BertConfig, InputError, OptimConfig
+from bert_jax.config import BertConfig, OptimConfig, ParallelConfig
 from bert_jax.model.convert import flatten
 from bert_jax.model.heads import Bert
 from bert_jax.training import losses, optim, parallel, steps
@@ -75,20 +75,40 @@ def initial_params() -> dict:
     return jax.device_get(jax.jit(model.init)(jax.random.key(0), make_batch(1))["params"])
 
 
-def initial_state(optimizer: str, devices: int) -> steps.TrainState:
+LAYOUTS = {  # name: (devices, fsdp, tensor, pmap)
+    "one": (1, 1, 1, False), "8x1x1": (8, 1, 1, False), "4x2x1": (8, 2, 1, False), "2x2x2": (8, 2, 2, False),
+    "pmap": (8, 1, 1, True),
+}  # fmt: skip
+
+
+def devices_of(layout: str) -> parallel.Devices:
+    count, fsdp, tensor, pmap = LAYOUTS[layout]
+    return parallel.make_devices(
+        ParallelConfig(strategy="pmap" if pmap else "mesh", num_devices=count, fsdp=fsdp, tensor=tensor)
+    )
+
+
+def initial_state(optimizer: str, layout: str) -> steps.TrainState:
     state = jax.device_get(steps.init_state(initial_params(), OPTIMIZERS[optimizer][0]))
-    return jax.device_put(state, parallel.replicated(parallel.make_mesh(devices)))
+    return devices_of(layout).place(state)
 
 
 @cache
-def compiled(optimizer: str, devices: int, microbatches: int, dropout: bool, clip_norm: float | None):
-    """(state, NumPy batch) -> (state, metrics), as train.py compiles it."""
-    mesh = parallel.make_mesh(devices)
+def lowered(optimizer: str, layout: str, microbatches: int, dropout: bool, clip_norm: float | None):
+    """The step as train.py has it, and a state and a batch for it."""
+    devices = devices_of(layout)
     sums = sums_of(CFG.replace(**DROPOUT, scan_layers=True) if dropout else CFG)  # a scan compiles twice as fast
-    step = steps.make_train_step(sums, *OPTIMIZERS[optimizer], 7, clip_norm, microbatches)
-    put = partial(parallel.shard_batch, mesh=mesh)
-    run = parallel.compile_step(step, mesh, initial_state(optimizer, devices), put(uneven_batch()), donate=True)
-    return lambda state, batch: run(state, put(batch))
+    step = steps.make_train_step(sums, *OPTIMIZERS[optimizer], 7, clip_norm, microbatches, devices.axis_name)
+    state = initial_state(optimizer, layout)
+    return devices.jit(step, state=state), state, devices.put(uneven_batch())
+
+
+@cache
+def compiled(optimizer: str, layout: str, microbatches: int, dropout: bool, clip_norm: float | None):
+    """(state, NumPy batch) -> (state, metrics), as train.py compiles it."""
+    step, state, batch = lowered(optimizer, layout, microbatches, dropout, clip_norm)
+    run, devices = step.compile(state, batch), devices_of(layout)
+    return lambda state, batch: run(state, devices.put(batch))
 
 
 def assert_close(a, b, **tolerance) -> None:
@@ -141,11 +161,11 @@ def test_a_language_where_neighbours_tell_the_masked_token_is_learnt() -> None:
     assert sums["masked_lm_accuracy"].mean() > 0.95
 
 
-@pytest.mark.parametrize(("devices", "microbatches"), [(1, 4), (8, 2)])
-def test_accumulation_gives_the_loss_and_gradients_of_the_whole_batch(devices: int, microbatches: int) -> None:
+@pytest.mark.parametrize(("layout", "microbatches"), [("one", 4), ("8x1x1", 2), ("pmap", 2), ("2x2x2", 2)])
+def test_accumulation_gives_the_loss_and_gradients_of_the_whole_batch(layout: str, microbatches: int) -> None:
     batch = uneven_batch()
-    whole, metrics = compiled("plain", 1, 1, False, None)(initial_state("plain", 1), batch)
-    parts, others = compiled("plain", devices, microbatches, False, None)(initial_state("plain", devices), batch)
+    whole, metrics = compiled("plain", "one", 1, False, None)(initial_state("plain", "one"), batch)
+    parts, others = compiled("plain", layout, microbatches, False, None)(initial_state("plain", layout), batch)
     assert_close(whole.params, parts.params, atol=1e-5)
     assert_close(metrics, others, rtol=1e-5)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), jax.device_get(whole.params), initial_params())
@@ -163,50 +183,51 @@ def test_means_of_microbatch_means_would_have_been_another_loss() -> None:
         np.testing.assert_allclose(together, whole[name].mean(), rtol=1e-5)
 
 
-def test_eight_devices_train_as_one_does_dropout_included() -> None:
-    one, eight = initial_state("adamw_bert", 1), initial_state("adamw_bert", 8)
-    assert len(jax.tree.leaves(eight.params)[0].sharding.device_set) == 8
+@pytest.mark.parametrize("layout", ["8x1x1", "4x2x1", "2x2x2", "pmap"])
+def test_eight_devices_train_as_one_does(layout: str) -> None:
+    """Meshes with dropout too."""
+    dropout = layout != "pmap"  # whose devices draw by themselves
+    one, eight = initial_state("adamw_bert", "one"), initial_state("adamw_bert", layout)
+    laid_out = jax.tree.map(lambda x: x.sharding, eight)
     assert not uneven_batch()["masked_weights"].reshape(8, -1).any(axis=1).all()  # one device has none
     for seed in range(3):
-        one, metrics = compiled("adamw_bert", 1, 1, True, 1.0)(one, uneven_batch(seed))
-        eight, others = compiled("adamw_bert", 8, 1, True, 1.0)(eight, uneven_batch(seed))
+        one, metrics = compiled("adamw_bert", "one", 1, dropout, 1.0)(one, uneven_batch(seed))
+        eight, others = compiled("adamw_bert", layout, 1, dropout, 1.0)(eight, uneven_batch(seed))
         assert_close(metrics, others, rtol=1e-5)
     assert_close(one.params, eight.params, atol=1e-5)
-    deterministic = sums_of(CFG)(initial_params(), uneven_batch(), None)["masked_lm_loss"].mean()
-    _, first = compiled("adamw_bert", 1, 1, True, 1.0)(initial_state("adamw_bert", 1), uneven_batch())
-    assert abs(float(deterministic) - float(first["masked_lm_loss"])) > 1e-3  # dropout was on
+    assert_close(one.opt_state[0].mu, eight.opt_state[0].mu, atol=1e-6)
+    same = jax.tree.map(lambda x, sharding: x.sharding.is_equivalent_to(sharding, x.ndim), eight, laid_out)
+    assert all(jax.tree.leaves(same))
+    if dropout:
+        deterministic = sums_of(CFG)(initial_params(), uneven_batch(), None)["masked_lm_loss"].mean()
+        _, first = compiled("adamw_bert", "one", 1, True, 1.0)(initial_state("adamw_bert", "one"), uneven_batch())
+        assert abs(float(deterministic) - float(first["masked_lm_loss"])) > 1e-3  # dropout was on
 
 
-def test_rows_are_laid_over_the_devices() -> None:
-    mesh = parallel.make_mesh(8)
-    batch = parallel.shard_batch(uneven_batch(), mesh)
-    for name, values in uneven_batch().items():
-        shards = sorted(batch[name].addressable_shards, key=lambda shard: shard.index[0].start)
-        assert [shard.data.shape[0] for shard in shards] == 8 * [2]
-        np.testing.assert_array_equal(np.concatenate([shard.data for shard in shards]), values)
+def test_devices_of_a_pmap_draw_dropout_of_their_own() -> None:
+    """Equal rows on all devices: with equal masks, the gradient would be that of one device's rows."""
+    batch = {name: np.concatenate(8 * [values[:2]]) for name, values in make_batch(2).items()}
+    losses_ = [
+        float(compiled("adamw_bert", layout, 1, True, 1.0)(initial_state("adamw_bert", layout), rows)[1]["masked_lm_loss"])
+        for layout, rows in (("pmap", batch), ("one", batch))
+    ]
+    assert losses_[0] != losses_[1]
+    again = compiled("adamw_bert", "pmap", 1, True, 1.0)(initial_state("adamw_bert", "pmap"), batch)[1]["masked_lm_loss"]
+    assert float(again) == losses_[0]
 
 
-def test_a_batch_that_does_not_divide_over_the_devices_is_refused() -> None:
-    mesh = parallel.make_mesh(8)
-    parallel.check_batch(32, 4, mesh)
-    with pytest.raises(InputError, match=r"batch_size=24 .* 8 devices .*=2; the nearest that do: 16, 32$"):
-        parallel.check_batch(24, 2, mesh)
-    with pytest.raises(InputError, match=r"num_devices=9, but there are 8"):
-        parallel.make_mesh(9)
-
-
-@pytest.mark.parametrize("devices", [1, 8])
-def test_a_step_reuses_the_buffers_of_the_state(devices: int) -> None:
-    before = initial_state("adamw_bert", devices)
-    after, _ = compiled("adamw_bert", devices, 1, True, 1.0)(before, uneven_batch())
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_step_reuses_the_buffers_of_the_state(layout: str) -> None:
+    before = initial_state("adamw_bert", layout)
+    after, _ = compiled("adamw_bert", layout, 1, layout != "pmap", 1.0)(before, uneven_batch())
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_batch_that_is_not_finite_is_skipped_and_counted(bad: float) -> None:
-    step = compiled("adamw_bert", 1, 1, True, 1.0)
-    state, metrics = step(initial_state("adamw_bert", 1), uneven_batch(0))
+    step = compiled("adamw_bert", "one", 1, True, 1.0)
+    state, metrics = step(initial_state("adamw_bert", "one"), uneven_batch(0))
     assert (int(metrics["skipped_updates"]), int(metrics["skipped_in_a_row"])) == (0, 0)
     before = jax.device_get(state)
     assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(before.opt_state))
@@ -326,7 +347,7 @@ def test_a_batch_without_weight_changes_nothing_and_is_finite() -> None:
     batch = uneven_batch()
     batch["masked_weights"][:] = 0
     batch["next_sentence_label"][:] = -1
-    state, metrics = compiled("plain", 1, 1, False, None)(initial_state("plain", 1), batch)
+    state, metrics = compiled("plain", "one", 1, False, None)(initial_state("plain", "one"), batch)
     assert_same(jax.device_get(state.params), initial_params())
     assert float(metrics["loss"]) == 0
     assert int(state.skipped) == 0
@@ -346,7 +367,7 @@ def test_the_weights_are_had_without_a_second_forward_pass() -> None:
     def products(function, *args) -> int:
         return jax.jit(function).lower(*args).as_text().count("stablehlo.dot_general")
 
-    state, batch = jax.eval_shape(lambda: initial_state("plain", 1)), uneven_batch()
+    state, batch = jax.eval_shape(lambda: steps.init_state(initial_params(), optax.identity())), uneven_batch()
     step = steps.make_train_step(sums_of(CFG), optax.identity(), lambda step: 1.0, 7, None)
 
     def gradient(params, batch):

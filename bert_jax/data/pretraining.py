@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import grain
@@ -92,11 +93,11 @@ class BatchSource:
         """The source of a run's batches of `rows`."""
         return cls(rows, tokenizer, cfg.masking, cfg.data.max_seq_length, cfg.batch_size, cfg.seed)
 
-    def train(self, step: int) -> Batch:
-        """The batch of `step`: rows in an order shuffled anew each epoch, with masks of this step's own."""
-        first = step * self.batch_size
-        rows = self.rows[[self._order[i] for i in range(first, first + self.batch_size)]]  # type: ignore[attr-defined]
-        return self._batch(rows, step)
+    def train(self, step: int, of: slice = slice(None)) -> Batch:
+        """The batch of `step`, or the rows `of` it: in an order shuffled anew each epoch, with masks of this step's own."""
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)[of]
+        rows = self.rows[[self._order[i] for i in places]]  # type: ignore[attr-defined]
+        return self._batch(rows, step, places[0] - step * self.batch_size)
 
     def evaluation(self, number: int) -> Batch:
         """Batch `number` of the rows in their own order with fixed masks; the last is filled up with weight 0."""
@@ -113,16 +114,16 @@ class BatchSource:
         """Batches that hold all rows, but no more than `most`."""
         return min(most, -(-len(self.rows) // self.batch_size))
 
-    def stream(self, start: int, stop: int) -> Iterator[Batch]:
-        """The training batches of steps [start, stop), made ahead in a thread."""
-        steps = grain.MapDataset.range(start, stop).map(self.train)
+    def stream(self, start: int, stop: int, of: slice = slice(None)) -> Iterator[Batch]:
+        """The training batches of steps [start, stop), or the rows `of` them, made ahead in a thread."""
+        steps = grain.MapDataset.range(start, stop).map(partial(self.train, of=of))
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
-    def _batch(self, rows: np.ndarray, step: int) -> Batch:
+    def _batch(self, rows: np.ndarray, step: int, first_row: int = 0) -> Batch:
         ids, tokenizer = rows[:, : self.max_seq_length], self.tokenizer
         batch = packing.describe(ids, tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
         vocabulary = masking.Vocabulary(tokenizer.vocab_size, tokenizer.mask_id, tokenizer.special_ids, tokenizer.starts_word)
-        batch |= masking.mask_rows(ids, vocabulary, self.cfg, self.seed, step, pad_id=tokenizer.pad_id)
+        batch |= masking.mask_rows(ids, vocabulary, self.cfg, self.seed, step, first_row, tokenizer.pad_id)
         if rows.shape[1] > self.max_seq_length:
             batch["next_sentence_label"] = rows[:, self.max_seq_length]
         return batch

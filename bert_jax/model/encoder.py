@@ -15,7 +15,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bert_jax.config import BertConfig
 from bert_jax.model.attention import AnyArray, attention, same_sequence
-from bert_jax.model.layers import ACTIVATIONS, Dropout, dense, initializer, layer_norm
+from bert_jax.model.layers import ACTIVATIONS, ROWS, Dropout, dense, initializer, laid_out, layer_norm, word_table
+
+REMAT_POLICIES = {  # of cfg.remat: what the backward pass need not recompute; the others recompute nothing
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # attention's scores and probabilities are recomputed
+}
 
 
 class Embeddings(nn.Module):
@@ -33,11 +38,14 @@ class Embeddings(nn.Module):
     ) -> Float[Array, "B L E"]:
         cfg = self.cfg
 
-        def table(rows: int, name: str) -> nn.Embed:
+        def table(rows: int, name: str, **kwargs: Any) -> nn.Embed:
             width = cfg.embedding_size or cfg.hidden_size
-            return nn.Embed(rows, width, dtype=cfg.dtype, embedding_init=initializer(cfg), name=name)
+            return nn.Embed(rows, width, dtype=cfg.dtype, embedding_init=initializer(cfg), name=name, **kwargs)
 
-        x = table(cfg.vocab_size, "word_embeddings")(input_ids)
+        def promoted(table: AnyArray, dtype: Any, inexact: bool) -> tuple[Array]:
+            return (word_table(table, dtype),)
+
+        x = table(cfg.vocab_size, "word_embeddings", promote_dtype=promoted)(input_ids)
         x += table(cfg.max_position_embeddings, "position_embeddings")(position_ids + cfg.position_offset)
         if cfg.type_vocab_size:
             x += table(cfg.type_vocab_size, "token_type_embeddings")(token_type_ids)
@@ -130,6 +138,7 @@ class Encoder(nn.Module):
         x = Embeddings(cfg, name="embeddings")(input_ids, token_type_ids, position_ids, deterministic)
         if cfg.embedding_size is not None:
             x = dense(cfg, cfg.hidden_size, "projection")(x)
+        x = laid_out(x, ROWS, None, None)
         mask = same_sequence(sequence_ids)
         layer = EncoderLayer(cfg, parent=None)
 
@@ -139,10 +148,11 @@ class Encoder(nn.Module):
         def run(x: Array, params_and_key: tuple[Any, Array], positions: Any = None) -> tuple[Array, tuple[Any, Any]]:
             params, key = params_and_key
             x, weights = layer.apply({"params": params}, x, mask, deterministic, positions, rngs={"dropout": key})
+            x = laid_out(x, ROWS, None, None)
             return x, (x if output_hidden_states else None, weights if output_attentions else None)
 
-        if cfg.remat:
-            run = jax.checkpoint(run, prevent_cse=not cfg.scan_layers)
+        if cfg.remat in REMAT_POLICIES:
+            run = jax.checkpoint(run, prevent_cse=not cfg.scan_layers, policy=REMAT_POLICIES[cfg.remat])
         groups = cfg.num_hidden_groups or cfg.num_hidden_layers
         distinct = [self.param(f"layer_{i}", initial) for i in range(groups)]
         layers = [distinct[i * groups // cfg.num_hidden_layers] for i in range(cfg.num_hidden_layers)]

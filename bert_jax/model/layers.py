@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from bert_jax.config import BertConfig
+
+MESH_AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")  # what rows of a batch are laid over
+
+
+def laid_out(x: Array, *axes: Any) -> Array:
+    """`x` with its dimensions laid over these axes (None: whole) of the training mesh; as it is where there is no such mesh.
+
+    The compiler derives all else from the parameters' and the batch's shardings. Told once a layer that rows stay where they
+    are, it moves parameters to them (fsdp), never hidden states to the parameters.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.axis_names != MESH_AXES or any(kind != AxisType.Auto for kind in mesh.axis_types):
+        return x
+    sizes = (math.prod(mesh.shape[name] for name in ([axis] if isinstance(axis, str) else axis or ())) for axis in axes)
+    fitting = [axis if n % size == 0 else None for axis, n, size in zip(axes, x.shape, sizes, strict=False)]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*fitting))
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -70,6 +90,13 @@ def _flat_matmul(x: Array, kernel: Array, dimension_numbers: Any, **kwargs: Any)
 def dense(cfg: BertConfig, features: int, name: str) -> nn.Dense:
     """A dense layer with BERT's initialisation, in the compute type."""
     return nn.Dense(features, dtype=cfg.dtype, kernel_init=initializer(cfg), dot_general=_flat_matmul, name=name)
+
+
+def word_table(table: Float[Array | np.ndarray, "V E"], dtype: Any) -> Float[Array, "V E"]:
+    """The word embeddings in the compute type, as lookup and output layer want them: whole rows, cut by words over `tensor`."""
+    table = jnp.asarray(table, dtype)
+    whole = jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) == 1  # told so, each use would sum its gradient by itself
+    return table if whole else laid_out(table, "tensor", None)
 
 
 def layer_norm(cfg: BertConfig, name: str) -> nn.LayerNorm:

@@ -35,15 +35,25 @@ class Diverged(InputError):
 class StopRequest:
     """Set by SIGTERM and SIGINT, so that the loop ends behind the step it is in; a second signal ends it at once.
 
-    An evaluation may set `enough`: then the loop ends behind it.
+    An evaluation may set `enough`: then the loop ends behind it. `agreed` (whether to stop) takes the place of signals
+    where several processes must end behind the same step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, agreed: Callable[[], bool] | None = None) -> None:
         self.signal: int | None = None
         self.enough = False
+        self._agreed = agreed
         self._before: dict[int, Any] = {}
 
+    def asked(self) -> bool:
+        """Whether to end behind this step; called once a step."""
+        if self._agreed is not None and self.signal is None and self._agreed():
+            self.signal = signal.SIGTERM
+        return self.signal is not None
+
     def __enter__(self) -> StopRequest:
+        if self._agreed is not None:
+            return self
         for number in (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._handle)
         return self
@@ -154,7 +164,8 @@ def fit(
                 "(optim.max_skipped). Lower optim.learning_rate, or look at those batches"
             )
 
-    while step < cadence.num_steps and stop.signal is None and not stop.enough:
+    stopped = stop.signal is not None
+    while step < cadence.num_steps and not stopped and not stop.enough:
         asked = time.perf_counter()
         batch = next(batches)
         clock.waited += time.perf_counter() - asked
@@ -172,8 +183,8 @@ def fit(
             log.scalars(step, evaluation)
             log.message(f"step {step}: " + "  ".join(f"{name.removeprefix('eval/')} {v:.4f}" for name, v in evaluation.items()))
             clock.restart()
-        ends = step == cadence.num_steps or stop.signal is not None  # asked behind the evaluation, which may take long
-        if step % cadence.checkpoint_every == 0 or ends:
+        stopped = stop.asked()  # behind the evaluation, which may take long
+        if step % cadence.checkpoint_every == 0 or step == cadence.num_steps or stopped:
             report()
             log.flush()
             save(state, evaluation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -37,14 +38,23 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSta
 
 
 def make_update(
-    sums_fn: SumsFn, optimizer: optax.GradientTransformation, clip_norm: float | None = 1.0, microbatches: int = 1
+    sums_fn: SumsFn,
+    optimizer: optax.GradientTransformation,
+    clip_norm: float | None = 1.0,
+    microbatches: int = 1,
+    axis_name: str | None = None,
 ) -> Callable[[TrainState, Batch, Array, Array], tuple[TrainState, Metrics]]:
     """A pure update (state, batch, learning rate, dropout key) -> (state, metrics of the step).
 
     The loss is the sum of total / weight over the names of `sums_fn` that end in `_loss`, with the weight of the whole
     batch however it is cut into `microbatches` or laid over devices. Each microbatch folds its number into the key.
     Gradients are clipped to `clip_norm`; an update that is not finite is skipped and counted, the state otherwise kept.
+    Inside a map over devices each sees its own rows: `axis_name` is the axis that sums are crossed over. There the number of
+    the device is folded into the key too, so dropout is another than without a map.
     """
+
+    def across(sums: Any) -> Any:
+        return sums if axis_name is None else jax.lax.psum(sums, axis_name)
 
     def gradients(params: Any, batch: Batch, key: Array, weights: dict[str, Array]) -> tuple[Any, Sums]:
         def loss(params: Any) -> tuple[Array, Sums]:
@@ -55,7 +65,11 @@ def make_update(
         return jax.grad(loss, has_aux=True)(params)
 
     def update(state: TrainState, batch: Batch, learning_rate: Array, key: Array) -> tuple[TrainState, Metrics]:
-        grads, sums = _accumulate(gradients, sums_fn, state.params, batch, key, microbatches)
+        if axis_name is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+        # Weights follow from the batch alone: the compiler drops the forward pass that this asks for.
+        weights = across({n: s.weight for n, s in sums_fn(state.params, batch, None).items() if n.endswith("_loss")})
+        grads, sums = across(_accumulate(partial(gradients, weights=weights), state.params, batch, key, microbatches))
         norm = optax.tree.norm(grads)
         loss = sum(s.mean() for name, s in sums.items() if name.endswith("_loss"))
         ok = jnp.isfinite(norm) & jnp.isfinite(loss)
@@ -93,10 +107,11 @@ def make_train_step(
     seed: int,
     clip_norm: float | None = 1.0,
     microbatches: int = 1,
+    axis_name: str | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """A pure training step (state, batch) -> (state, metrics): `make_update` at the schedule's rate, with dropout keys folded
     from (seed, step, microbatch)."""
-    update = make_update(sums_fn, optimizer, clip_norm, microbatches)
+    update = make_update(sums_fn, optimizer, clip_norm, microbatches, axis_name)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
@@ -106,21 +121,19 @@ def make_train_step(
 
 
 def _accumulate(
-    gradients: Callable[..., tuple[Any, Sums]], sums_fn: SumsFn, params: Any, batch: Batch, key: Array, microbatches: int
+    gradients: Callable[..., tuple[Any, Sums]], params: Any, batch: Batch, key: Array, microbatches: int
 ) -> tuple[Any, Sums]:
     """Gradients and sums of the whole batch, `microbatches` one after the other.
 
     Microbatch m takes every microbatches-th row, so that each device keeps the rows it has.
     """
-    # Weights follow from the batch alone: the compiler drops the forward pass that this asks for.
-    weights = {n: s.weight for n, s in sums_fn(params, batch, None).items() if n.endswith("_loss")}
     if microbatches == 1:
-        return gradients(params, batch, jax.random.fold_in(key, 0), weights)
+        return gradients(params, batch, jax.random.fold_in(key, 0))
     rows = {k: v.reshape(-1, microbatches, *v.shape[1:]) for k, v in batch.items()}
 
     def part(m: Array) -> tuple[Any, Sums]:
         microbatch = {k: jax.lax.dynamic_index_in_dim(v, m, axis=1, keepdims=False) for k, v in rows.items()}
-        return gradients(params, microbatch, jax.random.fold_in(key, m), weights)
+        return gradients(params, microbatch, jax.random.fold_in(key, m))
 
     def add(total: tuple[Any, Sums], m: Array) -> tuple[tuple[Any, Sums], None]:
         return jax.tree.map(jnp.add, total, part(m)), None
@@ -129,6 +142,11 @@ def _accumulate(
     return jax.lax.scan(add, zeros, jnp.arange(microbatches))[0]
 
 
-def make_eval_step(sums_fn: SumsFn) -> Callable[[Any, Batch], Sums]:
-    """A pure evaluation step (params, batch) -> named sums, without dropout."""
-    return lambda params, batch: sums_fn(params, batch, None)
+def make_eval_step(sums_fn: SumsFn, axis_name: str | None = None) -> Callable[[Any, Batch], Sums]:
+    """A pure evaluation step (params, batch) -> named sums, without dropout. `axis_name`: see `make_update`."""
+
+    def eval_step(params: Any, batch: Batch) -> Sums:
+        sums = sums_fn(params, batch, None)
+        return sums if axis_name is None else jax.lax.psum(sums, axis_name)
+
+    return eval_step

@@ -16,7 +16,7 @@ args = protocol.arguments(__doc__)
 import jax  # noqa: E402  (after the limit on cores)
 import numpy as np  # noqa: E402
 
-from bert_jax.config import BertConfig, OptimConfig  # noqa: E402
+from bert_jax.config import BertConfig, OptimConfig, ParallelConfig  # noqa: E402
 from bert_jax.model.heads import Bert  # noqa: E402
 from bert_jax.training import losses, optim, parallel, steps  # noqa: E402
 
@@ -48,7 +48,7 @@ batch = dict(
 )
 model = Bert(config)
 optimizer = optim.make_optimizer(optimization)
-mesh = parallel.make_mesh(1)
+devices = parallel.make_devices(ParallelConfig(num_devices=1))
 
 
 def sums(params, batch, key):
@@ -58,7 +58,7 @@ def sums(params, batch, key):
 
 
 train_step = steps.make_train_step(sums, optimizer, optim.make_schedule(optimization, 10**6), 0, optimization.clip_norm)
-batch = parallel.shard_batch(batch, mesh)
+batch = devices.put(batch)
 
 
 def first_state() -> steps.TrainState:
@@ -66,8 +66,8 @@ def first_state() -> steps.TrainState:
     return steps.init_state(model.init(jax.random.key(0), batch)["params"], optimizer)
 
 
-state = jax.jit(first_state, out_shardings=parallel.replicated(mesh))()
-compiled = parallel.compile_step(train_step, mesh, state, batch, donate=True)
+state = jax.jit(first_state, out_shardings=devices.replicated)()
+compiled = devices.jit(train_step, state=state).compile(state, batch)
 
 
 def step() -> None:

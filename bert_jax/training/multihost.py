@@ -1,0 +1,199 @@
+"""Several processes as one job: how they find each other, agree, and end together.
+
+JAX's own rules: a process that is gone ends the others by SIGABRT behind the heartbeat's time-out, with the reason on their
+stderr; one that raised waits for the others at its exit, for up to five minutes, while they wait for it; one that hangs is
+waited for without end. So a process that fails leaves at once (`leave`), and one that gets no step done ends itself (`Watchdog`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from bert_jax.config import InputError, ParallelConfig
+
+T = TypeVar("T")
+_calls = itertools.count()
+STUCK = 75  # exit status: a temporary failure (sysexits.h), worth a restart
+
+
+def connect(cfg: ParallelConfig) -> None:
+    """Joins the other processes, if there are any; call it before anything else of JAX. Twice is once.
+
+    Raises InputError where they cannot be reached within `initialization_timeout`, naming the address.
+    """
+    wanted = cfg.coordinator is not None or _environment_has_several() if cfg.multihost is None else cfg.multihost
+    if not wanted or jax.distributed.is_initialized():
+        return
+    if cfg.coordinator is not None and cfg.process_id:
+        _wait_for(cfg.coordinator, cfg.initialization_timeout)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of no effect on TPU and GPU
+    try:
+        jax.distributed.initialize(
+            cfg.coordinator, cfg.num_processes, cfg.process_id, initialization_timeout=cfg.initialization_timeout,
+            heartbeat_timeout_seconds=cfg.heartbeat_timeout,
+        )  # fmt: skip
+    except (RuntimeError, ValueError) as error:
+        where = cfg.coordinator or "the coordinator that the environment names"
+        raise InputError(
+            f"the {cfg.num_processes or 'other'} processes did not find each other at {where} within "
+            f"{cfg.initialization_timeout} s (parallel.initialization_timeout): {error}"
+        ) from None
+
+
+def _environment_has_several() -> bool:
+    """Whether a TPU pod's, Slurm's or Open MPI's variables speak of several processes."""
+    counts = (os.environ.get(name, "") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    started = "SLURM_PROCID" in os.environ or "OMPI_COMM_WORLD_RANK" in os.environ  # not so in a shell of salloc
+    return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or (started and any(n.isdigit() and int(n) > 1 for n in counts))
+
+
+def _wait_for(address: str, seconds: int) -> None:
+    """Waits until something listens at HOST:PORT: JAX aborts the process where nothing does."""
+    host, _, port = address.rpartition(":")
+    give_up, reason = time.monotonic() + seconds, ""
+    while time.monotonic() < give_up:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            reason = error.strerror or str(error)
+            time.sleep(min(0.5, max(0, give_up - time.monotonic())))
+    raise InputError(
+        f"process 0 cannot be reached at {address} within {seconds} s ({reason}): is it running, is that its address "
+        "(parallel.coordinator), and is the port open?"
+    )
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def first_then_others(make: Callable[[], T]) -> T:
+    """`make()` in process 0, then in the others: on a disk that they share they find what it has made."""
+    if is_first():
+        made = make()
+        barrier("made by the first")
+        return made
+    barrier("made by the first")
+    return make()
+
+
+def from_first(value: Any) -> Any:
+    """Process 0's value (JSON, NaN too), everywhere."""
+    if jax.process_count() == 1:
+        return value
+    text = json.dumps(value).encode()
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    own = np.frombuffer(text.ljust(size)[:size], np.uint8)
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(own)).tobytes())
+
+
+def check_equal(what: str, value: str) -> None:
+    """Raises InputError in all processes unless all have the same text, naming those that differ from process 0."""
+    if jax.process_count() == 1:
+        return
+    own = np.frombuffer(value.encode().ljust(512)[:512], np.uint8)
+    everyone = np.asarray(multihost_utils.process_allgather(own))
+    other = [i for i, theirs in enumerate(everyone) if not np.array_equal(theirs, everyone[0])]
+    if other:
+        raise InputError(
+            f"{what} of process {', '.join(map(str, other))} is not that of process 0: give all processes the same command and "
+            "the same files"
+        )
+
+
+def stop_agreed() -> Callable[[], bool] | None:
+    """Of several processes: whether SIGTERM reached any of them, which all hear of in the same call. None for a single one."""
+    return (lambda: bool(multihost_utils.reached_preemption_sync_point(next(_calls)))) if jax.process_count() > 1 else None
+
+
+class Watchdog:
+    """Ends a process of several in which `seconds` pass between two beats, saying why; of a single process never.
+
+    The first beat starts the time: what is compiled before it takes as long as it takes.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._last = seconds, None if jax.process_count() > 1 else float("inf")
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def beat(self) -> None:
+        """Something went on."""
+        if self._last != float("inf"):
+            self._last = time.monotonic()
+
+    def watched(self, function: Callable[..., T]) -> Callable[..., T]:
+        """`function`, each call of which is a beat."""
+
+        def beating(*args: Any, **kwargs: Any) -> T:
+            self.beat()
+            return function(*args, **kwargs)
+
+        return beating
+
+    def _watch(self) -> None:
+        while not self._ended.wait(min(1.0, self._seconds / 4)):
+            last = self._last
+            if last is not None and time.monotonic() - last > self._seconds:
+                print(
+                    f"error: process {jax.process_index()} of {jax.process_count()} got no step done for {self._seconds:g} s "
+                    "(parallel.stuck_timeout): another process hangs or is cut off. Here it waits:",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
+                traceback.print_stack(sys._current_frames()[threading.main_thread().ident or 0])
+                os._exit(STUCK)
+
+    def __enter__(self) -> Watchdog:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._ended.set()
+
+
+def run(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> None:
+    """Runs an entry point and ends the process with its status, or with 1 and the reason on stderr.
+
+    A process of several that failed leaves without a word to the others; they end behind parallel.heartbeat_timeout, and the
+    same command, run again on all, continues.
+    """
+    try:
+        status = main(argv)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt:
+        status = 130
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    if not jax.distributed.is_initialized():
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status not in (0, 128 + 15):  # all ended these together
+        os._exit(status)
+    jax.distributed.shutdown()
+    sys.exit(status)

@@ -1,0 +1,299 @@
+"""Several processes as one job: two with gloo on 127.0.0.1, by the command line; killed, raising, stuck, asked to stop."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import make_documents
+
+from bert_jax.config import InputError, ParallelConfig
+from bert_jax.model.convert import flatten
+from bert_jax.training import multihost, writer
+
+ROOT = Path(__file__).parent.parent
+CONFIG = """
+from bert_jax.config import BertConfig, DataConfig, OptimConfig, TrainConfig
+
+def get_config():
+    return TrainConfig(
+        num_steps=8, batch_size=8, eval_every=4, checkpoint_every=4, log_every=1, seed=3, eval_batches=3,
+        model=BertConfig(vocab_size=200, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                         intermediate_size=64, max_position_embeddings=32),
+        data=DataConfig(max_seq_length=32, documents="line", eval_fraction=0.2, num_workers=1),
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=2),
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder with a config file and 300 one-line documents."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "text.txt").write_text("\n".join(" ".join(sentences) for sentences in make_documents(300)) + "\n")
+    (folder / "config.py").write_text(CONFIG)
+    return folder
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def start(
+    project, workdir, *more, processes=2, devices=2, program="train.py", argv=None, heartbeat_timeout=5, folders=None, own=None
+):
+    """The processes of one job, each with some devices."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "NPROC": "8", "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }  # fmt: skip
+    argv = argv or [project / "config.py", "--workdir", workdir, "--data.source", project / "text.txt"]
+    prefix = "--" if program == "finetune.py" else "--parallel."
+    port, started = free_port(), []
+    for i in range(processes):
+        flags = dict(coordinator=f"127.0.0.1:{port}", num_processes=processes, process_id=i, heartbeat_timeout=heartbeat_timeout)
+        joined = [part for name, value in flags.items() for part in (prefix + name.replace("_", "-"), value)]
+        command = [sys.executable, ROOT / program, *argv, *(joined if processes > 1 else []), *more, *(own[i] if own else [])]
+        started.append(
+            subprocess.Popen(
+                list(map(str, command)), env=environment, cwd=folders[i] if folders else None, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, text=True,
+            )
+        )  # fmt: skip
+    return started
+
+
+def finish(processes, seconds=120):
+    """(exit status, output) of each; none outlives the test."""
+    try:
+        outputs = [process.communicate(timeout=seconds)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
+
+
+def losses_of(workdir):
+    return [v["train/loss"] for v in writer.read(workdir / "metrics.jsonl") if "train/loss" in v]
+
+
+def weights_of(workdir):
+    import bert_jax
+
+    return flatten(bert_jax.load(workdir / "export").params)
+
+
+def assert_same_run(one, other):
+    np.testing.assert_allclose(losses_of(one), losses_of(other), rtol=1e-5)
+    ours, theirs = weights_of(one), weights_of(other)
+    for path in ours:
+        np.testing.assert_allclose(ours[path], theirs[path], atol=1e-5, err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def alone(project):
+    """The work directory of one process with four devices."""
+    ((status, output),) = finish(start(project, project / "alone", processes=1, devices=4))
+    assert status == 0, output
+    return project / "alone"
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param((), id="data"),
+        pytest.param(("--parallel.fsdp", "2", "--parallel.tensor", "2"), id="fsdp-tensor"),
+        pytest.param(("--parallel.fsdp", "4"), id="fsdp", marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_train_as_one(project, alone, tmp_path, layout):
+    (first, told), (second, quiet) = finish(start(project, tmp_path, *layout))
+    assert first == second == 0, told + quiet
+    assert "on 2 hosts" in told
+    assert "step 8" in told
+    assert "step 8" not in quiet  # one tells
+    assert len(losses_of(tmp_path)) == 8
+    assert_same_run(tmp_path, alone)
+
+
+def test_two_processes_of_a_pmap_train_as_one_without_dropout(project, tmp_path):
+    no_dropout = ("--model.hidden-dropout-prob", "0", "--model.attention-probs-dropout-prob", "0")
+    two, one = tmp_path / "two", tmp_path / "one"
+    results = finish(start(project, two, "--parallel.strategy", "pmap", *no_dropout))
+    assert [status for status, _ in results] == [0, 0], results[0][1] + results[1][1]
+    ((status, output),) = finish(start(project, one, *no_dropout, processes=1, devices=4))
+    assert status == 0, output
+    assert_same_run(two, one)
+
+
+def await_checkpoint(processes, workdir, step):
+    while not (workdir / "checkpoints" / str(step)).exists():
+        assert all(process.poll() is None for process in processes), finish(processes)
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_killed_process_ends_the_job_and_a_restart_on_other_hosts_continues(project, alone, tmp_path, victim):
+    job = start(project, tmp_path)
+    await_checkpoint(job, tmp_path, 4)
+    job[victim].kill()
+    begun = time.monotonic()
+    results = finish(job)
+    assert time.monotonic() - begun < 30  # heartbeats are missed for 5 s
+    status, output = results[1 - victim]
+    assert status not in (0, None)
+    assert "heartbeat" in output or "coordination" in output.lower() or "connection" in output.lower()
+    assert not (tmp_path / "export").exists()
+    ((status, output),) = finish(start(project, tmp_path, processes=1, devices=8))
+    assert status == 0, output
+    assert "continuing from step 4" in output
+    assert_same_run(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_saves_and_ends_all_behind_the_same_step(project, alone, tmp_path):
+    job = start(project, tmp_path, "--num-steps", "8")
+    await_checkpoint(job, tmp_path, 4)
+    job[1].send_signal(signal.SIGTERM)
+    results = finish(job)
+    if [status for status, _ in results] != [0, 0]:  # it may have come behind the last step
+        assert [status for status, _ in results] == [143, 143], results
+        assert "stopped at step" in results[0][1]
+        results = finish(start(project, tmp_path))
+        assert [status for status, _ in results] == [0, 0], results
+    assert_same_run(tmp_path, alone)
+
+
+@pytest.mark.parametrize("what", ["config", "text"])
+def test_processes_that_were_given_different_things_all_say_so(project, tmp_path, what):
+    """Another seed; or another text under the same name, with work directories on disks of their own."""
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder, more in zip(folders, ("", "one more document\n"), strict=True):
+        folder.mkdir()
+        (folder / "text.txt").write_text((project / "text.txt").read_text() + more * (what == "text"))
+    argv = [project / "config.py", "--workdir", "run", "--data.source", "text.txt", "--checkpoint-dir", tmp_path / "checkpoints"]
+    seeds = [[], ["--seed", "4"] if what == "config" else []]
+    job = start(project, tmp_path, argv=argv, folders=folders, own=seeds)
+    for status, output in finish(job):
+        assert status == 1
+        assert f"error: the {what} of process 1 is not that of process 0" in output
+
+
+BROKEN = """
+import sys, jax, train
+from bert_jax.training import loop, multihost
+
+fit = loop.fit
+
+def broken(*args, **kwargs):
+    if jax.process_index() == 1:
+        raise RuntimeError("this host is broken")
+    return fit(*args, **kwargs)
+
+loop.fit = broken
+multihost.run(train.main, sys.argv[1:])
+"""
+
+
+def test_a_process_that_raises_ends_the_other_too(project, tmp_path):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    argv = [project / "config.py", "--workdir", tmp_path / "run", "--data.source", project / "text.txt"]
+    job = start(project, tmp_path, program=tmp_path / "broken.py", argv=argv)
+    begun = time.monotonic()
+    (status, output), (raised, reason) = finish(job)
+    assert time.monotonic() - begun < 60
+    assert raised == 1
+    assert "RuntimeError: this host is broken" in reason
+    assert status not in (0, None)
+    assert "another task died" in output
+
+
+@pytest.mark.slow
+def test_a_stuck_peer_ends_the_others_with_the_reason(project, tmp_path):
+    job = start(project, tmp_path, "--num-steps", "9000", "--parallel.stuck-timeout", "15", heartbeat_timeout=100)
+    await_checkpoint(job, tmp_path, 4)
+    job[1].send_signal(signal.SIGSTOP)
+    status, output = None, ""
+    try:
+        output = job[0].communicate(timeout=60)[0]
+        status = job[0].returncode
+    finally:
+        for process in job:
+            process.kill()
+            process.communicate()
+    assert status == multihost.STUCK
+    assert "got no step done for 15 s (parallel.stuck_timeout)" in output
+    assert "loop.py" in output  # where it waits
+
+
+def test_a_coordinator_that_is_not_there_is_named(project, tmp_path):
+    port = free_port()
+    flags = ["--parallel.coordinator", f"127.0.0.1:{port}", "--parallel.num-processes", "2", "--parallel.process-id", "1",
+             "--parallel.initialization-timeout", "2"]  # fmt: skip
+    ((status, output),) = finish(start(project, tmp_path, *flags, processes=1))
+    assert status == 1
+    assert f"error: process 0 cannot be reached at 127.0.0.1:{port} within 2 s" in output
+
+
+def test_others_that_do_not_come_are_named(project, tmp_path):
+    port = free_port()
+    flags = ["--parallel.coordinator", f"127.0.0.1:{port}", "--parallel.num-processes", "2", "--parallel.process-id", "0",
+             "--parallel.initialization-timeout", "2"]  # fmt: skip
+    ((status, output),) = finish(start(project, tmp_path, *flags, processes=1))
+    assert status not in (0, None)
+    assert f"127.0.0.1:{port}" in output or "DEADLINE_EXCEEDED" in output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(strategy="pmap", fsdp=2), "fsdp=2 and tensor=1 are for strategy='mesh'"),
+        (dict(process_id=1), "num_processes and process_id go together"),
+        (dict(num_processes=2, process_id=0), "num_processes needs coordinator"),
+        (dict(coordinator="h:1", num_processes=2, process_id=2), r"process_id=2 is not in \[0, num_processes=2\)"),
+        (dict(coordinator="here"), "coordinator='here' is not HOST:PORT"),
+        (dict(fsdp=0), "fsdp=0 is below 1"),
+        (dict(multihost=False, coordinator="h:1"), "coordinator is for multihost=True"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        ParallelConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("variables", "several"),
+    [
+        ({}, False),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, True),
+        ({"SLURM_NTASKS": "4"}, False),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "2"}, True),
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, True),
+    ],
+)
+def test_the_environment_tells_of_several_processes(monkeypatch, variables, several):
+    for name in ("TPU_WORKER_HOSTNAMES", "SLURM_NTASKS", "SLURM_PROCID", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert multihost._environment_has_several() == several
+
+
+def test_a_single_process_agrees_with_itself():
+    assert multihost.from_first({"a": 1}) == {"a": 1}
+    assert multihost.stop_agreed() is None
+    multihost.check_equal("x", "y")
+    with multihost.Watchdog(0.01) as alive:
+        alive.beat()
+        time.sleep(0.1)
+    assert multihost.first_then_others(lambda: 3) == 3
