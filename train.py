@@ -87,6 +87,8 @@ def pretrain(cfg: TrainConfig, data: Any, training: Any, held_out: Any) -> int:
         )
         peak = metrics.peak_flops(devices.kind)
         cost = loop.Cost(lambda batch: int((batch["sequence_ids"] > 0).sum()), flops, peak and peak * devices.mesh.size)
+        if cfg.profile and first:
+            train_step = loop.profiled(train_step, 10, cfg.profile, workdir / "profile")
         state = loop.fit(
             state, train_step, training.stream(start, cfg.num_steps, rows), alive.watched(devices.put),
             loop.Cadence(cfg.num_steps, cfg.log_every, cfg.eval_every, cfg.checkpoint_every, cfg.optim.max_skipped),

@@ -404,6 +404,8 @@ class TrainConfig(Checked):
     """Steps between lines of metrics.jsonl."""
     init_from: str | None = None
     """A pretrained directory to start the weights from, with a fresh optimizer."""
+    profile: int = 0
+    """Steps to profile, behind the first ten: the trace in WORKDIR/profile is for XProf (TensorBoard's profile plugin)."""
     extend: bool = False
     """Allow a larger num_steps than the work directory was started with."""
     fill_masks: tuple[str, ...] = ()
@@ -419,6 +421,7 @@ class TrainConfig(Checked):
         for name in ("num_steps", "batch_size", "gradient_accumulation_steps", "eval_every", "eval_batches",
                      "checkpoint_every", "keep_checkpoints", "log_every"):  # fmt: skip
             self._require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} is below 1")
+        self._require(self.profile >= 0, f"profile={self.profile} is negative")
         self._require(0 <= self.seed < 2**63, f"seed={self.seed} is not in [0, 2**63)")
         self._require(
             self.batch_size % self.gradient_accumulation_steps == 0,
@@ -442,8 +445,8 @@ class TrainConfig(Checked):
 
 # May differ between runs of one work directory: where and how often, never what is computed.
 FREE_FIELDS = frozenset(
-    ["workdir", "eval_every", "checkpoint_every", "keep_checkpoints", "checkpoint_dir", "log_every", "extend", "fill_masks",
-     "data.cache_dir", "data.num_workers", *(f"model.{name}" for name in COMPUTED - {"dtype"})]
+    ["workdir", "eval_every", "checkpoint_every", "keep_checkpoints", "checkpoint_dir", "log_every", "profile",
+     "extend", "fill_masks", "data.cache_dir", "data.num_workers", *(f"model.{name}" for name in COMPUTED - {"dtype"})]
 )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Several processes as one job: two with gloo on 127.0.0.1, by the command line; killed, raising, stuck, asked to stop."""
 
+import json
 import os
 import signal
 import socket
@@ -132,6 +133,39 @@ def test_two_processes_of_a_pmap_train_as_one_without_dropout(project, tmp_path)
     ((status, output),) = finish(start(project, one, *no_dropout, processes=1, devices=4))
     assert status == 0, output
     assert_same_run(two, one)
+
+
+def test_two_processes_fine_tune_as_one(tokenizer, tmp_path):
+    import jax
+
+    from bert_jax import pretrained
+    from bert_jax.config import BertConfig
+    from bert_jax.model.heads import Bert
+
+    cfg = BertConfig(vocab_size=280, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+                     max_position_embeddings=64, initializer_range=0.2)  # fmt: skip
+    params = jax.jit(lambda: pretrained.initialize(Bert(cfg, "masked_lm"), 0))()
+    pretrained.save(pretrained.Model(cfg, params, tokenizer, "masked_lm"), tmp_path / "model")
+    texts = [" ".join(sentences) for sentences in make_documents(60, sentences=(1, 2))]
+    rows = [f"{text}\t{'long' if len(text) > 45 else 'short'}" for text in texts]
+    for name, part in (("train", rows[:48]), ("dev", rows[48:])):
+        (tmp_path / f"{name}.tsv").write_text("\n".join(["text\tlabel", *part]) + "\n")
+
+    def job(workdir, **how):
+        argv = [tmp_path / "model", "--task", "classification", "--data", tmp_path / "train.tsv", "--dev", tmp_path / "dev.tsv",
+                "--text-column", "text", "--label-column", "label", "--workdir", workdir, "--num-epochs", "2",
+                "--batch-size", "8", "--learning-rates", "1e-3", "--seeds", "2", "--log-every", "1",
+                "--max-seq-length", "48"]  # fmt: skip
+        results = finish(start(None, workdir, program="finetune.py", argv=argv, **how))
+        assert {status for status, _ in results} == {0}, results[0][1] + results[-1][1]
+        return json.loads((workdir / "results.json").read_text())
+
+    two, one = job(tmp_path / "two"), job(tmp_path / "one", processes=1, devices=4)
+    assert [run["seed"] for run in two["runs"]] == [0, 1]
+    assert two["metrics"]["dev"] == pytest.approx(one["metrics"]["dev"], abs=2e-4)
+    for run in ("seed0-lr0.001", "seed1-lr0.001"):
+        ours, theirs = (losses_of(tmp_path / name / "runs" / run) for name in ("two", "one"))
+        np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-4)
 
 
 def await_checkpoint(processes, workdir, step):

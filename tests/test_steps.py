@@ -124,9 +124,9 @@ def assert_same(a, b) -> None:
         np.testing.assert_array_equal(x, y)
 
 
-def train(batches, cfg: OptimConfig, num_steps: int) -> tuple[dict, list[float]]:
+def train(batches, cfg: OptimConfig, num_steps: int, dtype: str = "float32") -> tuple[dict, list[float]]:
     """Parameters and losses after steps on `batches(step)`."""
-    optimizer, sums = optim.make_optimizer(cfg), sums_of(CFG, next_sentence=False)
+    optimizer, sums = optim.make_optimizer(cfg), sums_of(CFG.replace(dtype=dtype), next_sentence=False)
     params = {name: initial_params()[name] for name in ("encoder", "masked_lm")}
     state = jax.jit(partial(steps.init_state, optimizer=optimizer))(params)
     step = jax.jit(steps.make_train_step(sums, optimizer, optim.make_schedule(cfg, num_steps), 0), donate_argnums=0)
@@ -145,18 +145,30 @@ def test_one_batch_is_learnt_by_heart() -> None:
     assert history[-1] < 0.05
 
 
-def test_a_language_where_neighbours_tell_the_masked_token_is_learnt() -> None:
+def pairs_batch(seed: int) -> dict[str, np.ndarray]:
     """Pairs x, 7x + 3 mod 29, of which one is masked: no sequence comes twice, so it is the rule that is learnt."""
+    rng = np.random.default_rng(seed)
+    first = rng.integers(0, 29, (64, L // 2))
+    ids = np.stack([first, (7 * first + 3) % 29], axis=-1).reshape(64, L)
+    pairs = np.argsort(rng.random((64, L // 2)), axis=1)[:, :P]
+    return make_batch(64, seed, ids, 2 * pairs + rng.integers(0, 2, (64, P)))
 
-    def batch(seed: int) -> dict[str, np.ndarray]:
-        rng = np.random.default_rng(seed)
-        first = rng.integers(0, 29, (64, L // 2))
-        ids = np.stack([first, (7 * first + 3) % 29], axis=-1).reshape(64, L)
-        pairs = np.argsort(rng.random((64, L // 2)), axis=1)[:, :P]
-        return make_batch(64, seed, ids, 2 * pairs + rng.integers(0, 2, (64, P)))
 
-    params, _ = train(batch, OptimConfig(name="adamw", learning_rate=5e-3, warmup_steps=50), 400)
-    sums = jax.jit(steps.make_eval_step(sums_of(CFG, next_sentence=False)))(params, batch(10**6))
+def test_bfloat16_learns_along_the_curve_of_float32() -> None:
+    cfg = OptimConfig(name="adamw", learning_rate=5e-3, warmup_steps=50)
+    _, full = train(pairs_batch, cfg, 200)
+    half_params, half = train(pairs_batch, cfg, 200, "bfloat16")
+    assert {str(x.dtype) for x in jax.tree.leaves(half_params)} == {"float32"}
+    assert full[0] - full[-1] > 2  # there was something to learn
+    smooth = [np.convolve(curve, np.ones(20) / 20, "valid") for curve in (full, half)]
+    np.testing.assert_allclose(*smooth, atol=0.25)
+    assert abs(smooth[0][:50] - smooth[1][:50]).max() < 0.03
+    assert half != full
+
+
+def test_a_language_where_neighbours_tell_the_masked_token_is_learnt() -> None:
+    params, _ = train(pairs_batch, OptimConfig(name="adamw", learning_rate=5e-3, warmup_steps=50), 400)
+    sums = jax.jit(steps.make_eval_step(sums_of(CFG, next_sentence=False)))(params, pairs_batch(10**6))
     assert sums["masked_lm_accuracy"].weight == 64 * P
     assert sums["masked_lm_accuracy"].mean() > 0.95
 

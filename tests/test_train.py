@@ -108,6 +108,12 @@ def test_a_signal_saves_and_the_same_command_continues_to_the_bit(project, whole
     assert recorded(tmp_path) == recorded(whole_run)
 
 
+def test_a_profile_is_a_trace_of_the_steps_asked_for(project, tmp_path):
+    assert train.main(arguments(project, tmp_path, "--profile", "1")) == 0
+    (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    assert b"train_step" in trace.read_bytes()
+
+
 def environment(devices):
     return os.environ | {
         "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "NPROC": "16", "PYTHONPATH": str(ROOT),

@@ -193,6 +193,24 @@ def fit(
     return state
 
 
+def profiled(step: Callable[..., Any], skip: int, count: int, directory: Any) -> Callable[..., Any]:
+    """`step`, which writes a trace of its calls number `skip` + 1 to `skip` + `count`."""
+    calls = 0
+
+    def traced(*args: Any) -> Any:
+        nonlocal calls
+        if calls == skip:
+            jax.profiler.start_trace(directory)
+        calls += 1
+        results = step(*args)
+        if calls == skip + count:
+            jax.block_until_ready(results)
+            jax.profiler.stop_trace()
+        return results
+
+    return traced
+
+
 def evaluate_sums(
     eval_step: Callable[[Any, Any], dict[str, Any]],
     params: Any,

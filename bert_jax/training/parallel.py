@@ -67,8 +67,8 @@ class Devices:
         """One line for the log: how many devices of what kind, on how many hosts, run what."""
         hosts = len({device.process_index for device in self.mesh.devices.flat})
         where = f"{self.mesh.size} x {self.kind}" + (f" on {hosts} hosts" if hosts > 1 else "")
-        shape = ", ".join(f"{name} {size}" for name, size in self.mesh.shape.items())
-        return f"{where}, {'pmap' if self.pmap else f'mesh ({shape})'}"
+        cut = " x ".join(f"{name} {size}" for name, size in self.mesh.shape.items() if size > 1)
+        return where + (f" by pmap ({cut or 'data 1'})" if self.pmap else f" as a mesh ({cut})" if cut else "")
 
     # --- what lies where ---
 
