@@ -27,7 +27,7 @@ from bert_jax.finetune_config import FinetuneConfig
 from bert_jax.model import lora
 from bert_jax.model.heads import Bert, pool
 from bert_jax.pooling import Pooling
-from bert_jax.training import checkpoint, loop, losses, multihost, optim, parallel, steps, writer
+from bert_jax.training import checkpoint, loop, losses, memory, multihost, optim, parallel, steps, writer
 from bert_jax.training.losses import Sum
 
 MOST_BETWEEN_CHECKPOINTS = 1000  # steps
@@ -98,10 +98,15 @@ class Setting:
 
     @cached_property
     def module(self) -> Bert:
-        """As it is trained: with the config's dropout and compute type."""
+        """As it is trained: with the config's dropout and compute type, recomputing what the devices' memory asks for."""
         cfg, drop = self.start.model.config.replace(dtype=self.cfg.dtype), self.cfg.dropout
         if drop is not None:
             cfg = cfg.replace(hidden_dropout_prob=drop, attention_probs_dropout_prob=drop, classifier_dropout=drop)
+        if self.batches is not None:
+            mesh = self.devices.mesh
+            shape = max(self.batches.shapes, key=lambda shape: shape.rows * shape.length)
+            load = memory.Load(-(-shape.rows // self.devices.rows_cut), shape.length, 0, mesh.shape["fsdp"], mesh.shape["tensor"])
+            cfg = memory.automatic(cfg, load, self.devices.platform, memory.of_device(mesh.local_devices[0]))
         return Bert(cfg, self.start.model.head, max(1, len(self.start.model.labels)))
 
     @cached_property

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,6 +144,15 @@ def test_a_killed_run_continues_to_the_bit(project, whole_run, tmp_path):
     assert process.returncode == 0, output
     assert "continuing from step" in output
     assert recorded(tmp_path) == recorded(whole_run)
+
+
+def test_a_run_goes_on_with_its_parameters_cut_otherwise(project, whole_run, tmp_path):
+    assert train.main(arguments(project, tmp_path, "--num-steps", "12", "--parallel.fsdp", "2", "--parallel.tensor", "2")) == 0
+    shutil.rmtree(tmp_path / "checkpoints" / "12")
+    assert train.main(arguments(project, tmp_path, "--parallel.strategy", "mesh", "--parallel.fsdp", "8")) == 0
+    lines = (writer.read(folder / "metrics.jsonl") for folder in (tmp_path, whole_run))
+    ours, theirs = ([v["train/loss"] for v in of if "train/loss" in v] for of in lines)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
 @pytest.mark.slow
