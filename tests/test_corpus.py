@@ -290,7 +290,7 @@ def stop_at_shard(monkeypatch, number, function, argument):
     monkeypatch.setattr(corpus, function, dying)
 
 
-@pytest.mark.parametrize(("function", "argument"), [("_examples", 3), ("_write", 0)], ids=["before", "between its two files"])
+@pytest.mark.parametrize(("function", "argument"), [("_examples", 3), ("write", 0)], ids=["before", "between its two files"])
 def test_an_interrupted_preparation_is_completed_and_its_whole_shards_kept(build, folder, monkeypatch, function, argument):
     expected = build("elsewhere")
     with monkeypatch.context() as patch:
@@ -312,10 +312,10 @@ def test_an_interrupted_preparation_is_completed_and_its_whole_shards_kept(build
 
 def test_a_preparation_that_dies_while_it_writes_its_index_is_completed(build, folder, monkeypatch):
     expected = build("elsewhere")
-    original = corpus._write
+    original = corpus.write
     for name in ("counts.npz", "index.json"):
         with monkeypatch.context() as patch:
-            patch.setattr(corpus, "_write", lambda path, save, name=name: 1 / (path.name != name) and original(path, save))
+            patch.setattr(corpus, "write", lambda path, save, name=name: 1 / (path.name != name) and original(path, save))
             with pytest.raises(ZeroDivisionError):
                 build()
         assert not list((folder / "cache").glob("*/index.json"))
@@ -337,7 +337,7 @@ def test_a_half_written_file_never_bears_the_final_name(tmp_path):
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        corpus._write(tmp_path / "shard-00000.npy", dies)
+        corpus.write(tmp_path / "shard-00000.npy", dies)
     assert not (tmp_path / "shard-00000.npy").exists()
 
 

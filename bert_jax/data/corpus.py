@@ -3,15 +3,18 @@
 The cache is a folder named by a hash of the text, the tokenizer and the options. Each shard (consecutive documents, about
 SHARD_BYTES of text) becomes two files, written whole or not at all: `shard-00000.npy`, the rows [n, L], training rows
 before held-out ones, and `shard-00000.npz`, what was counted. `index.json`, written last, makes the folder a cache; without
-it, whole shards are kept and the others made. No row crosses a shard, so the rows do not depend on who made them.
+it, whole shards are kept and the others made. No row crosses a shard, so the rows do not depend on who made them: the
+processes of this machine, or Beam's workers (`beam`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,14 +27,15 @@ from typing import Any
 import numpy as np
 
 from bert_jax.config import DataConfig, InputError
-from bert_jax.data import examples, packing, sources
+from bert_jax.data import examples, packing, places, sources
+from bert_jax.data.places import Place, Progress, Remote, place, write
 from bert_jax.data.tokenizer import Tokenizer
 
 FORMAT = 1  # of the cache; raise it when the same text would give other rows
 SHARD_BYTES = 4 << 20
 
 Shard = tuple[sources.Segment, ...]
-Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]  # (items, how many, what) -> the items, shown as they pass
+Run = Callable[[Callable[[Any], Any], Sequence[Any], str], list[Any]]  # (function, items, what) -> [function(item) ...]
 
 
 def document_hash(text: str) -> int:
@@ -102,28 +106,43 @@ class _Task:
     directory: str
 
 
-def prepare(cfg: DataConfig, tokenizer_path: str | Path, cache_dir: str | Path, progress: Progress) -> Corpus:
-    """Tokenizes what is not in the cache yet and opens it.
+def prepare(
+    cfg: DataConfig, tokenizer_path: str | Path, cache_dir: str | Path, progress: Progress, copies: Path | None = None
+) -> Corpus:
+    """Tokenizes on this machine what is not in the cache yet and opens it; one that is remote, from its copy in `copies`.
 
     Raises InputError for unreadable text, for a source without documents and for too few documents to hold some out.
     """
+    directory = make(cfg, tokenizer_path, cache_dir, partial(_run, workers=cfg.num_workers, progress=progress))
+    if isinstance(directory, Remote):
+        if copies is None:
+            raise InputError(f"the token cache {directory} cannot be memory-mapped: copy it, and set --data.cache-dir to the copy")
+        directory = places.fetch(directory, copies, progress)
+    return _open(directory)
+
+
+def make(cfg: DataConfig, tokenizer_path: str | Path, cache_dir: str | Path, run: Run) -> Place:
+    """Tokenizes what is not in the cache yet, by `run`; the folder of the finished cache. A path may be a URL.
+
+    Raises InputError as `prepare` does, and where shards are missing behind `run`.
+    """
     files = sources.list_files(cfg.source)
-    tokenizer = Tokenizer.load(tokenizer_path)
-    _make_folder(Path(cache_dir))
-    segments, hashes = _scan(files, cfg, Path(cache_dir), progress)
-    key = _cache_key(hashes, tokenizer, cfg)
-    directory = Path(cache_dir) / key
-    shards = plan_shards(segments)
+    tokenizer = _load_tokenizer(str(tokenizer_path))
+    cache = place(cache_dir)
+    places.make_folder(cache)
+    segments, hashes = _scan(files, cfg, cache, run)
+    directory = cache / _cache_key(hashes, tokenizer, cfg)
     if not (directory / "index.json").exists():
-        _make_folder(directory)
+        places.make_folder(directory)
         numbers = {path: i for i, path in enumerate(files)}
         tasks = [
             _Task(i, shard, tuple(numbers[s.path] for s in shard), cfg, str(tokenizer_path), str(directory))
-            for i, shard in enumerate(shards)
+            for i, shard in enumerate(plan_shards(segments))
         ]
-        _run(_make_shard, tasks, cfg.num_workers, progress, "tokenize")
-        _write_index(directory, len(shards), files, cfg, tokenizer)
-    return _open(directory)
+        run(_make_shard, tasks, "tokenize")
+        if not (directory / "index.json").exists():  # nobody else has made the same cache meanwhile
+            _write_index(directory, len(tasks), files, cfg, tokenizer)
+    return directory
 
 
 def _reader(cfg: DataConfig) -> sources.Reader:
@@ -140,37 +159,40 @@ def read_texts(cfg: DataConfig, progress: Progress) -> Iterator[str]:
                     yield text
 
 
-def _scan(files: Sequence[str], cfg: DataConfig, cache_dir: Path, progress: Progress) -> tuple[list[sources.Segment], list[str]]:
+def _scan(files: Sequence[str], cfg: DataConfig, cache: Place, run: Run) -> tuple[list[sources.Segment], list[str]]:
     """Segments and content hash of every file. Files that have not been touched since the last time are not read again."""
-    kept = cache_dir / "scan.json"
+    kept = cache / "scan.json"
     try:
-        known = dict(json.loads(kept.read_text()))
+        known = dict(json.loads(kept.read_bytes()))
     except (OSError, ValueError, TypeError):
         known = {}
-    names = [_unchanged_name(path, cfg) for path in files]
+    names = places.each(partial(_unchanged_name, cfg=cfg), files)
     new = [path for path, name in zip(files, names, strict=True) if name not in known]
-    scan = partial(sources.scan, reader=_reader(cfg), segment_bytes=SHARD_BYTES)
-    scanned = dict(zip(new, _run(scan, new, cfg.num_workers, progress, "scan"), strict=True))
+    scanned = dict(zip(new, run(partial(_scan_file, _reader(cfg), SHARD_BYTES), new, "scan"), strict=True))
     segments, hashes = [], []
     for path, name in zip(files, names, strict=True):
         if path in scanned:
-            known[name] = ([dataclasses.astuple(segment) for segment in scanned[path][0]], scanned[path][1])
+            known[name] = scanned[path]
         found, content_hash = known[name]
         segments += [sources.Segment(*values) for values in found]
         hashes.append(content_hash)
     known.pop("", None)
     if scanned:
-        _write(kept, lambda f: f.write(json.dumps(known).encode()))
+        write(kept, lambda f: f.write(json.dumps(known).encode()))
     return segments, hashes
 
 
+def _scan_file(reader: sources.Reader, segment_bytes: int, path: str) -> tuple[list[tuple[Any, ...]], str]:
+    """Segments, as plain values, and content hash of one file."""
+    segments, content_hash = sources.scan(path, reader=reader, segment_bytes=segment_bytes)
+    return [dataclasses.astuple(segment) for segment in segments], content_hash
+
+
 def _unchanged_name(path: str, cfg: DataConfig) -> str:
-    """Another for a file that was touched or is cut in another way; empty for what is no local file."""
-    try:
-        stat = os.stat(path)
-    except OSError:
+    """Another for a file that was touched or is cut in another way; empty for what is no file."""
+    if not (state := sources.state(path)):
         return ""
-    return json.dumps([path, stat.st_size, stat.st_mtime_ns, dataclasses.astuple(_reader(cfg)), SHARD_BYTES, FORMAT])
+    return json.dumps([path, *state, dataclasses.astuple(_reader(cfg)), SHARD_BYTES, FORMAT])
 
 
 def plan_shards(segments: Sequence[sources.Segment]) -> list[Shard]:
@@ -194,7 +216,7 @@ def _cache_key(hashes: Sequence[str], tokenizer: Tokenizer, cfg: DataConfig) -> 
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def _run(function: Callable[[Any], Any], items: Sequence[Any], workers: int | None, progress: Progress, what: str) -> list[Any]:
+def _run(function: Callable[[Any], Any], items: Sequence[Any], what: str, workers: int | None, progress: Progress) -> list[Any]:
     """[function(item) ...], by several processes where there is work for them. They start fresh (spawn): JAX's threads
     must not be forked."""
     workers = min(workers or os.cpu_count() or 1, len(items))
@@ -209,16 +231,21 @@ def _run(function: Callable[[Any], Any], items: Sequence[Any], workers: int | No
             raise
 
 
-@lru_cache(maxsize=2)
-def _tokenizer(path: str) -> Tokenizer:
+def _load_tokenizer(path: str) -> Tokenizer:
+    if isinstance(remote := place(path), Remote):
+        with tempfile.TemporaryDirectory() as folder:
+            return Tokenizer.load(places.fetch(remote, Path(folder), lambda items, *_: items))
     return Tokenizer.load(path)
 
 
+_tokenizer = lru_cache(maxsize=2)(_load_tokenizer)
+
+
 def _make_shard(task: _Task) -> None:
-    """Makes the files of one shard, unless they are there."""
-    rows_path = Path(task.directory) / f"shard-{task.number:05d}.npy"
-    counts_path = rows_path.with_suffix(".npz")
-    if rows_path.exists() and counts_path.exists():
+    """Makes the files of one shard, unless they or the whole cache are there: made twice, it is made once."""
+    directory = place(task.directory)
+    rows_path, counts_path = (directory / name for name in _shard_files(task.number))
+    if (rows_path.exists() and counts_path.exists()) or (directory / "index.json").exists():
         return
     cfg, tokenizer = task.cfg, _tokenizer(task.tokenizer_path)
     documents, counted = _tokenize(task, tokenizer)
@@ -228,15 +255,15 @@ def _make_shard(task: _Task) -> None:
     ]
     rows = np.concatenate([side[0] for side in sides])
     train = sides[0][0][:, : cfg.max_seq_length]
-    counted["num_train"] = np.array(len(train))
+    counted["num_rows"], counted["num_train"] = np.array(len(rows)), np.array(len(train))
     ordinary = train[~np.isin(train, tokenizer.special_ids)]
     counted["token_counts"] = np.bincount(ordinary, minlength=tokenizer.vocab_size)
     counted["real_tokens"] = np.array((rows[:, : cfg.max_seq_length] != tokenizer.pad_id).sum())
     counted["examples"] = np.array(sum(side[1] for side in sides))
     counted["row_lengths"] = np.bincount((train != tokenizer.pad_id).sum(1), minlength=cfg.max_seq_length + 1)
     small = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
-    _write(rows_path, lambda f: np.save(f, rows.astype(small)))
-    _write(counts_path, lambda f: np.savez(f, **counted))  # type: ignore[arg-type]
+    write(rows_path, lambda f: np.save(f, rows.astype(small)))
+    write(counts_path, lambda f: np.savez(f, **counted))  # type: ignore[arg-type]
 
 
 def _tokenize(task: _Task, tokenizer: Tokenizer) -> tuple[list[tuple[list[np.ndarray], bool]], dict[str, np.ndarray]]:
@@ -294,41 +321,38 @@ def _examples(
     return np.concatenate([rows, np.array(labels, np.int32).reshape(-1, 1)], axis=1), len(pairs)
 
 
-def _write(path: Path, save: Callable[[Any], None]) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            save(f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except OSError as e:
-        temporary.unlink(missing_ok=True)
-        raise _unwritable(path, e) from None
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise _unwritable(path, e) from None
-
-
-def _unwritable(path: Path, error: OSError) -> InputError:
-    return InputError(f"cannot write the token cache {path}: {error.strerror}; set --data.cache-dir elsewhere")
+def _shard_files(number: int) -> tuple[str, str]:
+    """The names of a shard's rows and of what was counted."""
+    return f"shard-{number:05d}.npy", f"shard-{number:05d}.npz"
 
 
 _PER_DOCUMENT = ("document_hashes", "document_files", "document_held_out", "document_sentences", "document_unknown",
                  "sentence_hashes")  # fmt: skip
 
 
-def _write_index(directory: Path, num_shards: int, files: Sequence[str], cfg: DataConfig, tokenizer: Tokenizer) -> None:
+def _read_counts(path: Place) -> dict[str, np.ndarray]:
+    return dict(np.load(io.BytesIO(path.read_bytes())))
+
+
+def _require_shards(directory: Place, num_shards: int) -> None:
+    """Raises InputError where a shard is not there: a worker that was lost with its work tells nobody."""
+    there = {path.name for path in directory.iterdir()}
+    missing = [str(i) for i in range(num_shards) if not there.issuperset(_shard_files(i))]
+    if missing:
+        more = f" and {len(missing) - 10:,} more" if missing[10:] else ""
+        raise InputError(
+            f"{directory}: of {num_shards:,} shards these are missing: {', '.join(missing[:10])}{more}; run the same command again: "
+            "what is there is kept"
+        )
+
+
+def _write_index(directory: Place, num_shards: int, files: Sequence[str], cfg: DataConfig, tokenizer: Tokenizer) -> None:
     """Adds up what the shards counted, checks it, and makes the folder a cache."""
-    counted = [dict(np.load(directory / f"shard-{i:05d}.npz")) for i in range(num_shards)]
+    _require_shards(directory, num_shards)
+    counts_paths = [directory / _shard_files(i)[1] for i in range(num_shards)]
+    counted = places.each(_read_counts, counts_paths)
     joined = {name: np.concatenate([c[name] for c in counted]) for name in _PER_DOCUMENT}
     total = {n: int(sum(c[n] for c in counted)) for n in ("text_tokens", "unknown_tokens", "real_tokens", "examples")}
-    rows = [len(np.load(directory / f"shard-{i:05d}.npy", mmap_mode="r")) for i in range(num_shards)]
     held_out_documents = int(joined["document_held_out"].sum())
     if cfg.eval_fraction and held_out_documents in (0, len(joined["document_hashes"])):
         raise InputError(
@@ -348,15 +372,14 @@ def _write_index(directory: Path, num_shards: int, files: Sequence[str], cfg: Da
         "vocab_size": tokenizer.vocab_size,
         "max_seq_length": cfg.max_seq_length,
         "columns": cfg.max_seq_length + (cfg.examples == "sentence_pairs"),
-        "rows": rows,
+        "rows": [int(c["num_rows"]) for c in counted],
         "train_rows": [int(c["num_train"]) for c in counted],
         "row_lengths": np.sum([c["row_lengths"] for c in counted], axis=0).tolist(),
     }
     joined["token_counts"] = np.sum([c["token_counts"] for c in counted], axis=0)
-    _write(directory / "counts.npz", lambda f: np.savez(f, **joined))  # type: ignore[arg-type]
-    _write(directory / "index.json", lambda f: f.write(json.dumps(summary).encode()))
-    for i in range(num_shards):
-        (directory / f"shard-{i:05d}.npz").unlink()
+    write(directory / "counts.npz", lambda f: np.savez(f, **joined))  # type: ignore[arg-type]
+    write(directory / "index.json", lambda f: f.write(json.dumps(summary).encode()))
+    places.each(lambda path: path.unlink(), counts_paths)
 
 
 def _sum_counts(counts: Iterable[dict[str, int]]) -> dict[str, int]:
@@ -372,7 +395,7 @@ def _open(directory: Path) -> Corpus:
         summary = json.loads((directory / "index.json").read_text())
         with open(directory / "counts.npz", "rb") as f:
             counts = dict(np.load(f))
-        paths = [directory / f"shard-{i:05d}.npy" for i in range(len(summary["rows"]))]
+        paths = [directory / _shard_files(i)[0] for i in range(len(summary["rows"]))]
         for path, num_rows in zip(paths, summary["rows"], strict=True):
             if len(_open_rows(path)) != num_rows:
                 raise ValueError(f"{path.name} has not the {num_rows} rows that were written")

@@ -105,7 +105,8 @@ def _need(module: str, install: str) -> Any:
         raise InputError(f"reading this source needs {module}, which is not installed: pip install {install}") from None
 
 
-def _filesystem(url: str) -> Any:
+def filesystem(url: str) -> Any:
+    """fsspec's file system of a URL. Raises InputError where its library or credentials are missing."""
     fsspec = _need("fsspec", "'bert_jax[gcs]'")
     try:
         return fsspec.core.url_to_fs(url)[0]
@@ -128,7 +129,7 @@ def _nearest(path: str) -> str:
 def _open(path: str) -> Iterator[Any]:
     """The raw bytes of a local path or URL, seekable; whatever goes wrong while reading them is an InputError."""
     try:
-        with _filesystem(path).open(path, "rb") if "://" in path else open(path, "rb", buffering=0) as file:
+        with filesystem(path).open(path, "rb") if "://" in path else open(path, "rb", buffering=0) as file:
             yield file
     except FileNotFoundError:
         raise InputError(f"{path}: no such file{_nearest(path)}") from None
@@ -448,7 +449,7 @@ def matches(source: str) -> list[str]:
     if source == "stdlib:":
         return [source]
     if "://" in source:
-        fs = _filesystem(source)
+        fs = filesystem(source)
         try:
             found = fs.glob(source.rstrip("/") + "/**" if fs.isdir(source) else source, detail=True)
         except Exception as error:  # credentials, network: each backend has errors of its own
@@ -481,6 +482,20 @@ def list_files(sources: Sequence[str]) -> list[str]:
     for file in sorted(files):
         _format(file)
     return sorted(files)
+
+
+def state(path: str) -> list[Any] | None:
+    """What changes when a file is written anew: its size, and its time or an object's generation; None where neither is known."""
+    try:
+        if "://" not in path:
+            stat = os.stat(path)
+            return [stat.st_size, stat.st_mtime_ns]
+        info = filesystem(path).info(path)
+    except Exception:  # whatever is wrong, reading the file says it better
+        return None
+    marks = [str(info[name]) for name in ("generation", "etag", "ETag", "mtime", "LastModified", "last_modified", "created")
+             if info.get(name)]  # fmt: skip
+    return [info["size"], marks[0]] if marks else None
 
 
 def scan(path: str, reader: Reader, segment_bytes: int) -> tuple[list[Segment], str]:

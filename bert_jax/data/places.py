@@ -1,0 +1,169 @@
+"""Where the token cache lies: a local folder, or one of an object store, by its URL (`gs://bucket/cache`), used alike.
+
+    place("runs/cache")             Path("runs/cache")
+    place("gs://bucket/cache")      Remote("gs://bucket/cache"): the part of pathlib.Path that the cache uses
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from bert_jax.config import InputError
+from bert_jax.data import sources
+
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]  # (items, how many, what) -> the items, shown as they pass
+
+
+@contextlib.contextmanager
+def _os_errors() -> Iterator[None]:
+    """Whatever goes wrong (credentials, network: each backend has errors of its own) is an OSError."""
+    try:
+        yield
+    except (OSError, InputError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from None
+
+
+class Remote:
+    """A file or folder of an object store. Folders need not be made there, and a file appears whole, once it is written."""
+
+    def __init__(self, url: str):
+        self._url = url.rstrip("/")
+        self.name = self._url.rpartition("/")[2]
+
+    def __str__(self) -> str:
+        return self._url
+
+    def __truediv__(self, name: str) -> Remote:
+        return Remote(f"{self._url}/{name}")
+
+    @property
+    def files(self) -> Any:
+        """fsspec's file system, without what it remembers of this place: others write there too."""
+        found = sources.filesystem(self._url)
+        found.invalidate_cache(self._url)
+        return found
+
+    def exists(self) -> bool:
+        with _os_errors():
+            return bool(self.files.exists(self._url))
+
+    def iterdir(self) -> Iterator[Remote]:
+        with _os_errors():
+            yield from [self / name.rpartition("/")[2] for name in self.files.ls(self._url, detail=False)]
+
+    def read_bytes(self) -> bytes:
+        with _os_errors():
+            return bytes(self.files.cat_file(self._url))
+
+    def write_bytes(self, content: bytes) -> None:
+        with _os_errors():
+            self.files.pipe_file(self._url, content)
+
+    def unlink(self) -> None:
+        with _os_errors():
+            self.files.rm_file(self._url)
+
+    def download(self, path: Path) -> None:
+        """Writes the file's bytes to a local one."""
+        with _os_errors():
+            self.files.get_file(self._url, str(path))
+
+
+Place = Path | Remote
+
+
+def place(path: str | os.PathLike[str]) -> Place:
+    """A local path, or a URL."""
+    text = os.fspath(path).removeprefix("file://")
+    return Remote(text) if "://" in text else Path(text)
+
+
+def each(function: Callable[[Any], Any], places: Sequence[Any]) -> list[Any]:
+    """[function(place) ...]; for URLs many at a time, as each waits for an answer."""
+    if not any("://" in str(one) for one in places):
+        return list(map(function, places))
+    with ThreadPoolExecutor(32) as pool:
+        return list(pool.map(function, places))
+
+
+def make_folder(path: Place) -> None:
+    """A folder and those above it. Raises InputError where it cannot be made."""
+    try:
+        if isinstance(path, Path):
+            path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise _unwritable(path, e) from None
+
+
+def remove_folder(path: Place) -> None:
+    """A folder and all in it, as far as they are there and can be removed."""
+    if isinstance(path, Path):
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError), _os_errors():
+        path.files.rm(str(path), recursive=True)
+
+
+def write(path: Place, save: Callable[[Any], Any]) -> None:
+    """Writes a file whole or not at all: what `save` writes to the file object it is given. Raises InputError."""
+    try:
+        if isinstance(path, Remote):
+            buffer = io.BytesIO()
+            save(buffer)
+            path.write_bytes(buffer.getvalue())
+            return
+        temporary = _beside(path)
+        try:
+            with open(temporary, "wb") as f:
+                save(f)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as e:
+        raise _unwritable(path, e) from None
+
+
+def fetch(folder: Remote, into: Path, progress: Progress) -> Path:
+    """The local copy of a remote folder of files in the folder `into`, made once, whole or not at all, to be memory-mapped.
+
+    Raises InputError where it cannot be read or written.
+    """
+    local = into / folder.name
+    if local.exists():
+        return local
+    temporary = _beside(local)
+    try:
+        temporary.mkdir(parents=True)
+        files = list(folder.iterdir())
+        with ThreadPoolExecutor(32) as pool:
+            copied = pool.map(lambda file: file.download(temporary / file.name), files)
+            list(progress(copied, len(files), "copy"))
+        os.replace(temporary, local)
+    except OSError as e:
+        if not local.exists():  # no other process of this host was faster
+            raise InputError(f"cannot copy {folder} to {local}: {e.strerror or e}") from None
+    finally:
+        remove_folder(temporary)
+    return local
+
+
+def _beside(path: Path) -> Path:
+    """A name that no other process or thread, of whatever host, writes to."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+def _unwritable(path: Place, error: OSError) -> InputError:
+    return InputError(f"cannot write the token cache {path}: {error.strerror or error}; set --data.cache-dir elsewhere")
