@@ -71,8 +71,10 @@ def assert_runs_without_bert_jax(exported, model):
 
 
 def commands():
-    """Command lines of the README, in blocks and inline."""
+    """Command lines of the README, in blocks and inline; of those for a cloud, what runs there."""
     lines = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines()]
+    remote = [shlex.split(line)[-1] for line in lines if line.startswith("gcloud") and "--command" in line]
+    lines = [line for line in lines if not line.startswith("gcloud")] + [part for line in remote for part in line.split(" && ")]
     return [line for line in [*lines, *re.findall(r"`(python [^`]*)`", README)] if line.strip()]
 
 
