@@ -49,6 +49,21 @@ def prepare(argv: list[str]) -> None:
     _examine(load_train_config(argv, "python -m bert_jax prepare"))
 
 
+def prepare_beam(argv: list[str]) -> None:
+    """Tokenize a run's text as prepare does, by Apache Beam's workers: CONFIG.py [--field value ...] [-- Beam's own flags]."""
+    from bert_jax.console import track
+    from bert_jax.data import beam
+    from bert_jax.data.pretraining import cache_place, load_tokenizer, texts, tokenizer_folder
+
+    own, flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    cfg = load_train_config(own, "python -m bert_jax prepare-beam")
+    beam.check(cache_place(cfg), flags)
+    claim_workdir(cfg)
+    load_tokenizer(cfg, track)
+    for data in texts(cfg.data):
+        print(f"the token cache is {beam.make(data, tokenizer_folder(cfg), cache_place(cfg), flags)}")
+
+
 def doctor(argv: list[str]) -> None:
     """Say what is odd about a run's text, vocabulary and masks: CONFIG.py [--field value ...]. Exit status 1: something is."""
     if _examine(load_train_config(argv, "python -m bert_jax doctor")):
@@ -71,7 +86,7 @@ def _examine(cfg: TrainConfig) -> list[str]:
 def convert(
     source: tyro.conf.Positional[str], out: tyro.conf.Positional[str], head: str | None = None, verbose: bool = False
 ) -> None:
-    """Write a model that bert_jax reads (see README) in the Hugging Face layout.
+    """Write a model that bert_jax reads (see docs/library.md) in the Hugging Face layout.
 
     Args:
         source: Pretrained directory, TF1 checkpoint's directory, work directory of train.py, or name on the hub.
@@ -94,6 +109,7 @@ def _cli(function: Callable[..., None]) -> Callable[[list[str]], None]:
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], Callable[..., None]]] = {  # name: (runs argv, documented by)
     "tokenizer": (_cli(tokenizer), tokenizer),
     "prepare": (prepare, prepare),
+    "prepare-beam": (prepare_beam, prepare_beam),
     "doctor": (doctor, doctor),
     "convert": (_cli(convert), convert),
     "fill-mask": (_cli(commands.fill_mask), commands.fill_mask),
@@ -109,7 +125,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], Callable[..., None]]] = {
 def main(argv: list[str]) -> None:
     """Runs one command line."""
     if not argv or argv[0] in ("-h", "--help"):
-        lines = [f"  {name:<10} {(function.__doc__ or '').splitlines()[0]}" for name, (_, function) in COMMANDS.items()]
+        lines = [f"  {name:<12} {(function.__doc__ or '').splitlines()[0]}" for name, (_, function) in COMMANDS.items()]
         print("usage: python -m bert_jax COMMAND ... (COMMAND --help says more)\n\n" + "\n".join(lines))
         return
     if argv[0] not in COMMANDS:

@@ -57,8 +57,8 @@ class FinetuneConfig(Checked):
     model: tyro.conf.Positional[str] = ""
     """A pretrained directory (any that `bert_jax.load` reads), or a fine-tuned one."""
     task: str = ""
-    """One of the table in the README: cola sst2 mrpc stsb qqp mnli qnli rte wnli ax squad squad2 ner swag, or a kind for files of
-    your own: classification multi_label regression tagging question_answering multiple_choice similarity."""
+    """One of the table in docs/finetune.md: cola sst2 mrpc stsb qqp mnli qnli rte wnli ax squad squad2 ner swag, or a kind for
+    files of your own: classification multi_label regression tagging question_answering multiple_choice similarity."""
     task_data: TaskData = field(default_factory=TaskData)
     workdir: str | None = None
     """Where the run keeps everything; running the same command again continues it. Default: runs/TASK."""

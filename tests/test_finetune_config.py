@@ -228,7 +228,7 @@ def test_help_names_every_field(capsys):
 
 
 def test_the_table_of_tasks_is_the_one_that_the_help_lists():
-    listed = re.search(r'"""One of the table in the README: (.*?)"""', inspect.getsource(FinetuneConfig), re.DOTALL)[1]
+    listed = re.search(r'"""One of the table in docs/finetune.md: (.*?)"""', inspect.getsource(FinetuneConfig), re.DOTALL)[1]
     assert {find_task(name).name for name in re.findall(r"\w+", listed) if name in TASKS} == set(TASKS)
 
 

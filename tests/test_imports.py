@@ -18,6 +18,7 @@ ONLY_IN = {
     "grain": ["bert_jax/data/pretraining.py", "bert_jax/data/finetuning.py"],
     "tensorflow_datasets": ["bert_jax/data/sources.py"],
     "sentencepiece": ["bert_jax/data/sentencepiece.py"],
+    "apache_beam": ["bert_jax/data/beam.py"],
     "tensorboardX": ["bert_jax/training/writer.py"],
     "torch": [],
     "tensorflow": [],

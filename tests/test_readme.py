@@ -1,4 +1,4 @@
-"""What the README shows works: its Python runs, and its commands name what is there."""
+"""What the README and the guides show works: their Python runs, and their commands name what is there."""
 
 import json
 import re
@@ -22,7 +22,13 @@ from bert_jax.model.heads import Bert
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+PAGES = {path.stem: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+TEXT = "\n".join(PAGES.values())
+
+
+def blocks(text):
+    """(language, code) of the examples of a page."""
+    return re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +43,24 @@ def export(tokenizer, tmp_path_factory):
     return folder
 
 
-def test_the_python_of_the_readme_runs_from_top_to_bottom(export, monkeypatch):
-    monkeypatch.chdir(export)
-    examples = [code for language, code in BLOCKS if language == "python"]
-    assert len(examples) > 3
+def run_python(page):
+    """The names that a page's Python leaves, run from top to bottom."""
     names = {}
-    for code in examples:
-        exec(compile(code, "README.md", "exec"), names)
+    for code in (code for language, code in blocks(PAGES[page]) if language == "python"):
+        exec(compile(code, f"{page}.md", "exec"), names)
+    return names
+
+
+def test_the_python_of_the_readme_runs(export, monkeypatch):
+    monkeypatch.chdir(export)
+    names = run_python("README")
+    assert names["hidden"].shape == (1, 5, 32)
+    assert names["vectors"].shape == (2, 32)
+
+
+def test_the_python_of_the_library_s_guide_runs_from_top_to_bottom(export, monkeypatch):
+    monkeypatch.chdir(export)
+    names = run_python("library")
     encoded = names["model"].encode(names["params"], names["ids"], names["mask"])
     np.testing.assert_allclose(names["hidden"][:2], encoded, atol=1e-5)  # shard_map's
     assert names["one_each"]["encoder"]["embeddings"]["norm"]["bias"].shape == (2, 32)
@@ -57,7 +74,7 @@ def assert_runs_without_bert_jax(exported, model):
     ids = np.random.default_rng(0).integers(5, 200, (3, 11)).astype(np.int32)
     mask = (np.arange(11) < np.array([[11], [7], [2]])).astype(np.int32)
     np.savez(exported.with_name("inputs.npz"), ids=ids, mask=mask)
-    [line] = re.findall(r"# there: (.*)\(ids, mask\)", README)
+    [line] = re.findall(r"# there: (.*)\(ids, mask\)", TEXT)
     program = (
         "import jax, jax.export, numpy as np, sys\n"
         "inputs = np.load('inputs.npz')\n"
@@ -71,11 +88,11 @@ def assert_runs_without_bert_jax(exported, model):
 
 
 def commands():
-    """Command lines of the README, in blocks and inline; of those for a cloud, what runs there."""
-    lines = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines()]
+    """Command lines of the README and the guides, in blocks and inline; of those for a cloud, what runs there."""
+    lines = [line.split("  # ")[0] for language, code in blocks(TEXT) if language == "sh" for line in code.splitlines()]
     remote = [shlex.split(line)[-1] for line in lines if line.startswith("gcloud") and "--command" in line]
     lines = [line for line in lines if not line.startswith("gcloud")] + [part for line in remote for part in line.split(" && ")]
-    return [line for line in [*lines, *re.findall(r"`(python [^`]*)`", README)] if line.strip()]
+    return [line for line in [*lines, *re.findall(r"`(python [^`]*)`", TEXT)] if line.strip()]
 
 
 @pytest.mark.parametrize("line", [c for c in commands() if re.search(r"python train.py \S", c)])
@@ -135,8 +152,15 @@ def test_every_fine_tuning_command_is_accepted(line):
 
 
 def test_every_task_and_kind_of_the_table_exists():
-    rows = re.findall(r"^\| `([a-z0-9_ ]+)` \|", README, re.MULTILINE)
+    rows = re.findall(r"^\| `([a-z0-9_ ]+)` \|", PAGES["finetune"], re.MULTILINE)
     assert {name for row in rows for name in row.split()} == set(TASKS)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_between_pages_lead_somewhere(page):
+    folder = ROOT if page == "README" else ROOT / "docs"
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", PAGES[page]):
+        assert (folder / target).exists(), target
 
 
 def test_the_two_set_up_lines_stand_where_ci_looks_for_them():
