@@ -10,7 +10,7 @@ from typing import Literal
 
 import tyro
 
-from bert_jax import commands, commands_glue
+from bert_jax import commands, commands_glue, commands_plan
 from bert_jax.config import DataConfig, InputError, TrainConfig, claim_workdir, did_you_mean, load_train_config
 
 
@@ -112,6 +112,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], Callable[..., None]]] = {
     "prepare-beam": (prepare_beam, prepare_beam),
     "doctor": (doctor, doctor),
     "convert": (_cli(convert), convert),
+    "plan": (commands_plan.plan, commands_plan.plan),
     "fill-mask": (_cli(commands.fill_mask), commands.fill_mask),
     "classify": (_cli(commands.classify), commands.classify),
     "tag": (_cli(commands.tag), commands.tag),

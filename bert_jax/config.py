@@ -219,7 +219,7 @@ class DataConfig(Checked):
     eval_source: tuple[str, ...] = ()
     """Held-out text of its own, instead of eval_fraction."""
     cache_dir: str | None = None
-    """Where tokenized rows are kept; default: `cache` in the work directory."""
+    """Where tokenized rows are kept, gs:// too (each host then copies them once); default: `cache` in the work directory."""
     num_workers: int | None = None
     """Processes that tokenize; default: one a core."""
 

@@ -92,7 +92,5 @@ def build(cfg: TrainConfig, devices: parallel.Devices, memory_bytes: int | None)
     """The program of a run, with what its config leaves to us: recomputation and scan, by the devices' memory (bytes; None: not
     known) and platform. Raises InputError where the batch or the model does not divide over the devices."""
     parallel.check_fit(devices, cfg.model, cfg.batch_size, cfg.gradient_accumulation_steps)
-    rows = cfg.batch_size // devices.rows_cut // cfg.gradient_accumulation_steps
-    length = cfg.data.max_seq_length
-    load = memory.Load(rows, length, cfg.masking.num_slots(length), devices.mesh.shape["fsdp"], devices.mesh.shape["tensor"])
+    load = memory.Load.of(cfg, devices.rows_cut, devices.mesh.shape["fsdp"], devices.mesh.shape["tensor"])
     return Pretraining(cfg.replace(model=memory.automatic(cfg.model, load, devices.platform, memory_bytes)), devices)

@@ -356,6 +356,15 @@ def test_help_documents_every_option(capsys, command):
         assert name in ("texts", "model", "file") or f"--{name.replace('_', '-')}" in text
 
 
+def test_preparing_by_beam_says_what_to_install(monkeypatch, tmp_path):
+    """Before anything is read or written."""
+    (tmp_path / "config.py").write_text("from bert_jax.config import TrainConfig\ndef get_config(): return TrainConfig()\n")
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(InputError, match=r"apache-beam, which is not installed: pip install 'bert_jax\[beam\]'"):
+        main(["prepare-beam", str(tmp_path / "config.py"), "--workdir", str(tmp_path / "run"), "--", "--runner", "FlinkRunner"])
+    assert not (tmp_path / "run").exists()
+
+
 # --- the compilation cache ---
 
 

@@ -11,6 +11,7 @@ from helpers import make_documents, make_words, quiet, write_documents
 from bert_jax.config import DataConfig, InputError
 from bert_jax.data import corpus
 from bert_jax.data.corpus import document_hash, is_held_out, plan_shards, prepare
+from bert_jax.data.places import place, write
 from bert_jax.data.sources import Segment
 from bert_jax.data.tokenizer import Tokenizer
 
@@ -445,3 +446,67 @@ def test_an_error_in_a_worker_process_is_the_users_message(build, folder):
     path.write_bytes(path.read_bytes()[:-10] + b"\xff\n")
     with pytest.raises(InputError, match=r"a\.txt:\d+ .*0xff"):
         build(num_workers=2)
+
+
+# ---- a remote cache
+
+
+@pytest.fixture
+def bucket():
+    fs = pytest.importorskip("fsspec").filesystem("memory")
+    yield "memory://bucket"
+    fs.rm("/bucket", recursive=True)
+
+
+@pytest.fixture
+def prepare_remote(folder, tokenizer_dir, bucket):
+    """As `build`, with the cache and the tokenizer in an object store, and the text too."""
+    for path in [*(folder / "text").iterdir(), *tokenizer_dir.iterdir()]:
+        write(place(f"{bucket}/{path.parent.name if path.suffix == '.txt' else 'tokenizer'}/{path.name}"), copy_of(path))
+
+    def prepare_remote(copies):
+        cfg = DataConfig(source=(f"{bucket}/text",), max_seq_length=L, eval_fraction=0.2, num_workers=1)
+        return prepare(cfg, f"{bucket}/tokenizer", f"{bucket}/cache", quiet, folder / copies)
+
+    return prepare_remote
+
+
+def copy_of(path):
+    return lambda f: f.write(path.read_bytes())
+
+
+def test_a_remote_cache_is_opened_from_a_copy_that_is_made_once(build, prepare_remote, folder, monkeypatch):
+    expected = build()
+    made = prepare_remote("copies")
+    made.summary["files"] = expected.summary["files"]
+    assert_same(made, expected)
+    (copy,) = (folder / "copies").glob("*")
+    (local,) = (folder / "cache").glob("*/")
+    for path in local.iterdir():  # but for the names of the files
+        assert path.name == "index.json" or (copy / path.name).read_bytes() == path.read_bytes()
+    monkeypatch.setattr(corpus.sources, "scan", None)  # what is unchanged is not read again, remote or not
+    monkeypatch.setattr(corpus, "_make_shard", None)
+    elsewhere = everything(prepare_remote("elsewhere"))
+    np.testing.assert_array_equal(elsewhere, everything(expected))
+    os.utime(copy / "index.json", ns=(1, 1))
+    np.testing.assert_array_equal(everything(prepare_remote("copies")), everything(expected))
+    assert (copy / "index.json").stat().st_mtime_ns == 1
+
+
+def test_a_copy_replaces_what_was_begun_here(prepare_remote, folder):
+    key = prepare_remote("copies").summary["key"]
+    (folder / "copies" / key / "index.json").unlink()
+    assert len(prepare_remote("copies").train) > 0
+
+
+def test_a_remote_cache_without_a_place_for_its_copy_is_refused(folder, tokenizer_dir, bucket):
+    cfg = DataConfig(source=(str(folder / "text"),), max_seq_length=L, eval_fraction=0.2, num_workers=1)
+    with pytest.raises(InputError, match=r"memory://bucket/cache/\w+ cannot be memory-mapped"):
+        prepare(cfg, tokenizer_dir, f"{bucket}/cache", quiet)
+
+
+def test_missing_shards_are_named(build, folder, monkeypatch):
+    original = corpus._make_shard
+    monkeypatch.setattr(corpus, "_make_shard", lambda task: task.number in (1, 3) or original(task))
+    with pytest.raises(InputError, match=r"shards 1, 3 of \d+: .*run the same command again"):
+        build()

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 from bert_jax.config import InputError
 from bert_jax.data import sources
-from bert_jax.data.sources import Reader, ReadReport, Segment, list_files, read, scan
+from bert_jax.data.sources import Reader, ReadReport, Segment, list_files, read, scan, state
 
 ENCODERS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
 TEXTS = ["one\ntwo", "Füße auf 日本語.", "three " * 50, "four", "five\n six\nseven"]
@@ -346,6 +346,12 @@ def test_an_unknown_suffix_lists_the_known_ones(tmp_path, name, said):
     assert ".txt, .txt.gz, .txt.zst, .jsonl, .jsonl.gz, .jsonl.zst, .parquet" in str(error.value)
 
 
+def fsspec_of(path):
+    import fsspec
+
+    return fsspec.core.url_to_fs(path)
+
+
 @pytest.fixture
 def bucket():
     """A remote file system that fsspec carries."""
@@ -366,6 +372,21 @@ def test_urls_are_listed_scanned_and_read_like_files(bucket):
         list_files([f"{bucket}/*.parquet"])
     with pytest.raises(InputError, match=r"bucket/c.txt: no such file"):
         scan(f"{bucket}/c.txt", Reader(), 100)
+
+
+def test_a_file_that_is_written_anew_has_another_state(bucket, tmp_path):
+    write(tmp_path / "a.txt", "one")
+    for path, other in ((str(tmp_path / "a.txt"), b"two"), (f"{bucket}/a.txt", b"\n\n".join(t.encode() for t in TEXTS))):
+        before = state(path)
+        assert before is not None
+        assert state(path) == before == json.loads(json.dumps(before))
+        time.sleep(0.01)
+        fs, name = fsspec_of(path)
+        fs.pipe_file(name, other)
+        assert state(path) != before
+        assert state(path)[0] == before[0]  # the size alone would not tell
+    for path in ("tfds:lm1b", "stdlib:", f"{bucket}/none.txt", "none.txt", "nosuch://x/a.txt"):
+        assert state(path) is None
 
 
 def test_a_url_that_cannot_be_opened_is_an_input_error(monkeypatch):

@@ -35,7 +35,8 @@ FORMAT = 1  # of the cache; raise it when the same text would give other rows
 SHARD_BYTES = 4 << 20
 
 Shard = tuple[sources.Segment, ...]
-Run = Callable[[Callable[[Any], Any], Sequence[Any], str], list[Any]]  # (function, items, what) -> [function(item) ...]
+# (function, items, what) -> [function(item) ...], with None for what was lost on the way
+Run = Callable[[Callable[[Any], Any], Sequence[Any], str], list[Any]]
 
 
 def document_hash(text: str) -> int:
@@ -116,7 +117,9 @@ def prepare(
     directory = make(cfg, tokenizer_path, cache_dir, partial(_run, workers=cfg.num_workers, progress=progress))
     if isinstance(directory, Remote):
         if copies is None:
-            raise InputError(f"the token cache {directory} cannot be memory-mapped: copy it, and set --data.cache-dir to the copy")
+            raise InputError(f"the token cache {directory} cannot be memory-mapped: give a local folder for its copy")
+        if not (copies / directory.name / "index.json").exists():
+            places.remove_folder(copies / directory.name)  # begun here and never finished
         directory = places.fetch(directory, copies, progress)
     return _open(directory)
 
@@ -169,6 +172,8 @@ def _scan(files: Sequence[str], cfg: DataConfig, cache: Place, run: Run) -> tupl
     names = places.each(partial(_unchanged_name, cfg=cfg), files)
     new = [path for path, name in zip(files, names, strict=True) if name not in known]
     scanned = dict(zip(new, run(partial(_scan_file, _reader(cfg), SHARD_BYTES), new, "scan"), strict=True))
+    if lost := [path for path, found in scanned.items() if found is None]:
+        raise InputError(f"{len(lost):,} of {len(new):,} files were read, {lost[0]} first, and what was found {_lost(cache)}")
     segments, hashes = [], []
     for path, name in zip(files, names, strict=True):
         if path in scanned:
@@ -238,7 +243,9 @@ def _load_tokenizer(path: str) -> Tokenizer:
     return Tokenizer.load(path)
 
 
-_tokenizer = lru_cache(maxsize=2)(_load_tokenizer)
+@lru_cache(maxsize=2)
+def _tokenizer(path: str) -> Tokenizer:
+    return _load_tokenizer(path)
 
 
 def _make_shard(task: _Task) -> None:
@@ -335,15 +342,16 @@ def _read_counts(path: Place) -> dict[str, np.ndarray]:
 
 
 def _require_shards(directory: Place, num_shards: int) -> None:
-    """Raises InputError where a shard is not there: a worker that was lost with its work tells nobody."""
+    """Raises InputError where a shard is not there: a worker that is lost with its work tells nobody."""
     there = {path.name for path in directory.iterdir()}
     missing = [str(i) for i in range(num_shards) if not there.issuperset(_shard_files(i))]
     if missing:
         more = f" and {len(missing) - 10:,} more" if missing[10:] else ""
-        raise InputError(
-            f"{directory}: of {num_shards:,} shards these are missing: {', '.join(missing[:10])}{more}; run the same command again: "
-            "what is there is kept"
-        )
+        raise InputError(f"shards {', '.join(missing[:10])}{more} of {num_shards:,}: what was made {_lost(directory)}")
+
+
+def _lost(place: Place) -> str:
+    return f"was lost before it came to {place}, which all workers must see; run the same command again: it keeps what is there"
 
 
 def _write_index(directory: Place, num_shards: int, files: Sequence[str], cfg: DataConfig, tokenizer: Tokenizer) -> None:

@@ -1,7 +1,9 @@
-"""Where the token cache lies: a local folder, or one of an object store, by its URL (`gs://bucket/cache`), used alike.
+"""Where the token cache lies: a local folder, or one of an object store, by its URL, used alike.
 
     place("runs/cache")             Path("runs/cache")
     place("gs://bucket/cache")      Remote("gs://bucket/cache"): the part of pathlib.Path that the cache uses
+
+A URL is of any kind that fsspec knows and whose store shows a file only once it is whole, as gs:// and s3:// do.
 """
 
 from __future__ import annotations
@@ -23,14 +25,14 @@ Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]  # (items, how man
 
 
 @contextlib.contextmanager
-def _os_errors() -> Iterator[None]:
-    """Whatever goes wrong (credentials, network: each backend has errors of its own) is an OSError."""
+def _input_errors(url: str) -> Iterator[None]:
+    """Whatever goes wrong, but for a missing file, is an InputError: credentials, network; each backend has errors of its own."""
     try:
         yield
-    except (OSError, InputError):
+    except (FileNotFoundError, InputError):
         raise
     except Exception as error:
-        raise OSError(f"{type(error).__name__}: {error}") from None
+        raise InputError(f"{url}: {type(error).__name__}: {error}") from None
 
 
 class Remote:
@@ -54,28 +56,29 @@ class Remote:
         return found
 
     def exists(self) -> bool:
-        with _os_errors():
+        with _input_errors(self._url):
             return bool(self.files.exists(self._url))
 
     def iterdir(self) -> Iterator[Remote]:
-        with _os_errors():
-            yield from [self / name.rpartition("/")[2] for name in self.files.ls(self._url, detail=False)]
+        with _input_errors(self._url):
+            names = self.files.ls(self._url, detail=False)
+        yield from (self / name.rpartition("/")[2] for name in names if not name.endswith("/"))  # that is the folder itself
 
     def read_bytes(self) -> bytes:
-        with _os_errors():
+        with _input_errors(self._url):
             return bytes(self.files.cat_file(self._url))
 
     def write_bytes(self, content: bytes) -> None:
-        with _os_errors():
+        with _input_errors(self._url):
             self.files.pipe_file(self._url, content)
 
     def unlink(self) -> None:
-        with _os_errors():
+        with _input_errors(self._url):
             self.files.rm_file(self._url)
 
     def download(self, path: Path) -> None:
         """Writes the file's bytes to a local one."""
-        with _os_errors():
+        with _input_errors(self._url):
             self.files.get_file(self._url, str(path))
 
 
@@ -110,7 +113,7 @@ def remove_folder(path: Place) -> None:
     if isinstance(path, Path):
         shutil.rmtree(path, ignore_errors=True)
         return
-    with contextlib.suppress(OSError), _os_errors():
+    with contextlib.suppress(OSError, InputError), _input_errors(str(path)):
         path.files.rm(str(path), recursive=True)
 
 

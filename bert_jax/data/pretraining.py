@@ -10,9 +10,10 @@ from pathlib import Path
 import grain
 import numpy as np
 
-from bert_jax.config import InputError, MaskingConfig, TrainConfig
+from bert_jax.config import DataConfig, InputError, MaskingConfig, TrainConfig
 from bert_jax.data import corpus, masking, packing
-from bert_jax.data.corpus import Corpus, Progress, Rows
+from bert_jax.data.corpus import Corpus, Rows
+from bert_jax.data.places import Progress
 from bert_jax.data.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]
@@ -43,16 +44,44 @@ def load_data(cfg: TrainConfig, progress: Progress) -> PretrainingData:
 
     Raises InputError for text or a tokenizer that cannot be read, and for a tokenizer with more ids than model.vocab_size.
     """
-    data, kept = cfg.data, Path(cfg.workdir) / "tokenizer"
+    tokenizer, kept = load_tokenizer(cfg, progress), tokenizer_folder(cfg)
+    copies = Path(cfg.workdir) / "cache"
+    made = [corpus.prepare(data, kept, cache_place(cfg), progress, copies) for data in texts(cfg.data)]
+    if len(made) == 1:
+        return PretrainingData(tokenizer, made[0], made[0])
+    training, held_out = made
+    held_out.train, held_out.held_out = held_out.held_out, held_out.train
+    return PretrainingData(tokenizer, training, held_out)
+
+
+def texts(data: DataConfig) -> list[DataConfig]:
+    """What is prepared each for itself: the text, or the text and data.eval_source."""
+    if not data.eval_source:
+        return [data]
+    return [data.replace(eval_fraction=0.0), data.replace(source=data.eval_source, eval_fraction=0.0)]
+
+
+def cache_place(cfg: TrainConfig) -> str:
+    """Where a run's token cache is."""
+    return cfg.data.cache_dir or str(Path(cfg.workdir) / "cache")
+
+
+def tokenizer_folder(cfg: TrainConfig) -> Path:
+    """Where a run keeps its tokenizer."""
+    return Path(cfg.workdir) / "tokenizer"
+
+
+def load_tokenizer(cfg: TrainConfig, progress: Progress) -> Tokenizer:
+    """A run's tokenizer, read or trained once and kept in `tokenizer_folder`. Raises InputError as `load_data` does."""
+    data, kept = cfg.data, tokenizer_folder(cfg)
     if not data.source:
         raise InputError("no text: give --data.source FILE... (globs, tfds:NAME), or set it in the config file")
     if not (kept / "tokenizer.json").exists():
         if data.tokenizer in ("unigram", "bpe", "wordpiece") and cfg.init_from:  # weights go with their vocabulary
             tokenizer = Tokenizer.load(cfg.init_from)
         elif data.tokenizer in ("unigram", "bpe", "wordpiece"):
-            kept_out = 0.0 if data.eval_source else data.eval_fraction
-            texts = corpus.read_texts(data.replace(eval_fraction=kept_out), progress)
-            tokenizer = Tokenizer.train(texts, cfg.model.vocab_size, data.tokenizer, data.lowercase)  # type: ignore[arg-type]
+            training_texts = corpus.read_texts(texts(data)[0], progress)
+            tokenizer = Tokenizer.train(training_texts, cfg.model.vocab_size, data.tokenizer, data.lowercase)  # type: ignore[arg-type]
         else:
             tokenizer = Tokenizer.load(data.tokenizer)
         tokenizer.save(kept, model_max_length=cfg.model.max_length)
@@ -62,14 +91,7 @@ def load_data(cfg: TrainConfig, progress: Progress) -> PretrainingData:
             f"the tokenizer has {tokenizer.vocab_size} ids and model.vocab_size={cfg.model.vocab_size}: ids past the table would "
             f"be read from nowhere; set --model.vocab-size {tokenizer.vocab_size} or more"
         )
-    cache = data.cache_dir or Path(cfg.workdir) / "cache"
-    if not data.eval_source:
-        both = corpus.prepare(data, kept, cache, progress)
-        return PretrainingData(tokenizer, both, both)
-    training = corpus.prepare(data.replace(eval_fraction=0.0), kept, cache, progress)
-    held_out = corpus.prepare(data.replace(source=data.eval_source, eval_fraction=0.0), kept, cache, progress)
-    held_out.train, held_out.held_out = held_out.held_out, held_out.train
-    return PretrainingData(tokenizer, training, held_out)
+    return tokenizer
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ class Devices:
 
     def gather(self, tree: Any) -> Any:
         """The tree as NumPy arrays, whole, on every process; all processes must call it."""
-        return jax.device_get(self._replicate(tree))
+        return jax.device_get(tree if jax.process_count() == 1 else self._replicate(tree))
 
     def one_device(self, tree: Any) -> Any:
         """The tree whole on this process's first device; all processes must call it."""

@@ -25,7 +25,7 @@ SETTINGS = {  # batch size, learning rate, epochs, most tokens, most rows: those
     **dict.fromkeys(("sst2", "cola"), (32, 5e-5, 3, 128, 2500)),
     **dict.fromkeys(("mrpc", "stsb", "rte"), (32, 5e-5, 3, 128, 1000)),
     "wnut17": (16, 1e-4, 4, 128, 1000),
-    "qa": (16, 1e-4, 2, 384, 1000),
+    "qa": (16, 1e-4, 2, 384, 500),
 }
 
 

@@ -1,0 +1,126 @@
+"""`python -m bert_jax plan`: what a run needs and could reach on TPUs that are not here."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from bert_jax.config import load_train_config
+
+if TYPE_CHECKING:  # jax is to be imported when the environment is ready
+    from bert_jax.plan import Plan
+
+_PROG = "python -m bert_jax plan"
+_GIB, _MIB = 2**30, 2**20
+
+
+@dataclass(frozen=True)
+class Options:
+    """Compile the training step of CONFIG.py for TPUs that are not here: does it fit, and how fast could it be?
+
+    The fields of a config, [--field value ...], are those of train.py: `python train.py CONFIG.py --help` lists them.
+    """
+
+    topology: tyro.conf.UseAppendAction[tuple[str, ...]]
+    """Chips and how they lie: v5e:2x4, v6e:4x4, v4:2x2x1, v5p:2x2x2; cpu:8 for simulated devices. Several times, or with commas:
+    a table with a row each."""
+    optimization_level: Literal["O0", "O1", "O2", "O3"] = "O0"
+    """How hard the compiler tries. A run's own level takes four times as long, and a little less memory."""
+
+
+def plan(argv: list[str]) -> None:
+    """Compile a run's step for TPUs that are not here; does it fit: CONFIG.py --topology v5e:2x4 [--field value ...]."""
+    options, rest = tyro.cli(Options, args=argv, prog=f"{_PROG} CONFIG.py", return_unknown_args=True)
+    cfg = load_train_config(rest, _PROG)
+    names = [name.strip() for given in options.topology for name in given.split(",")]
+    _prepare_environment(names, options.optimization_level)
+    from bert_jax import plan
+
+    topologies = [plan.Topology(name) for name in names]
+    made = []
+    for topology in topologies:
+        print(f"compiling for {topology.name} ...", file=sys.stderr)
+        made.append(plan.make(cfg, topology))
+    print(_report(made[0], plan.remedies(made[0])) if len(made) == 1 else _table(made))
+
+
+def _prepare_environment(topologies: Sequence[str], level: str) -> None:
+    """What jax and libtpu read when they are imported: this machine is a CPU, whatever it has, and takes no TPU from others."""
+    cpus = [int(name[4:]) for name in topologies if re.fullmatch(r"cpu:\d+", name)]
+    os.environ.update(
+        JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(max(cpus, default=1)), JAX_OPTIMIZATION_LEVEL=level,
+        TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1", TPU_LOG_DIR="disabled",
+        # Some host, so that libtpu does not complain on stderr that it is on none; what it compiles for is another thing.
+        TPU_ACCELERATOR_TYPE="v5litepod-8", TPU_WORKER_HOSTNAMES="localhost", TPU_WORKER_ID="0",
+    )  # fmt: skip
+
+
+def _report(made: Plan, remedies: list[tuple[str, float]]) -> str:
+    """All that is known of one plan, a line or more for each thing."""
+    devices, cfg, roofline = made.program.devices, made.program.cfg, made.roofline
+    rows = [
+        (made.topology.name, f"{devices.describe()}, {cfg.batch_size // devices.rows_cut} rows each; {made.program.describe()}"),
+        ("fits" if made.topology.chip else "memory", _fits(made)),
+        *((f"  {name}", _size(size)) for name, size in made.sizes.items()),
+    ]
+    if made.refusal:
+        rows += [(f"  would fit{'' if remedies else ': nothing'}", f"{option}: about {_size(need)}") for option, need in remedies]
+    else:
+        rows += [("crossing", line) for line in _crossing(made)]
+    rows.append(("FLOPs", f"{made.flops:.3g} a step in products, without what is recomputed"))
+    if roofline and not made.refusal:
+        seconds = {"products": roofline.compute, "crossing": roofline.interconnect, "update": roofline.update}
+        parts = " + ".join(f"{1e3 * value:.1f} {name}" for name, value in seconds.items())
+        tokens = cfg.batch_size * cfg.data.max_seq_length / roofline.step
+        rows.append(("at best", f"{1e3 * roofline.step:.1f} ms a step ({parts}; crossing while computing)"))
+        rows.append(("", f"{made.mfu:.0%} MFU, {tokens:,.0f} tokens/s in all"))
+    rows.append(("compiled in", f"{made.compile_seconds:.0f} s"))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows)
+
+
+def _fits(made: Plan) -> str:
+    chip = made.topology.chip
+    used = f"{_size(made.needed) if made.needed else 'more'} {f'of {_size(chip.hbm)} ' if chip else ''}a device"
+    return f"no, {used}; the compiler: {made.refusal}" if made.refusal else ("yes, " if chip else "") + used
+
+
+def _crossing(made: Plan) -> list[str]:
+    """A line a kind of collective; what a scan over layers repeats is counted each time."""
+    times, sizes, looped = Counter[str](), Counter[str](), Counter[str]()
+    for each in made.crossing:
+        times[each.kind] += each.times
+        sizes[each.kind] += each.times * each.size
+        looped[each.kind] += each.times if each.times > 1 else 0
+    in_loops = {kind: f", {count} of them in loops" if count else "" for kind, count in looped.items()}
+    lines = [f"{count} {kind} of {sizes[kind] / _MIB:,.1f} MiB in all{in_loops[kind]}" for kind, count in times.items()]
+    return lines or ["nothing"]
+
+
+def _size(size: float) -> str:
+    return f"{size / _GIB:.2f} GiB" if size >= _GIB / 10 else f"{size / _MIB:.1f} MiB"
+
+
+def _table(plans: Sequence[Plan]) -> str:
+    """Markdown, aligned: a row a plan."""
+    rows = [("topology", "fits", "recomputed", "GiB a device", "crossing a step", "compiled in", "at best", "MFU at best")]
+    for made in plans:
+        chip, roofline = made.topology.chip, made.roofline if not made.refusal else None
+        crossing = sum(each.times * each.size for each in made.crossing) / _MIB
+        rows.append((
+            f"{made.topology.name}", ("no" if made.refusal else "yes") if chip else "-", made.program.cfg.model.remat,
+            (f"{made.needed / _GIB:.2f}" if made.needed else "?") + (f" of {chip.hbm / _GIB:.2f}" if chip else ""),
+            "-" if made.refusal else f"{sum(each.times for each in made.crossing)}, {crossing:,.0f} MiB",
+            f"{made.compile_seconds:.0f} s", f"{1e3 * roofline.step:.1f} ms" if roofline else "-",
+            f"{made.mfu:.0%}" if roofline else "-",
+        ))  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["| " + " | ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])

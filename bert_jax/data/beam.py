@@ -1,0 +1,135 @@
+"""`corpus.make` by Apache Beam, for corpora past one machine: the same calls, by its workers; the same cache, byte for byte.
+
+A pipeline returns nothing to who launched it. So what goes to the workers and what comes back passes through files in a
+folder of the cache directory, which all of them see:
+
+    beam-ID/tokenizer/*         the tokenizer, from the launcher's disk
+    beam-ID/scan/items-0.pkl    what to scan: file names, so many a file (a job's own description must be small)
+    beam-ID/scan/7.json         the result of the call for item 7, or what is wrong with the text there
+    beam-ID/tokenize/...        the same for shards
+
+A call that is made twice (a bundle is retried, or slow) writes the same bytes to the same names; one that is lost leaves none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import sys
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bert_jax.config import DataConfig, InputError
+from bert_jax.data import corpus, places
+from bert_jax.data.places import Place, Remote, place
+
+_ITEMS_A_FILE = 500
+_IN_PROCESS = "--runner=FnApiRunner"  # Beam's DirectRunner would first fetch another from the network
+
+
+def check(cache_dir: str | Path, flags: Sequence[str]) -> None:
+    """Raises InputError where Beam is not installed or refuses `flags`, or its workers would not see `cache_dir`."""
+    from_flags = _pipeline(flags)
+    shutil.rmtree(from_flags.local_tempdir, ignore_errors=True)
+    runner = type(from_flags.runner).__name__
+    if "Dataflow" in runner and not isinstance(place(cache_dir), Remote):
+        raise InputError(f"{runner}'s workers do not see {cache_dir}: set --data.cache-dir gs://BUCKET/FOLDER")
+
+
+def make(cfg: DataConfig, tokenizer_folder: Path, cache_dir: str | Path, flags: Sequence[str]) -> Place:
+    """`corpus.make` by the workers of Beam's runner; the folder of the finished cache, which those of one machine would make too.
+
+    Args:
+      cfg: its files must be seen by the workers, as the same names.
+      tokenizer_folder: what Tokenizer.save wrote, on this machine's disk.
+      cache_dir: a local folder or URL that this machine and the workers see.
+      flags: Beam's own (`["--runner", "DataflowRunner", ...]`); none runs in this process.
+
+    Raises InputError as `corpus.make` does, and where work was lost on the way; then the same call makes what is missing.
+    """
+    passage = place(cache_dir) / f"beam-{uuid.uuid4().hex}"
+    try:
+        places.make_folder(passage / "tokenizer")
+        for file in tokenizer_folder.iterdir():
+            places.write(passage / "tokenizer" / file.name, partial(_copy, file))
+        return corpus.make(cfg, str(passage / "tokenizer"), cache_dir, partial(_run, passage=passage, flags=flags))
+    finally:
+        places.remove_folder(passage)
+
+
+def _copy(path: Path, file: Any) -> None:
+    file.write(path.read_bytes())
+
+
+def _pipeline(flags: Sequence[str]) -> Any:
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise InputError("this needs apache-beam, which is not installed: pip install 'bert_jax[beam]'") from None
+    try:
+        return beam.Pipeline(options=PipelineOptions([_IN_PROCESS, *flags]))
+    except (ValueError, ImportError) as error:  # an unknown runner; flags that it lacks; its own libraries
+        raise InputError(f"Beam: {str(error).strip()}") from None
+
+
+def _run(function: Callable[[Any], Any], items: Sequence[Any], what: str, passage: Place, flags: Sequence[str]) -> list[Any]:
+    """[function(item) ...] by Beam's workers: corpus.Run. Results pass through JSON."""
+    if not items:
+        return []
+    pipeline = _pipeline(flags)
+    import apache_beam as beam
+
+    folder = passage / what
+    places.make_folder(folder)
+    numbered = list(enumerate(items))
+    files = [folder / f"items-{first}.pkl" for first in range(0, len(items), _ITEMS_A_FILE)]
+    for i, file in enumerate(files):
+        places.write(file, partial(pickle.dump, numbered[i * _ITEMS_A_FILE : (i + 1) * _ITEMS_A_FILE]))
+    environment = {name: os.environ[name] for name in ("TFDS_DATA_DIR",) if name in os.environ}
+    print(f"{what}: {len(items):,} pieces of work for {type(pipeline.runner).__name__}", file=sys.stderr)
+    (
+        pipeline
+        | "files" >> beam.Create([str(file) for file in files])
+        | "items" >> beam.FlatMap(_read_items)
+        | "spread" >> beam.Reshuffle()
+        | what >> beam.Map(_call, function, str(folder), environment)
+    )
+    try:
+        pipeline.run().wait_until_finish()
+    except Exception:  # each runner has errors of its own; what they cost is seen by what is missing
+        traceback.print_exc()
+    return _results(folder, len(items))
+
+
+def _read_items(file: str) -> Iterator[tuple[int, Any]]:
+    yield from pickle.loads(place(file).read_bytes())
+
+
+def _call(numbered: tuple[int, Any], function: Callable[[Any], Any], folder: str, environment: dict[str, str]) -> None:
+    """Writes the result of one call. What is wrong with the text is a result too: trying again would find the same."""
+    number, item = numbered
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
+    try:
+        result = {"value": function(item)}
+    except InputError as error:
+        result = {"error": str(error)}
+    places.write(place(folder) / f"{number}.json", lambda f: f.write(json.dumps(result).encode()))
+
+
+def _results(folder: Place, count: int) -> list[Any]:
+    """The results in the order of the items, None for a lost one; raises the first item's InputError, as one process would."""
+    files = [file for file in folder.iterdir() if file.name.endswith(".json")]
+    numbers = [int(file.name.removesuffix(".json")) for file in files]
+    found = dict(zip(numbers, places.each(lambda file: json.loads(file.read_bytes()), files), strict=True))
+    for number in sorted(found):
+        if "error" in found[number]:
+            raise InputError(found[number]["error"])
+    return [found.get(i, {}).get("value") for i in range(count)]
