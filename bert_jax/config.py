@@ -113,6 +113,9 @@ class BertConfig(Checked):
     remat: Literal["auto", "none", "dots", "full"] = "auto"
     """What the backward pass recomputes, for less memory: nothing; all but matrix products; or each layer (about a third more
     compute). auto: the least that fits the device's memory in training, else none."""
+    attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
+    """The attention kernel: XLA's; Pallas' splash (TPUs, long rows); cuDNN's (GPUs, bfloat16). auto: the fastest that computes
+    the same model, which with dropout on the probabilities is XLA's."""
     scan_layers: bool | None = None
     """Run the layers by one scan: much faster compilation for deep models. Same parameters, same numbers. Default: on TPUs."""
 
@@ -180,7 +183,7 @@ class BertConfig(Checked):
         return cls(**{**size, **changes})
 
 
-COMPUTED = frozenset(["dtype", "remat", "scan_layers"])  # BertConfig's fields that say how, not what: no part of a model
+COMPUTED = frozenset(["dtype", "remat", "scan_layers", "attention"])  # fields that say how, not what: no part of a model
 
 PRESETS: dict[str, tuple[int, int]] = {  # name: (layers, hidden size)
     "tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 512), "base": (12, 768), "large": (24, 1024),

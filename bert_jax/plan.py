@@ -12,7 +12,6 @@ import math
 import re
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,6 +21,7 @@ from jax.experimental import topologies
 
 from bert_jax import pretraining
 from bert_jax.config import InputError, TrainConfig
+from bert_jax.model import attention
 from bert_jax.training import memory, metrics, parallel
 
 GIB = 2**30
@@ -319,7 +319,7 @@ def make(cfg: TrainConfig, topology: Topology) -> Plan:
     sizes = {"parameters": _on_device(state.params), "optimizer state": _on_device(state.opt_state), "batch": _on_device(batch)}
     begun = time.perf_counter()
     try:
-        with _kernels(devices.platform):
+        with attention.for_platform(devices.platform):
             compiled = program.train_step.lower(state, batch).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -333,10 +333,6 @@ def make(cfg: TrainConfig, topology: Topology) -> Plan:
     sizes["activations and temporaries"] = analysis.peak_memory_in_bytes - analysis.argument_size_in_bytes
     sizes["program"] = analysis.generated_code_size_in_bytes
     return Plan(topology, program, seconds, sizes, sum(sizes.values()), "", collectives(compiled.as_text()))
-
-
-def _kernels(platform: str) -> AbstractContextManager[Any]:
-    return nullcontext()
 
 
 def _on_device(tree: Any) -> int:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from bert_jax import pretrained
 from bert_jax.config import TrainConfig
+from bert_jax.model import attention
 from bert_jax.model.heads import Bert
 from bert_jax.training import losses, memory, optim, parallel, steps
 
@@ -36,7 +37,8 @@ class Pretraining:
     def describe(self) -> str:
         """How it is computed, for the log."""
         cfg = self.cfg.model
-        return f"{cfg.dtype}, recomputed: {cfg.remat}{', layers by a scan' if cfg.scan_layers else ''}"
+        kernel = attention.describe(cfg, self.devices.platform, self.cfg.data.max_seq_length, deterministic=False)
+        return f"{cfg.dtype}, {kernel}, recomputed: {cfg.remat}{', layers by a scan' if cfg.scan_layers else ''}"
 
     def sums(self, params: Any, batch: Any, key: Any) -> dict[str, losses.Sum]:
         """The losses of a batch, with dropout if there is a key."""

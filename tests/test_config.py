@@ -360,7 +360,7 @@ OTHER_VALUE = {
     "eval_every": 7, "checkpoint_every": 7, "keep_checkpoints": 7, "log_every": 7, "profile": 7, "extend": True,
     "fill_masks": ["x"],
     "data.cache_dir": "x", "data.num_workers": 7, "checkpoint_dir": "x", "parallel.num_devices": 7, "parallel.strategy": "pmap",
-    "parallel.fsdp": 2, "parallel.stuck_timeout": 9, "model.remat": "full", "model.scan_layers": True,
+    "parallel.fsdp": 2, "parallel.stuck_timeout": 9, "model.remat": "full", "model.scan_layers": True, "model.attention": "xla",
 }  # fmt: skip
 
 

@@ -483,11 +483,11 @@ def test_a_layer_has_dropout_at(place: str) -> None:
     layer = EncoderLayer(CFG.replace(**(OFF | rates)))
     weights = changed({f"encoder/layer_0/{path}": value for path, value in idle.items()})["encoder"]["layer_0"]
     x = np.broadcast_to(np.random.default_rng(0).normal(size=(1, L, CFG.hidden_size)), (2, L, CFG.hidden_size))
-    mask = jnp.ones((2, 1, L, L), bool)
+    ids = np.ones((2, L), np.int32)
 
     @partial(jax.jit, static_argnums=0)
     def run(deterministic: bool):
-        return layer.apply({"params": weights}, jnp.asarray(x, jnp.float32), mask, deterministic, rngs={"dropout": KEYS[0]})[0]
+        return layer.apply({"params": weights}, jnp.asarray(x, jnp.float32), ids, deterministic, rngs={"dropout": KEYS[0]})[0]
 
     without, dropped = np.asarray(run(True)), np.asarray(run(False))
     assert np.abs(dropped - without).mean() > 1e-2

@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from bert_jax.config import BertConfig
-from bert_jax.model.attention import AnyArray, attention, same_sequence
+from bert_jax.model.attention import AnyArray, attention
 from bert_jax.model.layers import ACTIVATIONS, ROWS, Dropout, dense, initializer, laid_out, layer_norm, word_table
 
 REMAT_POLICIES = {  # of cfg.remat: what the backward pass need not recompute; the others recompute nothing
@@ -59,8 +59,14 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, asking: Float[Array, "B Q D"], x: Float[Array, "B L D"], mask: Bool[Array, "B 1 Q L"], deterministic: bool
-    ) -> tuple[Float[Array, "B Q D"], Float[Array, "B H Q L"]]:
+        self,
+        asking: Float[Array, "B Q D"],
+        asking_ids: Int[AnyArray, "B Q"],
+        x: Float[Array, "B L D"],
+        sequence_ids: Int[AnyArray, "B L"],
+        deterministic: bool,
+        wants_weights: bool = False,
+    ) -> tuple[Float[Array, "B Q D"], Float[Array, "B H Q L"] | None]:
         cfg = self.cfg
         heads = (cfg.num_attention_heads, cfg.hidden_size // cfg.num_attention_heads)
         query, key, value = (
@@ -68,7 +74,8 @@ class SelfAttention(nn.Module):
             for name, of in (("query", asking), ("key", x), ("value", x))
         )
         rate = 0.0 if deterministic else cfg.attention_probs_dropout_prob
-        mixed, weights = attention(query, key, value, mask, rate, self.make_rng("dropout") if rate else None)
+        dropout_key = self.make_rng("dropout") if rate else None
+        mixed, weights = attention(cfg, query, key, value, asking_ids, sequence_ids, rate, dropout_key, wants_weights)
         return dense(cfg, cfg.hidden_size, "output")(mixed.reshape(asking.shape)), weights
 
 
@@ -95,15 +102,17 @@ class EncoderLayer(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B L D"],
-        mask: Bool[Array, "B 1 L L"],
+        sequence_ids: Int[AnyArray, "B L"],
         deterministic: bool,
         positions: Int[AnyArray, "B P"] | None = None,
-    ) -> tuple[Float[Array, "B Q D"], Float[Array, "B H Q L"]]:
-        drop, asking = self.cfg.hidden_dropout_prob, x
+        wants_weights: bool = False,
+    ) -> tuple[Float[Array, "B Q D"], Float[Array, "B H Q L"] | None]:
+        drop, asking, asking_ids = self.cfg.hidden_dropout_prob, x, sequence_ids
         if positions is not None:
             asking = jnp.take_along_axis(x, positions[:, :, None], axis=1)
-            mask = jnp.take_along_axis(mask, positions[:, None, :, None], axis=2)
-        mixed, weights = SelfAttention(self.cfg, name="attention")(asking, x, mask, deterministic)
+            asking_ids = jnp.take_along_axis(jnp.asarray(sequence_ids), positions, axis=1)
+        attend = SelfAttention(self.cfg, name="attention")
+        mixed, weights = attend(asking, asking_ids, x, sequence_ids, deterministic, wants_weights)
         x = layer_norm(self.cfg, "attention_norm")(asking + Dropout(drop)(mixed, deterministic))
         x = layer_norm(self.cfg, "mlp_norm")(x + Dropout(drop)(Mlp(self.cfg, name="mlp")(x), deterministic))
         return x, weights
@@ -139,15 +148,15 @@ class Encoder(nn.Module):
         if cfg.embedding_size is not None:
             x = dense(cfg, cfg.hidden_size, "projection")(x)
         x = laid_out(x, ROWS, None, None)
-        mask = same_sequence(sequence_ids)
         layer = EncoderLayer(cfg, parent=None)
 
         def initial(key: Array) -> Any:
-            return layer.init(key, x, mask, True)["params"]
+            return layer.init(key, x, sequence_ids, True)["params"]
 
         def run(x: Array, params_and_key: tuple[Any, Array], positions: Any = None) -> tuple[Array, tuple[Any, Any]]:
             params, key = params_and_key
-            x, weights = layer.apply({"params": params}, x, mask, deterministic, positions, rngs={"dropout": key})
+            args = x, sequence_ids, deterministic, positions, output_attentions
+            x, weights = layer.apply({"params": params}, *args, rngs={"dropout": key})
             x = laid_out(x, ROWS, None, None)
             return x, (x if output_hidden_states else None, weights if output_attentions else None)
 

@@ -1,0 +1,202 @@
+"""Attention kernels: which is chosen, and that each computes what XLA does."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bert_jax.config import BertConfig, InputError, ParallelConfig
+from bert_jax.model import attention
+from bert_jax.model.encoder import Encoder
+from bert_jax.training import parallel
+
+CFG = BertConfig(
+    vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=256,
+    hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.2,
+)  # fmt: skip
+ROWS, LENGTH, HEADS, HEAD_SIZE = 2, 128, 2, 16
+PACKED = np.zeros((ROWS, LENGTH), np.int32)  # the second row: three sequences and padding
+PACKED[0] = 1
+PACKED[1, :50], PACKED[1, 50:51], PACKED[1, 51:120] = 1, 2, 3
+
+
+def inputs(rows=ROWS, length=LENGTH, dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=(rows, length, HEADS, HEAD_SIZE)), dtype) for _ in range(3)]
+
+
+def mixed(kernel, query, key, value, ids):
+    return attention.attention(CFG.replace(attention=kernel), query, key, value, ids, ids, 0.0, None, False)[0]
+
+
+def values_and_gradients(kernel, ids, *arrays):
+    """What attention gives, and the gradients of a sum that weighs each number otherwise."""
+    weights = np.random.default_rng(1).normal(size=arrays[0].shape).astype(np.float32)
+
+    def total(*arrays):
+        out = mixed(kernel, *arrays, ids)
+        return jnp.sum(out * weights), out
+
+    (_, out), gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))(*arrays)
+    return jax.device_get([out, *gradients])
+
+
+@pytest.fixture(scope="module")
+def interpreted():
+    """TPU kernels, run on CPUs."""
+    with attention.for_platform("tpu", interpret=True):
+        yield
+
+
+def test_splash_gives_the_values_and_gradients_of_xla_packed_and_padded(interpreted):
+    ours, xla = (values_and_gradients(kernel, PACKED, *inputs()) for kernel in ("splash", "xla"))
+    for a, b in zip(ours, xla, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+    other = values_and_gradients("xla", np.ones_like(PACKED), *inputs())
+    assert abs(other[0] - xla[0]).max() > 0.1  # the ids mattered
+
+
+@pytest.mark.parametrize("layout", [dict(fsdp=2, tensor=2), dict(strategy="pmap", num_devices=2)], ids=["2x2x2", "pmap"])
+def test_splash_runs_device_by_device(interpreted, layout):
+    devices = parallel.make_devices(ParallelConfig(**layout))
+    ids, arrays = np.tile(PACKED, (2, 1)), inputs(4)
+    batch = devices.put({"ids": ids} | {name: np.asarray(x) for name, x in zip("qkv", arrays, strict=True)})
+
+    def step(_, batch):
+        out = mixed("splash", batch["q"], batch["k"], batch["v"], batch["ids"])
+        return jax.lax.all_gather(out, "data", tiled=True) if devices.pmap else out
+
+    out = devices.jit(step)(np.float32(0), batch)
+    np.testing.assert_allclose(out, mixed("xla", *arrays, ids), atol=2e-5)
+
+
+def test_an_encoder_by_splash_is_the_one_by_xla_layers_scanned_and_some_positions_alone(interpreted):
+    ids = np.random.default_rng(0).integers(5, 50, PACKED.shape).astype(np.int32)
+    places = np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1))
+    args = ids, np.zeros_like(ids), places, PACKED
+    params = jax.jit(Encoder(CFG).init)(jax.random.key(0), *args)
+    for how in (dict(), dict(positions=np.array([[0, 7], [0, 51]], np.int32))):
+        outputs = [
+            jax.jit(partial(Encoder(CFG.replace(attention=kernel, scan_layers=True)).apply, **how))(params, *args)
+            for kernel in ("splash", "xla")
+        ]
+        np.testing.assert_allclose(*(out["last_hidden_state"] for out in outputs), atol=5e-5)
+    with pytest.raises(InputError, match="attention='splash': it does not give the probabilities that output_attentions"):
+        Encoder(CFG.replace(attention="splash")).apply(params, *args, output_attentions=True)
+
+
+def test_cudnn_is_asked_for_what_xla_computes(monkeypatch):
+    """It is not here; XLA's implementation of the same function takes its place."""
+    called, real = [], jax.nn.dot_product_attention
+
+    def instead(*args, implementation, **kwargs):
+        called.append(implementation)
+        return real(*args, implementation="xla", **kwargs)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", instead)
+    arrays = inputs()
+    half = inputs(dtype=jnp.bfloat16)
+    with attention.for_platform("gpu"):
+        out, weights = attention.attention(CFG.replace(dtype="bfloat16"), *half, PACKED, PACKED, 0.0, None, False)
+    assert called == ["cudnn"]
+    assert weights is None
+    np.testing.assert_allclose(np.asarray(out, np.float32), mixed("xla", *arrays, PACKED), atol=0.03)
+
+
+CHOICES = [  # wanted, platform, length, head size, dtype, dropout, queries, weights asked for -> kernel
+    ("auto", "cpu", 512, 64, "float32", 0.0, None, False, "xla"),
+    ("auto", "tpu", 512, 64, "bfloat16", 0.0, None, False, "splash"),
+    ("auto", "tpu", 128, 64, "bfloat16", 0.0, None, False, "xla"),
+    ("auto", "tpu", 600, 64, "bfloat16", 0.0, None, False, "xla"),
+    ("auto", "tpu", 512, 64, "bfloat16", 0.1, None, False, "xla"),
+    ("auto", "tpu", 512, 64, "bfloat16", 0.0, 77, False, "xla"),
+    ("auto", "tpu", 512, 64, "bfloat16", 0.0, None, True, "xla"),
+    ("splash", "tpu", 128, 64, "bfloat16", 0.0, None, False, "splash"),
+    ("splash", "tpu", 512, 64, "bfloat16", 0.1, 77, False, "xla"),
+    ("xla", "tpu", 512, 64, "bfloat16", 0.0, None, False, "xla"),
+    ("auto", "gpu", 128, 64, "bfloat16", 0.0, None, False, "cudnn"),
+    ("auto", "gpu", 128, 64, "float32", 0.0, None, False, "xla"),
+    ("auto", "gpu", 128, 64, "bfloat16", 0.1, None, False, "xla"),
+    ("auto", "gpu", 128, 20, "bfloat16", 0.0, None, False, "xla"),
+    ("auto", "gpu", 127, 64, "bfloat16", 0.0, None, False, "xla"),
+]
+
+
+@pytest.mark.parametrize("case", CHOICES, ids=lambda case: "-".join(map(str, case)))
+def test_the_kernel_is_the_fastest_that_computes_the_same(case):
+    assert attention.choose(*case[:-1])[0] == case[-1]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("splash", "cpu", 512, 64, "bfloat16", 0.0), "it runs on TPUs, and this is a cpu"),
+        (("splash", "tpu", 512, 64, "bfloat16", 0.1), "set attention_probs_dropout_prob=0.1 to 0, or set attention='xla'"),
+        (("splash", "tpu", 100, 64, "bfloat16", 0.0), "rows of 100 tokens are no multiple of 128"),
+        (("cudnn", "tpu", 512, 64, "bfloat16", 0.0), "it runs on GPUs, and this is a tpu"),
+        (("cudnn", "gpu", 512, 64, "float32", 0.0), "computes in bfloat16, not float32: set dtype='bfloat16'"),
+        (("cudnn", "gpu", 512, 20, "bfloat16", 0.0), "heads of 20 and rows of 512 tokens are not what it takes"),
+    ],
+)
+def test_a_kernel_that_cannot_is_refused_with_the_reason(args, message):
+    with pytest.raises(InputError, match=message):
+        attention.choose(*args)
+
+
+def test_a_mesh_of_someone_else_gets_xla():
+    mesh = jax.make_mesh((8,), ("rows",), (jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        assert attention.choose("auto", "tpu", 512, 64, "bfloat16", 0.0)[0] == "xla"
+        with pytest.raises(InputError, match="it knows no mesh but one with axes data, fsdp, tensor"):
+            attention.choose("splash", "tpu", 512, 64, "bfloat16", 0.0)
+
+
+def test_the_choice_is_told_in_a_line():
+    base = BertConfig.preset("base", dtype="bfloat16")
+    assert attention.describe(base, "tpu", 512, True) == "attention by splash (on tpu)"
+    assert "attention by xla (attention_probs_dropout_prob=0.1: " in attention.describe(base, "tpu", 512, False)
+    assert attention.describe(base.replace(attention="xla"), "gpu", 512, True) == "attention by xla (asked for)"
+
+
+FOR_A_TPU = """
+import jax, jax.numpy as jnp
+from jax.experimental import topologies
+from bert_jax.config import BertConfig
+from bert_jax.model import attention
+from bert_jax.training import parallel
+
+found = topologies.get_topology_desc("v5e:2x4", "tpu").devices
+devices = parallel.Devices(parallel.make_mesh(found, 2, 2))
+cfg = BertConfig.preset("base", dtype="bfloat16")
+
+def step(_, batch):
+    def total(q, k, v):
+        out, _ = attention.attention(cfg, q, k, v, batch["ids"], batch["ids"], 0.0, None, False)
+        return jnp.sum(out.astype(jnp.float32))
+    return jax.grad(total, argnums=(0, 1, 2))(batch["q"], batch["k"], batch["v"])
+
+shapes = {name: jax.ShapeDtypeStruct((8, 512, 12, 64), jnp.bfloat16) for name in "qkv"}
+shapes["ids"] = jax.ShapeDtypeStruct((8, 512), jnp.int32)
+with attention.for_platform("tpu"):
+    compiled = devices.jit(step).lower(jax.ShapeDtypeStruct((), jnp.float32, sharding=devices.replicated),
+                                       devices.abstract_batch(shapes)).compile()
+print(compiled.as_text().count("tpu_custom_call"), "kernels")
+"""
+
+
+@pytest.mark.tpu_compile
+def test_splash_and_its_gradient_compile_for_a_tpu():
+    pytest.importorskip("libtpu")
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_OPTIMIZATION_LEVEL": "O0",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]),
+    }  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", FOR_A_TPU], env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout.split()[-2]) >= 3  # forward, and two of the backward pass
