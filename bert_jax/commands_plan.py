@@ -7,12 +7,15 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from bert_jax.config import load_train_config
+from bert_jax.config import TrainConfig, load_train_config
 
 if TYPE_CHECKING:  # jax is to be imported when the environment is ready
     from bert_jax.plan import Plan
@@ -43,12 +46,29 @@ def plan(argv: list[str]) -> None:
     _prepare_environment(names, options.optimization_level)
     from bert_jax import plan
 
-    topologies = [plan.Topology(name) for name in names]
-    made = []
-    for topology in topologies:
-        print(f"compiling for {topology.name} ...", file=sys.stderr)
-        made.append(plan.make(cfg, topology))
-    print(_report(made[0], plan.remedies(made[0])) if len(made) == 1 else _table(made))
+    for name in names:
+        plan.Topology(name)  # a misspelt one is to be known before others have taken their minutes
+    made = [_in_a_process(cfg, name) for name in names]
+    print(made[0][1] if len(made) == 1 else _table([row for row, _ in made]))
+
+
+def _in_a_process(cfg: TrainConfig, name: str) -> tuple[list[str], str]:
+    """`_planned` in a process of its own: libtpu ends the one that it crashes in."""
+    print(f"compiling for {name} ...", file=sys.stderr)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(_planned, cfg, name).result()
+        except BrokenProcessPool:
+            words = "not known: the compiler crashed; try another --batch-size or --optimization-level"
+            return [name, words, *["-"] * 6], f"{name}: {words}"
+
+
+def _planned(cfg: TrainConfig, name: str) -> tuple[list[str], str]:
+    """A row of the table, and the report."""
+    from bert_jax import plan
+
+    made = plan.make(cfg, plan.Topology(name))
+    return _row(made), _report(made, plan.remedies(made))
 
 
 def _prepare_environment(topologies: Sequence[str], level: str) -> None:
@@ -108,19 +128,25 @@ def _size(size: float) -> str:
     return f"{size / _GIB:.2f} GiB" if size >= _GIB / 10 else f"{size / _MIB:.1f} MiB"
 
 
-def _table(plans: Sequence[Plan]) -> str:
-    """Markdown, aligned: a row a plan."""
-    rows = [("topology", "fits", "recomputed", "GiB a device", "crossing a step", "compiled in", "at best", "MFU at best")]
-    for made in plans:
-        chip, roofline = made.topology.chip, made.roofline if not made.refusal else None
-        crossing = sum(each.times * each.size for each in made.crossing) / _MIB
-        rows.append((
-            f"{made.topology.name}", ("no" if made.refusal else "yes") if chip else "-", made.program.cfg.model.remat,
-            (f"{made.needed / _GIB:.2f}" if made.needed else "?") + (f" of {chip.hbm / _GIB:.2f}" if chip else ""),
-            "-" if made.refusal else f"{sum(each.times for each in made.crossing)}, {crossing:,.0f} MiB",
-            f"{made.compile_seconds:.0f} s", f"{1e3 * roofline.step:.1f} ms" if roofline else "-",
-            f"{made.mfu:.0%}" if roofline else "-",
-        ))  # fmt: skip
+_COLUMNS = ["topology", "fits", "recomputed", "GiB a device", "crossing a step", "compiled in", "at best", "MFU at best"]
+
+
+def _row(made: Plan) -> list[str]:
+    """A plan's cells under `_COLUMNS`."""
+    chip, roofline = made.topology.chip, made.roofline if not made.refusal else None
+    crossing = sum(each.times * each.size for each in made.crossing) / _MIB
+    return [
+        made.topology.name, ("no" if made.refusal else "yes") if chip else "-", made.program.cfg.model.remat,
+        (f"{made.needed / _GIB:.2f}" if made.needed else "?") + (f" of {chip.hbm / _GIB:.2f}" if chip else ""),
+        "-" if made.refusal else f"{sum(each.times for each in made.crossing)}, {crossing:,.0f} MiB",
+        f"{made.compile_seconds:.0f} s", f"{1e3 * roofline.step:.1f} ms" if roofline else "-",
+        f"{made.mfu:.0%}" if roofline else "-",
+    ]  # fmt: skip
+
+
+def _table(rows: list[list[str]]) -> str:
+    """Markdown, aligned."""
+    rows = [_COLUMNS, *rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["| " + " | ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
