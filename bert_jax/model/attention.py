@@ -48,11 +48,11 @@ def for_platform(platform: str, interpret: bool = False) -> Iterator[None]:
 def choose(
     wanted: str,
     platform: str,
-    length: int,
+    length: Any,
     head_size: int,
     dtype: str,
     rate: float,
-    query_length: int | None = None,
+    query_length: Any = None,
     wants_weights: bool = False,
 ) -> tuple[Kernel, str]:
     """The kernel, and why.
@@ -60,7 +60,7 @@ def choose(
     Args:
       wanted: `BertConfig.attention`.
       platform: "cpu", "gpu" or "tpu".
-      length: tokens of a row.
+      length: tokens of a row; in jax.export it may be a symbol.
       head_size: K.
       dtype: the compute type.
       rate: dropout on the probabilities, 0 where there is none.
@@ -69,6 +69,8 @@ def choose(
 
     Raises InputError where a kernel is wanted that cannot compute this model here.
     """
+    if not isinstance(length, int):
+        return "xla", "rows of any length"
     if query_length not in (None, length):
         return "xla", "few tokens ask"
     if wanted == "xla":
