@@ -66,9 +66,9 @@ def run(cfg: FinetuneConfig, task: Any, command: str) -> int:
     for note in splits.notes:
         say(note)
     setting, test = finetuning.prepare(cfg, task, splits, say)
-    say(f"on {setting.devices.describe()}")
     outcomes: list[runs.Outcome] = []
     if setting.batches is not None:
+        say(f"on {setting.devices.describe()}; {setting.kernel}")
         with loop.StopRequest(multihost.stop_agreed()) as stop:
             outcomes = finetuning.fit_all(setting, Path(cfg.workdir or ""), stop)
         if stop.signal is not None:

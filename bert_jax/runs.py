@@ -24,7 +24,7 @@ from bert_jax.data.tasks import Task
 from bert_jax.evaluation import Evaluator, Split
 from bert_jax.files import as_numbers, write_json
 from bert_jax.finetune_config import FinetuneConfig
-from bert_jax.model import lora
+from bert_jax.model import attention, lora
 from bert_jax.model.heads import Bert, pool
 from bert_jax.pooling import Pooling
 from bert_jax.training import checkpoint, loop, losses, memory, multihost, optim, parallel, steps, writer
@@ -108,6 +108,13 @@ class Setting:
             load = memory.Load(-(-shape.rows // self.devices.rows_cut), shape.length, 0, mesh.shape["fsdp"], mesh.shape["tensor"])
             cfg = memory.automatic(cfg, load, self.devices.platform, memory.of_device(mesh.local_devices[0]))
         return Bert(cfg, self.start.model.head, max(1, len(self.start.model.labels)))
+
+    @property
+    def kernel(self) -> str:
+        """Which attention kernel the longest batches get, for the log."""
+        assert self.batches is not None
+        longest = max(shape.length for shape in self.batches.shapes)
+        return attention.describe(self.module.cfg, self.devices.platform, longest, deterministic=False)
 
     @cached_property
     def optimizer(self) -> Any:
