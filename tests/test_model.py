@@ -18,7 +18,7 @@ from bert_jax.config import PRESETS, BertConfig, InputError
 from bert_jax.model.convert import flatten, unflatten
 from bert_jax.model.encoder import Embeddings, Encoder, EncoderLayer
 from bert_jax.model.heads import Bert
-from bert_jax.model.layers import ACTIVATIONS, dropout
+from bert_jax.model.layers import ACTIVATIONS, affine, dropout, tied_logits
 from bert_jax.training.losses import pretraining_sums
 
 # Sizes with no common products, so that an array's number of elements tells what it is: 61 is prime.
@@ -627,3 +627,23 @@ def test_the_last_layer_at_the_heads_places_alone_gives_the_same_outputs_and_gra
         for flag in (False, True)
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-3), *of)
+
+
+def test_gradients_of_a_bfloat16_layer_are_summed_in_float32() -> None:
+    """Of kernels, biases and the output layer's table; the rule for a cast would round them to 8 bits."""
+    rng = np.random.default_rng(0)
+    x, dy = (jnp.asarray(rng.normal(size=(4096, n)), jnp.bfloat16) for n in (8, 6))
+    kernel, bias = jnp.asarray(rng.normal(size=(8, 6)), jnp.float32), jnp.zeros(6)
+    gradients = jax.vjp(affine, x, kernel, bias)[1](dy)
+    exact_x, exact_dy = np.asarray(x, np.float64), np.asarray(dy, np.float64)
+    np.testing.assert_allclose(gradients[1], exact_x.T @ exact_dy, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(gradients[2], exact_dy.sum(0), rtol=1e-4, atol=1e-3)
+    assert gradients[0].dtype == jnp.bfloat16
+    np.testing.assert_allclose(gradients[0].astype(np.float32), exact_dy @ np.asarray(kernel).T, rtol=0.02, atol=0.05)
+
+    table = jnp.asarray(rng.normal(size=(7, 8)), jnp.float32)
+    outputs, back = jax.vjp(lambda table: tied_logits(x.reshape(64, 64, 8), table), table)
+    assert outputs.dtype == jnp.float32
+    (of_table,) = back(jnp.tile(dy.reshape(64, 64, 6)[..., :1].astype(jnp.float32), 7))
+    exact = np.tile((exact_dy[:, :1] * exact_x).sum(0), (7, 1))
+    np.testing.assert_allclose(of_table, exact, rtol=1e-4, atol=1e-3)

@@ -15,11 +15,11 @@ from jaxtyping import Array, Float, Int
 
 from bert_jax.config import BertConfig
 from bert_jax.model.attention import AnyArray, attention
-from bert_jax.model.layers import ACTIVATIONS, ROWS, Dropout, dense, initializer, laid_out, layer_norm, word_table
+from bert_jax.model.layers import ACTIVATIONS, PRODUCT, ROWS, Dropout, dense, initializer, laid_out, layer_norm, word_table
 
 REMAT_POLICIES = {  # of cfg.remat: what the backward pass need not recompute; the others recompute nothing
     "full": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # attention's scores and probabilities are recomputed
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),  # attention's scores and probabilities are recomputed
 }
 
 
@@ -40,15 +40,16 @@ class Embeddings(nn.Module):
 
         def table(rows: int, name: str, **kwargs: Any) -> nn.Embed:
             width = cfg.embedding_size or cfg.hidden_size
-            return nn.Embed(rows, width, dtype=cfg.dtype, embedding_init=initializer(cfg), name=name, **kwargs)
+            return nn.Embed(rows, width, embedding_init=initializer(cfg), name=name, **kwargs)
 
         def promoted(table: AnyArray, dtype: Any, inexact: bool) -> tuple[Array]:
-            return (word_table(table, dtype),)
+            return (word_table(table),)
 
         x = table(cfg.vocab_size, "word_embeddings", promote_dtype=promoted)(input_ids)
         x += table(cfg.max_position_embeddings, "position_embeddings")(position_ids + cfg.position_offset)
         if cfg.type_vocab_size:
             x += table(cfg.type_vocab_size, "token_type_embeddings")(token_type_ids)
+        # Looked up and added as they are, float32: so are the sums of their gradients over tokens.
         return Dropout(cfg.hidden_dropout_prob)(layer_norm(cfg, "norm")(x), deterministic)
 
 

@@ -15,7 +15,7 @@ from bert_jax.config import BertConfig, InputError
 from bert_jax.model.attention import AnyArray
 from bert_jax.model.encoder import Encoder
 from bert_jax.model.families import FAMILIES, Head
-from bert_jax.model.layers import ACTIVATIONS, Dropout, dense, layer_norm, word_table
+from bert_jax.model.layers import ACTIVATIONS, Dropout, dense, layer_norm, tied_logits, word_table
 
 Batch = Mapping[str, AnyArray]
 
@@ -42,8 +42,7 @@ class MaskedLMHead(nn.Module):
         activation = ACTIVATIONS[FAMILIES[cfg.model_type].masked_lm_activation or cfg.hidden_act]
         x = layer_norm(cfg, "norm")(activation(dense(cfg, table.shape[1], "dense")(hidden)))
         bias = self.param("bias", nn.initializers.zeros, (cfg.vocab_size,))
-        logits = jnp.einsum("bpd,vd->bpv", x, word_table(table, x.dtype), preferred_element_type=jnp.float32)
-        return logits + bias
+        return tied_logits(x, word_table(table)) + bias
 
 
 class ReplacedTokenHead(nn.Module):

@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from bert_jax.config import BertConfig
 
+PRODUCT = "product"  # what recomputation may be told to keep: outputs of dense layers
 MESH_AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # what rows of a batch are laid over
 
@@ -79,24 +81,76 @@ def initializer(cfg: BertConfig) -> jax.nn.initializers.Initializer:
     return jax.nn.initializers.truncated_normal(cfg.initializer_range)
 
 
-def _flat_matmul(x: Array, kernel: Array, dimension_numbers: Any, **kwargs: Any) -> Array:
-    """`lax.dot_general` of `nn.Dense` with all leading axes of `x` as one.
+@jax.custom_vjp
+def affine(x: Float[Array, "N D"], kernel: Float[Array, "D F"], bias: Float[Array, "F"]) -> Float[Array, "N F"]:
+    """x @ kernel + bias in the type of `x`, with the gradients of kernel and bias in their own: summed over tokens and devices as
+    float32, where the rule for a cast would sum in the compute type and cast what comes out."""
+    return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
 
-    Then the kernel's gradient contracts one axis, and XLA's CPU backend need not transpose the cotangent for it.
-    """
-    return jax.lax.dot(x.reshape(-1, x.shape[-1]), kernel, **kwargs).reshape(*x.shape[:-1], -1)
+
+def _affine_forward(x: Array, kernel: Array, bias: Array) -> tuple[Array, tuple[Array, Array]]:
+    return affine(x, kernel, bias), (x, kernel)
 
 
-def dense(cfg: BertConfig, features: int, name: str) -> nn.Dense:
+def _affine_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array, Array]:
+    x, kernel = kept
+    of_kernel = jax.lax.dot_general(x, dy, (((0,), (0,)), ((), ())), preferred_element_type=kernel.dtype)
+    return dy @ kernel.astype(x.dtype).T, of_kernel, jnp.sum(dy, axis=0, dtype=kernel.dtype)
+
+
+affine.defvjp(_affine_forward, _affine_backward)
+
+
+class Dense(nn.Module):
     """A dense layer with BERT's initialisation, in the compute type."""
-    return nn.Dense(features, dtype=cfg.dtype, kernel_init=initializer(cfg), dot_general=_flat_matmul, name=name)
+
+    cfg: BertConfig
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
+        kernel = self.param("kernel", initializer(self.cfg), (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        # All leading axes as one: then the kernel's gradient contracts one axis, and XLA's CPU backend need not transpose for it.
+        flat = x.reshape(-1, x.shape[-1]).astype(self.cfg.dtype)
+        kernel, bias = jnp.asarray(kernel), jnp.asarray(bias)
+        plain = flat.dtype == kernel.dtype  # and forward-mode derivatives exist
+        y = flat @ kernel + bias if plain else affine(flat, kernel, bias)
+        return checkpoint_name(y, PRODUCT).reshape(*x.shape[:-1], self.features)
 
 
-def word_table(table: Float[Array | np.ndarray, "V E"], dtype: Any) -> Float[Array, "V E"]:
-    """The word embeddings in the compute type, as lookup and output layer want them: whole rows, cut by words over `tensor`."""
-    table = jnp.asarray(table, dtype)
+def dense(cfg: BertConfig, features: int, name: str) -> Dense:
+    """A named `Dense`."""
+    return Dense(cfg, features, name=name)
+
+
+def word_table(table: Float[Array | np.ndarray, "V E"]) -> Float[Array, "V E"]:
+    """The word embeddings as lookup and output layer want them: whole rows, cut by words over `tensor`."""
+    table = jnp.asarray(table)
     whole = jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) == 1  # told so, each use would sum its gradient by itself
     return table if whole else laid_out(table, "tensor", None)
+
+
+@jax.custom_vjp
+def _mixed_logits(x: Float[Array, "B P E"], table: Float[Array, "V E"]) -> Float[Array, "B P V"]:
+    return jnp.einsum("bpe,ve->bpv", x, table.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+def _mixed_logits_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, table = kept
+    dy = dy.astype(x.dtype)
+    of_table = jnp.einsum("bpv,bpe->ve", dy, x, preferred_element_type=table.dtype)
+    return jnp.einsum("bpv,ve->bpe", dy, table.astype(x.dtype)), of_table
+
+
+_mixed_logits.defvjp(lambda x, table: (_mixed_logits(x, table), (x, table)), _mixed_logits_backward)
+
+
+def tied_logits(x: Float[Array, "B P E"], table: Float[Array, "V E"]) -> Float[Array, "B P V"]:
+    """The products of `x` with each word's embedding, in float32; the table's gradient as that of `affine`."""
+    if x.dtype != table.dtype:
+        return _mixed_logits(x, table)
+    return jnp.einsum("bpe,ve->bpv", x, table, preferred_element_type=jnp.float32)
 
 
 def layer_norm(cfg: BertConfig, name: str) -> nn.LayerNorm:
