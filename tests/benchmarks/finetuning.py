@@ -70,7 +70,8 @@ def scores(args: argparse.Namespace) -> int:
     peer = json.loads((HERE / "peer_finetuning.json").read_text())["runs"]
     wrong = 0
     for task in args.scores:
-        theirs = [run["scores"][MAIN[task]] for run in peer if run["task"] == task]
+        scale = 0.01 if task == "qa" else 1  # SQuAD's script gives percent
+        theirs = [scale * run["scores"][MAIN[task]] for run in peer if run["task"] == task]
         if not theirs:
             print(f"{task}: not in peer_finetuning.json", flush=True)
             continue
