@@ -61,6 +61,60 @@ def test_collectives_are_read_with_sizes_groups_and_how_often_loops_repeat_them(
     assert found["all-gather", 1].sent(8) == 3 / 4 * 128
 
 
+OTHER_FORMS = """
+HloModule jit_step
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%inner_body (state: (s32[])) -> (s32[]) {
+  %started = f32[4]{0} all-reduce-start(%x), replica_groups=[2,4]<=[8], to_apply=%add
+  %ended = f32[4]{0} all-reduce-done(%started)
+}
+
+%outer_body (state: (s32[])) -> (s32[]) {
+  %inner = (s32[]) while(%state), condition=%unknown, body=%inner_body, backend_config={"known_trip_count":{"n":"5"}}
+}
+
+%wrapped (p: f32[32]) -> f32[8] {
+  ROOT %part = f32[8]{0} reduce-scatter(%p), replica_groups={{0,1,2,3}}, dimensions={0}, to_apply=%add
+}
+
+%all-reduce-scatter.1 (p: bf16[32,8]) -> bf16[8,8] {
+  %whole = bf16[32,8]{1,0} all-reduce(%p), replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}, to_apply=%add
+  ROOT %cut = bf16[8,8]{1,0} dynamic-slice(%whole, %i, %zero), dynamic_slice_sizes={8,8}
+}
+
+%branch (p: f32[2]) -> f32[2] {
+  ROOT %swapped = f32[2]{0} all-to-all(%p), replica_groups={}
+}
+
+ENTRY %main (p: f32[8]) -> f32[] {
+  %loop = (s32[]) while(%init), condition=%unknown, body=%outer_body, backend_config={"known_trip_count":{"n":"2"}}
+  %begun = ((f32[32]{0}), f32[8]{0}, u32[]) async-start(%p), calls=%wrapped
+  %waited = ((f32[32]{0}), f32[8]{0}, u32[]) async-update(%begun), calls=%wrapped
+  %given = f32[8]{0} async-done(%waited), calls=%wrapped
+  %fused = bf16[8,8]{1,0} fusion(%q), kind=kCustom, calls=%all-reduce-scatter.1, metadata={op_name="jit(step)/kernel"}
+  %chosen = f32[2]{0} conditional(%i, %r, %r), branch_computations={%branch, %branch}
+  %moving = (f32[3]{0}, f32[3]{0}, u32[], u32[]) collective-permute-start(%z), source_target_pairs={{0,1}}
+  ROOT %named = f32[] custom-call(%z), metadata={op_name="all-reduce(of nothing)"}
+}
+"""
+
+
+def test_collectives_that_start_and_end_apart_are_fused_or_in_nested_loops_are_counted_once_each():
+    found = [(c.kind, c.shapes, c.size, c.group, c.times, c.operation) for c in plan.collectives(OTHER_FORMS)]
+    assert found == [
+        ("all-reduce", ("f32[4]",), 16, 4, 10, ""),
+        ("reduce-scatter", ("f32[8]",), 128, 4, 1, ""),  # the bytes of all that is reduced
+        ("reduce-scatter", ("bf16[32,8]",), 512, 4, 1, "jit(step)/kernel"),
+        ("all-to-all", ("f32[2]",), 8, None, 1, ""),
+        ("all-to-all", ("f32[2]",), 8, None, 1, ""),  # of each branch
+        ("collective-permute", ("f32[3]",), 12, None, 1, ""),
+    ]
+
+
 def test_data_parallel_devices_send_each_gradient_once():
     step, state, batch = lowered("adamw_bert", "8x1x1", 1, False, 1.0)
     found = plan.collectives(step.lower(state, batch).compile().as_text())
@@ -150,6 +204,70 @@ def test_the_command_lists_its_options(capsys):
     assert "--topology" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("words", "gib"),
+    [
+        ("RESOURCE_EXHAUSTED: ... required for HLO temporaries (22.15G) exceeds available HBM (15.75G).", 22.15),
+        ("RESOURCE_EXHAUSTED: ... Used 19.64G of 15.75G hbm. Exceeded hbm capacity by 3.89G.", 19.64),
+        ("RESOURCE_EXHAUSTED: for a reason of its own", None),
+    ],
+)
+def test_the_compilers_refusal_says_what_it_needs(words, gib):
+    assert plan.needed_bytes(words) == (gib and gib * GIB)
+
+
+@pytest.mark.parametrize(
+    ("name", "links"), [("v5e:1x1", 0), ("v5e:2x4", 2), ("v5e:4x16", 3), ("v6e:16x16", 4), ("v4:2x2x1", 2), ("v4:4x4x8", 6)]
+)
+def test_a_corner_of_a_slice_has_links_to_its_neighbours_and_around_a_ring(name, links):
+    topology = plan.Topology(name)
+    assert topology.chip.links(topology.shape) == links
+
+
+def planned(cfg, name="v5e:2x4", crossing=()):
+    """A plan of eight devices that nothing was compiled for."""
+    devices = parallel.Devices(parallel.make_mesh(jax.devices(), cfg.parallel.fsdp, cfg.parallel.tensor))
+    program = pretraining.Pretraining(cfg, devices)
+    return plan.Plan(plan.Topology(name), program, 1.0, {"parameters": 40, "optimizer state": 80}, None, "", list(crossing))
+
+
+def test_a_step_is_bounded_by_products_links_and_memory(monkeypatch):
+    monkeypatch.setattr(plan.metrics, "peak_flops", lambda kind: 1e9)
+    crossing = [plan.Collective("all-reduce", ("f32[]",), 8_000_000_000, 8, 2, "")]
+    made = planned(SMALL, crossing=crossing)
+    work = metrics.pretraining_flops(SMALL.model, 16, 128, 20)
+    assert made.roofline.compute == pytest.approx(work / 8 / 1e9)
+    assert made.roofline.interconnect == pytest.approx(2 * 2 * 7 / 8 * 8e9 / (2 * 50e9))
+    assert made.roofline.update == pytest.approx((2 * (40 + 80) + 2 * 40) / 8.19e11)
+    assert made.roofline.step == max(made.roofline.compute, made.roofline.interconnect) + made.roofline.update
+    assert made.mfu == pytest.approx(made.roofline.compute / made.roofline.step)
+    again = planned(SMALL.replace(model=SMALL.model.replace(remat="full")), crossing=crossing)
+    assert 1.2 < again.roofline.compute / made.roofline.compute < 4 / 3  # the layers' forward pass once more, not the head's
+
+
+LARGE = TrainConfig(
+    batch_size=256, data=DataConfig(max_seq_length=512),
+    model=BertConfig.preset("large", dtype="bfloat16", remat="none", scan_layers=True),
+)  # fmt: skip
+
+
+def test_what_would_fit_is_the_least_change_of_each_kind():
+    remedies = dict(plan.remedies(planned(LARGE)))
+    assert [option.split()[0] for option in remedies] == ["--model.remat", "--gradient-accumulation-steps", "--batch-size"]
+    assert all(need <= memory.SHARE * 15.75 * GIB for need in remedies.values())
+    assert "--model.remat full" in remedies  # dots alone is too much for 32 rows of BERT-large
+    load = memory.Load.of(LARGE.replace(gradient_accumulation_steps=8), 8, 1, 1, "cpu")
+    assert memory.total_bytes(LARGE.model, load) > memory.SHARE * 15.75 * GIB
+    assert remedies.keys() >= {"--gradient-accumulation-steps 16"}
+
+
+def test_where_no_change_fits_by_itself_all_is_recomputed_too():
+    larger = LARGE.replace(model=LARGE.model.replace(num_hidden_layers=72))
+    remedies = plan.remedies(planned(larger))
+    assert remedies
+    assert all(option.startswith("--model.remat full --parallel.fsdp") for option, _ in remedies)
+
+
 BASE = BertConfig.preset("base", dtype="bfloat16")
 
 
@@ -172,6 +290,28 @@ def test_cutting_parameters_and_recomputing_need_less():
     assert sizes == sorted(sizes, reverse=True)
     assert memory.state_bytes(BASE, replace(load, fsdp=8)) == memory.state_bytes(BASE, load) / 8
     assert memory.parameters(BASE) == pytest.approx(110.1e6, rel=0.01)  # Devlin et al., 2018, section 3
+
+
+def test_a_kernel_for_attention_keeps_no_scores():
+    load = memory.Load(16, 512, 77, platform="tpu")
+    dropped, whole = (BASE.replace(scan_layers=True, remat="none", attention_probs_dropout_prob=rate) for rate in (0.1, 0.0))
+    # as compiled for v5e: 12.13 and 9.15 GiB
+    assert memory.total_bytes(dropped, load) / GIB == pytest.approx(12.13, rel=0.06)
+    assert memory.total_bytes(whole, load) / GIB == pytest.approx(9.15, rel=0.06)
+    short = replace(load, length=128, slots=20)  # too short for the kernel
+    assert memory.total_bytes(whole, short) == memory.total_bytes(dropped, short)
+
+
+@pytest.mark.parametrize(
+    ("size", "rows", "length", "remat", "gib"),  # total as compiled for v5e, libtpu 0.0.42
+    [("base", 8, 512, "none", 7.00), ("base", 32, 512, "dots", 6.83), ("base", 32, 512, "full", 3.70),
+     ("base", 64, 128, "none", 9.32), ("base", 128, 128, "dots", 6.00), ("base", 128, 128, "full", 3.35),
+     ("large", 8, 512, "dots", 8.53), ("large", 16, 512, "full", 7.47)],
+)  # fmt: skip
+def test_estimates_are_near_what_the_compiler_needs(size, rows, length, remat, gib):
+    cfg = BertConfig.preset(size, dtype="bfloat16", remat=remat, scan_layers=True)
+    load = memory.Load(rows, length, {512: 77, 128: 20}[length], platform="tpu")
+    assert 0.98 < memory.total_bytes(cfg, load) / GIB / gib < 1.1
 
 
 @pytest.mark.tpu_compile

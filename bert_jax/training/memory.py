@@ -1,17 +1,19 @@
 """What a training step keeps in a device's memory, estimated from the config; and how to compute so that it fits.
 
 The numbers of `activation_bytes` are what the TPU compiler's buffer assignments show (libtpu 0.0.42, v5e; BERT-base at 512 x 8 to
-32 and 128 x 64 to 128, BERT-large at 512 x 4 to 28): the estimate is up to 15 % above them.
+32 and 128 x 64 to 128, BERT-large at 512 x 4 to 16): with the state, the estimate is 6 % below to 11 % above what it needs, a
+little above nearly always.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 
 from bert_jax.config import BertConfig, TrainConfig
+from bert_jax.model import attention
 
 SHARE = 0.9  # of a device's memory that an estimate may fill
 
@@ -19,7 +21,7 @@ SHARE = 0.9  # of a device's memory that an estimate may fill
 @dataclass(frozen=True)
 class Load:
     """What a device has of a step: rows of a microbatch, tokens a row, positions a row that the masked-LM head reads (0: there is
-    no such head); how parameters are cut; microbatches."""
+    no such head); how parameters are cut; microbatches; its platform, which says whether attention is by a kernel."""
 
     rows: int
     length: int
@@ -27,13 +29,14 @@ class Load:
     fsdp: int = 1
     tensor: int = 1
     microbatches: int = 1
+    platform: str = "cpu"
 
     @classmethod
-    def of(cls, cfg: TrainConfig, rows_cut: int, fsdp: int, tensor: int) -> Load:
+    def of(cls, cfg: TrainConfig, rows_cut: int, fsdp: int, tensor: int, platform: str = "cpu") -> Load:
         """A pretraining run's, its rows laid over so many devices."""
         length, microbatches = cfg.data.max_seq_length, cfg.gradient_accumulation_steps
         rows = -(-cfg.batch_size // rows_cut // microbatches)
-        return cls(rows, length, cfg.masking.num_slots(length), fsdp, tensor, microbatches)
+        return cls(rows, length, cfg.masking.num_slots(length), fsdp, tensor, microbatches, platform)
 
 
 def parameters(cfg: BertConfig) -> int:
@@ -59,31 +62,38 @@ def activation_bytes(cfg: BertConfig, load: Load, remat: str) -> float:
     (or the head's) has in flight, and gradients. `cfg.scan_layers` must be chosen."""
     size = 4 if cfg.dtype == "float32" else 2
     tokens, read = load.rows * load.length, load.slots / load.length or 1.0
-    m, scores = cfg.intermediate_size / load.tensor, load.length * cfg.num_attention_heads / load.tensor
+    d, m, scores = cfg.hidden_size / load.tensor, cfg.intermediate_size / load.tensor, _scores(cfg, load)
     kept = tokens * (cfg.num_hidden_layers - 1 + read) * _kept(cfg, load, remat)
-    layer = tokens * ((4 + size) * scores + 12 * m)
-    if remat == "dots" and cfg.scan_layers:
-        layer *= 2
-    elif remat == "none" and not cfg.scan_layers:  # what has been read makes room at once
-        layer /= 4
-    head = 5.0 * load.rows * load.slots * cfg.vocab_size / load.tensor
-    return 1.05 * (kept + max(layer, head) + _weights(cfg, load))  # the allocator leaves gaps
+    # Of scores and of the inner layer, in float32; of a kernel its operands and their gradients.
+    of_attention, of_mlp = (4 + size) * scores or 24 * d, 12 * m
+    if cfg.scan_layers:  # what is recomputed and what is derived are there together
+        of_attention, of_mlp = of_attention * (2 if remat == "dots" else 1), of_mlp * (1 if remat == "none" else 2)
+    head = 6.5 * load.rows * load.slots * cfg.vocab_size / load.tensor
+    return 1.05 * (kept + max(tokens * (of_attention + of_mlp), head) + _weights(cfg, load))  # the allocator leaves gaps
 
 
 def _kept(cfg: BertConfig, load: Load, remat: str) -> float:
-    """Bytes a token and layer. Without a scan the compiler recomputes by itself what costs it no product, but draws dropout
-    (here as `scores`) once; through a scan it can do neither: all that the derivatives read is stacked, float32 inside GELU and
-    LayerNorm too."""
+    """Bytes a token and layer. Without a scan the compiler recomputes by itself some of what costs it no product, but draws
+    dropout (here as scores) once; through a scan it can do neither: all that the derivatives read is stacked, float32 inside GELU
+    and LayerNorm too."""
     size = 4 if cfg.dtype == "float32" else 2
     whole, d, m = cfg.hidden_size, cfg.hidden_size / load.tensor, cfg.intermediate_size / load.tensor
-    scores = load.length * cfg.num_attention_heads / load.tensor
+    scores = _scores(cfg, load)
     if remat == "full":  # the layer's input
         return size * whole + (0 if cfg.scan_layers else 3 * scores)
     if remat == "dots":  # and what its products with kernels give
         return size * (3 * whole + 3 * d + m) + (0 if cfg.scan_layers else 1.5 * scores)
+    of_kernel = 0.0 if scores else 4 * size * d  # its operands as it wants them, and what it gives
     if cfg.scan_layers:
-        return (5 + size) * scores + (12 + size) * m + 26 * whole + size * (2 * whole + 4 * d)
-    return 5 * scores + size * (2 * whole + 3 * d + 2 * m)
+        return (5 + size) * scores + of_kernel + (12 + size) * m + 26 * whole + size * (2 * whole + 4 * d)
+    return 5 * scores + of_kernel + (7 + 2 * size) * m + size * (2 * whole + 3 * d)
+
+
+def _scores(cfg: BertConfig, load: Load) -> float:
+    """Scores of attention that a token has in memory in a layer: none where a kernel computes it."""
+    rate, head = cfg.attention_probs_dropout_prob, cfg.hidden_size // cfg.num_attention_heads
+    kernel, _ = attention.choose(cfg.attention, load.platform, load.length, head, cfg.dtype, rate)
+    return load.length * cfg.num_attention_heads / load.tensor if kernel == "xla" else 0.0
 
 
 def _weights(cfg: BertConfig, load: Load) -> float:
@@ -105,6 +115,7 @@ def automatic(cfg: BertConfig, load: Load, platform: str, memory_bytes: int | No
 
     The least recomputation that is estimated to fit into `SHARE` of the memory; none where that is not known, as on CPUs.
     """
+    load = replace(load, platform=platform)
     if cfg.scan_layers is None:  # compiling for TPUs takes many times as long otherwise
         cfg = cfg.replace(scan_layers=platform == "tpu" and cfg.num_hidden_layers > 4)
     if cfg.remat == "auto":
