@@ -42,7 +42,8 @@ def finetune(cfg: FinetuneConfig, command: str) -> int:
             model=cfg.model, task=first, task_data=dataclasses.replace(type(cfg.task_data)(), data=data),
             workdir=str(Path(cfg.workdir) / "via"), dtype=cfg.dtype, parallel=cfg.parallel,
         )  # fmt: skip
-        print(f"first {first}, then {cfg.task}", file=sys.stderr)
+        if multihost.is_first():
+            print(f"first {first}, then {cfg.task}", file=sys.stderr)
         status = finetune(before, command)
         if status:
             return status
@@ -118,6 +119,6 @@ def _keep_best(workdir: Path, export: Path) -> None:
 
 
 if __name__ == "__main__":
-    from bert_jax.training.multihost import run as run_main
+    from bert_jax import console
 
-    run_main(main, sys.argv[1:])
+    console.run(main, sys.argv[1:])

@@ -88,7 +88,8 @@ def pretrain(cfg: TrainConfig, data: Any, training: Any, held_out: Any) -> int:
         peak = metrics.peak_flops(devices.kind)
         cost = loop.Cost(lambda batch: int((batch["sequence_ids"] > 0).sum()), flops, peak and peak * devices.mesh.size)
         if cfg.profile and first:
-            train_step = loop.profiled(train_step, 10, cfg.profile, workdir / "profile")
+            skip = max(0, min(10, cfg.num_steps - start - cfg.profile))
+            train_step = loop.profiled(train_step, skip, min(cfg.profile, cfg.num_steps - start), workdir / "profile")
         state = loop.fit(
             state, train_step, training.stream(start, cfg.num_steps, rows), alive.watched(devices.put),
             loop.Cadence(cfg.num_steps, cfg.log_every, cfg.eval_every, cfg.checkpoint_every, cfg.optim.max_skipped),
@@ -152,6 +153,6 @@ def finish(cfg: TrainConfig, model: Any, reached: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    from bert_jax.training.multihost import run
+    from bert_jax.console import run
 
     run(main, sys.argv[1:])

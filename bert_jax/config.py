@@ -408,7 +408,8 @@ class TrainConfig(Checked):
     init_from: str | None = None
     """A pretrained directory to start the weights from, with a fresh optimizer."""
     profile: int = 0
-    """Steps to profile, behind the first ten: the trace in WORKDIR/profile is for XProf (TensorBoard's profile plugin)."""
+    """Steps to profile, behind the first ten if there are so many; WORKDIR/profile is then for XProf (TensorBoard's profile
+    plugin)."""
     extend: bool = False
     """Allow a larger num_steps than the work directory was started with."""
     fill_masks: tuple[str, ...] = ()

@@ -1,10 +1,13 @@
-"""What a person sees while text is prepared or predicted of: progress bars, warnings and a table, on stderr."""
+"""What a person sees: progress bars, warnings and a table, on stderr; how an entry point ends."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import signal
 import sys
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +18,8 @@ from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.progress import track as rich_track
 from rich.table import Table
+
+from bert_jax.config import InputError
 
 
 def track(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
@@ -64,3 +69,30 @@ def show_table(title: str, facts: Sequence[tuple[str, str]], warnings: Sequence[
     console.print(table)
     for warning in warnings:
         console.print(f"[bold yellow]warning:[/] {escape(warning)}", soft_wrap=True)
+
+
+def run(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> None:
+    """Runs an entry point and ends the process with its status, or with 1 and the reason on stderr.
+
+    A process of several that failed leaves without a word to the others; they end behind parallel.heartbeat_timeout, and the
+    same command, run again on all, continues.
+    """
+    try:
+        status = main(argv)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    jax = sys.modules.get("jax")  # an error in the command line comes before it is imported
+    if jax is None or not jax.distributed.is_initialized():
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status not in (0, 128 + signal.SIGTERM):  # all ended these together
+        os._exit(status)
+    jax.distributed.shutdown()
+    sys.exit(status)

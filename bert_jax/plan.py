@@ -374,7 +374,7 @@ def remedies(plan: Plan) -> list[tuple[str, float]]:
         for options in _changes(base, mesh.size).values():
             for option, changed in options:
                 fsdp, tensor = changed.parallel.fsdp, changed.parallel.tensor
-                load = memory.Load.of(changed, mesh.size // tensor, fsdp, tensor, plan.program.devices.platform)
+                load = memory.Load.of(changed, plan.program.devices.platform, mesh.size // tensor, fsdp, tensor)
                 need = memory.total_bytes(changed.model, load)
                 if need <= memory.SHARE * hbm:
                     yield option, need

@@ -121,7 +121,7 @@ def _read(directory: Path) -> _Files:
         raise InputError(f"no directory {directory}{_nearest(directory)}")
     if (directory / "results.json").is_file() and (directory / "export").is_dir():
         directory = directory / "export"  # of a work directory of finetune.py
-    elif (directory / "checkpoints").is_dir() and not has_weights(directory):
+    elif not has_weights(directory) and any((directory / name).is_dir() for name in ("checkpoints", "tokenizer")):
         return _read_workdir(directory)
     prefix = None if has_weights(directory) else find_tf1(directory)  # `save` may have written beside a checkpoint
     names = ("config.json", "bert_config.json") if prefix is None else ("bert_config.json", "config.json")
@@ -303,7 +303,7 @@ def _read_workdir(workdir: Path) -> _Files:
     head = pretraining_head(cfg)
     module = Bert(cfg.model, head)
     like = jax.eval_shape(lambda: steps.init_state(initialize(module, 0), optim.make_optimizer(cfg.optim)))
-    saved = checkpoint.Checkpointer(workdir / "checkpoints", read_only=True)
+    saved = checkpoint.Checkpointer(cfg.checkpoint_dir or workdir / "checkpoints", read_only=True)  # it may have been moved
     restored = saved.restore_latest(like)
     saved.close()
     if restored is None:

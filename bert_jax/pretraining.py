@@ -94,5 +94,6 @@ def build(cfg: TrainConfig, devices: parallel.Devices, memory_bytes: int | None)
     """The program of a run, with what its config leaves to us: recomputation and scan, by the devices' memory (bytes; None: not
     known) and platform. Raises InputError where the batch or the model does not divide over the devices."""
     parallel.check_fit(devices, cfg.model, cfg.batch_size, cfg.gradient_accumulation_steps)
-    load = memory.Load.of(cfg, devices.rows_cut, devices.mesh.shape["fsdp"], devices.mesh.shape["tensor"])
-    return Pretraining(cfg.replace(model=memory.automatic(cfg.model, load, devices.platform, memory_bytes)), devices)
+    shape = devices.mesh.shape
+    load = memory.Load.of(cfg, devices.platform, devices.rows_cut, shape["fsdp"], shape["tensor"])
+    return Pretraining(cfg.replace(model=memory.automatic(cfg.model, load, memory_bytes)), devices)

@@ -103,10 +103,11 @@ class Setting:
         if drop is not None:
             cfg = cfg.replace(hidden_dropout_prob=drop, attention_probs_dropout_prob=drop, classifier_dropout=drop)
         if self.batches is not None:
-            mesh = self.devices.mesh
+            devices, cut = self.devices, self.devices.mesh.shape
             shape = max(self.batches.shapes, key=lambda shape: shape.rows * shape.length)
-            load = memory.Load(-(-shape.rows // self.devices.rows_cut), shape.length, 0, mesh.shape["fsdp"], mesh.shape["tensor"])
-            cfg = memory.automatic(cfg, load, self.devices.platform, memory.of_device(mesh.local_devices[0]))
+            rows = -(-shape.rows // devices.rows_cut)
+            load = memory.Load(rows, shape.length, 0, devices.platform, cut["fsdp"], cut["tensor"])
+            cfg = memory.automatic(cfg, load, memory.of_device(devices.mesh.local_devices[0]))
         return Bert(cfg, self.start.model.head, max(1, len(self.start.model.labels)))
 
     @property

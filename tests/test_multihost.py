@@ -223,7 +223,8 @@ def test_processes_that_were_given_different_things_all_say_so(project, tmp_path
 
 BROKEN = """
 import sys, jax, train
-from bert_jax.training import loop, multihost
+from bert_jax import console
+from bert_jax.training import loop
 
 fit = loop.fit
 
@@ -233,7 +234,7 @@ def broken(*args, **kwargs):
     return fit(*args, **kwargs)
 
 loop.fit = broken
-multihost.run(train.main, sys.argv[1:])
+console.run(train.main, sys.argv[1:])
 """
 
 

@@ -109,6 +109,21 @@ def test_a_signal_saves_and_the_same_command_continues_to_the_bit(project, whole
     assert recorded(tmp_path) == recorded(whole_run)
 
 
+def test_checkpoints_may_be_elsewhere(project, whole_run, tmp_path):
+    elsewhere = ("--checkpoint-dir", str(tmp_path / "elsewhere"))
+    assert train.main(arguments(project, tmp_path / "run", *elsewhere)) == 0
+    assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == ["12", "4", "8"]
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    shutil.rmtree(tmp_path / "elsewhere" / "12")
+    assert train.main(arguments(project, tmp_path / "run", *elsewhere)) == 0
+    assert recorded(tmp_path / "run") == recorded(whole_run)
+    exported, again = bert_jax.load(whole_run / "export"), bert_jax.load(tmp_path / "run")  # of the newest checkpoint
+    ids = np.arange(5, 12)[None]
+    np.testing.assert_array_equal(*(model.encode(model.params, ids) for model in (exported, again)))
+    with pytest.raises(InputError, match="holds another run"):
+        train.main(arguments(project, tmp_path / "run", *elsewhere, "--seed", "4"))
+
+
 def test_a_profile_is_a_trace_of_the_steps_asked_for(project, tmp_path):
     assert train.main(arguments(project, tmp_path, "--profile", "1")) == 0
     (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")

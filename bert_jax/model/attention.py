@@ -21,7 +21,7 @@ from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from bert_jax.config import BertConfig, InputError
-from bert_jax.model.layers import MESH_AXES, ROWS, dropout
+from bert_jax.model.layers import MESH_AXES, ROWS, dropout, inside_training_mesh
 
 AnyArray = Array | np.ndarray  # what callers may give
 Kernel = Literal["xla", "splash", "cudnn"]
@@ -183,19 +183,14 @@ def _splash(
         first = (x.transpose(0, 2, 1, 3) for x in (scaled, key, value))  # heads first
         return jax.vmap(row)(*first, ids).transpose(0, 2, 1, 3)
 
-    if not _inside_training_mesh():
+    if not inside_training_mesh():
         return of_device(query, key, value, ids)
     heads, rows = PartitionSpec(ROWS, None, "tensor", None), PartitionSpec(ROWS, None)
     cut = jax.shard_map(of_device, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
     return cut(query, key, value, ids)
 
 
-def _inside_training_mesh() -> bool:
-    mesh = jax.sharding.get_abstract_mesh()
-    return mesh.axis_names == MESH_AXES and all(kind == AxisType.Auto for kind in mesh.axis_types)
-
-
 def _mesh_is_foreign() -> bool:
     """Whether there is a mesh that cuts arrays and is not the training's; inside pmap and shard_map there is none that does."""
     mesh = jax.sharding.get_abstract_mesh()
-    return not _inside_training_mesh() and any(kind != AxisType.Manual for kind in mesh.axis_types)
+    return not inside_training_mesh() and any(kind != AxisType.Manual for kind in mesh.axis_types)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from bert_jax.config import BertConfig
 from bert_jax.model.attention import AnyArray, attention
-from bert_jax.model.layers import ACTIVATIONS, PRODUCT, ROWS, Dropout, dense, initializer, laid_out, layer_norm, word_table
+from bert_jax.model.layers import ACTIVATIONS, PRODUCT, ROWS, Dense, Dropout, initializer, laid_out, layer_norm, word_table
 
 REMAT_POLICIES = {  # of cfg.remat: what the backward pass need not recompute; the others recompute nothing
     "full": None,
@@ -71,13 +71,13 @@ class SelfAttention(nn.Module):
         cfg = self.cfg
         heads = (cfg.num_attention_heads, cfg.hidden_size // cfg.num_attention_heads)
         query, key, value = (
-            dense(cfg, cfg.hidden_size, name)(of).reshape(*of.shape[:-1], *heads)
+            Dense(cfg, cfg.hidden_size, name=name)(of).reshape(*of.shape[:-1], *heads)
             for name, of in (("query", asking), ("key", x), ("value", x))
         )
         rate = 0.0 if deterministic else cfg.attention_probs_dropout_prob
         dropout_key = self.make_rng("dropout") if rate else None
         mixed, weights = attention(cfg, query, key, value, asking_ids, sequence_ids, rate, dropout_key, wants_weights)
-        return dense(cfg, cfg.hidden_size, "output")(mixed.reshape(asking.shape)), weights
+        return Dense(cfg, cfg.hidden_size, name="output")(mixed.reshape(asking.shape)), weights
 
 
 class Mlp(nn.Module):
@@ -87,8 +87,8 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        hidden = ACTIVATIONS[self.cfg.hidden_act](dense(self.cfg, self.cfg.intermediate_size, "intermediate")(x))
-        return dense(self.cfg, self.cfg.hidden_size, "output")(hidden)
+        hidden = ACTIVATIONS[self.cfg.hidden_act](Dense(self.cfg, self.cfg.intermediate_size, name="intermediate")(x))
+        return Dense(self.cfg, self.cfg.hidden_size, name="output")(hidden)
 
 
 class EncoderLayer(nn.Module):
@@ -147,7 +147,7 @@ class Encoder(nn.Module):
         cfg = self.cfg
         x = Embeddings(cfg, name="embeddings")(input_ids, token_type_ids, position_ids, deterministic)
         if cfg.embedding_size is not None:
-            x = dense(cfg, cfg.hidden_size, "projection")(x)
+            x = Dense(cfg, cfg.hidden_size, name="projection")(x)
         x = laid_out(x, ROWS, None, None)
         layer = EncoderLayer(cfg, parent=None)
 

@@ -15,7 +15,7 @@ from bert_jax.config import BertConfig, InputError
 from bert_jax.model.attention import AnyArray
 from bert_jax.model.encoder import Encoder
 from bert_jax.model.families import FAMILIES, Head
-from bert_jax.model.layers import ACTIVATIONS, Dropout, dense, layer_norm, tied_logits, word_table
+from bert_jax.model.layers import ACTIVATIONS, Dense, Dropout, layer_norm, tied_logits, word_table
 
 Batch = Mapping[str, AnyArray]
 
@@ -28,7 +28,7 @@ class Pooler(nn.Module):
     @nn.compact
     def __call__(self, first: Float[Array, "... D"]) -> Float[Array, "... D"]:
         activation = {"tanh": jnp.tanh, **ACTIVATIONS}[FAMILIES[self.cfg.model_type].pooler_activation]
-        return activation(dense(self.cfg, self.cfg.hidden_size, "dense")(first))
+        return activation(Dense(self.cfg, self.cfg.hidden_size, name="dense")(first))
 
 
 class MaskedLMHead(nn.Module):
@@ -40,7 +40,7 @@ class MaskedLMHead(nn.Module):
     def __call__(self, hidden: Float[Array, "B P D"], table: Float[AnyArray, "V E"]) -> Float[Array, "B P V"]:
         cfg = self.cfg
         activation = ACTIVATIONS[FAMILIES[cfg.model_type].masked_lm_activation or cfg.hidden_act]
-        x = layer_norm(cfg, "norm")(activation(dense(cfg, table.shape[1], "dense")(hidden)))
+        x = layer_norm(cfg, "norm")(activation(Dense(cfg, table.shape[1], name="dense")(hidden)))
         bias = self.param("bias", nn.initializers.zeros, (cfg.vocab_size,))
         return tied_logits(x, word_table(table)) + bias
 
@@ -53,8 +53,8 @@ class ReplacedTokenHead(nn.Module):
     @nn.compact
     def __call__(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L"]:
         cfg = self.cfg
-        x = ACTIVATIONS[cfg.hidden_act](dense(cfg, cfg.hidden_size, "dense")(hidden))
-        return dense(cfg, 1, "output")(x)[..., 0].astype(jnp.float32)
+        x = ACTIVATIONS[cfg.hidden_act](Dense(cfg, cfg.hidden_size, name="dense")(hidden))
+        return Dense(cfg, 1, name="output")(x)[..., 0].astype(jnp.float32)
 
 
 def gather_positions(hidden: Float[Array, "B L D"], positions: Int[AnyArray, "B P"]) -> Float[Array, "B P D"]:
@@ -187,7 +187,7 @@ class Bert(nn.Module):
         drop = Dropout(cfg.hidden_dropout_prob if cfg.classifier_dropout is None else cfg.classifier_dropout)
 
         def classify(x: Array, features: int, name: str) -> Array:
-            return dense(cfg, features, name)(drop(x, deterministic)).astype(jnp.float32)
+            return Dense(cfg, features, name=name)(drop(x, deterministic)).astype(jnp.float32)
 
         pooled = hidden
         if "pooler/dense" in parts:
@@ -204,7 +204,7 @@ class Bert(nn.Module):
             picked = at.get("masked_positions", hidden)
             outputs["masked_lm_logits"] = MaskedLMHead(cfg, name="masked_lm")(picked, table)
         if "next_sentence" in parts:
-            outputs["next_sentence_logits"] = dense(cfg, 2, "next_sentence")(pooled).astype(jnp.float32)
+            outputs["next_sentence_logits"] = Dense(cfg, 2, name="next_sentence")(pooled).astype(jnp.float32)
         if head == "replaced_token":
             outputs["replaced_token_logits"] = ReplacedTokenHead(cfg, name="replaced_token")(hidden)
         if head == "sequence_classification":
@@ -214,6 +214,6 @@ class Bert(nn.Module):
         if head == "token_classification":
             outputs["logits"] = classify(hidden, self.num_labels, "token_classifier")
         if head == "question_answering":
-            spans = dense(cfg, 2, "span_classifier")(hidden).astype(jnp.float32)
+            spans = Dense(cfg, 2, name="span_classifier")(hidden).astype(jnp.float32)
             outputs["start_logits"], outputs["end_logits"] = spans[..., 0], spans[..., 1]
         return outputs

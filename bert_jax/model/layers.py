@@ -21,15 +21,21 @@ MESH_AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # what rows of a batch are laid over
 
 
+def inside_training_mesh() -> bool:
+    """Whether what is traced is cut over the mesh of `training.parallel`; inside pmap and shard_map it is not."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.axis_names == MESH_AXES and all(kind == AxisType.Auto for kind in mesh.axis_types)
+
+
 def laid_out(x: Array, *axes: Any) -> Array:
     """`x` with its dimensions laid over these axes (None: whole) of the training mesh; as it is where there is no such mesh.
 
     The compiler derives all else from the parameters' and the batch's shardings. Told once a layer that rows stay where they
     are, it moves parameters to them (fsdp), never hidden states to the parameters.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.axis_names != MESH_AXES or any(kind != AxisType.Auto for kind in mesh.axis_types):
+    if not inside_training_mesh():
         return x
+    mesh = jax.sharding.get_abstract_mesh()
     sizes = (math.prod(mesh.shape[name] for name in ([axis] if isinstance(axis, str) else axis or ())) for axis in axes)
     fitting = [axis if n % size == 0 else None for axis, n, size in zip(axes, x.shape, sizes, strict=False)]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*fitting))
@@ -117,11 +123,6 @@ class Dense(nn.Module):
         plain = flat.dtype == kernel.dtype  # and forward-mode derivatives exist
         y = flat @ kernel + bias if plain else affine(flat, kernel, bias)
         return checkpoint_name(y, PRODUCT).reshape(*x.shape[:-1], self.features)
-
-
-def dense(cfg: BertConfig, features: int, name: str) -> Dense:
-    """A named `Dense`."""
-    return Dense(cfg, features, name=name)
 
 
 def word_table(table: Float[Array | np.ndarray, "V E"]) -> Float[Array, "V E"]:

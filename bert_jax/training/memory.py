@@ -7,7 +7,7 @@ little above nearly always.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -21,22 +21,22 @@ SHARE = 0.9  # of a device's memory that an estimate may fill
 @dataclass(frozen=True)
 class Load:
     """What a device has of a step: rows of a microbatch, tokens a row, positions a row that the masked-LM head reads (0: there is
-    no such head); how parameters are cut; microbatches; its platform, which says whether attention is by a kernel."""
+    no such head); its platform, which says whether attention is by a kernel; how parameters are cut; microbatches."""
 
     rows: int
     length: int
     slots: int
+    platform: str
     fsdp: int = 1
     tensor: int = 1
     microbatches: int = 1
-    platform: str = "cpu"
 
     @classmethod
-    def of(cls, cfg: TrainConfig, rows_cut: int, fsdp: int, tensor: int, platform: str = "cpu") -> Load:
+    def of(cls, cfg: TrainConfig, platform: str, rows_cut: int, fsdp: int, tensor: int) -> Load:
         """A pretraining run's, its rows laid over so many devices."""
         length, microbatches = cfg.data.max_seq_length, cfg.gradient_accumulation_steps
         rows = -(-cfg.batch_size // rows_cut // microbatches)
-        return cls(rows, length, cfg.masking.num_slots(length), fsdp, tensor, microbatches, platform)
+        return cls(rows, length, cfg.masking.num_slots(length), platform, fsdp, tensor, microbatches)
 
 
 def parameters(cfg: BertConfig) -> int:
@@ -110,14 +110,13 @@ def total_bytes(cfg: BertConfig, load: Load) -> float:
     return state_bytes(cfg, load) + activation_bytes(cfg, load, cfg.remat)
 
 
-def automatic(cfg: BertConfig, load: Load, platform: str, memory_bytes: int | None) -> BertConfig:
+def automatic(cfg: BertConfig, load: Load, memory_bytes: int | None) -> BertConfig:
     """`cfg` with `remat` and `scan_layers` chosen where it leaves them open.
 
     The least recomputation that is estimated to fit into `SHARE` of the memory; none where that is not known, as on CPUs.
     """
-    load = replace(load, platform=platform)
     if cfg.scan_layers is None:  # compiling for TPUs takes many times as long otherwise
-        cfg = cfg.replace(scan_layers=platform == "tpu" and cfg.num_hidden_layers > 4)
+        cfg = cfg.replace(scan_layers=load.platform == "tpu" and cfg.num_hidden_layers > 4)
     if cfg.remat == "auto":
         choices = [cfg.replace(remat=how) for how in ("none", "dots", "full")]
         if memory_bytes is None:

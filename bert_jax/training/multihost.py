@@ -2,11 +2,13 @@
 
 JAX's own rules: a process that is gone ends the others by SIGABRT behind the heartbeat's time-out, with the reason on their
 stderr; one that raised waits for the others at its exit, for up to five minutes, while they wait for it; one that hangs is
-waited for without end. So a process that fails leaves at once (`leave`), and one that gets no step done ends itself (`Watchdog`).
+waited for without end. So a process that fails leaves at once (`console.run`), and one that gets no step done ends itself
+(`Watchdog`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -15,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -113,7 +115,7 @@ def check_equal(what: str, value: str) -> None:
     """Raises InputError in all processes unless all have the same text, naming those that differ from process 0."""
     if jax.process_count() == 1:
         return
-    own = np.frombuffer(value.encode().ljust(512)[:512], np.uint8)
+    own = np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8)
     everyone = np.asarray(multihost_utils.process_allgather(own))
     other = [i for i, theirs in enumerate(everyone) if not np.array_equal(theirs, everyone[0])]
     if other:
@@ -171,29 +173,3 @@ class Watchdog:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._ended.set()
-
-
-def run(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> None:
-    """Runs an entry point and ends the process with its status, or with 1 and the reason on stderr.
-
-    A process of several that failed leaves without a word to the others; they end behind parallel.heartbeat_timeout, and the
-    same command, run again on all, continues.
-    """
-    try:
-        status = main(argv)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 1
-    except KeyboardInterrupt:
-        status = 130
-    except Exception:
-        traceback.print_exc()
-        status = 1
-    if not jax.distributed.is_initialized():
-        sys.exit(status)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if status not in (0, 128 + 15):  # all ended these together
-        os._exit(status)
-    jax.distributed.shutdown()
-    sys.exit(status)

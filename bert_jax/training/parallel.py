@@ -22,8 +22,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bert_jax.config import BertConfig, InputError, ParallelConfig
-
-ROWS = ("data", "fsdp")  # the mesh's axes that rows of a batch are laid over
+from bert_jax.model.layers import MESH_AXES, ROWS
 
 # Path of a parameter, from the end -> the mesh axis of each dimension. The first match counts; what matches none lies whole on
 # each device. Heads and the intermediate layer are cut over `tensor` (Shoeybi et al., 2019, section 3), the other side of each
@@ -227,13 +226,13 @@ def make_mesh(devices: Any, fsdp: int = 1, tensor: int = 1) -> Mesh:
             f"parallel.fsdp={fsdp} x parallel.tensor={tensor} does not divide {len(devices)} devices: their product must be one "
             f"of {', '.join(map(str, near))}"
         )
-    shape, names = (len(devices) // (fsdp * tensor), fsdp, tensor), ("data", "fsdp", "tensor")
-    mesh = jax.make_mesh(shape, names, (AxisType.Auto,) * 3, devices=devices)
+    shape = len(devices) // (fsdp * tensor), fsdp, tensor
+    mesh = jax.make_mesh(shape, MESH_AXES, (AxisType.Auto,) * 3, devices=devices)
     processes = {device.process_index for device in devices}
     if all(_adjacent(_row_ranges(mesh, shape[0] * fsdp, process)) for process in processes):
         return mesh
     ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
-    return Mesh(np.array(ordered).reshape(shape), names)
+    return Mesh(np.array(ordered).reshape(shape), MESH_AXES)
 
 
 def _row_ranges(mesh: Mesh, rows: int, process: int) -> list[tuple[int, int]]:
