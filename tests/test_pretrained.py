@@ -750,6 +750,16 @@ def test_a_pooler_that_the_file_lacks_is_said_and_drawn_by_the_seed(tmp_path, to
     assert np.abs(flat(begun, 0)["pooler/dense/kernel"] - flat(begun, 1)["pooler/dense/kernel"]).max() > 0.01
 
 
+def test_what_a_run_draws_is_normal_and_not_cut_as_transformers_has_it(tmp_path, tokenizer):
+    begun = start(saved(tmp_path, tokenizer, "masked_lm", cfg=TINY.replace(initializer_range=0.1)))
+    kernel = flat(begun)["pooler/dense/kernel"] / 0.1
+    assert abs(kernel.std() - 1) < 5 / (2 * kernel.size) ** 0.5  # cut at two sigma it is 0.88
+    assert abs(kernel.mean()) < 5 / kernel.size**0.5
+    assert 2.5 < np.abs(kernel).max() < 5
+    both = np.corrcoef(kernel.ravel()[: 2 * len(kernel)], flat(begun)["sequence_classifier/kernel"].ravel())[0, 1]
+    assert abs(both) < 5 / (2 * len(kernel)) ** 0.5  # draws of their own
+
+
 THREE = ("a", "b", "c")
 OTHERS = {"head": "token_classification"}, {"head": "question_answering", "labels": ()}, {"head": "multiple_choice", "labels": ()}
 
