@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax.config import InputError
-from bert_jax.finetune_config import FinetuneConfig, claim_workdir, load_finetune_config
+from bert_jax.finetuning.config import FinetuneConfig, claim_workdir, load_finetune_config
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,8 +53,8 @@ def finetune(cfg: FinetuneConfig, command: str) -> int:
 
 def run(cfg: FinetuneConfig, task: Any, command: str) -> int:
     """Reads the data, trains the runs, picks the best, predicts with it and writes what came of it."""
-    from bert_jax import finetuning, runs
     from bert_jax.data.splits import load_splits
+    from bert_jax.finetuning import runs, stages
     from bert_jax.training import loop, multihost
 
     def say(line: str) -> None:
@@ -66,12 +66,12 @@ def run(cfg: FinetuneConfig, task: Any, command: str) -> int:
     cfg = cfg.for_data(task, splits.train)
     for note in splits.notes:
         say(note)
-    setting, test = finetuning.prepare(cfg, task, splits, say)
+    setting, test = stages.prepare(cfg, task, splits, say)
     outcomes: list[runs.Outcome] = []
     if setting.batches is not None:
         say(f"on {setting.devices.describe()}; {setting.kernel}")
         with loop.StopRequest(multihost.stop_agreed()) as stop:
-            outcomes = finetuning.fit_all(setting, Path(cfg.workdir or ""), stop)
+            outcomes = stages.fit_all(setting, Path(cfg.workdir or ""), stop)
         if stop.signal is not None:
             say("stopped and saved; the same command continues")
             return 128 + stop.signal
@@ -85,7 +85,8 @@ def tell(cfg: FinetuneConfig, task: Any, splits: Any, setting: Any, test: Any, o
     """Picks the best run, predicts with it and writes what came of it."""
     from rich.console import Console
 
-    from bert_jax import files, finetuning, report, results
+    from bert_jax import files
+    from bert_jax.finetuning import report, results, stages
 
     workdir = Path(cfg.workdir or "")
     scored = [outcome for outcome in outcomes if outcome.history]
@@ -93,8 +94,8 @@ def tell(cfg: FinetuneConfig, task: Any, splits: Any, setting: Any, test: Any, o
         raise InputError(f"all runs diverged: {outcomes[0].failed}. Give a lower --learning-rates")
     best = max(scored, key=lambda outcome: outcome.score, default=None)
     if best is not None:
-        _keep_best(workdir, finetuning.export_folder(workdir, outcomes, best))
-    scores, predicted = finetuning.predict_all(setting, test, workdir)
+        _keep_best(workdir, stages.export_folder(workdir, outcomes, best))
+    scores, predicted = stages.predict_all(setting, test, workdir)
     data = {"hash": splits.data_hash, "train": len(splits.train)} | {
         name: len(records) for name, records in [*splits.dev.items(), *splits.test.items()]
     }

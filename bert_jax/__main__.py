@@ -10,7 +10,7 @@ from typing import Literal
 
 import tyro
 
-from bert_jax import commands, commands_glue, commands_plan
+from bert_jax.commands import glue, plan, predictors
 from bert_jax.config import DataConfig, InputError, TrainConfig, claim_workdir, did_you_mean, load_train_config
 
 
@@ -112,14 +112,14 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], Callable[..., None]]] = {
     "prepare-beam": (prepare_beam, prepare_beam),
     "doctor": (doctor, doctor),
     "convert": (_cli(convert), convert),
-    "plan": (commands_plan.plan, commands_plan.plan),
-    "fill-mask": (_cli(commands.fill_mask), commands.fill_mask),
-    "classify": (_cli(commands.classify), commands.classify),
-    "tag": (_cli(commands.tag), commands.tag),
-    "answer": (_cli(commands.answer), commands.answer),
-    "embed": (_cli(commands.embed), commands.embed),
-    "glue-zip": (_cli(commands_glue.glue_zip), commands_glue.glue_zip),
-    "glue-check": (_cli(commands_glue.glue_check), commands_glue.glue_check),
+    "plan": (plan.plan, plan.plan),
+    "fill-mask": (_cli(predictors.fill_mask), predictors.fill_mask),
+    "classify": (_cli(predictors.classify), predictors.classify),
+    "tag": (_cli(predictors.tag), predictors.tag),
+    "answer": (_cli(predictors.answer), predictors.answer),
+    "embed": (_cli(predictors.embed), predictors.embed),
+    "glue-zip": (_cli(glue.glue_zip), glue.glue_zip),
+    "glue-check": (_cli(glue.glue_check), glue.glue_check),
 }
 
 

@@ -392,15 +392,9 @@ def _changes(cfg: TrainConfig, devices: int) -> dict[str, list[tuple[str, TrainC
     cuts = [n for n in range(2, devices + 1) if devices // cfg.parallel.tensor % n == 0 and cfg.model.hidden_size % n == 0]
     fewer = [cfg.batch_size * n // rows for n in range(rows - 1, 0, -1)]
     return {
-        "remat": [
-            (f"--model.remat {how}", cfg.replace(model=cfg.model.replace(remat=how))) for how in ("dots", "full")[weaker:]
-        ],
-        "accumulation": [
-            (f"--gradient-accumulation-steps {n}", cfg.replace(gradient_accumulation_steps=n)) for n in parts
-        ],
-        "batch": [
-            (f"--batch-size {n}", cfg.replace(batch_size=n)) for n in fewer if n % cfg.gradient_accumulation_steps == 0
-        ],
+        "remat": [(f"--model.remat {how}", cfg.replace(model=cfg.model.replace(remat=how))) for how in ("dots", "full")[weaker:]],
+        "accumulation": [(f"--gradient-accumulation-steps {n}", cfg.replace(gradient_accumulation_steps=n)) for n in parts],
+        "batch": [(f"--batch-size {n}", cfg.replace(batch_size=n)) for n in fewer if n % cfg.gradient_accumulation_steps == 0],
         "fsdp": [
             (f"--parallel.fsdp {n}", cfg.replace(parallel=cfg.parallel.replace(fsdp=n))) for n in cuts if n > cfg.parallel.fsdp
         ],

@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 
 import bert_jax
-from bert_jax import commands, console, pretrained
+from bert_jax import console, pretrained
 from bert_jax.__main__ import COMMANDS, main
+from bert_jax.commands import predictors
 from bert_jax.config import BertConfig, InputError
 from bert_jax.pretrained import Model
 
@@ -189,7 +190,7 @@ def test_no_normalize_leaves_lengths(run, models):
 
 
 def test_embed_writes_an_array(run, models, tmp_path, monkeypatch):
-    monkeypatch.setattr(commands, "_FIRST", 3)
+    monkeypatch.setattr(predictors, "_FIRST", 3)
     file = lines_of(tmp_path / "a.txt", *(f"bako {i}" for i in range(20)))
     assert run("embed", models["masked_lm"], file, "--out", tmp_path / "v.npy") == []
     found = np.load(tmp_path / "v.npy")
@@ -211,8 +212,8 @@ def test_an_array_that_cannot_be_finished_leaves_nothing(run, models, tmp_path):
 
 
 def test_line_n_answers_line_n_over_many_chunks(run, models, tmp_path, monkeypatch):
-    monkeypatch.setattr(commands, "_FIRST", 2)
-    monkeypatch.setattr(commands, "_MOST", 5)
+    monkeypatch.setattr(predictors, "_FIRST", 2)
+    monkeypatch.setattr(predictors, "_MOST", 5)
     texts = ["", *(f"bako {'tine ' * (i % 7)}{i}" for i in range(40)), "", "tine", ""]
     found = run("embed", models["masked_lm"], lines_of(tmp_path / "a.txt", *texts))
     assert [each["text"] for each in found] == texts
@@ -220,14 +221,14 @@ def test_line_n_answers_line_n_over_many_chunks(run, models, tmp_path, monkeypat
 
 @pytest.mark.parametrize("ready, sizes", [(lambda: True, [2, 5, 5, 1]), (lambda: False, [1] * 13 + [0])])
 def test_chunks_grow_where_lines_are_there_and_do_not_wait_for_more(monkeypatch, ready, sizes):
-    monkeypatch.setattr(commands, "_FIRST", 2)
-    monkeypatch.setattr(commands, "_MOST", 5)
-    assert [len(chunk) for chunk in commands._chunks(iter([{"text": "a"}] * 13), ready)] == sizes
+    monkeypatch.setattr(predictors, "_FIRST", 2)
+    monkeypatch.setattr(predictors, "_MOST", 5)
+    assert [len(chunk) for chunk in predictors._chunks(iter([{"text": "a"}] * 13), ready)] == sizes
 
 
 def test_a_chunk_of_long_texts_is_short(monkeypatch):
-    monkeypatch.setattr(commands, "_MOST_BYTES", 10)
-    chunks = commands._chunks(iter([{"text": "a" * 4}] * 7), lambda: True)
+    monkeypatch.setattr(predictors, "_MOST_BYTES", 10)
+    chunks = predictors._chunks(iter([{"text": "a" * 4}] * 7), lambda: True)
     assert [len(chunk) for chunk in chunks] == [3, 3, 1]
 
 
@@ -249,7 +250,7 @@ def test_standard_input_is_json_where_a_column_is_named(run, models):
 
 
 def test_what_is_no_number_is_null():
-    assert commands._plain({"a": [float("nan"), (1.25, np.inf)]}) == {"a": [None, [1.25, None]]}
+    assert predictors._plain({"a": [float("nan"), (1.25, np.inf)]}) == {"a": [None, [1.25, None]]}
 
 
 def test_input_of_nothing_gives_nothing(run, models, tmp_path):
@@ -319,7 +320,7 @@ def test_a_missing_file_is_missed_before_the_model_is_loaded(run, tmp_path):
 
 
 def test_texts_that_are_cut_are_said_in_one_plain_line(run, models, monkeypatch):
-    monkeypatch.setattr(commands, "_FIRST", 2)
+    monkeypatch.setattr(predictors, "_FIRST", 2)
     run("embed", models["masked_lm"], "--max-length", "5", stdin=b"bako tine rodusi bako tine\n\n" * 4 + b"a\n")
     assert run.err == "warning: 4 of 9 texts have more than 5 tokens; what is past them was not read\n"
 
@@ -379,7 +380,7 @@ def no_cache():
 
 def test_compilations_are_kept_in_the_users_cache_folder(no_cache, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    commands._cache_compilations()
+    predictors._cache_compilations()
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "bert_jax" / "xla")
     assert (tmp_path / "bert_jax" / "xla").is_dir()
 
@@ -388,13 +389,13 @@ def test_a_cache_folder_that_is_set_stays(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     before = jax.config.jax_compilation_cache_dir
     assert before
-    commands._cache_compilations()
+    predictors._cache_compilations()
     assert jax.config.jax_compilation_cache_dir == before
 
 
 def test_without_a_folder_to_write_to_nothing_is_kept(no_cache, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(lines_of(tmp_path / "file", "in the way")))
-    commands._cache_compilations()
+    predictors._cache_compilations()
     assert jax.config.jax_compilation_cache_dir is None
 
 

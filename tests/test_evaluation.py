@@ -16,7 +16,7 @@ from bert_jax.config import BertConfig, InputError
 from bert_jax.data.finetuning import IGNORED, encode
 from bert_jax.data.layout import Layout
 from bert_jax.data.tasks import TASKS, Record
-from bert_jax.evaluation import Evaluator, Split
+from bert_jax.finetuning.evaluation import Evaluator, Split
 from bert_jax.inference import Answer
 from bert_jax.model.heads import Bert
 from bert_jax.pooling import Pooling

@@ -28,13 +28,14 @@ from helpers import make_words
 
 import bert_jax
 import finetune
-from bert_jax import finetuning, pretrained
+from bert_jax import pretrained
 from bert_jax.__main__ import main as command
 from bert_jax.config import BertConfig, InputError
 from bert_jax.data.layout import Layout
+from bert_jax.finetuning import stages
+from bert_jax.finetuning.runs import Runs
 from bert_jax.model.convert import flatten
 from bert_jax.model.heads import Bert
-from bert_jax.runs import Runs
 from bert_jax.training import writer
 from bert_jax.training.task_metrics import entities
 
@@ -527,7 +528,7 @@ def check_equal(workdir, whole):
 @pytest.mark.parametrize("number,at", [(signal.SIGTERM, 45), (signal.SIGINT, 72)])
 def test_a_signal_saves_and_the_same_command_goes_on_to_the_bit(model, finished, two_seeds, tmp_path, monkeypatch, number, at):
     """Amid the second run, and in its last step."""
-    put, calls = finetuning.parallel.Devices.put, []
+    put, calls = stages.parallel.Devices.put, []
 
     def count(*args, **kwargs):
         calls.append(1)
@@ -535,7 +536,7 @@ def test_a_signal_saves_and_the_same_command_goes_on_to_the_bit(model, finished,
             os.kill(os.getpid(), number)
         return put(*args, **kwargs)
 
-    monkeypatch.setattr(finetuning.parallel.Devices, "put", count)
+    monkeypatch.setattr(stages.parallel.Devices, "put", count)
     argv = arguments(model, "sst2", finished(sst2).workdir.parent, tmp_path, seeds=2)
     assert finetune.main(argv) == 128 + number
     assert len(calls) == at

@@ -8,8 +8,8 @@ import re
 import pytest
 
 from bert_jax.config import InputError, ParallelConfig
-from bert_jax.data.tasks import TASKS, Record, find_task
-from bert_jax.finetune_config import FinetuneConfig, TaskData, claim_workdir, load_finetune_config
+from bert_jax.data.tasks import TASKS, Record, TaskData, find_task
+from bert_jax.finetuning.config import FinetuneConfig, claim_workdir, load_finetune_config
 
 COMMAND = ["model", "--task", "sst2", "--data", "glue/SST-2"]
 

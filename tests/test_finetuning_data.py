@@ -17,11 +17,11 @@ from bert_jax.data.finetuning import IGNORED, Batches, Item, Shape, check_choice
 from bert_jax.data.layout import AT_FIRST, Layout, cut, cut_windows, most_context
 from bert_jax.data.tasks import Record
 from bert_jax.data.tokenizer import Tokenizer
-from bert_jax.finetune_config import FinetuneConfig
+from bert_jax.finetuning.config import FinetuneConfig
+from bert_jax.finetuning.runs import make_sums
 from bert_jax.model.convert import flatten
 from bert_jax.model.heads import Bert
 from bert_jax.pooling import Pooling
-from bert_jax.runs import make_sums
 
 CFG = BertConfig(vocab_size=280, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
                  max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)  # fmt: skip

@@ -10,7 +10,7 @@ import zipfile
 import pytest
 
 from bert_jax.__main__ import _cli
-from bert_jax.commands_glue import glue_check, glue_zip
+from bert_jax.commands.glue import glue_check, glue_zip
 from bert_jax.config import InputError
 from bert_jax.data.glue_zip import FILES, NUM_ROWS, check_zip, spellings, write_zip
 from bert_jax.data.tasks import TASKS

@@ -24,12 +24,14 @@ ONLY_IN = {
     "tensorflow": [],
     "transformers": [],
 }
+PROGRAMS = ["bert_jax.finetuning", "bert_jax.pretraining", "bert_jax.plan", "bert_jax.commands"]
 # place: what it may not import
 NEVER = {
     "bert_jax/config.py": ["jax", "bert_jax."],
-    "bert_jax/data/": ["jax", "bert_jax.model", "bert_jax.training", "bert_jax.inference"],
-    "bert_jax/model/": ["bert_jax.data", "bert_jax.training", "bert_jax.inference"],
-    "bert_jax/training/": ["bert_jax.inference", "bert_jax.data"],
+    "bert_jax/data/": ["jax", "bert_jax.model", "bert_jax.training", "bert_jax.inference", *PROGRAMS],
+    "bert_jax/model/": ["bert_jax.data", "bert_jax.training", "bert_jax.inference", *PROGRAMS],
+    "bert_jax/training/": ["bert_jax.inference", "bert_jax.data", *PROGRAMS],
+    "bert_jax/finetuning/": ["bert_jax.commands", "bert_jax.pretraining"],
     "bert_jax/inference.py": ["bert_jax.training"],
     "bert_jax/formats/": ["jax", "bert_jax.model", "bert_jax.training", "bert_jax.inference"],
 }

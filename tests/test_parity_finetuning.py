@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from helpers import make_words
 
-from bert_jax import finetuning, pretrained, runs
+from bert_jax import pretrained
 from bert_jax.config import BertConfig, ParallelConfig
 from bert_jax.data.splits import Splits
 from bert_jax.data.tasks import TASKS, Record
-from bert_jax.finetune_config import FinetuneConfig
+from bert_jax.finetuning import runs, stages
+from bert_jax.finetuning.config import FinetuneConfig
 from bert_jax.model.heads import Bert
 
 pytestmark = pytest.mark.parity
@@ -56,7 +57,7 @@ def prepare(kind, tokenizer, folder):
         dropout=0.0, warmup_ratio=0.2, eps=1e-8, weight_decay=0.0, parallel=ParallelConfig(num_devices=1), workdir=str(folder),
     )  # fmt: skip
     splits = Splits(records, {}, {}, labels, [], "")
-    setting, _ = finetuning.prepare(cfg, TASKS[kind], splits, lambda line: None)
+    setting, _ = stages.prepare(cfg, TASKS[kind], splits, lambda line: None)
     assert setting.num_steps == STEPS
     return setting
 

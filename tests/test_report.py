@@ -9,15 +9,15 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from bert_jax import report
 from bert_jax.config import InputError
 from bert_jax.data.finetuning import Encoded
 from bert_jax.data.tasks import Record, find_task
-from bert_jax.evaluation import Split
+from bert_jax.finetuning import report
+from bert_jax.finetuning.evaluation import Split
+from bert_jax.finetuning.report import write_report
+from bert_jax.finetuning.results import results
+from bert_jax.finetuning.runs import Outcome
 from bert_jax.inference import Answer
-from bert_jax.report import write_report
-from bert_jax.results import results
-from bert_jax.runs import Outcome
 
 VOID = {"meta"}
 HOSTILE = "<script>alert(1)</script>\"'&"

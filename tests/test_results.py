@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bert_jax import results
 from bert_jax.config import InputError
 from bert_jax.data.tables import read_conll
 from bert_jax.data.tasks import TASKS, Record
-from bert_jax.evaluation import Split
+from bert_jax.finetuning import results
+from bert_jax.finetuning.evaluation import Split
+from bert_jax.finetuning.runs import Outcome
 from bert_jax.inference import Answer
-from bert_jax.runs import Outcome
 
 UGLY = 'a\tb\n"c"\r\\d, é'
 

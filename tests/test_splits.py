@@ -14,8 +14,7 @@ import pytest
 
 from bert_jax.config import InputError
 from bert_jax.data.splits import find_files, load_splits
-from bert_jax.data.tasks import Record, find_task
-from bert_jax.finetune_config import TaskData
+from bert_jax.data.tasks import Record, TaskData, find_task
 
 
 def write(path, data):

@@ -83,9 +83,7 @@ LAYOUTS = {  # name: (devices, fsdp, tensor, pmap)
 
 def devices_of(layout: str) -> parallel.Devices:
     count, fsdp, tensor, pmap = LAYOUTS[layout]
-    return parallel.make_devices(
-        ParallelConfig(strategy="pmap" if pmap else "mesh", num_devices=count, fsdp=fsdp, tensor=tensor)
-    )
+    return parallel.make_devices(ParallelConfig(strategy="pmap" if pmap else "mesh", num_devices=count, fsdp=fsdp, tensor=tensor))
 
 
 def initial_state(optimizer: str, layout: str) -> steps.TrainState:

@@ -27,8 +27,7 @@ import numpy as np
 from bert_jax.config import InputError, did_you_mean
 from bert_jax.data import sources, tables
 from bert_jax.data.tables import Row, Table
-from bert_jax.data.tasks import Kind, Record, Task
-from bert_jax.finetune_config import TaskData
+from bert_jax.data.tasks import Kind, Record, Task, TaskData
 
 
 @dataclass(frozen=True)

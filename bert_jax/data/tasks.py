@@ -1,4 +1,5 @@
-"""Tasks as rows of one table: what stands in which column, what the classes are called, and how predictions are scored."""
+"""Tasks as rows of one table: what stands in which column, what the classes are called, and how predictions are scored; and
+what the command line says of their files."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from bert_jax.config import InputError, did_you_mean
+from bert_jax.config import Checked, InputError, did_you_mean
 
 Kind = Literal[
     "classification", "multi_label", "regression", "tagging", "question_answering", "multiple_choice", "similarity",
@@ -66,6 +67,40 @@ class Task:
     stem: str | None = None
     skip_ragged: bool = False
     test_only: bool = False
+
+
+@dataclass(frozen=True)
+class TaskData(Checked):
+    """Where a task's examples are, and what stands where in them."""
+
+    data: str = ""
+    """GLUE's folder of the task, a folder with train.*, dev.* (validation.*) and test.*, a file to train on (.csv .tsv .jsonl
+    .parquet; .conll or .txt for tagging; .json in SQuAD's layout), or `tfds:NAME`."""
+    dev: str | None = None
+    """A file to evaluate on, instead of the one in `data`."""
+    test: str | None = None
+    """A file to predict at the end, instead of the one in `data`."""
+    text_column: tuple[str, ...] = ()
+    """Columns of the text, or of the two texts; similarity: two or three; multiple_choice: the context, then the choices."""
+    label_column: str | None = None
+    """Column of the label; tagging: the number of the column, counted from 0, or from the end as -1."""
+    id_column: str | None = None
+    """Column that names an example in the predictions; default: its number."""
+    label_separator: str = ","
+    """multi_label in .csv and .tsv: what stands between two labels."""
+    quotes: Literal["auto", "csv", "none"] = "auto"
+    """Whether double quotes enclose a field; auto: in .csv yes, in .tsv no (as in GLUE's files)."""
+    dev_size: float = 0.1
+    """Where there is no file to evaluate on: the share (below 1) or number of training rows held out, drawn by seed 0."""
+    max_train_rows: int | None = None
+    """Train on this many rows, drawn by seed 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share_or_number = 0 < self.dev_size < 1 or (self.dev_size >= 1 and self.dev_size % 1 == 0)
+        self._require(share_or_number, f"dev_size={self.dev_size} is neither a share below 1 nor a number of rows")
+        self._require(self.max_train_rows is None or self.max_train_rows >= 1, f"max_train_rows={self.max_train_rows} is below 1")
+        self._require(self.label_separator != "", "label_separator is empty")
 
 
 _YES_NO = {"0": "not_entailment", "1": "entailment"}

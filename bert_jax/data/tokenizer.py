@@ -266,6 +266,7 @@ class Tokenizer:
         elif path.suffix == ".json":
             try:
                 engine = tokenizers.Tokenizer.from_file(str(path))
+                engine.encode("\U0010fffd")  # a vocabulary without its own unk_token fails only where a text needs it
             except Exception as error:  # `tokenizers` raises plain Exception
                 raise InputError(f"{path}: not a tokenizer.json: {error}") from error
             if isinstance(engine.normalizer, normalizers.BertNormalizer) and _is_rebuilt(config, model_type):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from bert_jax.config import BertConfig, InputError
 from bert_jax.model.layers import MESH_AXES, ROWS, dropout, inside_training_mesh
 
-AnyArray = Array | np.ndarray  # what callers may give
+AnyArray: TypeAlias = Array | np.ndarray  # what callers may give
 Kernel = Literal["xla", "splash", "cudnn"]
 MASKED = -1e9  # added in float32; finite, so that a row with nothing to attend to stays finite
 SPLASH_FROM = 512  # tokens; below, XLA's attention takes less memory and no more time

@@ -88,7 +88,7 @@ def initializer(cfg: BertConfig) -> jax.nn.initializers.Initializer:
 
 
 @jax.custom_vjp
-def affine(x: Float[Array, "N D"], kernel: Float[Array, "D F"], bias: Float[Array, "F"]) -> Float[Array, "N F"]:
+def affine(x: Float[Array, "N D"], kernel: Float[Array, "D F"], bias: Float[Array, " F"]) -> Float[Array, "N F"]:
     """x @ kernel + bias in the type of `x`, with the gradients of kernel and bias in their own: summed over tokens and devices as
     float32, where the rule for a cast would sum in the compute type and cast what comes out."""
     return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)

@@ -90,13 +90,13 @@ def span_cross_entropy(
     return Sum(jnp.sum(jnp.where(weights > 0, both, 0) * weights) / 2, jnp.sum(weights))
 
 
-def cosine_error(a: Float[Array, "N D"], b: Float[Array, "N D"], scores: Float[Array, "N"], weights: Float[Array, "N"]) -> Sum:
+def cosine_error(a: Float[Array, "N D"], b: Float[Array, "N D"], scores: Float[Array, " N"], weights: Float[Array, " N"]) -> Sum:
     """Squared differences of cosines and `scores` (Reimers and Gurevych, 2019, section 3)."""
     return squared_error(jnp.sum(_unit(a) * _unit(b), axis=-1), scores, weights)
 
 
 def ranking_loss(
-    anchors: Float[Array, "N D"], candidates: Float[Array, "M D"], weights: Float[Array, "N"], temperature: float
+    anchors: Float[Array, "N D"], candidates: Float[Array, "M D"], weights: Float[Array, " N"], temperature: float
 ) -> Sum:
     """How unlikely each anchor's own candidate is among all of them (multiple negatives; Henderson et al., 2017, section 4.4).
 
@@ -109,7 +109,7 @@ def ranking_loss(
 
 
 def triplet_loss(
-    anchors: Float[Array, "N D"], positives: Float[Array, "N D"], negatives: Float[Array, "N D"], weights: Float[Array, "N"],
+    anchors: Float[Array, "N D"], positives: Float[Array, "N D"], negatives: Float[Array, "N D"], weights: Float[Array, " N"],
     margin: float = 0.5,
 ) -> Sum:  # fmt: skip
     """How far the positive is from being nearer than the negative by `margin` (cosine distance; Schroff et al., 2015)."""

@@ -54,10 +54,10 @@ def command(name: str, data: Path, model: Path) -> list[str]:
 def prepare(name: str, args: argparse.Namespace, **changes: Any) -> Any:
     """The setting of finetune.py's runs, without dev and test."""
     sys.path.insert(0, str(ROOT))
-    from bert_jax import finetuning
     from bert_jax.data.splits import load_splits
     from bert_jax.data.tasks import find_task
-    from bert_jax.finetune_config import load_finetune_config
+    from bert_jax.finetuning import stages
+    from bert_jax.finetuning.config import load_finetune_config
 
     cfg = load_finetune_config(command(name, args.data, args.model))
     task = find_task(cfg.task)
@@ -68,13 +68,14 @@ def prepare(name: str, args: argparse.Namespace, **changes: Any) -> Any:
         changes["task_data"] = dataclasses.replace(cfg.task_data, max_train_rows=None)
     cfg = cfg.replace(**changes)
     splits = dataclasses.replace(load_splits(task, cfg.task_data), dev={}, test={})
-    return finetuning.prepare(cfg, task, splits, lambda line: print(line, file=sys.stderr))[0]
+    return stages.prepare(cfg, task, splits, lambda line: print(line, file=sys.stderr))[0]
 
 
 def losses(args: argparse.Namespace) -> None:
     import jax
 
-    from bert_jax import pretrained, runs
+    from bert_jax import pretrained
+    from bert_jax.finetuning import runs
 
     setting = prepare(args.losses, args, dropout=0.0, batch_size=args.batch_size)
     steps_per_epoch = setting.batches.steps_per_epoch
@@ -94,7 +95,7 @@ def speed(args: argparse.Namespace) -> None:
     """A request trains on all batches once, and waits for the last update."""
     import jax
 
-    from bert_jax import runs
+    from bert_jax.finetuning import runs
 
     setting = prepare(args.speed, args, batching=args.batching)
     run = runs.Runs(setting, [runs.Member(0, setting.cfg.learning_rates[0])], Path("unused"))

@@ -11,17 +11,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from bert_jax import pretrained, results
+from bert_jax import pretrained
 from bert_jax.config import InputError
 from bert_jax.data.finetuning import Batches, check_choices, encode
 from bert_jax.data.layout import Layout
 from bert_jax.data.splits import Splits
 from bert_jax.data.tasks import Kind, Record, Task
-from bert_jax.evaluation import Evaluator, Split
-from bert_jax.finetune_config import FinetuneConfig
+from bert_jax.finetuning import results
+from bert_jax.finetuning.config import FinetuneConfig
+from bert_jax.finetuning.evaluation import Evaluator, Split
+from bert_jax.finetuning.runs import Member, Outcome, Runs, Setting
 from bert_jax.model.families import Head
 from bert_jax.pooling import Pooling
-from bert_jax.runs import Member, Outcome, Runs, Setting
 from bert_jax.training import loop, memory, multihost, parallel, task_metrics
 
 _HEADS: dict[Kind, Head] = {

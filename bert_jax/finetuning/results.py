@@ -14,9 +14,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from bert_jax.evaluation import Evaluator, Split
 from bert_jax.files import write_json, write_text
-from bert_jax.runs import Outcome
+from bert_jax.finetuning.evaluation import Evaluator, Split
+from bert_jax.finetuning.runs import Outcome
 from bert_jax.training.task_metrics import summary
 
 _LIBRARIES = ("bert_jax", "jax", "flax", "optax", "numpy", "scikit-learn", "scipy", "tokenizers")

@@ -21,9 +21,9 @@ from bert_jax import pretrained
 from bert_jax.config import InputError, OptimConfig
 from bert_jax.data.finetuning import Batches
 from bert_jax.data.tasks import Task
-from bert_jax.evaluation import Evaluator, Split
 from bert_jax.files import as_numbers, write_json
-from bert_jax.finetune_config import FinetuneConfig
+from bert_jax.finetuning.config import FinetuneConfig
+from bert_jax.finetuning.evaluation import Evaluator, Split
 from bert_jax.model import attention, lora
 from bert_jax.model.heads import Bert, pool
 from bert_jax.pooling import Pooling

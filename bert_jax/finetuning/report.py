@@ -18,10 +18,10 @@ import numpy as np
 from scipy.stats import rankdata  # type: ignore[import-untyped]
 
 from bert_jax.data.tasks import Kind, Record
-from bert_jax.evaluation import Candidates, Evaluator, Split
 from bert_jax.files import write_text
-from bert_jax.results import cosine
-from bert_jax.runs import Member
+from bert_jax.finetuning.evaluation import Candidates, Evaluator, Split
+from bert_jax.finetuning.results import cosine
+from bert_jax.finetuning.runs import Member
 from bert_jax.training import task_metrics, writer
 
 MOST_ROWS = 20  # of a table of examples
