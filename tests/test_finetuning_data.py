@@ -9,6 +9,8 @@ import jax
 import numpy as np
 import pytest
 from helpers import make_words
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bert_jax import pretrained
 from bert_jax.config import BertConfig, InputError
@@ -523,6 +525,23 @@ def test_targets_of_random_answers_decode_to_them_in_every_window_that_holds_the
                 context = tokenizer.decode(ids[ids.tolist().index(tokenizer.sep_id) + 1 : -1]).strip()
                 assert f" {answer} " not in f" {context} "
     assert found >= 30
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text(max_size=60), st.data())
+def test_whatever_the_context_a_window_that_has_the_answer_points_to_tokens_that_cover_it(tokenizer, context, data):
+    start = data.draw(st.integers(0, max(0, len(context) - 1)))
+    answer = context[start : data.draw(st.integers(start, len(context)))]
+    encoded = encode("question_answering", [record(("bako?", context), ((answer, start),))], (), Layout(tokenizer, CFG), 24, 4)
+    (encoding,) = tokenizer.encode_with_offsets([context])
+    touched = [i for i, (a, b) in enumerate(encoding.offsets.tolist()) if a < start + len(answer) and b > start]
+    for item, window in zip(encoded.items, encoded.windows, strict=True):
+        first, last = item.target
+        ids = item.sequences[0].input_ids.tolist()
+        if touched and window.start <= touched[0] and touched[-1] < window.stop:
+            assert ids[first : last + 1] == encoding.ids[touched[0] : touched[-1] + 1].tolist()
+        else:
+            assert (first, last) == (0, 0)
 
 
 def test_a_question_is_cut_to_what_leaves_the_context_room_and_counted(wordpiece):

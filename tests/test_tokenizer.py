@@ -13,6 +13,8 @@ from pydoc_data.topics import topics
 import numpy as np
 import pytest
 import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bert_jax.config import InputError
 from bert_jax.data.sentencepiece import convert, train, training_lines
@@ -563,12 +565,17 @@ def test_a_sentencepiece_model_that_cannot_be_converted_exactly_is_refused(tmp_p
         Tokenizer.load(path)
 
 
+WITHOUT_ITS_UNK = json.dumps({"model": {"type": "WordPiece", "vocab": {"[PAD]": 0, "a": 1}, "unk_token": "[UNK]",
+    "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}, "added_tokens": []}).encode()  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "name, content, message",
     [
         ("spm.model", b"not a model", "not a SentencePiece model"),
         ("spm.model", b"", "not a SentencePiece model"),
         ("tokenizer.json", b"{}", "not a tokenizer.json"),
+        ("tokenizer.json", WITHOUT_ITS_UNK, "Missing .UNK. token from the vocabulary"),
         ("vocab.json", b"{}", r"needs merges.txt beside it"),
         ("vocab.txt", b"\xff\xfe", "not UTF-8"),
         ("vocab.bin", b"", r"expected a directory, tokenizer.json, vocab.txt"),
@@ -912,6 +919,14 @@ def test_spans_stay_inside_any_text_and_never_go_back(family, trained):
             np.testing.assert_array_equal(ids, encoding.ids)
             assert encoding.offsets.shape == (len(ids), 2)
             assert_sound(text, encoding)
+
+
+@settings(deadline=None, max_examples=300)
+@given(text=st.text(max_size=40))
+def test_whatever_the_text_its_spans_stay_inside_it_and_never_go_back(trained, text):
+    (encoding,) = trained.encode_with_offsets([text])
+    np.testing.assert_array_equal(trained.encode_batch([text])[0], encoding.ids)
+    assert_sound(text, encoding)
 
 
 def test_a_mask_in_text_is_the_mask_if_asked_and_other_special_tokens_stay_text(family):

@@ -169,4 +169,5 @@ def _beside(path: Path) -> Path:
 
 
 def _unwritable(path: Place, error: OSError) -> InputError:
-    return InputError(f"cannot write the token cache {path}: {error.strerror or error}; set --data.cache-dir elsewhere")
+    reason = error.strerror or f"{error} (is the disk full?)"  # NumPy tells only how many bytes it could write
+    return InputError(f"cannot write the token cache {path}: {reason}; set --data.cache-dir elsewhere")
