@@ -3,8 +3,8 @@
     python tests/benchmarks/ours_step.py --layers 4 --hidden 256 --heads 4 --intermediate 1024 \
         --batch 16 --length 128 --predictions 20 --threads 2 --steps 5
 
-The step that train.py runs: forward and backward with dropout 0.1, logits at the masked positions only, gradients
-clipped to norm 1, AdamW without decay on biases and LayerNorms, the state donated.
+The step that train.py runs: forward and backward with dropout 0.1, the last layer and logits at the masked positions only,
+gradients clipped to norm 1, AdamW without decay on biases and LayerNorms, the state donated.
 """
 
 from __future__ import annotations
@@ -16,25 +16,30 @@ args = protocol.arguments(__doc__)
 import jax  # noqa: E402  (after the limit on cores)
 import numpy as np  # noqa: E402
 
-from bert_jax.config import BertConfig, OptimConfig, ParallelConfig  # noqa: E402
-from bert_jax.model.heads import Bert  # noqa: E402
-from bert_jax.training import losses, optim, parallel, steps  # noqa: E402
+from bert_jax import pretraining  # noqa: E402
+from bert_jax.config import BertConfig, DataConfig, OptimConfig, ParallelConfig, TrainConfig  # noqa: E402
+from bert_jax.training import parallel  # noqa: E402
 
-config = BertConfig(
-    vocab_size=protocol.VOCAB_SIZE,
-    hidden_size=args.hidden,
-    num_hidden_layers=args.layers,
-    num_attention_heads=args.heads,
-    intermediate_size=args.intermediate,
-    max_position_embeddings=max(512, args.length),
-)
-optimization = OptimConfig(
-    name="adamw",
-    learning_rate=protocol.LEARNING_RATE,
-    warmup_steps=0,
-    weight_decay=protocol.WEIGHT_DECAY,
-    clip_norm=protocol.CLIP_NORM,
-    eps=1e-8,
+config = TrainConfig(
+    model=BertConfig(
+        vocab_size=protocol.VOCAB_SIZE,
+        hidden_size=args.hidden,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.heads,
+        intermediate_size=args.intermediate,
+        max_position_embeddings=max(512, args.length),
+    ),
+    optim=OptimConfig(
+        name="adamw",
+        learning_rate=protocol.LEARNING_RATE,
+        warmup_steps=0,
+        weight_decay=protocol.WEIGHT_DECAY,
+        clip_norm=protocol.CLIP_NORM,
+        eps=1e-8,
+    ),
+    data=DataConfig(max_seq_length=args.length),
+    batch_size=args.batch,
+    num_steps=10**6,
 )
 arrays = protocol.random_batch(args)
 batch = dict(
@@ -46,28 +51,10 @@ batch = dict(
     masked_ids=arrays["masked_ids"],
     masked_weights=np.ones(arrays["masked_ids"].shape, np.float32),
 )
-model = Bert(config)
-optimizer = optim.make_optimizer(optimization)
-devices = parallel.make_devices(ParallelConfig(num_devices=1))
-
-
-def sums(params, batch, key):
-    """The batch's named sums; dropout is on where there is a key."""
-    outputs = model.apply({"params": params}, batch, key is None, rngs={} if key is None else {"dropout": key})
-    return losses.pretraining_sums(outputs, batch)
-
-
-train_step = steps.make_train_step(sums, optimizer, optim.make_schedule(optimization, 10**6), 0, optimization.clip_norm)
-batch = devices.put(batch)
-
-
-def first_state() -> steps.TrainState:
-    """The state before the first step, from random parameters."""
-    return steps.init_state(model.init(jax.random.key(0), batch)["params"], optimizer)
-
-
-state = jax.jit(first_state, out_shardings=devices.replicated)()
-compiled = devices.jit(train_step, state=state).compile(state, batch)
+program = pretraining.build(config, parallel.make_devices(ParallelConfig(num_devices=1)), None)
+batch = program.devices.put(batch)
+state = program.initial_state()
+compiled = program.train_step.compile(state, batch)
 
 
 def step() -> None:

@@ -6,8 +6,8 @@
 PATH are interpreters: one with PyTorch and transformers >= 5, one with transformers 4.57.6, jax and flax (the last Flax
 models). Every participant lives in its own process (protocol.py); a round asks each for one step while the others
 sleep. Medians over rounds; ratios (how many times the first participant's seconds) are taken round by round, then their
-median. "of peak" is the analytic FLOPs of what a model computes (the peers: logits at every position; ours: at the
-masked ones) over its time and the best NumPy matrix product of the same run. "start s" is all that comes before the
+median. "of peak" is the analytic FLOPs of what a model computes (the peers: last layer and logits at every position; ours: at
+the masked ones) over its time and the best NumPy matrix product of the same run. "start s" is all that comes before the
 first timed step: imports, compilation, two warm-up steps.
 """
 
@@ -32,10 +32,11 @@ PARTICIPANTS = ("ours", "torch", "flax")
 
 
 def training_flops(layers: int, hidden: int, intermediate: int, batch: int, length: int, scored: int) -> float:
-    """Matrix-product FLOPs of a step with `scored` positions a row in the vocabulary head; backward = 2 forwards."""
-    layer = 4 * hidden * hidden + 2 * hidden * intermediate + 2 * length * hidden  # multiply-adds a token
+    """Matrix-product FLOPs of a step with `scored` positions a row in the last layer and the head; backward = 2 forwards."""
+    asking = 2 * hidden * hidden + 2 * hidden * intermediate + 2 * length * hidden  # multiply-adds a token
+    keys = 2 * hidden * hidden  # and values
     head = hidden * hidden + hidden * protocol.VOCAB_SIZE
-    return 3 * 2 * batch * (length * layers * layer + scored * head)
+    return 3 * 2 * batch * (length * (layers - 1) * (asking + keys) + length * keys + scored * (asking + head))
 
 
 def parse() -> argparse.Namespace:
