@@ -18,7 +18,7 @@ from bert_jax.config import PRESETS, BertConfig, InputError
 from bert_jax.model.convert import flatten, unflatten
 from bert_jax.model.encoder import Embeddings, Encoder, EncoderLayer
 from bert_jax.model.heads import Bert
-from bert_jax.model.layers import ACTIVATIONS, affine, dropout, tied_logits
+from bert_jax.model.layers import ACTIVATIONS, affine, dropout, threefry, tied_logits
 from bert_jax.training.losses import pretraining_sums
 
 # Sizes with no common products, so that an array's number of elements tells what it is: 61 is prime.
@@ -303,31 +303,32 @@ def test_a_scan_gives_the_same_hidden_states_and_attentions() -> None:
 
 @pytest.mark.parametrize("how", HOW, ids=lambda how: "+".join(how))
 def test_scan_and_remat_are_really_used(how: dict) -> None:
-    def primitives(cfg: BertConfig) -> list[str]:
-        return [eqn.primitive.name for eqn in equations(partial(pretraining_loss, cfg), params(), make_batch())]
+    def scanned_and_recomputed(cfg: BertConfig) -> tuple[bool, bool]:
+        """Whether there is a scan, and whether products are computed again (what GELU and LayerNorm compute always is)."""
+        found = equations(partial(pretraining_loss, cfg), params(), make_batch())
+        again = [eqn for eqn in found if eqn.primitive.name in ("remat2", "checkpoint")]
+        assert again
+        inner = (e.primitive.name for eqn in again for e in equations_of(eqn.params["jaxpr"]))
+        return any(eqn.primitive.name == "scan" for eqn in found), "dot_general" in inner
 
-    plain, other = primitives(CFG), primitives(CFG.replace(**how))
-    assert "scan" not in plain
-    assert "remat2" not in plain
-    assert "checkpoint" not in plain
-    assert ("scan" in other) == how.get("scan_layers", False)
-    assert ("remat2" in other or "checkpoint" in other) == ("remat" in how)
+    assert scanned_and_recomputed(CFG) == (False, False)
+    assert scanned_and_recomputed(CFG.replace(**how)) == (how.get("scan_layers", False), "remat" in how)
 
 
-def equations(function, *args):
+def equations(function, *args) -> list:
     """Every equation in the jaxpr of function(*args), those of inner jaxprs too."""
+    return list(equations_of(jax.make_jaxpr(function)(*args).jaxpr))
 
-    def walk(jaxpr):
-        for eqn in jaxpr.eqns:
-            yield eqn
-            for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr):
-                if is_jaxpr(inner):
-                    yield from walk(getattr(inner, "jaxpr", inner))
 
+def equations_of(jaxpr):
     def is_jaxpr(x) -> bool:
         return isinstance(x, (jax.extend.core.Jaxpr, jax.extend.core.ClosedJaxpr))
 
-    return list(walk(jax.make_jaxpr(function)(*args).jaxpr))
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield eqn
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr):
+            if is_jaxpr(inner):
+                yield from equations_of(inner)
 
 
 def arrays_of_all_logits(function, *args) -> list:
@@ -509,15 +510,47 @@ def test_the_embeddings_have_dropout() -> None:
 
 def test_there_is_no_dropout_elsewhere() -> None:
     """One draw for the embeddings, three a layer; none in the feed-forward, the pooler or the heads."""
-    drawn = [
-        eqn.outvars[0].aval.shape
-        for eqn in equations(partial(pretraining_loss, CFG), params(), make_batch(), jax.random.key(0))
-        if eqn.primitive.name == "random_bits"
-    ]
-    hidden, probabilities = (B, L, CFG.hidden_size // 2), (B, CFG.num_attention_heads, L, L // 2)
+    drawn = masks(equations(partial(pretraining_loss, CFG), params(), make_batch(), jax.random.key(0)))
+    hidden, probabilities = (B, L, CFG.hidden_size), (B, CFG.num_attention_heads, L, L)
     assert sorted(drawn) == sorted([hidden] + CFG.num_hidden_layers * [hidden, hidden, probabilities])
-    deterministic = equations(partial(pretraining_loss, CFG), params(), make_batch())
-    assert not [eqn for eqn in deterministic if eqn.primitive.name == "random_bits"]
+    assert masks(equations(partial(pretraining_loss, CFG), params(), make_batch())) == []
+
+
+def masks(found: list) -> list[tuple[int, ...]]:
+    """Shapes of dropout's masks, which are put together of four parts."""
+    parts = [eqn for eqn in found if eqn.primitive.name == "concatenate" and eqn.outvars[0].aval.dtype == bool]
+    assert all(len(eqn.invars) == 4 for eqn in parts)
+    return [eqn.outvars[0].aval.shape for eqn in parts]
+
+
+# Key, counts and words of Random123's known answers (kat_vectors, threefry2x32 20).
+PI = (0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)
+KNOWN = [((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)), ((2**32 - 1,) * 2, (2**32 - 1,) * 2, (0x1CB996FC, 0xBB002BE7)), PI]
+
+
+@pytest.mark.parametrize("key, counts, words", KNOWN)
+def test_threefry_gives_the_known_answers(key: tuple, counts: tuple, words: tuple) -> None:
+    low, high = (jnp.array([count], jnp.uint32) for count in counts)
+    assert tuple(int(word[0]) for word in threefry(jnp.array(key, jnp.uint32), low, high)) == words
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 10), (2, 3, 5, 16), (256, 256)])
+def test_dropout_zeroes_its_share_of_each_row_and_scales_up_the_rest(shape: tuple[int, ...]) -> None:
+    x = jnp.ones(shape)
+    dropped = np.asarray(jax.jit(dropout, static_argnums=1)(x, 0.25, jax.random.key(3)))
+    assert set(np.unique(dropped)) <= {0.0, np.float32(4 / 3)}
+    other = np.asarray(dropout(x, 0.25, jax.random.key(4)))
+    if x.size > 1000:
+        share = 0.25 * 0.75
+        assert abs((dropped == 0).mean() - 0.25) < 5 * (share / x.size) ** 0.5
+        for axis in (0, 1):  # no row and no column has a mask of its own kind, or that of another
+            assert np.abs((dropped == 0).mean(axis) - 0.25).max() < 5 * (share / shape[axis]) ** 0.5
+        same = [np.mean(dropped[1:] == dropped[:-1]), np.mean(dropped[:, 1:] == dropped[:, :-1]), np.mean(dropped == other)]
+        same += [np.mean(dropped[:, k:] == dropped[:, :-k]) for k in (2, 64, 128, 192)]  # words of a block are 64 columns apart
+        assert np.abs(np.array(same) - (0.75**2 + 0.25**2)).max() < 0.02
+    first = np.asarray(dropout(x[: len(x) // 2], 0.25, jax.random.key(3)))
+    if x.ndim > 1:  # a mask is that of the row's place, however many rows there are
+        np.testing.assert_array_equal(first, dropped[: len(x) // 2])
 
 
 def test_hidden_states_and_attentions_come_on_request() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, PartitionSpec
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 
 from bert_jax.config import BertConfig
 
@@ -41,10 +41,12 @@ def laid_out(x: Array, *axes: Any) -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*fitting))
 
 
+@jax.checkpoint
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """x times the normal distribution function at x, exactly (Hendrycks and Gimpel, 2016). In float32.
 
-    Written with erf: `jax.nn.gelu` goes through erfc, which costs twice as much on CPUs.
+    Written with erf: `jax.nn.gelu` goes through erfc, which costs twice as much on CPUs. The backward pass computes erf again:
+    what it would read instead, float32 arrays of the inner layer's size, is most of what a layer keeps, and no faster.
     """
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
@@ -58,17 +60,37 @@ ACTIVATIONS = {
 }
 
 
+def threefry(key: UInt32[Array, "2"], low: UInt32[Array, "..."], high: UInt32[Array, "..."]) -> tuple[Array, Array]:
+    """Two words of random bits for each count (low, high): Threefry-2x32 of 20 rounds (Salmon et al., 2011).
+
+    The generator of `jax.random`, but written out, so that the compiler fuses it with what reads the bits: on CPUs `jax.random`
+    draws in a loop through memory, and of a block's two words it gives one.
+    """
+    keys = (key[0], key[1], key[0] ^ key[1] ^ np.uint32(0x1BD11BDA))
+    a, b = low + keys[0], high + keys[1]
+    for fours in range(5):
+        for rotation in ((13, 15, 26, 6), (17, 29, 16, 24))[fours % 2]:
+            a = a + b
+            b = ((b << np.uint32(rotation)) | (b >> np.uint32(32 - rotation))) ^ a
+        a, b = a + keys[(fours + 1) % 3], b + keys[(fours + 2) % 3] + np.uint32(fours + 1)
+    return a, b
+
+
 def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None) -> Float[Array, "..."]:
     """Zeroes a share `rate` (to 1/65536) of `x` and scales up the rest; the identity where `key` is None.
 
-    One 32-bit draw serves two elements: drawing bits is a visible share of a training step.
+    Four elements share a block of random bits, which depends on the key and their place alone, however `x` is laid over devices.
     """
     threshold = round(rate * 2**16)
     if key is None or threshold == 0:
         return x
-    pairs = (*x.shape[:-1], -(-x.shape[-1] // 2))
-    bits = jax.lax.bitcast_convert_type(jax.random.bits(key, pairs, jnp.uint32), jnp.uint16)
-    keep = bits.reshape(*pairs[:-1], 2 * pairs[-1])[..., : x.shape[-1]] >= threshold
+    shape = (1, *x.shape[:-1], -(-x.shape[-1] // 4))[-max(2, x.ndim) :]
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    row, *inner = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(len(shape)))
+    place = sum(index * np.uint32(stride) for index, stride in zip(inner, strides[1:], strict=True))
+    words = threefry(jax.random.key_data(key)[:2], place, row)
+    halves = [half for word in words for half in (word & np.uint32(0xFFFF), word >> np.uint32(16))]
+    keep = jnp.concatenate([half >= np.uint32(threshold) for half in halves], axis=-1)[..., : x.shape[-1]].reshape(x.shape)
     return jnp.where(keep, x.astype(jnp.float32) * (1 / (1 - threshold / 2**16)), 0).astype(x.dtype)
 
 
@@ -155,5 +177,6 @@ def tied_logits(x: Float[Array, "B P E"], table: Float[Array, "V E"]) -> Float[A
 
 
 def layer_norm(cfg: BertConfig, name: str) -> nn.LayerNorm:
-    """LayerNorm with float32 statistics and the two-pass variance that small activations need."""
-    return nn.LayerNorm(epsilon=cfg.layer_norm_eps, use_fast_variance=False, dtype=cfg.dtype, name=name)
+    """LayerNorm with float32 statistics and the two-pass variance that small activations need; its backward pass starts from its
+    input, as that of `gelu`."""
+    return nn.remat(nn.LayerNorm)(epsilon=cfg.layer_norm_eps, use_fast_variance=False, dtype=cfg.dtype, name=name)

@@ -60,19 +60,31 @@ class ScaleByBertAdamState(NamedTuple):
     nu: Any
 
 
-def scale_by_bert_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """Adam without bias correction, epsilon outside the root (google-research/bert, AdamWeightDecayOptimizer)."""
+def scale_by_adam(b1: float, b2: float, eps: float, bias_correction: bool) -> optax.GradientTransformationExtraArgs:
+    """Adam (Kingma and Ba, 2014; its eps is of the corrected second moment's root), or without bias correction and with epsilon
+    outside the root google-research/bert's AdamWeightDecayOptimizer.
 
-    def init(params: Any) -> ScaleByBertAdamState:
-        return ScaleByBertAdamState(jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))
+    `ok` in its update, a boolean: where it is false the moments stay as they are. Not Optax's, so that XLA updates
+    each moment where it lies, in one pass, and computes updates from what it wrote: told nothing, it computes moments twice and
+    copies the old ones.
+    """
 
-    def update(grads: Any, state: ScaleByBertAdamState, params: Any = None) -> tuple[Any, ScaleByBertAdamState]:
-        mu = jax.tree.map(lambda g, m: b1 * m + (1 - b1) * g, grads, state.mu)
-        nu = jax.tree.map(lambda g, v: b2 * v + (1 - b2) * g * g, grads, state.nu)
-        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
-        return updates, ScaleByBertAdamState(mu, nu)
+    def init(params: Any) -> Any:
+        mu, nu = jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params)
+        return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), mu, nu) if bias_correction else ScaleByBertAdamState(mu, nu)
 
-    return optax.GradientTransformation(init, update)
+    def update(grads: Any, state: Any, params: Any = None, *, ok: Any = True) -> tuple[Any, Any]:
+        mu = jax.tree.map(lambda g, m: jnp.where(ok, b1 * m + (1 - b1) * g, m), grads, state.mu)
+        nu = jax.tree.map(lambda g, v: jnp.where(ok, b2 * v + (1 - b2) * g * g, v), grads, state.nu)
+        mu, nu = jax.lax.optimization_barrier((mu, nu))
+        if not bias_correction:
+            return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu), ScaleByBertAdamState(mu, nu)
+        count = state.count + jnp.where(ok, 1, 0)
+        of_mu, of_nu = 1 - b1**count, 1 - b2**count
+        updates = jax.tree.map(lambda m, v: (m / of_mu) / (jnp.sqrt(v / of_nu) + eps), mu, nu)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def make_optimizer(cfg: OptimConfig, scales: Any = None) -> optax.GradientTransformation:
@@ -82,8 +94,8 @@ def make_optimizer(cfg: OptimConfig, scales: Any = None) -> optax.GradientTransf
     decay, scaled per tensor by |parameter| / |update|; biases and LayerNorm are excluded from both. `scales`: see
     `layer_scales`; what has 0 takes no room for moments.
     """
-    adam = scale_by_bert_adam if cfg.name == "adamw_bert" else optax.scale_by_adam
-    chain = [adam(cfg.b1, cfg.b2, cfg.eps), optax.add_decayed_weights(cfg.weight_decay, mask=decays)]
+    adam = scale_by_adam(cfg.b1, cfg.b2, cfg.eps, bias_correction=cfg.name != "adamw_bert")
+    chain = [adam, optax.add_decayed_weights(cfg.weight_decay, mask=decays)]
     if cfg.name == "lamb":
         chain.append(optax.masked(optax.scale_by_trust_ratio(), decays))
     if scales is None:

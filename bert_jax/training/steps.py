@@ -48,10 +48,13 @@ def make_update(
 
     The loss is the sum of total / weight over the names of `sums_fn` that end in `_loss`, with the weight of the whole
     batch however it is cut into `microbatches` or laid over devices. Each microbatch folds its number into the key.
-    Gradients are clipped to `clip_norm`; an update that is not finite is skipped and counted, the state otherwise kept.
+    Gradients are clipped to `clip_norm`; an update that is not finite is skipped and counted: parameters stay, and so do moments
+    if the optimizer's `update` takes `ok`, as those of `optim.make_optimizer`.
     Inside a map over devices each sees its own rows: `axis_name` is the axis that sums are crossed over. There the number of
     the device is folded into the key too, so dropout is another than without a map.
     """
+
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def across(sums: Any) -> Any:
         return sums if axis_name is None else jax.lax.psum(sums, axis_name)
@@ -76,17 +79,14 @@ def make_update(
         if clip_norm is not None:
             scale = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-9))
             grads = jax.tree.map(lambda g: g * scale, grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
-
-        def keep(new: Array, old: Array) -> Array:
-            return jnp.where(ok, new, old)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, ok=ok)
+        params = jax.tree.map(lambda p, u: jnp.where(ok, p - learning_rate * u, p), state.params, updates)
 
         in_a_row = jnp.where(ok, 0, state.skipped_in_a_row + 1)
         new_state = TrainState(
             step=state.step + 1,
-            params=jax.tree.map(keep, params, state.params),
-            opt_state=jax.tree.map(keep, opt_state, state.opt_state),
+            params=params,
+            opt_state=opt_state,
             skipped=state.skipped + jnp.where(ok, 0, 1),
             skipped_in_a_row=in_a_row,
         )
