@@ -548,6 +548,9 @@ def test_dropout_zeroes_its_share_of_each_row_and_scales_up_the_rest(shape: tupl
         same = [np.mean(dropped[1:] == dropped[:-1]), np.mean(dropped[:, 1:] == dropped[:, :-1]), np.mean(dropped == other)]
         same += [np.mean(dropped[:, k:] == dropped[:, :-k]) for k in (2, 64, 128, 192)]  # words of a block are 64 columns apart
         assert np.abs(np.array(same) - (0.75**2 + 0.25**2)).max() < 0.02
+        blocks = np.asarray(dropout(jnp.ones((4, *shape)), 0.25, jax.random.key(3))) == 0
+        same = [np.mean(blocks[:, 1:, :-1] == blocks[:, :-1, 1:]), np.mean(blocks[1:] == blocks[:-1])]
+        assert np.abs(np.array(same) - (0.75**2 + 0.25**2)).max() < 0.02
     first = np.asarray(dropout(x[: len(x) // 2], 0.25, jax.random.key(3)))
     if x.ndim > 1:  # a mask is that of the row's place, however many rows there are
         np.testing.assert_array_equal(first, dropped[: len(x) // 2])

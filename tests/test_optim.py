@@ -243,3 +243,12 @@ def test_a_warm_up_and_a_decay_that_do_not_fit_the_run_are_refused() -> None:
 def test_options_that_make_no_sense_are_refused(options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         OptimConfig(**options)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_bert", "lamb"])
+def test_an_update_that_is_not_ok_leaves_the_state_as_it_is(name):
+    optimizer = make_optimizer(OptimConfig(name=name))
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    state = optimizer.update(params, optimizer.init(params), params, ok=True)[1]
+    after = optimizer.update(jax.tree.map(lambda x: x * jnp.nan, params), state, params, ok=False)[1]
+    jax.tree.map(np.testing.assert_array_equal, after, state)
