@@ -247,9 +247,9 @@ def test_what_would_fit_is_the_least_change_of_each_kind():
     assert [option.split()[0] for option in remedies] == ["--model.remat", "--gradient-accumulation-steps", "--batch-size"]
     assert all(need <= memory.SHARE * 15.75 * GIB for need in remedies.values())
     assert "--model.remat full" in remedies  # dots alone is too much for 32 rows of BERT-large
-    load = memory.Load.of(LARGE.replace(gradient_accumulation_steps=8), "cpu", 8, 1, 1)
+    load = memory.Load.of(LARGE.replace(gradient_accumulation_steps=4), "cpu", 8, 1, 1)
     assert memory.total_bytes(LARGE.model, load) > memory.SHARE * 15.75 * GIB
-    assert remedies.keys() >= {"--gradient-accumulation-steps 16"}
+    assert remedies.keys() >= {"--gradient-accumulation-steps 8"}
 
 
 def test_where_no_change_fits_by_itself_all_is_recomputed_too():
@@ -286,18 +286,18 @@ def test_cutting_parameters_and_recomputing_need_less():
 def test_a_kernel_for_attention_keeps_no_scores():
     load = memory.Load(16, 512, 77, "tpu")
     dropped, whole = (BASE.replace(scan_layers=True, remat="none", attention_probs_dropout_prob=rate) for rate in (0.1, 0.0))
-    # as compiled for v5e: 12.13 and 9.15 GiB
-    assert memory.total_bytes(dropped, load) / GIB == pytest.approx(12.13, rel=0.06)
-    assert memory.total_bytes(whole, load) / GIB == pytest.approx(9.15, rel=0.06)
+    # as compiled for v5e: 7.91 and 4.99 GiB
+    assert memory.total_bytes(dropped, load) / GIB == pytest.approx(7.91, rel=0.06)
+    assert memory.total_bytes(whole, load) / GIB == pytest.approx(4.99, rel=0.06)
     short = replace(load, length=128, slots=20)  # too short for the kernel
     assert memory.total_bytes(whole, short) == memory.total_bytes(dropped, short)
 
 
 @pytest.mark.parametrize(
     ("size", "rows", "length", "remat", "gib"),  # total as compiled for v5e, libtpu 0.0.42
-    [("base", 8, 512, "none", 7.00), ("base", 32, 512, "dots", 6.83), ("base", 32, 512, "full", 3.70),
-     ("base", 64, 128, "none", 9.32), ("base", 128, 128, "dots", 6.00), ("base", 128, 128, "full", 3.35),
-     ("large", 8, 512, "dots", 8.53), ("large", 16, 512, "full", 7.47)],
+    [("base", 8, 512, "none", 4.78), ("base", 16, 512, "none", 7.91), ("base", 32, 512, "none", 14.21),
+     ("base", 32, 512, "dots", 5.94), ("base", 32, 512, "full", 3.15), ("base", 64, 128, "none", 5.15),
+     ("large", 8, 512, "dots", 7.77)],
 )  # fmt: skip
 def test_estimates_are_near_what_the_compiler_needs(size, rows, length, remat, gib):
     cfg = BertConfig.preset(size, dtype="bfloat16", remat=remat, scan_layers=True)
