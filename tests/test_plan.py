@@ -313,7 +313,7 @@ def test_a_run_is_planned_for_a_tpu_and_what_does_not_fit_says_what_would():
     assert fits.returncode == 0, fits.stderr
     assert "yes, " in fits.stdout
     assert "recomputed: dots" in fits.stdout
-    refused = run(*base, "--topology", "v5e:2x4", "--model.remat", "none")
+    refused = run(*base[:-1], "384", "--topology", "v5e:2x4", "--model.remat", "none")
     assert "no, " in refused.stdout
     assert "the compiler: RESOURCE_EXHAUSTED" in refused.stdout
     assert "--model.remat dots" in refused.stdout
