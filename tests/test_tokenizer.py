@@ -594,6 +594,15 @@ def test_a_sentencepiece_model_with_unused_pieces_is_refused(tmp_path):
         Tokenizer.load(path)
 
 
+@pytest.mark.parametrize("charsmap", [b"abcd", bytes(4)])  # one that does not parse, one that makes the library panic
+def test_a_sentencepiece_model_whose_normalisation_is_damaged_is_refused(tmp_path, charsmap):
+    path = sentencepiece_model(tmp_path / "spm.model", **ALL_ROLES)
+    path.write_bytes(path.read_bytes() + b"\x1a\x06\x12\x04" + charsmap)  # another normalizer_spec
+    for model_type in (None, "albert", "xlm-roberta"):
+        with pytest.raises(InputError, match=r"spm.model: not a SentencePiece model \(.*precompiled_charsmap"):
+            Tokenizer.load(path, model_type=model_type)
+
+
 def test_a_truncated_sentencepiece_model_is_refused(tmp_path):
     path = sentencepiece_model(tmp_path / "spm.model", **ALL_ROLES)
     whole = path.read_bytes()

@@ -54,9 +54,17 @@ def _parse(model: bytes, source: str) -> _Model:
         scores = [float(f"{piece[2][0] if piece[2] else 0.0:.9g}") for piece in pieces]
         kinds = [piece[3][0] if piece[3] else _NORMAL for piece in pieces]
         trainer, norm = ({n: v[-1] for n, v in fields(proto[number][-1]).items()} for number in (2, 3))
-        return _Model(names, scores, kinds, kinds.index(_UNKNOWN), trainer, norm)
+        parsed = _Model(names, scores, kinds, kinds.index(_UNKNOWN), trainer, norm)
     except (LookupError, ValueError, TypeError, AttributeError, struct.error) as error:
         raise InputError(f"{source}: not a SentencePiece model ({error!r})") from error
+    try:
+        if norm.get(2):
+            normalizers.Precompiled(norm[2]).normalize_str("a é ﬁ")
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # plain Exception, and Rust's panics, which are not even that
+        raise InputError(f"{source}: not a SentencePiece model (precompiled_charsmap: {error})") from None
+    return parsed
 
 
 def convert(model: bytes, source: str) -> tokenizers.Tokenizer:
