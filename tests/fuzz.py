@@ -4,7 +4,7 @@
     python tests/fuzz.py safetensors --seconds 300
 
 Atheris (extra `fuzz`) changes small valid files, led by what code they reach. Any other exception, 10 seconds on one file or
-2 GiB of memory ends the run and keeps the file that did it in --found. The last line says how many files were read.
+2 GiB of memory ends the run and keeps the file that did it in --found. The last lines say how many files were read.
 """
 
 from __future__ import annotations

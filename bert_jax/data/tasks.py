@@ -5,14 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from bert_jax.config import Checked, InputError, did_you_mean
 
 Kind = Literal[
     "classification", "multi_label", "regression", "tagging", "question_answering", "multiple_choice", "similarity",
 ]  # fmt: skip
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
