@@ -345,7 +345,7 @@ class Start:
             return self.model.params
         drawn = _initial(self.model.module, self.fresh, seed)
         # Not cut at two sigma: transformers' heads are not, with whose scores ours are compared. Cut ones are 12 % smaller, and
-        # few steps do not make up for it: 252 of transformers end WNUT-17 at a loss of 0.13 to 0.14 from those, 0.12 from its own.
+        # few steps do not make up for it: 252 of transformers end WNUT-17 at a loss of 0.13 to 0.14 from those, 0.12 from its own
         for number, path in enumerate(path for path in self.fresh if path.endswith("/kernel")):
             normal = np.random.default_rng([seed, number]).standard_normal(drawn[path].shape, np.float32)
             drawn[path] = normal * np.float32(self.model.config.initializer_range)
