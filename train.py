@@ -153,6 +153,6 @@ def finish(cfg: TrainConfig, model: Any, reached: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    from bert_jax.console import run
+    from bert_jax import console
 
-    run(main, sys.argv[1:])
+    console.run(main, sys.argv[1:])

@@ -19,6 +19,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.progress import track as rich_track
 from rich.table import Table
 
+from bert_jax import hugepages
 from bert_jax.config import InputError
 
 
@@ -71,19 +72,23 @@ def show_table(title: str, facts: Sequence[tuple[str, str]], warnings: Sequence[
         console.print(f"[bold yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 
 
-def run(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> None:
-    """Runs an entry point and ends the process with its status, or with 1 and the reason on stderr.
+def run(main: Callable[[list[str]], int | None], argv: list[str]) -> None:
+    """Runs an entry point, with huge pages, and ends the process with its status, or with 1 and the reason on stderr.
 
     A process of several that failed leaves without a word to the others; they end behind parallel.heartbeat_timeout, and the
     same command, run again on all, continues.
     """
+    hugepages.use()
     try:
-        status = main(argv)
+        status = main(argv) or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 1
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
+    except BrokenPipeError:  # who reads the output has enough, as in `| head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what the interpreter writes at its end
+        status = 128 + signal.SIGPIPE
     except Exception:
         traceback.print_exc()
         status = 1

@@ -4,13 +4,16 @@
         --batch 16 --length 128 --predictions 20 --threads 2 --steps 5
 
 The step that train.py runs: forward and backward with dropout 0.1, the last layer and logits at the masked positions only,
-gradients clipped to norm 1, AdamW without decay on biases and LayerNorms, the state donated.
+gradients clipped to norm 1, AdamW without decay on biases and LayerNorms, the state donated, memory in huge pages.
 """
 
 from __future__ import annotations
 
 import protocol
 
+from bert_jax import hugepages
+
+hugepages.use()
 args = protocol.arguments(__doc__)
 
 import jax  # noqa: E402  (after the limit on cores)
@@ -67,6 +70,7 @@ def step() -> None:
 protocol.serve(
     step,
     args.steps,
+    at_work=3,
     parameters=sum(x.size for x in jax.tree.leaves(state.params)),
     versions={"jax": jax.__version__},
 )

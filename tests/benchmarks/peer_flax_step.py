@@ -74,6 +74,7 @@ def step() -> float:
 protocol.serve(
     step,
     args.steps,
+    at_work=3,
     parameters=sum(x.size for x in flat.values()),
     versions={"jax": jax.__version__, "transformers": transformers.__version__},
 )

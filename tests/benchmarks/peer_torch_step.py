@@ -51,6 +51,7 @@ def step() -> float:
 protocol.serve(
     step,
     args.steps,
+    at_work=3,
     parameters=sum(p.numel() for p in model.parameters()),
     attention=config._attn_implementation,
     versions={"torch": torch.__version__, "transformers": transformers.__version__},

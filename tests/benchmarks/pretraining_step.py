@@ -4,11 +4,11 @@
         --torch-python PATH --flax-python PATH --json pretraining_step.json
 
 PATH are interpreters: one with PyTorch and transformers >= 5, one with transformers 4.57.6, jax and flax (the last Flax
-models). Every participant lives in its own process (protocol.py); a round asks each for one step while the others
-sleep. Medians over rounds; ratios (how many times the first participant's seconds) are taken round by round, then their
-median. "of peak" is the analytic FLOPs of what a model computes (the peers: last layer and logits at every position; ours: at
-the masked ones) over its time and the best NumPy matrix product of the same run. "start s" is all that comes before the
-first timed step: imports, compilation, two warm-up steps.
+models). Every participant lives in its own process (protocol.py); a round asks each for three steps and times a fourth, while
+the others sleep. Medians over rounds; ratios (how many times the first participant's seconds) are taken round by round, then
+their median. "of peak" is the analytic FLOPs of what a model computes (the peers: last layer and logits at every position;
+ours: at the masked ones) over its time and the best NumPy matrix product of the same run. "start s" is all that comes before
+the first timed step: imports, compilation, two warm-up steps.
 """
 
 from __future__ import annotations

@@ -80,14 +80,20 @@ def timed(step: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def serve(step: Callable[[], Any], steps: int = 0, warmups: int = 2, **facts: Any) -> None:
-    """Warm up, then time one `step()`, which must wait for its result, a request. `facts` join the ready line."""
+def serve(step: Callable[[], Any], steps: int = 0, warmups: int = 2, at_work: int = 0, **facts: Any) -> None:
+    """Warm up, then time one `step()`, which must wait for its result, a request. `facts` join the ready line.
+
+    `at_work`: that many steps come before the timed one, as in training, which else begins with what others have done to caches
+    and memory in their turns.
+    """
     warmup_seconds = [timed(step)[0] for _ in range(warmups)]
     say(ready=True, warmup_seconds=sum(warmup_seconds), **facts)
     for request in ["step"] * steps if steps else sys.stdin:
         if request.strip() == "quit":
             return
         if request.strip() == "step":
+            for _ in range(at_work):
+                step()
             say(seconds=timed(step)[0], peak_rss_mb=peak_rss_mb())
 
 
