@@ -110,6 +110,41 @@ class _Clock:
         return values
 
 
+class _Account:
+    """Reads the metrics of a step and logs them, one step behind the dispatch."""
+
+    def __init__(self, cadence: Cadence, log: Log, clock: _Clock, first_loss: float | None) -> None:
+        self.cadence, self.log, self.clock, self.first_loss = cadence, log, clock, first_loss
+        self.pending: tuple[int, dict[str, jax.Array]] | None = None
+        self.shown: dict[str, float] = {}
+
+    def settle(self) -> None:
+        """Waits for the pending step, so that no more than two are under way, and logs it where it is its turn."""
+        if self.pending is None:
+            return
+        (step, on_device), self.pending = self.pending, None
+        jax.block_until_ready(on_device)
+        if step % self.cadence.log_every and step not in (1, self.cadence.num_steps):
+            return
+        values = {name: value.item() for name, value in jax.device_get(on_device).items()}
+        in_a_row = int(values.pop("skipped_in_a_row"))
+        if self.first_loss is not None and step == 1 and not abs(values["loss"] - self.first_loss) < 1:
+            self.log.message(
+                f"warning: the first loss is {values['loss']:.2f}, where an untrained model has about {self.first_loss:.2f} "
+                "(guessing by chance): something is wrong with the weights or the labels"
+            )
+        self.log.scalars(step, {f"train/{name}": value for name, value in values.items()})
+        timing = self.clock.read()
+        self.log.timing(step, timing)
+        self.clock.restart()
+        self.shown.update(loss=values["loss"], tokens_per_second=timing["tokens_per_second"])
+        if in_a_row >= self.cadence.max_skipped:
+            raise Diverged(
+                f"the updates of steps {step - in_a_row + 1} to {step} were not finite and were skipped: {in_a_row} in a row "
+                "(optim.max_skipped). Lower optim.learning_rate, or look at those batches"
+            )
+
+
 def fit(
     state: TrainState,
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
@@ -132,63 +167,32 @@ def fit(
     Raises Diverged where `cadence.max_skipped` updates in a row were not finite, naming the steps.
     """
     step = int(np.max(state.step))  # of several runs in one program, that of those that go on
-    clock = _Clock(cost)
-    pending: tuple[int, dict[str, jax.Array]] | None = None
-    shown: dict[str, float] = {}
-
-    def report() -> None:
-        """Reads the metrics of the pending step; waits for it, so that no more than two are under way."""
-        nonlocal pending
-        if pending is None:
-            return
-        number, on_device = pending
-        pending = None
-        jax.block_until_ready(on_device)
-        if number % cadence.log_every and number not in (1, cadence.num_steps):
-            return
-        values = {name: value.item() for name, value in jax.device_get(on_device).items()}
-        in_a_row = int(values.pop("skipped_in_a_row"))
-        if first_loss is not None and number == 1 and not abs(values["loss"] - first_loss) < 1:
-            log.message(
-                f"warning: the first loss is {values['loss']:.2f}, where an untrained model has about {first_loss:.2f} "
-                "(guessing by chance): something is wrong with the weights or the labels"
-            )
-        log.scalars(number, {f"train/{name}": value for name, value in values.items()})
-        timing = clock.read()
-        log.timing(number, timing)
-        clock.restart()
-        shown.update(loss=values["loss"], tokens_per_second=timing["tokens_per_second"])
-        if in_a_row >= cadence.max_skipped:
-            raise Diverged(
-                f"the updates of steps {number - in_a_row + 1} to {number} were not finite and were skipped: {in_a_row} in a row "
-                "(optim.max_skipped). Lower optim.learning_rate, or look at those batches"
-            )
-
+    account = _Account(cadence, log, _Clock(cost), first_loss)
     stopped = stop.signal is not None
     while step < cadence.num_steps and not stopped and not stop.enough:
         asked = time.perf_counter()
         batch = next(batches)
-        clock.waited += time.perf_counter() - asked
+        account.clock.waited += time.perf_counter() - asked
         state, metrics = train_step(state, put(batch))
-        report()
+        account.settle()
         step += 1
-        clock.steps += 1
-        clock.tokens += cost.tokens(batch)
-        pending = step, metrics
-        log.progress(step, **shown)
+        account.clock.steps += 1
+        account.clock.tokens += cost.tokens(batch)
+        account.pending = step, metrics
+        log.progress(step, **account.shown)
         evaluation: dict[str, float] = {}
         if step % cadence.eval_every == 0 or step == cadence.num_steps:
-            report()
+            account.settle()
             evaluation = evaluate(state.params)
             log.scalars(step, evaluation)
             log.message(f"step {step}: " + "  ".join(f"{name.removeprefix('eval/')} {v:.4f}" for name, v in evaluation.items()))
-            clock.restart()
+            account.clock.restart()
         stopped = stop.asked()  # behind the evaluation, which may take long
         if step % cadence.checkpoint_every == 0 or step == cadence.num_steps or stopped:
-            report()
+            account.settle()
             log.flush()
             save(state, evaluation)
-    report()
+    account.settle()
     log.flush()
     return state
 
