@@ -15,7 +15,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from bert_jax.config import InputError, TrainConfig, claim_workdir, load_train_config, to_dict
+from bert_jax import workdir
+from bert_jax.config import InputError, TrainConfig, load_train_config, to_dict
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
 
     multihost.connect(cfg.parallel)
     first = multihost.is_first()
-    for line in multihost.first_then_others(lambda: claim_workdir(cfg)):
+    for line in multihost.first_then_others(lambda: workdir.claim(cfg)):
         if first:
             print(line, file=sys.stderr)
     data = multihost.first_then_others(lambda: load_data(cfg, track))
@@ -54,10 +55,10 @@ def pretrain(cfg: TrainConfig, data: Any, training: Any, held_out: Any) -> int:
     first, rows = multihost.is_first(), devices.rows(cfg.batch_size)
     saved = checkpoint.Checkpointer(cfg.checkpoints, keep=cfg.keep_checkpoints)
     state, start = restore(program, saved, data.key)
-    workdir = Path(cfg.workdir)
+    folder = Path(cfg.workdir)
     if first:
-        writer.cut(workdir / "metrics.jsonl", start if saved.steps else -1)
-    log = writer.Writer(workdir, cfg.num_steps, start) if first else writer.Silent()
+        writer.cut(folder / "metrics.jsonl", start if saved.steps else -1)
+    log = writer.Writer(folder, cfg.num_steps, start) if first else writer.Silent()
     stop = loop.StopRequest(multihost.stop_agreed())
     with closing(log), closing(saved), stop, multihost.Watchdog(cfg.parallel.stuck_timeout) as alive:
         begun = f"continuing from step {start}" if start else "starting"
@@ -89,7 +90,7 @@ def pretrain(cfg: TrainConfig, data: Any, training: Any, held_out: Any) -> int:
         cost = loop.Cost(lambda batch: int((batch["sequence_ids"] > 0).sum()), flops, peak and peak * devices.mesh.size)
         if cfg.profile and first:
             skip = max(0, min(10, cfg.num_steps - start - cfg.profile))
-            train_step = loop.profiled(train_step, skip, min(cfg.profile, cfg.num_steps - start), workdir / "profile")
+            train_step = loop.profiled(train_step, skip, min(cfg.profile, cfg.num_steps - start), folder / "profile")
         state = loop.fit(
             state, train_step, training.stream(start, cfg.num_steps, rows), alive.watched(devices.put),
             loop.Cadence(cfg.num_steps, cfg.log_every, cfg.eval_every, cfg.checkpoint_every, cfg.optim.max_skipped),

@@ -9,8 +9,9 @@ from typing import Literal
 
 import tyro
 
+from bert_jax import workdir
 from bert_jax.commands import glue, plan, predictors
-from bert_jax.config import DataConfig, InputError, TrainConfig, claim_workdir, did_you_mean, load_train_config
+from bert_jax.config import DataConfig, InputError, TrainConfig, did_you_mean, load_train_config
 
 
 def tokenizer(
@@ -57,7 +58,7 @@ def prepare_beam(argv: list[str]) -> None:
     own, flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     cfg = load_train_config(own, "python -m bert_jax prepare-beam")
     beam.check(cache_place(cfg), flags)
-    claim_workdir(cfg)
+    workdir.claim(cfg)
     load_tokenizer(cfg, track)
     for data in texts(cfg.data):
         print(f"the token cache is {beam.make(data, tokenizer_folder(cfg), cache_place(cfg), flags)}")
@@ -75,7 +76,7 @@ def _examine(cfg: TrainConfig) -> list[str]:
     from bert_jax.data import doctor
     from bert_jax.data.pretraining import BatchSource, load_data
 
-    claim_workdir(cfg)
+    workdir.claim(cfg)
     data = load_data(cfg, track)
     diagnosis = doctor.examine(data, cfg, BatchSource.of(cfg, data.tokenizer, data.training.train))
     show_table("the text", diagnosis.facts, diagnosis.warnings)

@@ -6,17 +6,15 @@ A config file is a Python file with `get_config() -> TrainConfig`; every field c
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import importlib.util
 import json
 import math
 import re
-import shutil
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -447,13 +445,6 @@ class TrainConfig(Checked):
         return self.checkpoint_dir or str(Path(self.workdir) / "checkpoints")
 
 
-# May differ between runs of one work directory: where and how often, never what is computed.
-FREE_FIELDS = frozenset(
-    ["workdir", "eval_every", "checkpoint_every", "keep_checkpoints", "checkpoint_dir", "log_every", "profile",
-     "extend", "fill_masks", "data.cache_dir", "data.num_workers", *(f"model.{name}" for name in COMPUTED - {"dtype"})]
-)  # fmt: skip
-
-
 def to_dict(cfg: Any) -> dict[str, Any]:
     """A config as plain JSON types (tuples become lists)."""
     return json.loads(json.dumps(dataclasses.asdict(cfg)))
@@ -535,71 +526,3 @@ def load_train_config(argv: Sequence[str], prog: str = "train.py") -> TrainConfi
         prog=f"{prog} CONFIG.py",
         description="Pretrain a BERT from raw text. Values shown are those of the given config file.",
     )
-
-
-def filled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with the defaults of fields that are newer than the file they come from."""
-    return {
-        name: filled(values[name], default) if isinstance(default, dict) and isinstance(values.get(name), dict)
-        else values.get(name, default)
-        for name, default in defaults.items()
-    } | {name: value for name, value in values.items() if name not in defaults}  # fmt: skip
-
-
-def write_config(path: Path, cfg: Any) -> None:
-    """Writes a work directory's config.json, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(to_dict(cfg), indent=2) + "\n")
-    temporary.replace(path)
-
-
-@contextlib.contextmanager
-def workdir_errors(path: Path) -> Iterator[None]:
-    """InputError where a work directory's config.json, `path`, cannot be read or written, or is not JSON."""
-    try:
-        yield
-    except OSError as e:
-        raise InputError(f"cannot use the work directory {path.parent}: {e.strerror or e}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise InputError(f"{path} is not JSON ({e}): use another --workdir, or delete that file") from None
-
-
-def claim_workdir(cfg: TrainConfig) -> list[str]:
-    """Writes the work directory's config.json, or holds `cfg` against the one that is there.
-
-    Returns lines to show. Raises InputError, listing the fields, where something differs that would change what is computed
-    (see FREE_FIELDS), where num_steps grows without `extend`, and where the folder cannot be written. Before the first
-    checkpoint nothing is lost by another config: it replaces the old one, with the vocabulary trained for that.
-    """
-    path = Path(cfg.workdir) / "config.json"
-    lines: list[str] = []
-    with workdir_errors(path):
-        if path.exists():
-            old = json.loads(path.read_text())
-            if not isinstance(old, dict) or not isinstance(old.get("num_steps"), int):
-                raise InputError(f"{path} is not a run's config: use another --workdir, or delete that file")
-            changed = [
-                (name, a, b)
-                for name, a, b in differences(filled(old, to_dict(TrainConfig())), to_dict(cfg))
-                if name not in FREE_FIELDS and not name.startswith("parallel.")
-            ]
-            grown = [c for c in changed if c[0] == "num_steps" and c[2] > c[1]]
-            if grown and cfg.extend:
-                changed.remove(grown[0])
-                lines.append(
-                    f"extending from {grown[0][1]} to {cfg.num_steps} steps: the {cfg.optim.schedule} schedule now ends there, "
-                    "so the learning rate jumps to where that schedule stands"
-                )
-            checkpoints = path.parent / "checkpoints"
-            begun = old.get("checkpoint_dir") or (checkpoints.is_dir() and any(checkpoints.iterdir()))
-            if changed and not begun:
-                shutil.rmtree(path.parent / "tokenizer", ignore_errors=True)
-            elif changed:
-                listing = "\n".join(f"  {name}: {a!r} there, {b!r} here" for name, a, b in changed)
-                raise InputError(
-                    f"{cfg.workdir} holds another run:\n{listing}\nuse another --workdir"
-                    + (", or --extend to go on past its num_steps" if grown else "")
-                )
-        write_config(path, cfg)
-    return lines

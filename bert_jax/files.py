@@ -12,16 +12,24 @@ from typing import Any
 from bert_jax.config import InputError
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Writes a file in UTF-8, its folder too; its path. Raises InputError where it cannot be written."""
+def put(path: Path, text: str) -> None:
+    """Writes a file in UTF-8, its folder too. Raises OSError where it cannot be written."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
-    except OSError as error:
+    except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        raise
+
+
+def write_text(path: Path, text: str) -> Path:
+    """`put`; the file's path. Raises InputError where it cannot be written."""
+    try:
+        put(path, text)
+    except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
     return path
 

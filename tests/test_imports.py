@@ -28,6 +28,7 @@ PROGRAMS = ["bert_jax.finetuning", "bert_jax.pretraining", "bert_jax.plan", "ber
 # place: what it may not import
 NEVER = {
     "bert_jax/config.py": ["jax", "bert_jax."],
+    "bert_jax/workdir.py": ["jax", "bert_jax.data", "bert_jax.model", "bert_jax.training", "bert_jax.inference", *PROGRAMS],
     "bert_jax/data/": ["jax", "bert_jax.model", "bert_jax.training", "bert_jax.inference", *PROGRAMS],
     "bert_jax/model/": ["bert_jax.data", "bert_jax.training", "bert_jax.inference", *PROGRAMS],
     "bert_jax/training/": ["bert_jax.inference", "bert_jax.data", *PROGRAMS],

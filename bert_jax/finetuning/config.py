@@ -12,7 +12,8 @@ from typing import Any, Literal, Self
 
 import tyro
 
-from bert_jax.config import Checked, InputError, ParallelConfig, differences, filled, to_dict, workdir_errors, write_config
+from bert_jax import workdir
+from bert_jax.config import Checked, InputError, ParallelConfig
 from bert_jax.data.tasks import Kind, Record, Task, TaskData
 
 
@@ -156,9 +157,6 @@ _ONLY_FOR: dict[str, tuple[Kind, ...]] = {
     "label_smoothing": ("classification", "tagging", "multiple_choice"), "null_threshold": ("question_answering",),
 }  # fmt: skip
 
-# May differ between runs of one work directory: where and how often, never what is computed.
-FREE_FIELDS = frozenset(["workdir", "log_every"])  # and parallel.*
-
 
 def load_finetune_config(argv: Sequence[str]) -> FinetuneConfig:
     """The command line of finetune.py -> the config. `--help` lists every field; tyro names near misses."""
@@ -187,6 +185,10 @@ def _rates_apart(argv: Sequence[str]) -> list[str]:
     return apart
 
 
+# May differ between runs of one work directory: where and how often, never what is computed.
+FREE_FIELDS = frozenset(["workdir", "log_every"])  # and parallel.*
+
+
 def claim_workdir(cfg: FinetuneConfig) -> None:
     """Writes the work directory's config.json, or holds `cfg` against the one that is there.
 
@@ -195,19 +197,13 @@ def claim_workdir(cfg: FinetuneConfig) -> None:
     """
     path = Path(cfg.workdir or "") / "config.json"
     begun = ("checkpoints/*", "runs/checkpoints/*", "runs/*/checkpoints/*", "results.json")
-    with workdir_errors(path):
+    with workdir.errors(path):
         if path.exists():
             old = json.loads(path.read_text())
             if not isinstance(old, dict) or not {"task", "task_data"} <= old.keys():  # of a model, maybe
                 raise InputError(f"{path} is not a fine-tuning run's config: use another --workdir, or delete that folder")
-        if path.exists() and any(next(path.parent.glob(pattern), None) for pattern in begun):
-            there, here = filled(old, to_dict(FinetuneConfig())), to_dict(cfg)
-            changed = [
-                (name, a, b)
-                for name, a, b in differences(there, here)
-                if name not in FREE_FIELDS and not name.startswith("parallel.")
-            ]
-            if changed:
-                listing = "\n".join(f"  {name.removeprefix('task_data.')}: {a!r} there, {b!r} here" for name, a, b in changed)
-                raise InputError(f"{cfg.workdir} holds another run:\n{listing}\nuse another --workdir, or delete that folder")
-        write_config(path, cfg)
+            different = workdir.changed(old, cfg, FREE_FIELDS)
+            if different and any(next(path.parent.glob(pattern), None) for pattern in begun):
+                flags = [(name.removeprefix("task_data."), there, here) for name, there, here in different]
+                workdir.refuse(cfg, flags, ", or delete that folder")
+        workdir.write(path, cfg)

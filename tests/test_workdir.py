@@ -1,0 +1,158 @@
+"""A work directory belongs to one run."""
+
+import json
+import os
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from bert_jax.config import BertConfig, DataConfig, InputError, TrainConfig, from_dict, to_dict
+from bert_jax.workdir import FREE_FIELDS, claim
+
+
+@pytest.fixture
+def run(tmp_path):
+    return TrainConfig(workdir=str(tmp_path / "runs" / "one"), num_steps=20_000)
+
+
+def test_the_same_run_continues(run):
+    assert claim(run) == []
+    path = Path(run.workdir) / "config.json"
+    assert from_dict(TrainConfig, json.loads(path.read_text())) == run
+    assert claim(run) == []
+    assert [p.name for p in Path(run.workdir).iterdir()] == ["config.json"]
+
+
+def begin(run):
+    """A run that has reached its first checkpoint."""
+    claim(run)
+    (Path(run.workdir) / "checkpoints" / "1000").mkdir(parents=True)
+    (Path(run.workdir) / "tokenizer").mkdir()
+
+
+def test_before_the_first_checkpoint_another_config_replaces_the_old_one_and_its_vocabulary(run):
+    begin(run)
+    (Path(run.workdir) / "checkpoints" / "1000").rmdir()
+    assert claim(run.replace(seed=1)) == []
+    assert json.loads((Path(run.workdir) / "config.json").read_text())["seed"] == 1
+    assert not (Path(run.workdir) / "tokenizer").exists()
+
+
+def test_a_config_written_before_a_field_existed_stands_for_its_default(run):
+    begin(run)
+    path = Path(run.workdir) / "config.json"
+    values = json.loads(path.read_text())
+    del values["log_every"], values["optim"]["max_skipped"]
+    path.write_text(json.dumps(values))
+    assert claim(run) == []
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"optim.max_skipped: 10 there, 3 here"):
+        claim(run.replace(optim=run.optim.replace(max_skipped=3)))
+
+
+def test_another_run_is_refused_with_a_list_of_what_differs(run):
+    begin(run)
+    before = (Path(run.workdir) / "config.json").read_text()
+    other = run.replace(seed=3, model=run.model.replace(num_hidden_layers=2), data=run.data.replace(source=("x",)), log_every=1)
+    with pytest.raises(InputError) as error:
+        claim(other)
+    assert str(error.value).splitlines() == [
+        f"{run.workdir} holds another run:",
+        "  seed: 0 there, 3 here",
+        "  model.num_hidden_layers: 12 there, 2 here",
+        "  data.source: [] there, ['x'] here",
+        "use another --workdir",
+    ]
+    assert (Path(run.workdir) / "config.json").read_text() == before
+
+
+OTHER_VALUE = {
+    "eval_every": 7, "checkpoint_every": 7, "keep_checkpoints": 7, "log_every": 7, "profile": 7, "extend": True,
+    "fill_masks": ["x"],
+    "data.cache_dir": "x", "data.num_workers": 7, "checkpoint_dir": "x", "parallel.num_devices": 7, "parallel.strategy": "pmap",
+    "parallel.fsdp": 2, "parallel.stuck_timeout": 9, "model.remat": "full", "model.scan_layers": True, "model.attention": "xla",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_VALUE)
+def test_free_fields_may_differ(run, name):
+    claim(run)
+    values = to_dict(run)
+    *groups, last = name.split(".")
+    (values[groups[0]] if groups else values)[last] = OTHER_VALUE[name]
+    other = from_dict(TrainConfig, values)
+    assert other != run
+    assert claim(other) == []
+    assert json.loads((Path(run.workdir) / "config.json").read_text()) == values
+
+
+def test_the_list_of_free_fields_names_fields_that_are_there_and_tested():
+    groups = {"": TrainConfig, "data.": DataConfig, "model.": BertConfig}
+    names = {prefix + f.name for prefix, cls in groups.items() for f in fields(cls)}
+    assert names >= FREE_FIELDS
+    assert FREE_FIELDS - {"workdir"} == {name for name in OTHER_VALUE if not name.startswith("parallel.")}
+
+
+def test_a_moved_work_directory_still_continues(run, tmp_path):
+    claim(run)
+    Path(run.workdir).rename(tmp_path / "moved")
+    assert claim(run.replace(workdir=str(tmp_path / "moved"))) == []
+
+
+def test_more_steps_need_extend_and_say_what_happens_to_the_schedule(run):
+    begin(run)
+    longer = run.replace(num_steps=30_000)
+    with pytest.raises(InputError, match=r"num_steps: 20000 there, 30000 here\n.*--extend to go on past its num_steps"):
+        claim(longer)
+    (line,) = claim(longer.replace(extend=True))
+    assert re.match("extending from 20000 to 30000 steps: the linear schedule now ends there", line)
+    assert claim(longer) == []  # from now on it is a run of 30000
+    with pytest.raises(InputError, match=r"num_steps: 30000 there, 20000 here\nuse another --workdir$"):
+        claim(run.replace(extend=True))  # fewer are never allowed
+
+
+def test_extend_does_not_let_other_fields_through(run):
+    begin(run)
+    with pytest.raises(InputError) as error:
+        claim(run.replace(num_steps=30_000, extend=True, seed=1))
+    assert "seed: 0 there, 1 here" in str(error.value)
+    assert json.loads((Path(run.workdir) / "config.json").read_text())["num_steps"] == 20_000
+
+
+@pytest.mark.parametrize("below", ["file", "file/below"])
+def test_a_work_directory_that_cannot_be_used_is_named(run, tmp_path, below):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=rf"cannot use the work directory .*{below}: "):
+        claim(run.replace(workdir=str(tmp_path / below)))
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_work_directory_without_permission_is_named(run, tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match=r"cannot use the work directory .*Permission denied"):
+        claim(run)
+
+
+def test_a_full_disk_leaves_the_old_config_whole(run, monkeypatch):
+    claim(run)
+    before = (Path(run.workdir) / "config.json").read_text()
+
+    def full(self, text, encoding):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(InputError, match=r"cannot use the work directory .*No space left on device"):
+        claim(run)
+    assert (Path(run.workdir) / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize("content", [b"", b'{"num_steps": 3', b"\xff\xfe\x00", b"[]", b"null", b'{"num_steps": null}'])
+def test_a_damaged_config_json_is_named(run, content):
+    path = Path(run.workdir) / "config.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"{re.escape(str(path.parent))}.*"):
+        claim(run)
+    assert path.read_bytes() == content
