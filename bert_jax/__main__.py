@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -15,7 +15,7 @@ from bert_jax.config import DataConfig, InputError, TrainConfig, did_you_mean, l
 
 
 def tokenizer(
-    source: tyro.conf.Positional[tuple[str, ...]],
+    source: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SOURCE...")],
     out: str,
     vocab_size: int = 30522,
     kind: Literal["unigram", "bpe", "wordpiece"] = "unigram",
@@ -84,7 +84,10 @@ def _examine(cfg: TrainConfig) -> list[str]:
 
 
 def convert(
-    source: tyro.conf.Positional[str], out: tyro.conf.Positional[str], head: str | None = None, verbose: bool = False
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="IN")],
+    out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")],
+    head: str | None = None,
+    verbose: bool = False,
 ) -> None:
     """Write a model that bert_jax reads (see docs/library.md) in the Hugging Face layout.
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import tyro
 
@@ -21,7 +21,7 @@ from bert_jax.data.tasks import Kind, Record, Task, TaskData
 class FinetuneConfig(Checked):
     """Fine-tuning of one model on one task: a run for each seed and learning rate. Unset values are the task's usual ones."""
 
-    model: tyro.conf.Positional[str] = ""
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = ""
     """A pretrained directory (any that `bert_jax.load` reads), or a fine-tuned one."""
     task: str = ""
     """One of the table in docs/finetune.md: cola sst2 mrpc stsb qqp mnli qnli rte wnli ax squad squad2 ner swag, or a kind for
