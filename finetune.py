@@ -35,7 +35,7 @@ def finetune(cfg: FinetuneConfig, command: str) -> int:
     task = find_task(cfg.task)
     cfg = cfg.resolved(task)
     assert cfg.workdir is not None
-    multihost.first_then_others(lambda: claim_workdir(cfg))
+    multihost.first_then_others(lambda: claim_workdir(cfg, multihost.is_first()))
     if cfg.via is not None:
         first, data = cfg.via.split("=", 1)
         before = FinetuneConfig(

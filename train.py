@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
 
     multihost.connect(cfg.parallel)
     first = multihost.is_first()
-    for line in multihost.first_then_others(lambda: workdir.claim(cfg)):
+    for line in multihost.first_then_others(lambda: workdir.claim(cfg, first)):
         if first:
             print(line, file=sys.stderr)
     data = multihost.first_then_others(lambda: load_data(cfg, track))
@@ -145,11 +145,13 @@ def finish(cfg: TrainConfig, model: Any, reached: dict[str, float]) -> None:
     pretrained.save(model, directory)
     for sentence, fillings in zip(cfg.fill_masks, inference.FillMask(model)(cfg.fill_masks), strict=True):
         print(f"{sentence}\n    " + "  ".join(f"{f.token} {f.score:.0%}" for f in fillings))
+    own = "python train.py configs/bert_mini.py --data.source 'text/*.txt' --workdir runs/mine"
+    task = f"python finetune.py {directory} --task classification --data FILE.csv --text-column NAME --label-column NAME"
     print(
         f"\nThe model is in {directory}: transformers loads it (AutoModelForMaskedLM.from_pretrained), and so does\n"
         f'    python -c \'import bert_jax; print(bert_jax.FillMask(bert_jax.load("{directory}"))(["I [MASK] it."]))\'\n'
-        f"Its curves are in {cfg.workdir}/metrics.jsonl (and TensorBoard: {cfg.workdir}/tensorboard). Go on with your own text:\n"
-        "    python train.py configs/bert_mini.py --data.source 'text/*.txt' --workdir runs/mine"
+        f"Its curves are in {cfg.workdir}/metrics.jsonl (and TensorBoard: {cfg.workdir}/tensorboard). "
+        + (f"Go on with your own text:\n    {own}" if cfg.data.source == ("stdlib:",) else f"Go on with a task:\n    {task}")
     )
 
 

@@ -432,11 +432,11 @@ class TrainConfig(Checked):
         self._require(
             self.data.max_seq_length <= self.model.max_length,
             f"data.max_seq_length={self.data.max_seq_length} is past the position table, "
-            f"model.max_position_embeddings={self.model.max_position_embeddings}",
+            f"model.max_position_embeddings={self.model.max_position_embeddings}: raise that, or lower the length",
         )
         self._require(
             self.optim.warmup_steps <= self.num_steps,
-            f"optim.warmup_steps={self.optim.warmup_steps} is more than num_steps={self.num_steps}",
+            f"optim.warmup_steps={self.optim.warmup_steps} is more than num_steps={self.num_steps}: lower it",
         )
 
     @property

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from bert_jax import files
 from bert_jax.config import COMPUTED, InputError, TrainConfig, differences, to_dict
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
 
 Change = tuple[str, Any, Any]  # dotted name, value there, value here
 
@@ -41,6 +48,26 @@ def filled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, 
     } | {name: value for name, value in values.items() if name not in defaults}  # fmt: skip
 
 
+def hold(folder: Path) -> None:
+    """Keeps other processes out of a work directory for as long as this one lives, where the system and the disk know locks.
+
+    Raises InputError where one is in there: two would write the same files.
+    """
+    if fcntl is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)  # never closed: that would give the lock back
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        who = os.read(file, 200).decode(errors="replace") or "another process"
+        raise InputError(f"{folder} is in use by {who}: wait for its end or stop it, or use another --workdir") from None
+    except OSError:  # a disk without locks
+        return
+    os.truncate(file, 0)
+    os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+
+
 def changed(old: Mapping[str, Any], cfg: Any, free: frozenset[str]) -> list[Change]:
     """What would change what is computed; a field that is newer than `old` has had its default."""
     there = filled(old, to_dict(type(cfg)()))
@@ -52,16 +79,19 @@ def write(path: Path, cfg: Any) -> None:
     files.put(path, json.dumps(to_dict(cfg), indent=2) + "\n")
 
 
-def claim(cfg: TrainConfig) -> list[str]:
+def claim(cfg: TrainConfig, first: bool = True) -> list[str]:
     """Writes the work directory's config.json, or holds `cfg` against the one that is there.
 
-    Returns lines to show. Raises InputError, listing the fields, where something differs that would change what is computed
-    (see FREE_FIELDS), where num_steps grows without `extend`, and where the folder cannot be written. Before the first
-    checkpoint nothing is lost by another config: it replaces the old one, with the vocabulary trained for that.
+    The `first` process of several keeps other programs out. Returns lines to show. Raises InputError, listing the fields,
+    where something differs that would change what is computed (see FREE_FIELDS), where num_steps grows without `extend`, and
+    where the folder cannot be written or another program is at work in it.
+    Before the first checkpoint nothing is lost by another config: it replaces the old one, with the vocabulary trained for that.
     """
     path = Path(cfg.workdir) / "config.json"
     lines: list[str] = []
     with errors(path):
+        if first:
+            hold(path.parent)
         if path.exists():
             old = json.loads(path.read_text())
             if not isinstance(old, dict) or not isinstance(old.get("num_steps"), int):

@@ -253,7 +253,7 @@ def test_a_new_folder_gets_the_config_and_the_same_command_goes_on(tmp_path):
     begin(folder)
     claim_workdir(cfg)
     claim_workdir(cfg.replace(log_every=1, parallel=ParallelConfig(num_devices=1)))
-    assert [path.name for path in sorted(folder.iterdir())] == ["checkpoints", "config.json"]
+    assert [path.name for path in sorted(folder.iterdir())] == [".lock", "checkpoints", "config.json"]
 
 
 @pytest.mark.parametrize("where", ["checkpoints/10", "runs/checkpoints/10", "runs/seed0-lr3e-05/checkpoints/10", "results.json"])

@@ -332,6 +332,9 @@ def test_a_pattern_that_matches_nothing_names_what_is_near(tmp_path):
         list_files([str(tmp_path / "wikis.txt")])
     with pytest.raises(InputError, match=r"no/where/\*.txt: matches no file; nearest in .*'wiki.txt'"):
         list_files([str(tmp_path / "no/where/*.txt")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty: matches no file: the folder holds none"):
+        list_files([str(tmp_path / "empty")])
     with pytest.raises(InputError, match="names no file"):
         list_files([])
 

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -22,7 +24,22 @@ def test_the_same_run_continues(run):
     path = Path(run.workdir) / "config.json"
     assert from_dict(TrainConfig, json.loads(path.read_text())) == run
     assert claim(run) == []
-    assert [p.name for p in Path(run.workdir).iterdir()] == ["config.json"]
+    assert sorted(p.name for p in Path(run.workdir).iterdir()) == [".lock", "config.json"]
+
+
+def test_a_second_process_is_kept_out_until_the_first_ends(run):
+    folder = Path(run.workdir)
+    code = "import pathlib, sys; from bert_jax import workdir; workdir.hold(pathlib.Path(sys.argv[1])); print('in', flush=True); "
+    code += "sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(InputError, match=rf"{folder} is in use by process {other.pid} on .*: wait .* another --workdir"):
+            claim(run)
+        assert not (folder / "config.json").exists()
+        assert claim(run, first=False) == []  # a process of the same program
+        other.kill()
+    assert claim(run) == []
+    assert claim(run) == []  # this process may come again
 
 
 def begin(run):

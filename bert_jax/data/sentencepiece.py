@@ -202,8 +202,8 @@ def then_split(engine: tokenizers.Tokenizer, pattern: str) -> None:
 
 def require_size(vocab_size: int, possible: int) -> None:
     if vocab_size != possible:
-        bound = "give at most" if possible < vocab_size else "need at least"
-        raise InputError(f"vocab_size={vocab_size}: these texts {bound} {possible} tokens")
+        bound, more = ("give at most", "more text or ") if possible < vocab_size else ("need at least", "")
+        raise InputError(f"vocab_size={vocab_size}: these texts {bound} {possible} tokens; give {more}that as the size")
 
 
 def training_lines(texts: Iterable[str], longest: int = 1000) -> Iterator[str]:

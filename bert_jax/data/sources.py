@@ -118,6 +118,8 @@ def _nearest(path: str) -> str:
     """`; nearest in FOLDER: 'a', 'b'`, for the deepest folder of a local path that exists."""
     if "://" in path:
         return ""
+    if os.path.isdir(path):
+        return ": the folder holds none"
     folder, name = os.path.split(os.path.abspath(path))
     while not os.path.isdir(folder):
         folder, name = os.path.split(folder)

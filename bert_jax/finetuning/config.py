@@ -189,15 +189,18 @@ def _rates_apart(argv: Sequence[str]) -> list[str]:
 FREE_FIELDS = frozenset(["workdir", "log_every"])  # and parallel.*
 
 
-def claim_workdir(cfg: FinetuneConfig) -> None:
+def claim_workdir(cfg: FinetuneConfig, first: bool = True) -> None:
     """Writes the work directory's config.json, or holds `cfg` against the one that is there.
 
-    Raises InputError, listing the fields, where something differs that would change what is computed, and where the folder
-    cannot be written. Before the first checkpoint nothing is lost by another config: it replaces the old one.
+    The `first` process of several keeps other programs out. Raises InputError, listing the fields, where something differs
+    that would change what is computed, and where the folder cannot be written or another program is at work in it.
+    Before the first checkpoint nothing is lost by another config: it replaces the old one.
     """
     path = Path(cfg.workdir or "") / "config.json"
     begun = ("checkpoints/*", "runs/checkpoints/*", "runs/*/checkpoints/*", "results.json")
     with workdir.errors(path):
+        if first:
+            workdir.hold(path.parent)
         if path.exists():
             old = json.loads(path.read_text())
             if not isinstance(old, dict) or not {"task", "task_data"} <= old.keys():  # of a model, maybe
