@@ -39,9 +39,8 @@ class Predictor:
         if model.tokenizer is None:
             raise InputError("this model has no tokenizer: put its tokenizer.json or vocab.txt beside its config.json")
         if self.needs and model.head not in self.needs:
-            raise InputError(
-                f"{type(self).__name__} needs a model with the head {' or '.join(self.needs)}; this one has {model.head!r}"
-            )
+            heads, advice = " or ".join(self.needs), "" if "masked_lm" in self.needs else ": finetune.py makes such a model of it"
+            raise InputError(f"{type(self).__name__} needs a model with the head {heads}; this one has {model.head!r}{advice}")
         self.model, self.tokenizer = model, model.tokenizer
         self._layout = Layout(model.tokenizer, model.config)
         self._longest = model.config.max_length

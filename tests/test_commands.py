@@ -249,6 +249,21 @@ def test_standard_input_is_json_where_a_column_is_named(run, models):
     assert run("embed", models["masked_lm"], "--text-column", "t", stdin=b'{"t": "bako"}')[0]["text"] == "bako"
 
 
+def test_tables_give_their_column(run, models, tmp_path):
+    (tmp_path / "a.csv").write_text('id,Review Text,Second\n1,"bako, tine\nrodusi",bako\n2,tine,\n')
+    (tmp_path / "a.tsv").write_text('Review Text\tSecond\nbako "tine\tbako\n')
+    column = ("--text-column", "Review Text")
+    found = run("embed", models["masked_lm"], tmp_path / "a.csv", *column)
+    assert [each["text"] for each in found] == ["bako, tine\nrodusi", "tine"]
+    assert [each["text"] for each in run("embed", models["masked_lm"], tmp_path / "a.tsv", *column)] == ['bako "tine']
+    pairs = run("classify", models["sequence_classification"], tmp_path / "a.csv", *column, "--pair-column", "Second")
+    assert [each["text_pair"] for each in pairs] == ["bako", ""]
+    with pytest.raises(InputError, match=r"a.csv:2: no 'text', it has id, Review Text, Second.* \(--text-column\)"):
+        run("embed", models["masked_lm"], tmp_path / "a.csv")
+    with pytest.raises(InputError, match="--pairs is for plain text"):
+        run("classify", models["sequence_classification"], tmp_path / "a.tsv", "--pairs")
+
+
 def test_what_is_no_number_is_null():
     assert predictors._plain({"a": [float("nan"), (1.25, np.inf)]}) == {"a": [None, [1.25, None]]}
 
@@ -267,7 +282,7 @@ WRONG_LINES = [
     ("a.jsonl", b'{"text": "bako"}\n\n{"texts": "a"}\n', "a.jsonl:3: no 'text', it has texts; did you mean 'texts'"),
     ("a.jsonl", b'{"text": 5}\n', "a.jsonl:1: 'text' is a int, not a string"),
     ("a.jsonl", b'{"text": "\\ud800"}\n', "a.jsonl:1: 'text' has half of a surrogate pair"),
-    ("a.json", b"{}", "a.json: expected plain text, a text a line, or .jsonl"),
+    ("a.json", b"{}", "a.json: expected plain text, a text a line, .jsonl"),
     ("a.txt.gz", gzip.compress(b"bako\n" * 99)[:-9], "a.txt.gz: cannot be read .*cut short"),
 ]
 

@@ -880,7 +880,7 @@ CLASSES = {"text_column": "text", "label_column": "label"}
             "sst2",
             sst2().files,
             {"label_column": "lable"},
-            r"train\.tsv: no column 'lable', .* did you mean 'label'\?",
+            r"train\.tsv: no column 'lable' .* did you mean 'label'\?",
         ),
         ("classification", ONE_CLASS, CLASSES, r"the 16 training rows have no label but a: nothing to learn"),
         ("sst2", sst2().files | {"dev.tsv": "sentence\tlabel\n"}, {}, r"dev\.tsv: holds no rows"),

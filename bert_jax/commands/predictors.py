@@ -1,4 +1,4 @@
-"""The commands that predict: a text a line in, a JSON object a line out, in the same order and as soon as it is there."""
+"""The commands that predict: a text a line or row in, a JSON object a line out, in the same order, as soon as it is there."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ import tyro
 
 import bert_jax
 from bert_jax.config import InputError, did_you_mean
-from bert_jax.data import sources
+from bert_jax.data import sources, tables
 
 _FIRST, _MOST, _MOST_BYTES = 256, 4096, 1 << 22  # lines of the first chunk and of later ones, and bytes of one
+_TABLES = (".csv", ".tsv", ".parquet")
 _SQUAD = '{"data": [{"paragraphs": [{"context": ..., "qas": [{"id": ..., "question": ...}]}]}]}'
 _Flag = tyro.conf.FlagCreatePairsOff[bool]  # without a --no-... of its own
 _Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
@@ -38,9 +39,9 @@ class Texts:
     model: _Model
     """Pretrained directory, work directory of train.py, or name on the hub."""
     file: _File = "-"
-    """A text a line, or .jsonl, a JSON object a line; either also .gz or .zst. `-` is standard input."""
+    """A text a line; .jsonl, a JSON object a line; .csv or .tsv with a header; .parquet. `-` is standard input."""
     text_column: str | None = None
-    """Field of the JSON objects that holds the text; default: text. Where it is given, standard input is JSON too."""
+    """Column, or field of the JSON objects, that holds the text; default: text. Where given, standard input is JSON too."""
 
 
 # --- reading ---
@@ -55,9 +56,14 @@ def _suffix(path: str) -> str:
 
 
 def _open(path: str) -> tuple[Iterator[Any], Callable[[], bool]]:
-    """The lines (of a .json: questions), and a function that says whether the next one is there and need not be waited for."""
+    """The lines (of a .json: questions; of a table: rows), and a function that says whether the next one is there and need not be
+    waited for."""
     if path != "-" and (os.path.isfile(path) or os.path.isdir(path) or not os.path.exists(path)):
-        lines = _questions(path) if _suffix(path) == ".json" else (line for _, line in sources.read_lines(path, 0, None))
+        lines: Iterator[Any] = (line for _, line in sources.read_lines(path, 0, None))
+        if _suffix(path) == ".json":
+            lines = _questions(path)
+        elif _suffix(path) in _TABLES:
+            lines = tables.read_table(path).rows
         # the first is read at once: a file that is missing is missed before the model is loaded
         return chain(list(islice(lines, 1)), lines), lambda: True
     handle = sys.stdin.fileno() if path == "-" else path
@@ -139,12 +145,15 @@ def _row(where: str, line: Any, columns: dict[str, str], jsonl: bool, mask: str)
             line = json.loads(text) if jsonl else dict(zip(columns.values(), parts, strict=True))
         except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: not a JSON object ({error})") from None
+    if isinstance(line, tables.Row):
+        where, line = line
     if not isinstance(line, dict):
         raise InputError(f"{where}: a JSON {type(line).__name__}, not an object")
     row = {"id": line["id"]} if "question" in columns and "id" in line else {}
     for name, column in columns.items():
         if column not in line:
-            raise InputError(f"{where}: no {column!r}, it has {', '.join(line) or 'nothing'}{did_you_mean(column, line)}")
+            flag = {"text": " (--text-column)", "text_pair": " (--pair-column)"}.get(name, "")
+            raise InputError(f"{where}: no {column!r}, it has {', '.join(line) or 'nothing'}{did_you_mean(column, line)}{flag}")
         if not isinstance(text := line[column], str):
             raise InputError(f"{where}: {column!r} is a {type(text).__name__}, not a string")
         if re.search("[\ud800-\udfff]", text):
@@ -156,14 +165,18 @@ def _row(where: str, line: Any, columns: dict[str, str], jsonl: bool, mask: str)
 
 
 def _texts(texts: Texts, pair_column: str | None = None, pairs: bool = False) -> tuple[Texts, dict[str, str], bool]:
-    """What `_predict` needs to know of texts: the columns, and whether lines are JSON objects."""
+    """What `_predict` needs to know of texts: the columns, and whether lines are JSON objects or rows of a table."""
     if _suffix(texts.file) == ".json":
-        raise InputError(f"{texts.file}: expected plain text, a text a line, or .jsonl, a JSON object a line")
-    jsonl = _suffix(texts.file) == ".jsonl" or bool(texts.text_column or pair_column)
-    if pairs and jsonl:
-        raise InputError("--pairs is for plain text; in JSON, --text-column and --pair-column name the two texts")
+        raise InputError(
+            f"{texts.file}: expected plain text, a text a line, .jsonl, a JSON object a line, .csv, .tsv or .parquet"
+        )
+    named = _suffix(texts.file) in (".jsonl", *_TABLES) or bool(texts.text_column or pair_column)
+    if pairs and named:
+        raise InputError(
+            "--pairs is for plain text; --text-column and --pair-column name the two texts of JSON objects and tables"
+        )
     pair = {"text_pair": pair_column or ""} if pair_column or pairs else {}
-    return texts, {"text": texts.text_column or "text"} | pair, jsonl
+    return texts, {"text": texts.text_column or "text"} | pair, named
 
 
 # --- predicting ---
@@ -282,7 +295,7 @@ def classify(texts: Texts, pair_column: str | None = None, pairs: _Flag = False,
 
     Args:
         texts: What is read.
-        pair_column: Field of the JSON objects that holds the second text of a pair.
+        pair_column: Column, or field of the JSON objects, that holds the second text of a pair.
         pairs: Plain lines are pairs of texts with a tab between.
         threshold: Probability from which on a text has a label, for models with several labels a text.
     """

@@ -226,7 +226,15 @@ def _label_column(split: str, path: str, columns: Sequence[str], task: Task, cfg
 
 def _existing(path: str, columns: Sequence[str], name: str, option: str) -> str:
     if name not in columns:
-        raise InputError(f"{path}: no column {name!r}, it has {', '.join(columns)}{did_you_mean(name, columns)} ({option})")
+        separator = next((mark for mark in ";|\t," if len(columns) == 1 and mark in columns[0]), None)
+        if separator is not None:
+            raise InputError(
+                f"{path}: no column {name!r}; the first line seems to be of columns with {separator!r} between them, where .csv "
+                "means commas and .tsv tabs: save it so"
+            )
+        first = "" if path.startswith("tfds:") else " in its first line" * (tables.suffix_of(path) in (".csv", ".tsv", ".txt"))
+        near = did_you_mean(name, columns)
+        raise InputError(f"{path}: no column {name!r}{first}, it has {', '.join(columns)}{near} ({option})")
     return name
 
 
