@@ -153,14 +153,15 @@ def show(outcomes: Sequence[Outcome], best: Outcome, console: Console) -> None:
     names = [(split, metric) for split in best.scores for metric in best.scores[split]]
     several = len(best.scores) > 1
     table = Table(title="scores on the dev set, of the weights that are kept")
-    for column in ("learning rate", "seed", "step", *(f"{s} {m}" if several else m for s, m in names), "seconds", ""):
-        table.add_column(column, justify="right")
+    marked = len(outcomes) > 1 or outcomes[0].failed
+    measured = (f"{s} {m}" if several else m for s, m in names)
+    for column in ("learning rate", "seed", "step", *measured, "seconds", *[""] * bool(marked)):
+        table.add_column(column, justify="right", overflow="fold")  # a long name wraps, in its letters if need be
     for outcome in outcomes:
         values = [f"{outcome.scores[s][m]:.4f}" if outcome.scores else "-" for s, m in names]
         mark = f"failed: {outcome.failed}" if outcome.failed else "best" if outcome is best and len(outcomes) > 1 else ""
-        table.add_row(
-            f"{outcome.learning_rate:g}", str(outcome.seed), str(outcome.best_step), *values, f"{outcome.seconds:.0f}", mark
-        )
+        row = (f"{outcome.learning_rate:g}", str(outcome.seed), str(outcome.best_step), *values, f"{outcome.seconds:.0f}")
+        table.add_row(*row, *[mark] * bool(marked))
     for rate, each in summarize(outcomes).items():
         if each["runs"] > 1:
             rows = {
@@ -168,5 +169,5 @@ def show(outcomes: Sequence[Outcome], best: Outcome, console: Console) -> None:
                 "median": lambda of: f"{of['median']:.4f}",
             }
             for name, form in rows.items():
-                table.add_row(rate, name, "", *(form(each["metrics"][f"{s}/{m}"]) for s, m in names), "", "", style="bold")
+                table.add_row(rate, name, "", *(form(each["metrics"][f"{s}/{m}"]) for s, m in names), style="bold")
     console.print(table)
