@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -49,7 +49,7 @@ class Model:
     """
 
     config: BertConfig
-    params: dict[str, Any]
+    params: dict[str, Any] = field(repr=False)
     tokenizer: Tokenizer | None
     head: Head = "masked_lm"
     labels: tuple[str, ...] = ()

@@ -683,3 +683,36 @@ def test_gradients_of_a_bfloat16_layer_are_summed_in_float32() -> None:
     (of_table,) = back(jnp.tile(dy.reshape(64, 64, 6)[..., :1].astype(jnp.float32), 7))
     exact = np.tile((exact_dy[:, :1] * exact_x).sum(0), (7, 1))
     np.testing.assert_allclose(of_table, exact, rtol=1e-4, atol=1e-3)
+
+
+WRONG_BATCHES = [
+    ({"input_ids": None}, "the batch has no 'input_ids', it has token_type_ids, "),
+    ({"input_ids": np.array([5, 6])}, r"input_ids is int32 of shape \(2,\); expected integers \[B, L\]"),
+    ({"input_ids": np.ones((B, L), np.float32)}, "input_ids is float32 of shape"),
+    ({"sequence_ids": np.ones((B, L - 1), np.int32)}, r"sequence_ids has the shape \(3, 15\), and input_ids \(3, 16\)"),
+    ({"input_ids": np.full((B, L), V)}, r"input_ids holds 61, which is not in \[0, 61\)"),
+    ({"input_ids": np.full((B, L), -1)}, r"input_ids holds -1, which is not in \[0, 61\)"),
+    ({"token_type_ids": np.full((B, L), 2)}, r"token_type_ids holds 2, which is not in \[0, 2\)"),
+    ({"position_ids": np.full((B, L), 24)}, r"position_ids holds 24, which is not in \[0, 24\)"),
+    ({"attention_maks": np.ones((B, L), np.int32)}, "the batch has 'attention_maks'; did you mean 'attention_mask'"),
+]
+
+
+@pytest.mark.parametrize("change, message", WRONG_BATCHES, ids=[message[:40] for _, message in WRONG_BATCHES])
+def test_a_batch_that_does_not_fit_is_refused(change, message):
+    batch = {name: value for name, value in (make_batch() | change).items() if value is not None}
+    with pytest.raises(InputError, match=message):
+        Bert(CFG, "pretraining").apply({"params": params()}, batch)
+
+
+def test_an_id_past_the_vocabulary_gives_nan_where_it_cannot_be_refused():
+    batch = make_batch()
+    batch["input_ids"][0, 0] = V
+    logits = jax.jit(lambda batch: Bert(CFG, "pretraining").apply({"params": params()}, batch)["masked_lm_logits"])(batch)
+    assert np.isnan(logits[0, :2]).any()
+    assert np.isfinite(logits[1:]).all()
+
+
+def test_names_that_are_like_ours_may_stand_beside_them():
+    batch = make_batch()
+    Bert(CFG, "encoder").apply({"params": params()}, batch | {"input_ids_2": batch["input_ids"][:1]})

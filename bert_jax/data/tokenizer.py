@@ -226,6 +226,9 @@ class Tokenizer:
     def __setstate__(self, state: tuple[str, dict[str, str]]) -> None:
         self.__init__(tokenizers.Tokenizer.from_str(state[0]), state[1])  # type: ignore[misc]
 
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.vocab_size} tokens)"
+
     @classmethod
     def load(cls, path: str | os.PathLike[str], lowercase: bool | None = None, model_type: str | None = None) -> Tokenizer:
         """Loads a directory, tokenizer.json, vocab.txt, SentencePiece .model, or vocab.json with merges.txt beside it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,15 +78,43 @@ def pool(
     return sums / jnp.maximum(jnp.sum(belongs, axis=2), 1)[..., None]
 
 
+_OF_TOKENS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "sequence_ids")  # [B, L] each
+
+
+def _check(batch: dict[str, Array], cfg: BertConfig) -> None:
+    """Raises InputError for what `complete` says; values are looked at where they are at hand."""
+    absent = [name for name in _OF_TOKENS if name not in batch]
+    for name in batch.keys() - set(_OF_TOKENS):
+        if meant := difflib.get_close_matches(name, absent, n=1, cutoff=0.85):
+            raise InputError(f"the batch has {name!r}; did you mean {meant[0]!r}?")
+    if "input_ids" not in batch:
+        raise InputError(f"the batch has no 'input_ids', it has {', '.join(batch) or 'nothing'}")
+    ids = batch["input_ids"]
+    if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise InputError(f"input_ids is {ids.dtype} of shape {ids.shape}; expected integers [B, L], such as [[101, 2023, 102]]")
+    for name in _OF_TOKENS:
+        if name in batch and batch[name].shape != ids.shape:
+            raise InputError(f"{name} has the shape {batch[name].shape}, and input_ids {ids.shape}: they must be the same")
+    for name, rows in dict(input_ids=cfg.vocab_size, token_type_ids=cfg.type_vocab_size, position_ids=cfg.max_length).items():
+        values = batch.get(name)
+        if values is None or isinstance(values, jax.core.Tracer) or not (values.is_fully_addressable and values.size and rows):
+            continue
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high >= rows:
+            raise InputError(f"{name} holds {low if low < 0 else high}, which is not in [0, {rows}), the rows of its table")
+
+
 def complete(batch: Batch, cfg: BertConfig) -> dict[str, Any]:
     """The batch with what callers may leave out.
 
     `sequence_ids`: `attention_mask`, else ones. `position_ids`: from 0 in each sequence; where an attention mask is given, as
     transformers counts them (BERT: the place in the row; RoBERTa: padding not counted). `token_type_ids`: zeros.
 
-    Raises InputError for rows that are longer than the position table, as far as that can be told.
+    Raises InputError for shapes and types that do not fit, for rows that are longer than the position table, and for ids past
+    the tables, as far as these can be told: under jit, an id past a table gives NaN.
     """
     full = {name: jnp.asarray(value) for name, value in batch.items()}
+    _check(full, cfg)
     ids = full["input_ids"]
     place = jnp.broadcast_to(jnp.arange(ids.shape[-1], dtype=jnp.int32), ids.shape)
     length = ids.shape[-1]
