@@ -491,8 +491,9 @@ def save(model: Model, directory: str | Path) -> None:
     """Writes a directory that `load` and transformers read, and sentence-transformers where the model has a pooling.
 
     config.json, model.safetensors, the tokenizer's files; each appears whole or not at all. Raises InputError where it
-    cannot be written.
+    cannot be written, and where parameters are not those of the model's config and head.
     """
+    _check_params(model)
     directory = Path(directory)
     pad_id = max(0, model.config.position_offset - 1)
     if model.tokenizer:
@@ -525,3 +526,16 @@ def save(model: Model, directory: str | Path) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise InputError(f"cannot write the model to {directory}: {e}") from None
+
+
+def _check_params(model: Model) -> None:
+    wanted = {path: leaf.shape for path, leaf in convert.flatten(jax.eval_shape(partial(initialize, model.module), 0)).items()}
+    there = {path: jnp.shape(leaf) for path, leaf in convert.flatten(model.params).items()}
+    wrong = [
+        f"{path}: {there.get(path, 'missing')}, expected {wanted.get(path, 'no such parameter')}"
+        for path in [*wanted, *(path for path in there if path not in wanted)]
+        if there.get(path) != wanted.get(path)
+    ]
+    if wrong:
+        more = [f"and {len(wrong) - 8} more"] * (len(wrong) > 8)
+        raise InputError("params are not of this model's config and head:\n  " + "\n  ".join([*wrong[:8], *more]))

@@ -705,6 +705,20 @@ def test_a_batch_that_does_not_fit_is_refused(change, message):
         Bert(CFG, "pretraining").apply({"params": params()}, batch)
 
 
+def test_a_batch_at_hand_may_stand_inside_a_jitted_function():
+    batch = {name: jnp.asarray(value) for name, value in make_batch().items()}
+    model = Bert(CFG, "encoder")
+    inside = jax.jit(lambda params: model.apply({"params": params}, batch)["last_hidden_state"])(params())
+    np.testing.assert_allclose(inside, model.apply({"params": params()}, batch)["last_hidden_state"], atol=1e-5)
+
+
+def test_a_mesh_of_explicit_axes_is_refused_with_the_fix():
+    mesh = jax.make_mesh((1,), ("mine",), axis_types=(jax.sharding.AxisType.Explicit,))
+    batch = jax.device_put(make_batch(), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    with pytest.raises(InputError, match=r"axis_types=.*Auto"):
+        jax.jit(lambda batch: Bert(CFG, "encoder").apply({"params": params()}, batch))(batch)
+
+
 def test_an_id_past_the_vocabulary_gives_nan_where_it_cannot_be_refused():
     batch = make_batch()
     batch["input_ids"][0, 0] = V

@@ -1018,3 +1018,17 @@ def test_a_load_takes_less_than_twice_and_a_bit_the_file(tmp_path, kind):
 
 def test_everything_public_is_there():
     assert all(getattr(bert_jax, name) for name in bert_jax.__all__)
+
+
+def test_parameters_of_another_model_are_not_written(tmp_path):
+    model = Model(TINY, params_of(TINY, "masked_lm"), None)
+    wrong = {
+        "encoder/layer_1/.*: .*, expected no such parameter": dict(config=TINY.replace(num_hidden_layers=1)),
+        r"masked_lm/bias: \(280,\), expected no such parameter": dict(head="encoder"),
+        r"word_embeddings/embedding: \(280, 32\), expected \(281, 32\)": dict(config=TINY.replace(vocab_size=281)),
+        "missing, expected": dict(params={"encoder": {}}),
+    }
+    for match, change in wrong.items():
+        with pytest.raises(InputError, match=match):
+            save(dataclasses.replace(model, **change), tmp_path / "model")
+    assert not (tmp_path / "model").exists()

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.sharding import AxisType
 from jaxtyping import Array, Float, Int
 
 from bert_jax.config import BertConfig, InputError
@@ -81,8 +82,7 @@ def pool(
 _OF_TOKENS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "sequence_ids")  # [B, L] each
 
 
-def _check(batch: dict[str, Array], cfg: BertConfig) -> None:
-    """Raises InputError for what `complete` says; values are looked at where they are at hand."""
+def _check_shapes(batch: dict[str, Array]) -> None:
     absent = [name for name in _OF_TOKENS if name not in batch]
     for name in batch.keys() - set(_OF_TOKENS):
         if meant := difflib.get_close_matches(name, absent, n=1, cutoff=0.85):
@@ -95,9 +95,16 @@ def _check(batch: dict[str, Array], cfg: BertConfig) -> None:
     for name in _OF_TOKENS:
         if name in batch and batch[name].shape != ids.shape:
             raise InputError(f"{name} has the shape {batch[name].shape}, and input_ids {ids.shape}: they must be the same")
+    if AxisType.Explicit in jax.typeof(ids).sharding.mesh.axis_types:
+        raise InputError("input_ids lies on a mesh of explicit axes; make it with axis_types=(jax.sharding.AxisType.Auto, ...)")
+
+
+def _check_values(batch: Batch, cfg: BertConfig) -> None:
+    """Of what is at hand: neither tracers nor parts of other hosts."""
     for name, rows in dict(input_ids=cfg.vocab_size, token_type_ids=cfg.type_vocab_size, position_ids=cfg.max_length).items():
-        values = batch.get(name)
-        if values is None or isinstance(values, jax.core.Tracer) or not (values.is_fully_addressable and values.size and rows):
+        given = batch.get(name)
+        elsewhere = isinstance(given, jax.core.Tracer) or (isinstance(given, jax.Array) and not given.is_fully_addressable)
+        if given is None or elsewhere or not rows or not (values := np.asarray(given)).size:
             continue
         low, high = int(values.min()), int(values.max())
         if low < 0 or high >= rows:
@@ -114,7 +121,8 @@ def complete(batch: Batch, cfg: BertConfig) -> dict[str, Any]:
     the tables, as far as these can be told: under jit, an id past a table gives NaN.
     """
     full = {name: jnp.asarray(value) for name, value in batch.items()}
-    _check(full, cfg)
+    _check_shapes(full)
+    _check_values(batch, cfg)
     ids = full["input_ids"]
     place = jnp.broadcast_to(jnp.arange(ids.shape[-1], dtype=jnp.int32), ids.shape)
     length = ids.shape[-1]
