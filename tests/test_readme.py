@@ -66,6 +66,8 @@ def test_the_python_of_the_library_s_guide_runs_from_top_to_bottom(export, monke
     assert names["one_each"]["encoder"]["embeddings"]["norm"]["bias"].shape == (2, 32)
     before, after = names["params"], names["my_params"]["bert"]
     assert jax.tree.all(jax.tree.map(np.array_equal, before, after))  # frozen
+    assert int(names["train_state"].step) == 3
+    assert np.isfinite(names["metrics"]["masked_lm_loss"])
     assert_runs_without_bert_jax(export / "encoder.stablehlo", names["model"])
 
 
