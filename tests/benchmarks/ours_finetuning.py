@@ -53,7 +53,6 @@ def command(name: str, data: Path, model: Path) -> list[str]:
 
 def prepare(name: str, args: argparse.Namespace, **changes: Any) -> Any:
     """The setting of finetune.py's runs, without dev and test."""
-    sys.path.insert(0, str(ROOT))
     from bert_jax.data.splits import load_splits
     from bert_jax.data.tasks import find_task
     from bert_jax.finetuning import stages
@@ -137,6 +136,10 @@ def parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    from bert_jax import hugepages
+
+    hugepages.use()  # as finetune.py does
     np.seterr(all="raise", under="ignore")
     args = parse()
     protocol.limit_cores(args.threads)
