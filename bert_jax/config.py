@@ -1,7 +1,8 @@
 """Configuration: frozen dataclasses, built once and passed whole. No jax in here.
 
 A config file is a Python file with `get_config() -> TrainConfig`; every field can be overridden from the command line
-(`load_train_config`). Names are those of a Hugging Face config.json where it has one.
+(`load_train_config`). Names are those of a Hugging Face config.json where it has one. What stands under a field is its --help;
+where that is long it is strings in parentheses, since line breaks of a docstring would show.
 """
 
 from __future__ import annotations
@@ -109,11 +110,15 @@ class BertConfig(Checked):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type; parameters, softmax, norms and losses stay float32."""
     remat: Literal["auto", "none", "dots", "full"] = "auto"
-    """What the backward pass recomputes, for less memory: nothing; all but matrix products; or each layer (about a third more
-    compute). auto: the least that fits the device's memory in training, else none."""
+    (
+        "What the backward pass recomputes, for less memory: nothing; all but matrix products; or each layer (about a third "
+        "more compute). auto: the least that fits the device's memory in training, else none."
+    )
     attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
-    """The attention kernel: XLA's; Pallas' splash (TPUs, long rows); cuDNN's (GPUs, bfloat16). auto: the fastest that computes
-    the same model, which with dropout on the probabilities is XLA's."""
+    (
+        "The attention kernel: XLA's; Pallas' splash (TPUs, long rows); cuDNN's (GPUs, bfloat16). auto: the fastest that "
+        "computes the same model, which with dropout on the probabilities is XLA's."
+    )
     scan_layers: bool | None = None
     """Run the layers by one scan: much faster compilation for deep models. Same parameters, same numbers. Default: on TPUs."""
 
@@ -203,8 +208,10 @@ class DataConfig(Checked):
     on_error: Literal["raise", "skip"] = "raise"
     """Binary, undecodable or malformed documents: stop with their place, or skip and count them."""
     tokenizer: str = "unigram"
-    """A tokenizer (directory, tokenizer.json, vocab.txt, SentencePiece .model), or `unigram`, `bpe`, `wordpiece`: a
-    vocabulary of model.vocab_size pieces is trained on the source and kept in the work directory."""
+    (
+        "A tokenizer (directory, tokenizer.json, vocab.txt, SentencePiece .model), or `unigram`, `bpe`, `wordpiece`: a "
+        "vocabulary of model.vocab_size pieces is trained on the source and kept in the work directory."
+    )
     lowercase: bool = True
     """Whether a vocabulary trained here is uncased."""
     max_seq_length: int = 128
@@ -333,8 +340,10 @@ class ParallelConfig(Checked):
     tensor: int = 1
     """mesh: cut heads and intermediate layers over so many devices, next to each other."""
     multihost: bool | None = None
-    """Whether this is one of several processes; default: if `coordinator` is given or a TPU pod's, Slurm's or Open MPI's
-    variables say so. All run the same command."""
+    (
+        "Whether this is one of several processes; default: if `coordinator` is given or a TPU pod's, Slurm's or Open MPI's "
+        "variables say so. All run the same command."
+    )
     coordinator: str | None = None
     """HOST:PORT of process 0, where the environment does not tell."""
     num_processes: int | None = None
@@ -399,15 +408,19 @@ class TrainConfig(Checked):
     keep_checkpoints: int = 3
     """Newest checkpoints kept, beside the best."""
     checkpoint_dir: str | None = None
-    """Where they are kept; default: `checkpoints` in the work directory. Several hosts need one place that all of them see,
-    such as gs://BUCKET/RUN."""
+    (
+        "Where they are kept; default: `checkpoints` in the work directory. Several hosts need one place that all of them "
+        "see, such as gs://BUCKET/RUN."
+    )
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     init_from: str | None = None
     """A pretrained directory to start the weights from, with a fresh optimizer."""
     profile: int = 0
-    """Steps to profile, behind the first ten if there are so many; WORKDIR/profile is then for XProf (TensorBoard's profile
-    plugin)."""
+    (
+        "Steps to profile, behind the first ten if there are so many; WORKDIR/profile is then for XProf (TensorBoard's "
+        "profile plugin)."
+    )
     extend: bool = False
     """Allow a larger num_steps than the work directory was started with."""
     fill_masks: tuple[str, ...] = ()

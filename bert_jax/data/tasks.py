@@ -73,8 +73,10 @@ class TaskData(Checked):
     """Where a task's examples are, and what stands where in them."""
 
     data: str = ""
-    """GLUE's folder of the task, a folder with train.*, dev.* (validation.*) and test.*, a file to train on (.csv .tsv .jsonl
-    .parquet; .conll or .txt for tagging; .json in SQuAD's layout), or `tfds:NAME`."""
+    (
+        "GLUE's folder of the task, a folder with train.*, dev.* (validation.*) and test.*, a file to train on (.csv .tsv "
+        ".jsonl .parquet; .conll or .txt for tagging; .json in SQuAD's layout), or `tfds:NAME`."
+    )
     dev: str | None = None
     """A file to evaluate on, instead of the one in `data`."""
     test: str | None = None

@@ -24,8 +24,10 @@ class FinetuneConfig(Checked):
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = ""
     """A pretrained directory (any that `bert_jax.load` reads), or a fine-tuned one."""
     task: str = ""
-    """One of the table in docs/finetune.md: cola sst2 mrpc stsb qqp mnli qnli rte wnli ax squad squad2 ner swag, or a kind for
-    files of your own: classification multi_label regression tagging question_answering multiple_choice similarity."""
+    (
+        "One of the table in docs/finetune.md: cola sst2 mrpc stsb qqp mnli qnli rte wnli ax squad squad2 ner swag, or a kind "
+        "for files of your own: classification multi_label regression tagging question_answering multiple_choice similarity."
+    )
     task_data: TaskData = field(default_factory=TaskData)
     workdir: str | None = None
     """Where the run keeps everything; running the same command again continues it. Default: runs/TASK."""
@@ -68,8 +70,10 @@ class FinetuneConfig(Checked):
     freeze_layers: int = 0
     """Lowest layers that stay as they are, the embeddings among them; 0: none, nor the embeddings."""
     lora_rank: int | None = None
-    """Train adapters of this rank beside the attention's query and value (and the head) instead of the encoder; the exported
-    model has them merged in. Wants a larger learning rate, such as 1e-3."""
+    (
+        "Train adapters of this rank beside the attention's query and value (and the head) instead of the encoder; the "
+        "exported model has them merged in. Wants a larger learning rate, such as 1e-3."
+    )
     lora_alpha: float = 16.0
     """What adapters add is scaled by lora_alpha / lora_rank."""
     label_smoothing: float = 0.0
@@ -77,8 +81,10 @@ class FinetuneConfig(Checked):
     dropout: float | None = None
     """Dropout of the encoder and the head. Default: the model's."""
     init_head: Literal["auto", "fresh", "keep", "match"] = "auto"
-    """A fine-tuned model's head: start anew, keep it (its classes must be the task's), or keep the rows of the classes that both
-    have. auto: keep where the head and classes are the same, else fresh."""
+    (
+        "A fine-tuned model's head: start anew, keep it (its classes must be the task's), or keep the rows of the classes "
+        "that both have. auto: keep where the head and classes are the same, else fresh."
+    )
     via: str | None = None
     """TASK=DATA: fine-tune on that first, and start from the result, as `--via mnli=GLUE/MNLI` for rte, mrpc and stsb."""
     together: Literal["auto", "yes", "no"] = "auto"
