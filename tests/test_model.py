@@ -719,9 +719,10 @@ def test_a_mesh_of_explicit_axes_is_refused_with_the_fix():
         jax.jit(lambda batch: Bert(CFG, "encoder").apply({"params": params()}, batch))(batch)
 
 
-def test_an_id_past_the_vocabulary_gives_nan_where_it_cannot_be_refused():
+@pytest.mark.parametrize("wrong", [V, -1])
+def test_an_id_past_the_vocabulary_gives_nan_where_it_cannot_be_refused(wrong):
     batch = make_batch()
-    batch["input_ids"][0, 0] = V
+    batch["input_ids"][0, 0] = wrong
     logits = jax.jit(lambda batch: Bert(CFG, "pretraining").apply({"params": params()}, batch)["masked_lm_logits"])(batch)
     assert np.isnan(logits[0, :2]).any()
     assert np.isfinite(logits[1:]).all()

@@ -45,7 +45,10 @@ class Embeddings(nn.Module):
         def promoted(table: AnyArray, dtype: Any, inexact: bool) -> tuple[Array]:
             return (word_table(table),)
 
-        x = table(cfg.vocab_size, "word_embeddings", promote_dtype=promoted)(input_ids)
+        rows = jnp.where(
+            jnp.asarray(input_ids) < 0, cfg.vocab_size, input_ids
+        )  # NaN, as past the other end, and not the last row
+        x = table(cfg.vocab_size, "word_embeddings", promote_dtype=promoted)(rows)
         x += table(cfg.max_position_embeddings, "position_embeddings")(position_ids + cfg.position_offset)
         if cfg.type_vocab_size:
             x += table(cfg.type_vocab_size, "token_type_embeddings")(token_type_ids)
