@@ -583,6 +583,22 @@ def test_long_texts_are_cut_to_the_limit_or_the_model_and_counted(wordpiece):
         assert encoded.lost == lost
 
 
+def test_equal_texts_of_a_batch_have_equal_ids(wordpiece):
+    texts = [("a b", "saw"), ("ann", "a b"), ("A  B", "ann"), ("saw a", "b saw")]
+    records = [record(pair, None, number) for number, pair in enumerate(texts)]
+    items = encode("similarity", records, (), Layout(wordpiece, CFG), 16).items
+    assert Batches("multiple_choice", items, 3, "packed", 32, 0).train([0], 0).keys() >= {"slots", "labels"}
+    batches, seen = Batches("similarity", items, 3, "packed", 32, 0), {}
+    for step in range(4):  # two epochs; the second batch of one has a single pair
+        batch, chosen = batches.train([7], step), batches.order(7, step)
+        assert batch["text_ids"].shape == batch["slots"].shape == (3, 2)
+        assert (batch["text_ids"][len(chosen) :] == -1).all()
+        for number, ids in zip(chosen, batch["text_ids"].tolist(), strict=False):
+            for text, id in zip(texts[number], ids, strict=True):
+                assert seen.setdefault(text.lower().replace("  ", " "), id) == id
+    assert len(set(seen.values())) == len(seen) == 5  # "A  B" is "a b" to a model that reads lower case
+
+
 def test_another_number_of_texts_is_refused_with_both_places():
     records = [record(("a", "b", "c"), 0, 0), record(("a", "b"), 0, 1)]
     for kind in ("multiple_choice", "similarity"):

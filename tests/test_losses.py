@@ -208,6 +208,11 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 KEPT = np.array([1, 1, 0, 1], np.float32)
 
 
+def different(columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of four anchors and of their candidates, no text twice."""
+    return np.arange(4, dtype=np.int32), np.arange(4, 4 + 4 * columns, dtype=np.int32)
+
+
 def test_cosine_error_is_the_squared_error_of_the_cosines() -> None:
     a, b = vectors(2)
     scores = np.array([0.1, 0.9, 5.0, -0.4], np.float32)
@@ -222,8 +227,42 @@ def test_ranking_loss_is_the_cross_entropy_of_ones_own_among_all_that_count(nega
     there = np.tile(KEPT > 0, 1 + negatives)
     logits = cosines(anchors[KEPT > 0], np.concatenate(candidates)[there]) / 0.05
     expected = numpy_negative_log_likelihood(logits, np.arange(3)).sum()
-    total, weight = ranking_loss(anchors, jnp.concatenate(candidates), KEPT, 0.05)
+    total, weight = ranking_loss(anchors, jnp.concatenate(candidates), KEPT, 0.05, *different(len(candidates)))
     np.testing.assert_allclose([total, weight], [expected, 3], rtol=1e-5)
+
+
+# texts of four pairs or triplets -> for each anchor the candidates that are negatives of it (past 3: those of triplets)
+COPIES = {
+    "none": ("am bn co dp", ["123", "023", "013", "012"]),
+    "a pair twice": ("am am co dp", ["23", "23", "013", "012"]),
+    "an anchor twice": ("am an co dp", ["23", "23", "013", "012"]),
+    "a positive twice": ("am bm co dp", ["23", "23", "013", "012"]),
+    "a pair turned round": ("am ma co dp", ["23", "23", "013", "012"]),
+    "an anchor that is a positive": ("am ba co dp", ["23", "23", "013", "012"]),
+    "a chain": ("am mb co dp", ["23", "23", "013", "012"]),
+    "a pair of equal texts": ("aa bb co dp", ["123", "023", "013", "012"]),
+    "negatives of others": ("amw bnx coy dpz", ["1234567", "0234567", "0134567", "0124567"]),
+    "a negative twice": ("amw bnw coy dpz", ["1234567", "0234567", "0134567", "0124567"]),
+    "a negative that is the anchor": ("amw bna coy dpz", ["123467", "0234567", "0134567", "0124567"]),
+    "a negative that is the positive": ("amw bnm coy dpz", ["123467", "0234567", "0134567", "0124567"]),
+    "a negative that is the anchor's other positive": ("amw anx com dpn", ["2345", "2345", "0134567", "0124567"]),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_copies_of_a_text_in_a_batch_are_not_each_others_negatives(name: str) -> None:
+    """Each anchor's loss is the cross entropy among its own candidate and its negatives, and without copies that of all."""
+    texts, negatives = COPIES[name]
+    items = texts.split()
+    number = {text: i for i, text in enumerate(sorted(set("".join(items))))}
+    anchors, *candidates = vectors(len(items[0]))
+    ids = np.array([[number[text] for text in item] for item in items], np.int32).T
+    expected = 0.0
+    logits = cosines(anchors, np.concatenate(candidates)) / 0.05
+    for n, others in enumerate(negatives):
+        expected += numpy_negative_log_likelihood(logits[n, [n, *map(int, others)]][None], np.array([0]))[0]
+    total, weight = ranking_loss(anchors, jnp.concatenate(candidates), np.ones(4, np.float32), 0.05, ids[0], ids[1:].reshape(-1))
+    np.testing.assert_allclose([total, weight], [expected, 4], rtol=1e-5)
 
 
 def test_triplet_loss_is_what_the_positive_lacks_to_be_nearer_by_the_margin() -> None:
@@ -238,7 +277,7 @@ def test_triplet_loss_is_what_the_positive_lacks_to_be_nearer_by_the_margin() ->
 
 PAIRWISE = {
     "cosine": lambda a, b, c, w: cosine_error(a, b, jnp.zeros(4), w),
-    "ranking": lambda a, b, c, w: ranking_loss(a, jnp.concatenate([b, c]), w, 0.05),
+    "ranking": lambda a, b, c, w: ranking_loss(a, jnp.concatenate([b, c]), w, 0.05, *different(2)),
     "triplet": lambda a, b, c, w: triplet_loss(a, b, c, w),
 }
 

@@ -7,7 +7,7 @@
 
 Where the targets stand: classification, regression, question_answering [B, S] (multi_label [B, S, C]), a value a sequence;
 tagging [B, L], a value a token; multiple_choice and similarity [N], with `slots` [N, k]: which of the B x S sequences item n
-is made of.
+is made of. similarity has int32 `text_ids` [N, k] too: equal texts have equal ids.
 """
 
 from __future__ import annotations
@@ -246,6 +246,7 @@ class Batches:
         self._lengths = np.array([max(len(example.input_ids) for example in item.sequences) for item in items])
         self.ladder = _ladder(int(self._lengths.max()), length_step, batching == "packed")
         self._granule = granule
+        self._text_ids = _text_ids(items) if kind == "similarity" else None
         self.steps_per_epoch = -(-len(items) // batch_size)
         self._epochs: dict[int, tuple[int, list[list[int]]]] = {}  # seed -> (epoch, its batches)
         looked_at = [self._needs(self.order(_PLANNED, step)) for step in range(_LOOKED_AT)]
@@ -313,13 +314,17 @@ class Batches:
         return each[0] if len(each) == 1 else {name: np.stack([batch[name] for batch in each]) for name in each[0]}
 
     def _batch(self, indices: Sequence[int], rows: list[list[int]], shape: Shape) -> dict[str, np.ndarray]:
-        items, sequences = [self.items[i] for i in indices], self._sequences(indices)
+        sequences = self._sequences(indices)
         packed = fill_rows(sequences, rows, shape.rows, shape.length, self._slots(shape.length), self._pad_id)
-        return packed.arrays | {"cls_positions": packed.positions} | self._targets(items, packed)
+        return packed.arrays | {"cls_positions": packed.positions} | self._targets(indices, packed)
 
-    def _targets(self, items: Sequence[Item], packed: PackedBatch) -> dict[str, np.ndarray]:
-        slots = packed.positions.shape
-        if self.kind in ("multiple_choice", "similarity"):
+    def _targets(self, indices: Sequence[int], packed: PackedBatch) -> dict[str, np.ndarray]:
+        items, slots = [self.items[i] for i in indices], packed.positions.shape
+        if self._text_ids is not None:
+            targets = self._of_items(items, packed)
+            missing = len(targets["slots"]) - len(items)
+            return targets | {"text_ids": np.pad(self._text_ids[indices], ((0, missing), (0, 0)), constant_values=-1)}
+        if self.kind == "multiple_choice":
             return self._of_items(items, packed)
         if self.kind == "tagging":
             labels = np.full(packed.arrays["input_ids"].shape, IGNORED, np.int32)
@@ -357,6 +362,13 @@ class Batches:
         """The share of computed tokens that are padding, in the first batches."""
         some = [self.train([_PLANNED], step) for step in range(64)]
         return 1 - sum((b["sequence_ids"] > 0).sum() for b in some) / sum(b["sequence_ids"].size for b in some)
+
+
+def _text_ids(items: Sequence[Item]) -> np.ndarray:
+    """int32 [items, k]: a number for each text, which equal texts share; equal is what the model reads, the tokens."""
+    known: dict[bytes, int] = {}
+    ids = [[known.setdefault(text.input_ids.tobytes(), len(known)) for text in item.sequences] for item in items]
+    return np.array(ids, np.int32)
 
 
 def check_choices(kind: Kind, records: Sequence[Record]) -> None:

@@ -201,7 +201,9 @@ def make_sums(setting: Setting) -> steps.SumsFn:
             return losses.cosine_error(parts[0], parts[1], batch["labels"], batch["weights"])
         if cfg.loss == "triplet":
             return losses.triplet_loss(parts[0], parts[1], parts[2], batch["weights"])
-        return losses.ranking_loss(parts[0], jnp.concatenate(parts[1:]), batch["weights"], cfg.temperature)
+        texts, weights = batch["text_ids"].T, batch["weights"]
+        candidates, ids = jnp.concatenate(parts[1:]), texts[1:].reshape(-1)
+        return losses.ranking_loss(parts[0], candidates, weights, cfg.temperature, texts[0], ids)
 
     def sums(params: Any, batch: Any, key: Any) -> dict[str, Sum]:
         rngs = None if key is None else {"dropout": key}

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 class Sum(NamedTuple):
@@ -96,16 +96,33 @@ def cosine_error(a: Float[Array, "N D"], b: Float[Array, "N D"], scores: Float[A
 
 
 def ranking_loss(
-    anchors: Float[Array, "N D"], candidates: Float[Array, "M D"], weights: Float[Array, " N"], temperature: float
-) -> Sum:
+    anchors: Float[Array, "N D"], candidates: Float[Array, "M D"], weights: Float[Array, " N"], temperature: float,
+    anchor_ids: Int[Array, " N"], candidate_ids: Int[Array, " M"],
+) -> Sum:  # fmt: skip
     """How unlikely each anchor's own candidate is among all of them (multiple negatives; Henderson et al., 2017, section 4.4).
 
     Candidate n is anchor n's; those past N, and those of other anchors, are its negatives. Weights are 0 or 1: what has none is
-    no negative either.
+    no negative either. Ids say which texts are equal: the anchor itself, and whatever belongs to a pair that shares a text with
+    the anchor's pair, is no negative of it (sentence-transformers' NO_DUPLICATES sampler never puts such pairs into one batch).
     """
+    count = anchors.shape[0]
     cosines = _unit(anchors) @ _unit(candidates).T / temperature
-    there = jnp.tile(weights > 0, candidates.shape[0] // anchors.shape[0])
-    return cross_entropy(jnp.where(there, cosines, -1e9), jnp.arange(anchors.shape[0]), weights)
+    there = jnp.tile(weights > 0, candidates.shape[0] // count)
+    own = jnp.eye(count, candidates.shape[0], dtype=bool)
+    allowed = there & (own | ~_belongs(anchor_ids, candidate_ids))
+    return cross_entropy(jnp.where(allowed, cosines, -1e9), jnp.arange(count), weights)
+
+
+def _belongs(anchors: Int[Array, " N"], candidates: Int[Array, " M"]) -> Bool[Array, "N M"]:
+    """Whether a candidate is the anchor's own text, or a positive of a pair that has a text of the anchor's pair."""
+
+    def same(a: Array, b: Array) -> Array:
+        return a[:, None] == b[None, :]
+
+    positives = candidates[: anchors.shape[0]]
+    pairs = same(anchors, anchors) | same(positives, positives) | same(anchors, positives) | same(positives, anchors)
+    shared = pairs.astype(jnp.float32) @ same(positives, candidates).astype(jnp.float32)  # counts, of which 0 is exact
+    return same(anchors, candidates) | (shared > 0)
 
 
 def triplet_loss(
