@@ -55,7 +55,7 @@ def test_what_is_frozen_has_no_moments_and_does_not_move(params):
     scales = {name: jax.tree.map(lambda _, of=name: float(of != "encoder"), tree) for name, tree in params.items()}
     optimizer = optim.make_optimizer(OptimConfig(name="adamw", weight_decay=0.1), scales)
     state = optimizer.init(params)
-    updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
+    updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params, learning_rate=0.1)
     assert all(not np.any(x) for x in jax.tree.leaves(updates["encoder"]))
     assert all(np.all(x) for x in jax.tree.leaves(updates["sequence_classifier"]))
     trained = sum(x.size for name in ("pooler", "sequence_classifier") for x in jax.tree.leaves(params[name]))
@@ -67,5 +67,5 @@ def test_scales_multiply_the_updates(params):
         optim.make_optimizer(OptimConfig(name="adamw"), scales) for scales in (None, jax.tree.map(lambda _: 0.5, params))
     )
     gradient = jax.tree.map(jnp.ones_like, params)
-    whole, halved = (o.update(gradient, o.init(params), params)[0] for o in (plain, half))
+    whole, halved = (o.update(gradient, o.init(params), params, learning_rate=0.1)[0] for o in (plain, half))
     np.testing.assert_allclose(optax.tree.norm(halved), 0.5 * optax.tree.norm(whole), rtol=1e-6)

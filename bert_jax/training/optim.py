@@ -1,4 +1,4 @@
-"""Schedules, what decays, and optimizers as Optax chains without the learning rate (the step multiplies by it)."""
+"""Schedules, what decays, and optimizers as Optax chains. The step gives them its learning rate (`scale_by_given_rate`)."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def scale_by_adam(b1: float, b2: float, eps: float, bias_correction: bool) -> op
         mu, nu = jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params)
         return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), mu, nu) if bias_correction else ScaleByBertAdamState(mu, nu)
 
-    def update(grads: Any, state: Any, params: Any = None, *, ok: Any = True) -> tuple[Any, Any]:
+    def update(grads: Any, state: Any, params: Any = None, *, ok: Any = True, **_: Any) -> tuple[Any, Any]:
         mu = jax.tree.map(lambda g, m: jnp.where(ok, b1 * m + (1 - b1) * g, m), grads, state.mu)
         nu = jax.tree.map(lambda g, v: jnp.where(ok, b2 * v + (1 - b2) * g * g, v), grads, state.nu)
         mu, nu = jax.lax.optimization_barrier((mu, nu))
@@ -87,8 +87,28 @@ def scale_by_adam(b1: float, b2: float, eps: float, bias_correction: bool) -> op
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def make_optimizer(cfg: OptimConfig, scales: Any = None) -> optax.GradientTransformation:
-    """Gradients -> updates to be multiplied by minus the learning rate.
+class Guarded(optax.GradientTransformationExtraArgs):
+    """A transformation that needs no guard against bad batches: of finite gradients it makes finite updates, and its `update`
+    takes `ok`, a boolean, and keeps its state where that is false.
+
+    Any other has its updates tested by the step, and its whole old state kept, at the cost of a copy of it.
+    """
+
+
+def scale_by_given_rate() -> optax.GradientTransformationExtraArgs:
+    """Updates times minus `learning_rate`, an extra argument of `update`, which the training step gives.
+
+    Last in a chain it makes an optimizer of a direction: `optax.chain(optax.scale_by_adam(), scale_by_given_rate())`.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None, *, learning_rate: Any, **_: Any) -> tuple[Any, Any]:
+        return jax.tree.map(lambda u: -learning_rate * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def make_optimizer(cfg: OptimConfig, scales: Any = None) -> Guarded:
+    """The optimizer of a config; its `update` takes the extra arguments `learning_rate` and, if it is to be guarded, `ok`.
 
     Clipping by the global norm is the step's, which knows the norm anyway. LAMB (You et al., 2020): bias-corrected Adam with
     decay, scaled per tensor by |parameter| / |update|; biases and LayerNorm are excluded from both. `scales`: see
@@ -98,9 +118,16 @@ def make_optimizer(cfg: OptimConfig, scales: Any = None) -> optax.GradientTransf
     chain = [adam, optax.add_decayed_weights(cfg.weight_decay, mask=decays)]
     if cfg.name == "lamb":
         chain.append(optax.masked(optax.scale_by_trust_ratio(), decays))
-    if scales is None:
-        return optax.chain(*chain)
-    return optax.chain(optax.masked(optax.chain(*chain), jax.tree.map(bool, scales)), _scale(scales))
+    direction = optax.chain(*chain)
+    if scales is not None:
+        direction = optax.chain(optax.masked(direction, jax.tree.map(bool, scales)), _scale(scales))
+    rated = scale_by_given_rate()
+
+    def update(grads: Any, state: Any, params: Any = None, **given: Any) -> tuple[Any, Any]:
+        updates, state = direction.update(grads, state, params, **given)
+        return rated.update(updates, optax.EmptyState(), params, **given)[0], state
+
+    return Guarded(direction.init, update)
 
 
 def layer_scales(params: Any, num_layers: int, decay: float, frozen: int) -> Any:
