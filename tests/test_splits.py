@@ -87,6 +87,7 @@ def test_cola_has_no_header_but_in_its_test_file(tmp_path):
         f"test: 1 rows of {data}/test.tsv ('sentence')",
         "test: has no labels",
         "labels: unacceptable 1, acceptable 1",
+        "warning: 2 classes have one training row: unacceptable, acceptable",
     ]
 
 
@@ -324,7 +325,7 @@ def test_whole_numbers_are_one_class_however_they_are_written_and_sort_as_number
     rows = [{"text": "x", "label": 10}, {"text": "y", "label": 9.0}, {"text": "z", "label": 9}]
     if name == "a.parquet":
         pq.write_table(pa.table({"text": ["x", "y", "z"], "label": [10.0, 9.0, 9.0]}), tmp_path / "made.parquet")
-    data = {"a.jsonl": jsonl(*rows), "a.csv": "text,label\nx,10\ny, 9\nz,9\n"}.get(name) or (
+    data = {"a.jsonl": jsonl(*rows), "a.csv": "text,label\nx,10\ny, 9\nz,9.0\n"}.get(name) or (
         tmp_path / "made.parquet"
     ).read_bytes()
     splits = only(tmp_path, "classification", name, data)
@@ -381,10 +382,47 @@ def test_not_a_number_is_no_label(tmp_path):
     assert [r.label for r in load("classification", train, dev=train, test=test).test["test"]] == [None, "1"]
 
 
-def test_training_and_dev_rows_need_labels(tmp_path):
-    good, some = tsv(TEXT_LABEL, ("a", 0), ("b", 1)), tsv(TEXT_LABEL, ("a", 0), ("b", ""), ("c", 1))
-    data = folder(tmp_path, train_tsv=some, dev_tsv=good)
-    fails(f"{data}/train.tsv:3: no label, as in 1 of 3 rows; leave them out of train", "classification", data)
+def test_rows_without_a_label_are_left_out_of_training_and_dev_and_kept_to_be_predicted_in_test(tmp_path):
+    rows = tsv(TEXT_LABEL, ("a", "x"), ("b", "-"), ("c", "y"), ("d", ""), ("e", "nan"), ("f", "x"), ("g", "-"))
+    splits = load("classification", folder(tmp_path, train_tsv=rows, dev_tsv=rows, test_tsv=rows))
+    assert splits.labels == ("x", "y")
+    assert [r.id for r in splits.train] == [r.id for r in splits.dev["dev"]] == ["0", "2", "5"]
+    assert [r.label for r in splits.test["test"]] == ["x", None, "y", None, None, "x", None]
+    what = "4 of 7 rows have no label ('-' 2, empty 1, 'nan' 1)"
+    assert [note for note in splits.notes if "have no label" in note] == [
+        f"warning: train: {what}: left out; if such is a class, name the marks that are none (--unlabelled-mark)",
+        f"warning: dev: {what}: left out; if such is a class, name the marks that are none (--unlabelled-mark)",
+        f"test: {what}: predicted, not scored",
+    ]
+    splits = load("classification", tmp_path / "task", unlabelled_mark=("-",))
+    assert splits.labels == ("nan", "x", "y")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_minus_one_beside_numbers_from_0_on_is_no_label_in_any_format(tmp_path, name):
+    labels = [0, 1, -1, 1, 0, -1]
+    pq.write_table(pa.table({"text": list("abcdef"), "label": labels}), tmp_path / "made.parquet")
+    data = {
+        "a.csv": "text,label\n" + "".join(f"{t},{label}\n" for t, label in zip("abcdef", labels, strict=True)),
+        "a.jsonl": jsonl(*({"text": t, "label": label} for t, label in zip("abcdef", labels, strict=True))),
+    }.get(name) or (tmp_path / "made.parquet").read_bytes()
+    splits = only(tmp_path, "classification", name, data)
+    assert (splits.labels, len(splits.train)) == (("0", "1"), 4)
+    assert "warning: train: 2 of 6 rows have no label ('-1' 2): left out" in "".join(splits.notes)
+    assert only(tmp_path, "classification", name, data, unlabelled_mark=("",)).labels == ("-1", "0", "1")
+
+
+def test_a_class_that_a_files_own_list_names_is_no_mark(tmp_path):
+    features = {"text": {"_type": "Value"}, "label": {"_type": "ClassLabel", "names": ["None", "some"]}}
+    table = pa.table({"text": list("abcd"), "label": [0, 1, 0, -1]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, tmp_path / "a.parquet")
+    splits = load("classification", tmp_path / "a.parquet", dev=str(tmp_path / "a.parquet"))
+    assert [r.label for r in splits.train] == ["None", "some", "None"]
+
+
+def test_a_split_without_any_label_is_named(tmp_path):
+    good = tsv(TEXT_LABEL, ("a", 0), ("b", 1))
     data = folder(tmp_path, train_tsv=good, dev_tsv=tsv(TEXT_LABEL, ("a", ""), ("b", " ")))
     fails(f"{data}/dev.tsv: none of its 2 rows has a label, so it cannot be dev", "classification", data)
     data = folder(tmp_path, train_tsv=good, dev_tsv=tsv(TEXT_LABEL))
@@ -406,20 +444,61 @@ def test_several_labels_a_row_are_a_list_or_separated_and_may_be_none(tmp_path):
         {"text": "w", "labels": [3]},
     ]
     splits = only(tmp_path, "multi_label", "a.jsonl", jsonl(*rows))
-    assert [record.label for record in splits.train] == [("b", "a"), (), (), ("3",)]
+    assert [record.label for record in splits.train] == [("b", "a"), (), ("3",)]
     assert splits.labels == ("3", "a", "b")
     assert "labels: 3 1, a 1, b 1" in splits.notes
+    assert "labels: 1 of 3 training rows have none of them" in splits.notes
+    assert "warning: train: 1 of 4 rows have no label (empty 1): left out" in splits.notes
     splits = only(tmp_path, "multi_label", "a.tsv", tsv(TEXT_LABEL, ("x", "b; a;"), ("y", "")), label_separator=";")
     assert [record.label for record in splits.train] == [("b", "a"), ()]
     path, dev = tmp_path / "a.tsv", write(tmp_path / "dev.tsv", tsv(TEXT_LABEL, ("x", "b;c")))
     fails("dev.tsv:2: label 'c' is none of the training rows': a, b", "multi_label", path, dev=dev, label_separator=";")
-    path = write(tmp_path / "a.tsv", tsv(TEXT_LABEL, ("x", ""), ("y", "")))
-    assert load("multi_label", write(tmp_path / "b.tsv", tsv(TEXT_LABEL, ("x", "a"))), dev=path).labels == ("a",)
+    path, train = write(tmp_path / "a.tsv", tsv(TEXT_LABEL, ("x", ""), ("y", ""))), write(tmp_path / "b.csv", "text,label\nx,a\n")
+    fails("a.tsv: none of its 2 rows has a label, so it cannot be dev", "multi_label", train, dev=path)
+    assert [r.label for r in load("multi_label", train, dev=train, test=path).test["test"]] == [None, None]
 
 
-def test_a_list_is_not_one_class(tmp_path):
-    path = write(tmp_path / "a.jsonl", jsonl({"text": "x", "label": ["a"]}))
-    fails("a.jsonl:1: the label is ['a']; several labels a row are --task multi_label", "classification", path)
+def test_a_list_of_several_is_not_one_class(tmp_path):
+    path = write(tmp_path / "a.jsonl", jsonl({"text": "x", "label": ["a"]}, {"text": "x", "label": ["a", "b"]}))
+    fails("a.jsonl:2: the label is ['a', 'b']; several labels a row are --task multi_label", "classification", path)
+
+
+@pytest.mark.parametrize("given", [("toxic", "obscene", "threat"), ("toxic,obscene,threat",), "toxic, obscene, threat"])
+def test_columns_of_0_and_1_are_a_label_each_in_the_order_they_are_named_in(tmp_path, given):
+    header = "text,toxic,obscene,threat\n"
+    train = write(tmp_path / "a.csv", header + "a,1,0,0\nb,1,1,0\nc,0,0,0\nd,-1,-1,-1\n")
+    bare = write(tmp_path / "b.csv", "text\na\n")
+    splits = load("multi_label", train, dev=train, test=bare, label_column=given)
+    assert splits.labels == ("toxic", "obscene", "threat")
+    assert [r.label for r in splits.train] == [("toxic",), ("toxic", "obscene"), ()]
+    assert [r.label for r in splits.test["test"]] == [None]
+    assert "warning: no training row has label 'threat'" in splits.notes
+    full = write(tmp_path / "full.csv", header + "a,1,0,0\nb,1,1,0\n")
+    assert len(load("multi_label", full, dev=full, label_column=given).train) == 2
+    half = write(tmp_path / "half.csv", "text,toxic\na,1\n")
+    fails("half.csv: no column 'obscene'", "multi_label", train, dev=train, test=half, label_column=given)
+    if len(given) == 3:
+        fails("classification takes one; columns of 0 and 1 are --task multi_label", "classification", train, label_column=given)
+
+
+def test_lists_of_0_and_1_are_classes_called_by_their_place(tmp_path):
+    splits = only(tmp_path, "multi_label", "a.csv", 'text,labels\na,"[1, 0, 1]"\nb,"[0, 0, 0]"\n')
+    assert [r.label for r in splits.train] == [("0", "2"), ()]
+    assert splits.labels == ("0", "1", "2")
+    assert "labels are lists of 0 and 1: the classes are called by their place in them, 0 to 2" in splits.notes
+
+
+def test_labels_that_look_wrong_are_warned_of(tmp_path):
+    rows = "".join(f"t{i},{label}\n" for i, label in enumerate(["good", "Good", "good", "bad", "bad", "odd"]))
+    notes = only(tmp_path, "classification", "a.csv", "text,label\n" + rows).notes
+    assert "warning: labels that differ in case or blanks alone are classes of their own: 'Good' 1, 'good' 2" in notes
+    assert "warning: 2 classes have one training row: Good, odd" in notes
+    notes = only(tmp_path, "classification", "a.csv", "text,label\n" + "".join(f"t{i},{i / 4}\n" for i in range(50))).notes
+    assert "warning: the 50 classes of 50 training rows are numbers: --task regression?" in notes
+    notes = only(tmp_path, "classification", "a.csv", "text,label\n" + "".join(f"t{i},{i % 10}\n" for i in range(50))).notes
+    assert not [note for note in notes if "class" in note]
+    notes = only(tmp_path, "multi_label", "a.csv", "text,label\n" + "a,x\nb,y\n" * 3).notes
+    assert "warning: every training row has one label: for classes that exclude each other, --task classification" in notes
 
 
 @pytest.mark.parametrize("task", ["regression", "similarity"])
@@ -428,7 +507,7 @@ def test_numbers_are_numbers_or_named(tmp_path, task):
     splits = only(tmp_path, task, "a.tsv", tsv(columns, ("a", "b", "2"), ("c", "d", " -1.5e0 ")))
     assert [record.label for record in splits.train] == [2.0, -1.5]
     assert all(isinstance(record.label, float) for record in splits.train)
-    for bad in ("five", "nan", "inf"):
+    for bad in ("five", "inf"):
         path = write(tmp_path / "a.tsv", tsv(columns, ("a", "b", "2"), ("c", "d", bad)))
         fails(f"a.tsv:3: the label is '{bad}', not a number", task, path)
 
@@ -442,7 +521,7 @@ def test_similar_texts_may_come_without_labels(tmp_path, columns):
     if "negative" in columns:
         assert [record.label for record in load("similarity", path, dev=path).train] == [None, None]
     else:
-        fails("a.jsonl:2: no label, as in 1 of 2 rows", "similarity", path)
+        assert [record.label for record in load("similarity", path, dev=path).train] == [1.0]
 
 
 def test_swag_puts_the_start_of_the_second_sentence_before_every_ending(tmp_path):
@@ -454,7 +533,7 @@ def test_swag_puts_the_start_of_the_second_sentence_before_every_ending(tmp_path
     assert plain(splits.dev["dev"]) == [(("B.", "She a", "She b", "She c", "She d"), 0, "0")]
     for bad, message in (
         ("4", "label 4, but the choices are 0 to 3"),
-        ("-1", "label -1, but"),
+        ("-2", "label -2, but"),
         ("b", "the label is 'b', not a whole"),
     ):
         write(tmp_path / "train.csv", header + f"1,B.,She,gold,a,b,c,d,{bad}\n")
@@ -462,6 +541,8 @@ def test_swag_puts_the_start_of_the_second_sentence_before_every_ending(tmp_path
     write(tmp_path / "train.csv", header + "1,B.,She,gold,a,b,c,d,2\n")
     write(tmp_path / "test.csv", header + "1,B.,She,gold,a,b,c,d,-1\n")
     assert load("swag", tmp_path).test["test"][0].label is None
+    write(tmp_path / "train.csv", header + "1,B.,She,gold,a,b,c,d,2\n1,C.,She,gold,a,b,c,d,-1\n")
+    assert len(load("swag", tmp_path).train) == 1
 
 
 def test_choices_are_the_columns_behind_the_context(tmp_path):
@@ -499,11 +580,12 @@ def test_words_and_tags_may_be_lists(tmp_path, columns, name):
 
 @pytest.mark.parametrize("row, message", [
     ({"words": ["a", "b"], "tags": ["O"]}, "a.jsonl:1: 2 words, but 1 tags"),
-    ({"words": "a b", "tags": ["O"]}, "a.jsonl:1: 'words' is 'a b', not a list of words"),
-    ({"words": [], "tags": []}, "a.jsonl:1: 'words' is [], not a list of words"),
+    ({"words": "a b", "tags": ["O"]}, "a.jsonl:1: 2 words, but 1 tags"),
+    ({"words": [], "tags": []}, "a.jsonl:1: 'words' has no words"),
+    ({"words": 3, "tags": []}, "a.jsonl:1: 'words' is 3, not a list with an entry a word"),
     ({"words": ["a", 1], "tags": ["O", "O"]}, "a.jsonl:1: 'words' is 1, not a text"),
-    ({"words": ["a"], "tags": "O"}, "a.jsonl:1: the label is 'O', not a list of tags"),
-    ({"words": ["a"], "tags": [None]}, "a.jsonl:1: the label is [None], not a list of tags"),
+    ({"words": ["a", "b"], "tags": ["O", None]}, "a.jsonl:1: the label is ['O', None], not a list of tags: word 1 has none"),
+    ({"words": ["a"], "tags": [None]}, "a.jsonl: none of its 1 rows has a label"),
 ])  # fmt: skip
 def test_what_is_no_sentence_with_a_tag_a_word_is_named(tmp_path, row, message):
     fails(message, "tagging", write(tmp_path / "a.jsonl", jsonl(row)))
@@ -539,10 +621,12 @@ def test_answers_that_do_not_stand_where_they_say_are_left_out_and_counted(tmp_p
     fails("bad.json: holds no rows; warning: train: 1 answers left out that do not stand at their", "squad", path)
 
 
-def test_a_question_without_answers_cannot_be_trained_on_and_ids_must_differ(tmp_path):
+def test_a_question_without_answers_is_not_trained_on_and_ids_must_differ(tmp_path):
     cat = [{"text": "cat", "answer_start": 4}]
     path = write(tmp_path / "a.json", squad({"id": "a", "answers": cat}, {"id": "b"}))
-    fails("a.json: b: no label, as in 1 of 2 rows", "squad", path)
+    splits = load("squad", path, dev=path)
+    assert [record.id for record in splits.train] == ["a"]
+    assert "warning: train: 1 of 2 rows have no label (empty 1): left out" in splits.notes
     path = write(tmp_path / "a.json", squad({"id": "a", "answers": cat}, {"id": "a", "answers": cat}))
     fails("a.json: a: id 'a' is also that of", "squad", path)
     path = write(tmp_path / "a.json", squad({"id": "a", "answers": [{"text": "cat"}]}))

@@ -18,7 +18,7 @@ import os
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,6 +26,16 @@ import numpy as np
 
 from bert_jax.config import InputError, did_you_mean
 from bert_jax.data import sources, tables
+from bert_jax.data.labels import (
+    LabelReader,
+    are_numbers,
+    by_place,
+    classes_of,
+    look_alikes,
+    tokens,
+    whole_number,
+    without_minus_one,
+)
 from bert_jax.data.tables import Row, Table
 from bert_jax.data.tasks import Kind, Record, Task, TaskData
 
@@ -57,14 +67,15 @@ def load_splits(task: Task, cfg: TaskData) -> Splits:
 
     Raises:
       InputError: a split that is missing, found twice or empty; a file that cannot be read; a column that is not there; a label
-        that is missing, malformed or (in dev or test) unknown to training; training rows of one class only.
+        that is malformed or (in dev or test) unknown to training; a training or dev split without labels; training rows of one
+        class only.
     """
     hasher, notes = hashlib.sha256(), list[str]()
-    read = {split: _read(split, path, task, cfg, hasher, notes) for split, path in find_files(task, cfg).items()}
+    files = {split: _read(split, path, task, cfg, hasher, notes) for split, path in find_files(task, cfg).items()}
+    task, read = _settled(task, cfg, files, notes)
     train = read.get("train", [])
     dev = {split: records for split, records in read.items() if split.startswith("dev")}
-    test = {split: _without_minus_one(records, train) for split, records in read.items() if split.startswith("test")}
-    notes += [f"{split}: has no labels" for split, records in test.items() if all(r.label is None for r in records)]
+    test = {split: records for split, records in read.items() if split.startswith("test")}
     labels = _labels(task, train, [*dev.values(), *test.values()], notes)
     if train and not dev:
         train, dev["dev"] = _hold_out(train, cfg.dev_size, notes)
@@ -161,7 +172,7 @@ def _pick(split: str, named: list[tuple[str, str]], task: Task) -> str | None:
 
 class _Columns(NamedTuple):
     texts: tuple[str, ...]
-    label: str | None
+    labels: tuple[str, ...]
     id: str | None
 
 
@@ -198,28 +209,32 @@ def _columns(split: str, path: str, columns: Sequence[str], task: Task, cfg: Tas
         raise InputError(f"--text-column {' '.join(texts)}: {len(texts)} columns, but {task.kind} takes {number}")
     if task.stem:
         _existing(path, columns, task.stem, "--text-column")
-    label = _label_column(split, path, columns, task, cfg)
+    labels = _label_columns(split, path, columns, task, cfg)
     if task.kind == "similarity" and len(texts) == 3:
         if cfg.label_column:
-            raise InputError(
-                f"--label-column {cfg.label_column}: three texts are an anchor, a like and an unlike one, without label"
-            )
-        label = None
+            named = " ".join(cfg.label_column)
+            raise InputError(f"--label-column {named}: three texts are an anchor, a like and an unlike one, without label")
+        labels = ()
     ids = ("id",) if task.kind == "question_answering" else ("index", "idx") if task.texts else ()
     id = _existing(path, columns, cfg.id_column, "--id-column") if cfg.id_column else next((n for n in ids if n in columns), None)
-    return _Columns(texts, label, id)
+    return _Columns(texts, labels, id)
 
 
-def _label_column(split: str, path: str, columns: Sequence[str], task: Task, cfg: TaskData) -> str | None:
-    """None, where labels may be missing: in a test file, and for similarity."""
+def _label_columns(split: str, path: str, columns: Sequence[str], task: Task, cfg: TaskData) -> tuple[str, ...]:
+    """None, where labels may be missing (in a test file, and for similarity); several: 0 or 1 each, for multi_label."""
     optional = split.startswith("test")
-    if cfg.label_column:
-        absent = optional and cfg.label_column not in columns
-        return None if absent else _existing(path, columns, cfg.label_column, "--label-column")
+    if named := cfg.label_column:
+        if len(named) == 1 and task.kind == "multi_label" and named[0] not in columns:
+            named = tuple(part for name in named[0].split(",") if (part := name.strip()))
+        if len(named) > 1 and task.kind != "multi_label":
+            given = " ".join(named)
+            raise InputError(f"--label-column {given}: {task.kind} takes one; columns of 0 and 1 are --task multi_label")
+        absent = optional and not any(name in columns for name in named)
+        return () if absent else tuple(_existing(path, columns, name, "--label-column") for name in named)
     known = {name.lower(): name for name in columns}
     usual = [known[name.lower()] for name in (task.label, "label", *_USUAL_LABEL[task.kind]) if name.lower() in known]
     if usual or optional or task.kind == "similarity":
-        return usual[0] if usual else None
+        return tuple(usual[:1])
     near = did_you_mean(task.label, columns)
     raise InputError(f"{path}: which column is the label? It has {', '.join(columns)}: say --label-column NAME{near}")
 
@@ -250,40 +265,58 @@ def _usual_texts(path: str, columns: Sequence[str], task: Task) -> tuple[str, ..
 # ---- rows -> records
 
 
-def _read(split: str, path: str, task: Task, cfg: TaskData, hasher: Any, notes: list[str]) -> list[Record]:
+class _File(NamedTuple):
+    """What one file holds; `columns` and `reader` are what its labels were read from and with."""
+
+    path: str
+    records: list[Record]
+    columns: _Columns
+    reader: LabelReader
+
+
+def _read(split: str, path: str, task: Task, cfg: TaskData, hasher: Any, notes: list[str]) -> _File:
     """The records of one file; what there is to say about it is added to `notes`."""
     table, columns = _open(split, path, task, cfg, hasher)
     stem = None if cfg.text_column else task.stem
+    reader = LabelReader(task, cfg)
     records = [
         Record(
             _texts(row, columns.texts, task.kind, stem),
-            _label(row, columns.label, task, cfg),
+            _label(row, columns.labels, reader),
             str(row.values.get(columns.id)) if columns.id else str(number),
             row.place,
         )
         for number, row in enumerate(table.rows)
     ]
-    shown = " ".join(repr(column) for column in (*columns.texts, columns.label) if column)
+    shown = " ".join(map(repr, (*columns.texts, *columns.labels)))
     notes.append(f"{split}: {len(records)} rows of {path} ({shown})")
     said = len(notes)
     if table.skipped:
         notes.append(f"{split}: {len(table.skipped)} lines left out, with a wrong number of fields: {_few(table.skipped)}")
+    one_word = task.kind == "tagging" and all(len(record.texts) == 1 for record in records)
+    if one_word and len(records) > 1 and tables.suffix_of(path) == ".csv":
+        raise InputError(f"{path}: {columns.texts[0]!r} has one word in every row, where a row is a sentence")
     if cfg.id_column or task.kind == "question_answering":
         _check_ids(records)
     if task.kind == "question_answering":
         records = _with_matching_answers(split, records, notes)
     if not records:
         raise InputError("; ".join([f"{path}: holds no rows", *notes[said:]]))
-    _check_present(split, path, task, records)
-    return records
+    return _File(path, records, columns, reader)
+
+
+def _label(row: Row, columns: tuple[str, ...], reader: LabelReader) -> Any:
+    if len(columns) > 1:
+        return reader.of_columns({column: row.values.get(column) for column in columns}, row.place)
+    return reader(row.values.get(columns[0]), row.place) if columns else None
 
 
 def _open(split: str, path: str, task: Task, cfg: TaskData, hasher: Any) -> tuple[Table, _Columns]:
     suffix = tables.suffix_of(path)
     if task.kind == "tagging" and suffix in _CONLL:
-        label = _whole(cfg.label_column or "-1", "--label-column")
-        word = _whole(" ".join(cfg.text_column) or "0", "--text-column")
-        table, cfg = tables.read_conll(path, label, word, hasher), cfg.replace(label_column=None, text_column=())
+        label = whole_number(" ".join(cfg.label_column) or "-1", "--label-column")
+        word = whole_number(" ".join(cfg.text_column) or "0", "--text-column")
+        table, cfg = tables.read_conll(path, label, word, hasher), cfg.replace(label_column=(), text_column=())
     elif task.kind == "question_answering" and suffix == ".json":
         table = tables.read_squad(path, hasher)
     else:
@@ -293,9 +326,9 @@ def _open(split: str, path: str, task: Task, cfg: TaskData, hasher: Any) -> tupl
 
 def _texts(row: Row, columns: Sequence[str], kind: Kind, stem: str | None) -> tuple[str, ...]:
     if kind == "tagging":
-        words = row.values.get(columns[0])
-        if not isinstance(words, list) or not words:
-            raise InputError(f"{row.place}: {columns[0]!r} is {reprlib.repr(words)}, not a list of words")
+        words = tokens(row.values.get(columns[0]), f"{row.place}: {columns[0]!r}")
+        if not words:
+            raise InputError(f"{row.place}: {columns[0]!r} has no words")
         return tuple(_text(row, columns[0], word) for word in words)
     texts = tuple(_text(row, column, row.values.get(column)) for column in columns)
     start = f"{_text(row, stem, row.values.get(stem))} " if stem else ""
@@ -316,16 +349,6 @@ def _check_ids(records: Iterable[Record]) -> None:
         if record.id in places:
             raise InputError(f"{record.place}: id {record.id!r} is also that of {places[record.id]}")
         places[record.id] = record.place
-
-
-def _check_present(split: str, path: str, task: Task, records: list[Record]) -> None:
-    """Labels: all of them in training and dev; for similarity, or none."""
-    missing = [record for record in records if record.label is None]
-    if not missing or split.startswith("test") or (task.kind == "similarity" and len(missing) == len(records)):
-        return
-    if len(missing) == len(records):
-        raise InputError(f"{path}: none of its {len(records)} rows has a label, so it cannot be {split}")
-    raise InputError(f"{missing[0].place}: no label, as in {len(missing)} of {len(records)} rows; leave them out of {split}")
 
 
 def _with_matching_answers(split: str, records: list[Record], notes: list[str]) -> list[Record]:
@@ -350,108 +373,50 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-# ---- labels, one function a kind: (value, place, task, cfg) -> label, None where there is none
-
-
-def _label(row: Row, column: str | None, task: Task, cfg: TaskData) -> Any:
-    if column is None or column not in row.values:
-        return None
-    return _PARSE[task.kind](row.values[column], row.place, task, cfg)
-
-
-def _name(value: Any, place: str) -> str | None:
-    """A class's name as text: 3, 3.0 and "3" are one class."""
-    if isinstance(value, list | dict):
-        raise InputError(f"{place}: the label is {reprlib.repr(value)}; several labels a row are --task multi_label")
-    if isinstance(value, float):
-        value = None if math.isnan(value) else int(value) if value.is_integer() else value
-    return None if value is None else str(value).strip() or None
-
-
-def _class(value: Any, place: str, task: Task, cfg: TaskData) -> str | None:
-    name = _name(value, place)
-    return None if name is None else task.words.get(name, name)
-
-
-def _classes(value: Any, place: str, task: Task, cfg: TaskData) -> tuple[str, ...]:
-    values = value if isinstance(value, list) else [] if value is None else str(value).split(cfg.label_separator)
-    return tuple(dict.fromkeys(name for v in values if (name := _class(v, place, task, cfg)) is not None))
-
-
-def _number(value: Any, place: str, task: Task, cfg: TaskData) -> float | None:
-    if (name := _name(value, place)) is None:
-        return None
-    try:
-        number = float(name)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise InputError(f"{place}: the label is {name!r}, not a number")
-    return number
-
-
-def _choice(value: Any, place: str, task: Task, cfg: TaskData) -> int | None:
-    return None if (name := _name(value, place)) is None else _whole(name, f"{place}: the label")
-
-
-def _whole(text: str, what: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise InputError(f"{what} is {text!r}, not a whole number") from None
-
-
-def _tags(value: Any, place: str, task: Task, cfg: TaskData) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    tags = [_name(tag, place) for tag in value] if isinstance(value, list) else [None]
-    if None in tags:
-        raise InputError(f"{place}: the label is {reprlib.repr(value)}, not a list of tags")
-    return tuple(tag for tag in tags if tag is not None)
-
-
-def _answers(value: Any, place: str, task: Task, cfg: TaskData) -> tuple[tuple[str, int], ...] | None:
-    """From SQuAD's list of {text, answer_start}, or the object of two lists that TFDS and Hugging Face make of it."""
-    if value is None:
-        return None
-    try:
-        if isinstance(value, dict):
-            pairs = list(zip(value["text"], value["answer_start"], strict=True))
-        else:
-            pairs = [(answer["text"], answer["answer_start"]) for answer in value]
-    except (KeyError, TypeError, ValueError):
-        pairs = [(None, None)]
-    if not all(isinstance(text, str) and isinstance(start, int) for text, start in pairs):
-        raise InputError(f"{place}: answers are {reprlib.repr(value)}, not a list of {{text, answer_start}}")
-    return tuple(pairs)
-
-
-_PARSE: dict[Kind, Callable[[Any, str, Task, TaskData], Any]] = {
-    "classification": _class,
-    "multi_label": _classes,
-    "regression": _number,
-    "similarity": _number,
-    "multiple_choice": _choice,
-    "tagging": _tags,
-    "question_answering": _answers,
-}
-
-
 # ---- all splits together
 
 
-def _without_minus_one(records: list[Record], train: list[Record]) -> list[Record]:
-    """Test records, those of label -1 without one: that is how hidden labels are written, unless training has below 0."""
-    if any(r.label == "-1" or (isinstance(r.label, int | float) and r.label < 0) for r in train):
+def _settled(task: Task, cfg: TaskData, files: Mapping[str, _File], notes: list[str]) -> tuple[Task, dict[str, list[Record]]]:
+    """The task with its classes, where columns or places name them, and the records of each split with their labels.
+
+    Training and dev rows without a label are left out; test rows are kept, to be predicted. Both are counted in `notes`.
+    """
+    read = {split: file.records for split, file in files.items()}
+    for split, file in files.items():
+        if task.kind == "multi_label" and file.reader.blank == len(file.records):  # not even one row names a class
+            read[split] = [dataclasses.replace(record, label=None) for record in file.records]
+            file.reader.unlabelled["empty"] += len(file.records)
+    read = without_minus_one(task, read, given=cfg.unlabelled_mark is not None)
+    classes = next((file.columns.labels for file in files.values() if len(file.columns.labels) > 1), ())
+    if task.kind == "multi_label" and not classes:
+        read, classes = by_place(read)
+        if classes:
+            notes.append(f"labels are lists of 0 and 1: the classes are called by their place in them, 0 to {len(classes) - 1}")
+    if classes:
+        task = dataclasses.replace(task, labels=classes)
+    return task, {split: _labelled(split, files[split], task, records, notes) for split, records in read.items()}
+
+
+def _labelled(split: str, file: _File, task: Task, records: list[Record], notes: list[str]) -> list[Record]:
+    """Without the rows that have no label, but in a test set, and for similarity if none has one."""
+    missing = sum(record.label is None for record in records)
+    if not missing:
         return records
-    return [dataclasses.replace(r, label=None) if r.label in ("-1", -1) else r for r in records]
-
-
-def _names(task: Task, record: Record) -> tuple[str, ...]:
-    """The classes that a record's label names."""
-    if record.label is None or task.kind not in ("classification", "multi_label", "tagging"):
-        return ()
-    return (record.label,) if task.kind == "classification" else record.label
+    if missing == len(records) and (split.startswith("test") or task.kind == "similarity"):
+        notes += [f"{split}: has no labels"] * split.startswith("test")
+        return records
+    if missing == len(records):
+        raise InputError(f"{file.path}: none of its {missing} rows has a label, so it cannot be {split}")
+    found = file.reader.unlabelled
+    found["'-1'"] += missing - found.total()
+    marks = ", ".join(f"{mark} {count}" for mark, count in found.most_common(5) if count)
+    what = f"{missing} of {len(records)} rows have no label ({marks})"
+    if split.startswith("test"):
+        notes.append(f"{split}: {what}: predicted, not scored")
+        return records
+    fix = "" if set(+found) == {"empty"} else "; if such is a class, name the marks that are none (--unlabelled-mark)"
+    notes.append(f"warning: {split}: {what}: left out{fix}")
+    return [record for record in records if record.label is not None]
 
 
 def _labels(task: Task, train: list[Record], others: list[list[Record]], notes: list[str]) -> tuple[str, ...]:
@@ -459,16 +424,16 @@ def _labels(task: Task, train: list[Record], others: list[list[Record]], notes: 
     rest = [record for records in others for record in records]
     for record in [*train, *rest]:
         _check_size(task, record)
-    found = {name for record in train for name in _names(task, record)}
+    found = {name for record in train for name in classes_of(task.kind, record.label)}
     if task.kind == "tagging":
-        fresh = Counter(name for record in rest for name in _names(task, record) if name not in found)
+        fresh = Counter(name for record in rest for name in classes_of(task.kind, record.label) if name not in found)
         notes += [
             f"warning: tag {name!r} is {count} times in dev or test, never in training" for name, count in sorted(fresh.items())
         ]
         return tuple(sorted(found | set(fresh), key=lambda name: (name != "O", name)))
     labels = task.labels or _sorted(found)
     for record in [*train, *rest]:
-        for name in _names(task, record):
+        for name in classes_of(task.kind, record.label):
             if name not in labels:
                 whose = f"task {task.name}'s" if task.labels else "the training rows'"
                 known = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
@@ -512,12 +477,29 @@ def _hold_out(train: list[Record], dev_size: float, notes: list[str]) -> tuple[l
 
 def _look_at_labels(task: Task, train: list[Record], labels: tuple[str, ...]) -> list[str]:
     """How often each class is in training. Raises InputError where there is only one."""
-    counts = Counter(name for record in train for name in _names(task, record))
+    counts = Counter(name for record in train for name in classes_of(task.kind, record.label))
     if labels and len(counts) < (1 if task.kind == "multi_label" else 2):
         raise InputError(f"the {len(train)} training rows have no label but {', '.join(counts) or 'none'}: nothing to learn")
     shown = [f"{name} {counts[name]}" for name in labels[:20]]
     notes = [f"labels: {', '.join(shown)}{f', ... ({len(labels)} in all)' if len(labels) > 20 else ''}"] if labels else []
-    return notes + [f"warning: no training row has label {name!r}" for name in labels if name not in counts]
+    notes += [f"warning: no training row has label {name!r}" for name in labels if name not in counts]
+    if task.kind == "multi_label":
+        sizes = Counter(len(record.label) for record in train)
+        notes += [f"labels: {sizes[0]} of {len(train)} training rows have none of them"] * (sizes[0] > 0)
+        if set(sizes) == {1} and len(labels) > 1:
+            notes.append("warning: every training row has one label: for classes that exclude each other, --task classification")
+    if task.kind not in ("classification", "multi_label"):
+        return notes
+    for group in look_alikes(labels):
+        each = ", ".join(f"{name!r} {counts[name]}" for name in group)
+        notes.append(f"warning: labels that differ in case or blanks alone are classes of their own: {each}")
+    rare = [name for name in labels if counts[name] == 1]
+    if task.kind == "classification" and are_numbers(labels) and len(labels) >= 10 and len(train) < 3 * len(labels):
+        notes.append(f"warning: the {len(labels)} classes of {len(train)} training rows are numbers: --task regression?")
+    elif rare:
+        more = "class has" if len(rare) == 1 else "classes have"
+        notes.append(f"warning: {len(rare)} {more} one training row: {_few(rare)}")
+    return notes
 
 
 def _look_for_duplicates(train: list[Record], dev: Mapping[str, list[Record]]) -> list[str]:

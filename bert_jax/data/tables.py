@@ -25,6 +25,10 @@ from bert_jax.data import sources
 Quotes = Literal["auto", "csv", "none"]
 
 
+class ClassName(str):
+    """A class's name from the file's own list of classes: whatever it is, it is no mark for a missing label."""
+
+
 class Row(NamedTuple):
     """Values by column, and where they stand: `file:line`, `file: row` (from 0), or `file: id`."""
 
@@ -176,7 +180,7 @@ def _named(value: Any, classes: Sequence[str]) -> Any:
         return [_named(v, classes) for v in value]
     if not isinstance(value, int):
         return value
-    return classes[value] if 0 <= value < len(classes) else None
+    return ClassName(classes[value]) if 0 <= value < len(classes) else None
 
 
 def _parquet(path: str, hasher: Any) -> Iterator[Row]:

@@ -83,12 +83,20 @@ class TaskData(Checked):
     """A file to predict at the end, instead of the one in `data`."""
     text_column: tuple[str, ...] = ()
     """Columns of the text, or of the two texts; similarity: two or three; multiple_choice: the context, then the choices."""
-    label_column: str | None = None
-    """Column of the label; tagging: the number of the column, counted from 0, or from the end as -1."""
+    label_column: tuple[str, ...] = ()
+    (
+        "Column of the label; CoNLL files: the number of the column, counted from 0, or from the end as -1; multi_label: also "
+        "several columns of 0 and 1, one a class."
+    )
     id_column: str | None = None
     """Column that names an example in the predictions; default: its number."""
     label_separator: str = ","
     """multi_label in .csv and .tsv: what stands between two labels."""
+    unlabelled_mark: tuple[str, ...] | None = None
+    (
+        "Label cells that mean 'no label', beside empty ones and null. Default: what pandas reads as missing (NA, NaN, None, "
+        "null, ...), - and ?, and -1 beside 0, 1, ...; an empty text: none of these."
+    )
     quotes: Literal["auto", "csv", "none"] = "auto"
     """Whether double quotes enclose a field; auto: in .csv yes, in .tsv no (as in GLUE's files)."""
     dev_size: float = 0.1
@@ -97,6 +105,9 @@ class TaskData(Checked):
     """Train on this many rows, drawn by seed 0."""
 
     def __post_init__(self) -> None:
+        for name in ("label_column", "unlabelled_mark"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, (value,))
         super().__post_init__()
         share_or_number = 0 < self.dev_size < 1 or (self.dev_size >= 1 and self.dev_size % 1 == 0)
         self._require(share_or_number, f"dev_size={self.dev_size} is neither a share below 1 nor a number of rows")
