@@ -100,7 +100,9 @@ class BertConfig(Checked):
     classifier_dropout: float | None = None
     """Dropout before a classification head; default: hidden_dropout_prob."""
     max_position_embeddings: int = 512
-    """Rows of the position table: the longest sequence (RoBERTa and XLM-R: two more)."""
+    """Rows of the position table: the longest sequence (RoBERTa and XLM-R: and pad_token_id + 1 more)."""
+    pad_token_id: int | None = None
+    """RoBERTa and XLM-R: id of the padding token; a sequence's first token has the position row behind it. Default: 1."""
     type_vocab_size: int = 2
     """Rows of the token-type table; 0: no such table (DistilBERT)."""
     initializer_range: float = 0.02
@@ -129,7 +131,16 @@ class BertConfig(Checked):
             value = getattr(self, name)
             self._require(value is None or value > 0, f"{name}={value} must be positive")
         self._require(self.type_vocab_size >= 0, f"type_vocab_size={self.type_vocab_size} is negative")
-        self._require(self.max_length > 0, f"max_position_embeddings={self.max_position_embeddings} leaves no position")
+        counts_padding = self.model_type in ("roberta", "xlm-roberta")
+        self._require(
+            self.pad_token_id is None or (counts_padding and 0 <= self.pad_token_id < self.vocab_size),
+            f"pad_token_id={self.pad_token_id} does not fit model_type={self.model_type!r}, vocab_size={self.vocab_size}: only "
+            "positions of RoBERTa and XLM-R depend on it, and it is one of their ids",
+        )
+        self._require(
+            self.max_length > 0,
+            f"max_position_embeddings={self.max_position_embeddings} leaves no position behind padding",
+        )
         projected = self.model_type in ("albert", "electra")
         self._require(
             self.embedding_size is None
@@ -164,8 +175,10 @@ class BertConfig(Checked):
 
     @property
     def position_offset(self) -> int:
-        """Row of the position table that a sequence's first token has: fairseq's models leave rows for padding."""
-        return 2 if self.model_type in ("roberta", "xlm-roberta") else 0
+        """Row of the position table that a sequence's first token has: fairseq's models count from the padding's id."""
+        if self.model_type not in ("roberta", "xlm-roberta"):
+            return 0
+        return 2 if self.pad_token_id is None else self.pad_token_id + 1
 
     @property
     def max_length(self) -> int:

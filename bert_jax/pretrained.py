@@ -436,7 +436,7 @@ def check_padding(cfg: BertConfig, tokenizer: Tokenizer) -> None:
     if cfg.position_offset and tokenizer.pad_id != cfg.position_offset - 1:
         raise InputError(
             f"model_type={cfg.model_type!r} needs a tokenizer whose padding has id {cfg.position_offset - 1}; "
-            f"this one's has {tokenizer.pad_id}: give the family's own tokenizer, or train model_type='bert'"
+            f"this one's has {tokenizer.pad_id}: give the family's own, or a new model pad_token_id={tokenizer.pad_id}"
         )
 
 

@@ -17,7 +17,7 @@ import pytest
 from bert_jax.config import PRESETS, BertConfig, InputError
 from bert_jax.model.convert import flatten, unflatten
 from bert_jax.model.encoder import Embeddings, Encoder, EncoderLayer
-from bert_jax.model.heads import Bert
+from bert_jax.model.heads import Bert, complete
 from bert_jax.model.layers import ACTIVATIONS, affine, dropout, threefry, tied_logits
 from bert_jax.training.losses import pretraining_sums
 
@@ -694,6 +694,9 @@ WRONG_BATCHES = [
     ({"input_ids": np.full((B, L), -1)}, r"input_ids holds -1, which is not in \[0, 61\)"),
     ({"token_type_ids": np.full((B, L), 2)}, r"token_type_ids holds 2, which is not in \[0, 2\)"),
     ({"position_ids": np.full((B, L), 24)}, r"position_ids holds 24, which is not in \[0, 24\)"),
+    ({"token_type_ids": np.zeros((B, L))}, "token_type_ids is float32; expected integers"),
+    ({"masked_positions": np.full((B, P), -1)}, r"masked_positions holds -1, which is not in \[0, 16\), the tokens of a row"),
+    ({"attention_mask": np.full((B, L), -1e9)}, r"attention_mask holds -1000000000.0, which is not in \[0, 2\), 1 at tokens"),
     ({"attention_maks": np.ones((B, L), np.int32)}, "the batch has 'attention_maks'; did you mean 'attention_mask'"),
 ]
 
@@ -719,13 +722,66 @@ def test_a_mesh_of_explicit_axes_is_refused_with_the_fix():
         jax.jit(lambda batch: Bert(CFG, "encoder").apply({"params": params()}, batch))(batch)
 
 
-@pytest.mark.parametrize("wrong", [V, -1])
-def test_an_id_past_the_vocabulary_gives_nan_where_it_cannot_be_refused(wrong):
+@cache
+def of_any_batch():
+    """Outputs of a batch that is not at hand while the model is traced, by family."""
+
+    def compiled(**changes):
+        cfg = CFG.replace(num_hidden_layers=1, **changes)
+        random = Bert(cfg, "pretraining" if cfg.model_type == "bert" else "masked_lm")
+        random_params = jax.jit(random.init)(jax.random.key(0), {"input_ids": np.ones((1, 1), np.int32)})
+        return jax.jit(lambda batch: random.apply(random_params, batch)["masked_lm_logits"])
+
+    return {"bert": compiled(), "roberta": compiled(model_type="roberta", type_vocab_size=1)}
+
+
+NOWHERE = [
+    ("bert", "input_ids", V), ("bert", "input_ids", -1), ("bert", "token_type_ids", -1), ("bert", "token_type_ids", 2),
+    ("bert", "position_ids", -1), ("bert", "position_ids", 24), ("bert", "masked_positions", -1), ("bert", "masked_positions", L),
+    ("roberta", "position_ids", -1), ("roberta", "position_ids", 22), ("roberta", "token_type_ids", 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("family, name, wrong", NOWHERE)
+def test_an_id_without_a_row_gives_nan_where_it_cannot_be_refused(family, name, wrong):
     batch = make_batch()
-    batch["input_ids"][0, 0] = wrong
-    logits = jax.jit(lambda batch: Bert(CFG, "pretraining").apply({"params": params()}, batch)["masked_lm_logits"])(batch)
-    assert np.isnan(logits[0, :2]).any()
+    if family == "roberta":
+        batch["token_type_ids"] = np.zeros((B, L), np.int32)
+    batch[name][0, 1] = wrong
+    logits = of_any_batch()[family](batch)
+    assert np.isnan(logits[0]).any()
     assert np.isfinite(logits[1:]).all()
+
+
+ROBERTA = BertConfig(model_type="roberta", vocab_size=61, max_position_embeddings=24)
+POSITIONS = [  # what is given, and the rows of the table
+    ({"attention_mask": [[1, 1, 0, 1, 1]]}, [[2, 3, 4, 5, 6]]),  # as transformers, whatever the mask says
+    ({"input_ids": [[0, 5, 2, 1, 1]]}, [[2, 3, 4, 1, 1]]),
+    ({"input_ids": [[1, 1, 0, 5, 2]], "attention_mask": [[0, 0, 1, 1, 1]]}, [[1, 1, 2, 3, 4]]),
+    ({"sequence_ids": [[1, 1, 1, 2, 2]]}, [[2, 3, 4, 2, 3]]),
+    ({"sequence_ids": [[1, 1, 2, 2, 0]], "position_ids": [[0, 1, 0, 1, 0]]}, [[2, 3, 2, 3, 2]]),
+    ({"position_ids": np.array([[0, 1, 2, 3, 4]], np.int8)}, [[2, 3, 4, 5, 6]]),
+]
+
+
+@pytest.mark.parametrize("given, rows", POSITIONS)
+@pytest.mark.parametrize("pad", [1, 3])
+def test_robertas_positions_are_counted_from_the_paddings_id(given, rows, pad):
+    batch = {name: np.asarray(value) for name, value in ({"input_ids": [[0, 5, 6, 7, 2]]} | given).items()}
+    batch["input_ids"] = np.where(batch["input_ids"] == 1, pad, batch["input_ids"])
+    cfg = ROBERTA.replace(pad_token_id=pad)
+    assert (cfg.position_offset, cfg.max_length) == (pad + 1, 24 - pad - 1)
+    assert (np.asarray(complete(batch, cfg)["position_ids"]) - (pad - 1)).tolist() == rows
+
+
+@pytest.mark.parametrize("positions", [[[2, 3, 4, 5, 1]], [[2, 3, 4, 5, 0]]])
+def test_robertas_positions_in_the_form_of_transformers_are_refused_or_nan(positions):
+    batch = {"input_ids": np.array([[0, 5, 6, 2, 1]]), "attention_mask": np.array([[1, 1, 1, 1, 0]])}
+    batch["position_ids"] = np.array(positions)
+    with pytest.raises(InputError, match=r"row without a 0.*give jnp.maximum\(position_ids - 2, 0\)"):
+        complete(batch, ROBERTA)
+    assert jax.jit(lambda batch: complete(batch, ROBERTA)["position_ids"])(batch)[0, :4].tolist() == [-1] * 4
+    assert complete(batch, CFG)["position_ids"].tolist() == positions  # BERT's may begin anywhere
 
 
 def test_names_that_are_like_ours_may_stand_beside_them():

@@ -128,6 +128,26 @@ def test_outputs_are_those_of_transformers(family, head, saved):
     assert_same_outputs(model, theirs, family, head)
 
 
+@pytest.mark.parametrize("pad", [1, 3])
+@pytest.mark.parametrize("family", ["roberta", "xlm-roberta"])
+def test_positions_follow_from_the_paddings_id_and_not_from_the_mask(family, pad, tmp_path):
+    """rinna's RoBERTa has padding 3. The mask of the second row hides a token, the third has padding on the left."""
+    import torch
+
+    theirs = their_model(family, "masked_lm", pad_token_id=pad)
+    theirs.save_pretrained(tmp_path)
+    ids = np.random.default_rng(0).integers(5, V, (3, 7)).astype(np.int32)
+    mask = np.ones_like(ids)
+    ids[0, 5:], mask[0, 5:], mask[1, 2], ids[2, :3], mask[2, :3] = pad, 0, 0, pad, 0
+    with torch.no_grad():
+        expected = theirs(input_ids=torch.from_numpy(ids).long(), attention_mask=torch.from_numpy(mask)).logits
+    model = bert_jax.load(tmp_path)
+    assert model.config.max_length == 24 - pad - 1
+    close(model.apply(model.params, {"input_ids": ids, "attention_mask": mask})["masked_lm_logits"], expected, mask > 0)
+    bert_jax.save(model, tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["pad_token_id"] == pad
+
+
 @pytest.mark.parametrize("family, head", CASES)
 def test_transformers_loads_what_we_save_key_by_key_and_the_tensors_are_bit_equal(family, head, saved, tmp_path):
     import transformers

@@ -269,7 +269,7 @@ def config_from_hugging_face(values: Mapping[str, Any], where: str) -> BertConfi
         key = family.renamed.get(f.name, f.name)
         if f.name in family.fixed:
             fields[f.name] = family.fixed[f.name]
-        elif f.name in ("embedding_size", "num_hidden_groups") and f.name not in family.defaults:
+        elif f.name in ("embedding_size", "num_hidden_groups", "pad_token_id") and f.name not in family.defaults:
             continue  # of no meaning in this family, whatever the file says
         elif f.name not in COMPUTED and key in values:
             fields[f.name] = values[key]
@@ -277,16 +277,12 @@ def config_from_hugging_face(values: Mapping[str, Any], where: str) -> BertConfi
             fields[f.name] = family.defaults[f.name]
     if model_type == "electra" and fields["embedding_size"] == fields["hidden_size"]:
         fields["embedding_size"] = None  # then ELECTRA has no projection
+    if fields.get("pad_token_id") == 1:
+        fields["pad_token_id"] = None  # the default by its one spelling, so that equal models have equal configs
     try:
-        cfg = BertConfig(**fields)
+        return BertConfig(**fields)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-    pad = values.get("pad_token_id")
-    if cfg.position_offset and pad not in (None, cfg.position_offset - 1):
-        raise InputError(
-            f"{where}: pad_token_id={pad} is not supported, only {cfg.position_offset - 1}: positions follow from it"
-        )
-    return cfg
 
 
 def config_to_hugging_face(cfg: BertConfig, head: Head, pad_id: int) -> dict[str, Any]:

@@ -15,7 +15,18 @@ from jaxtyping import Array, Float, Int
 
 from bert_jax.config import BertConfig
 from bert_jax.model.attention import AnyArray, attention
-from bert_jax.model.layers import ACTIVATIONS, PRODUCT, ROWS, Dense, Dropout, initializer, laid_out, layer_norm, word_table
+from bert_jax.model.layers import (
+    ACTIVATIONS,
+    PRODUCT,
+    ROWS,
+    Dense,
+    Dropout,
+    initializer,
+    laid_out,
+    layer_norm,
+    nowhere_if_negative,
+    word_table,
+)
 
 REMAT_POLICIES = {  # of cfg.remat: what the backward pass need not recompute; the others recompute nothing
     "full": None,
@@ -24,7 +35,10 @@ REMAT_POLICIES = {  # of cfg.remat: what the backward pass need not recompute; t
 
 
 class Embeddings(nn.Module):
-    """Word + position + token-type embeddings, normalised (Devlin et al., 2018, figure 2)."""
+    """Word + position + token-type embeddings, normalised (Devlin et al., 2018, figure 2).
+
+    `position_ids` are rows of the position table (`heads.complete` makes them of a batch's). An id that has no row gives NaN.
+    """
 
     cfg: BertConfig
 
@@ -45,13 +59,12 @@ class Embeddings(nn.Module):
         def promoted(table: AnyArray, dtype: Any, inexact: bool) -> tuple[Array]:
             return (word_table(table),)
 
-        rows = jnp.where(
-            jnp.asarray(input_ids) < 0, cfg.vocab_size, input_ids
-        )  # NaN, as past the other end, and not the last row
-        x = table(cfg.vocab_size, "word_embeddings", promote_dtype=promoted)(rows)
-        x += table(cfg.max_position_embeddings, "position_embeddings")(position_ids + cfg.position_offset)
+        x = table(cfg.vocab_size, "word_embeddings", promote_dtype=promoted)(nowhere_if_negative(input_ids))
+        x += table(cfg.max_position_embeddings, "position_embeddings")(nowhere_if_negative(position_ids))
         if cfg.type_vocab_size:
-            x += table(cfg.type_vocab_size, "token_type_embeddings")(token_type_ids)
+            x += table(cfg.type_vocab_size, "token_type_embeddings")(nowhere_if_negative(token_type_ids))
+        if cfg.type_vocab_size == 1:  # nn.Embed then looks nothing up
+            x = jnp.where(jnp.asarray(token_type_ids)[..., None] == 0, x, jnp.nan)
         # Looked up and added as they are, float32: so are the sums of their gradients over tokens.
         return Dropout(cfg.hidden_dropout_prob)(layer_norm(cfg, "norm")(x), deterministic)
 

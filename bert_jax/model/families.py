@@ -136,7 +136,7 @@ def _roberta(class_prefix: str, defaults: Mapping[str, Any]) -> Family:
             "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
             "lm_head.decoder.bias": "lm_head.bias",
         },
-        defaults=defaults,
+        defaults={"pad_token_id": None, **defaults},
         masked_lm_activation="gelu",
         dropout_before_pooler=True,
     )

@@ -17,7 +17,7 @@ from bert_jax.config import BertConfig, InputError
 from bert_jax.model.attention import AnyArray
 from bert_jax.model.encoder import Encoder
 from bert_jax.model.families import FAMILIES, Head
-from bert_jax.model.layers import ACTIVATIONS, Dense, Dropout, layer_norm, tied_logits, word_table
+from bert_jax.model.layers import ACTIVATIONS, Dense, Dropout, layer_norm, nowhere_if_negative, tied_logits, word_table
 
 Batch = Mapping[str, AnyArray]
 
@@ -95,49 +95,84 @@ def _check_shapes(batch: dict[str, Array]) -> None:
     for name in _OF_TOKENS:
         if name in batch and batch[name].shape != ids.shape:
             raise InputError(f"{name} has the shape {batch[name].shape}, and input_ids {ids.shape}: they must be the same")
+        if name in batch and name != "attention_mask" and not jnp.issubdtype(batch[name].dtype, jnp.integer):
+            raise InputError(f"{name} is {batch[name].dtype}; expected integers")
     if AxisType.Explicit in jax.typeof(ids).sharding.mesh.axis_types:
         raise InputError("input_ids lies on a mesh of explicit axes; make it with axis_types=(jax.sharding.AxisType.Auto, ...)")
 
 
-def _check_values(batch: Batch, cfg: BertConfig) -> None:
-    """Of what is at hand: neither tracers nor parts of other hosts."""
-    for name, rows in dict(input_ids=cfg.vocab_size, token_type_ids=cfg.type_vocab_size, position_ids=cfg.max_length).items():
-        given = batch.get(name)
-        elsewhere = isinstance(given, jax.core.Tracer) or (isinstance(given, jax.Array) and not given.is_fully_addressable)
-        if given is None or elsewhere or not rows or not (values := np.asarray(given)).size:
+def _at_hand(given: Any) -> np.ndarray | None:
+    """The values, but for tracers and arrays with parts on other hosts."""
+    elsewhere = isinstance(given, jax.core.Tracer) or (isinstance(given, jax.Array) and not given.is_fully_addressable)
+    return None if given is None or elsewhere else np.asarray(given)
+
+
+def _check_values(batch: Batch, cfg: BertConfig, length: Any) -> None:
+    tables = dict(input_ids=cfg.vocab_size, token_type_ids=cfg.type_vocab_size, position_ids=cfg.max_length)
+    limits = {name: (rows, "the rows of its table") for name, rows in tables.items() if rows}
+    if isinstance(length, int):
+        limits |= dict.fromkeys(("masked_positions", "cls_positions"), (length, "the tokens of a row"))
+    limits["attention_mask"] = (2, "1 at tokens and 0 at padding")
+    for name, (limit, what) in limits.items():
+        if (values := _at_hand(batch.get(name))) is None or not values.size:
             continue
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or high >= rows:
-            raise InputError(f"{name} holds {low if low < 0 else high}, which is not in [0, {rows}), the rows of its table")
+        low, high = values.min(), values.max()
+        if not (low >= 0 and high < limit):
+            raise InputError(f"{name} holds {high if low >= 0 else low}, which is not in [0, {limit}), {what}")
+    positions = _at_hand(batch.get("position_ids"))
+    if not cfg.position_offset or positions is None or not positions.size:
+        return
+    real = _at_hand(batch.get("sequence_ids", batch.get("attention_mask", np.ones_like(positions))))
+    if real is not None and not _from_zero(positions, real != 0).all():
+        raise InputError(
+            f"position_ids has a row without a 0: they count from 0 in each sequence. Those of transformers count from "
+            f"{cfg.position_offset}: give jnp.maximum(position_ids - {cfg.position_offset}, 0), or none, which is the same"
+        )
+
+
+def _from_zero(position_ids: AnyArray, real: AnyArray) -> Any:
+    """bool [B, 1]: whether a row has a token at position 0, as each sequence has; true of a row of padding."""
+    return (real & (position_ids == 0)).any(-1, keepdims=True) | ~real.any(-1, keepdims=True)
+
+
+def _position_rows(full: dict[str, Any], given: Batch, cfg: BertConfig) -> Int[Array, "B L"]:
+    """Rows of the position table. `full` has sequence_ids; -1, which has no row, stands for what is no position."""
+    ids, of, offset = full["input_ids"], full["sequence_ids"], cfg.position_offset
+    if "position_ids" in given:
+        positions = full["position_ids"].astype(jnp.int32)
+        right = (positions >= 0) & _from_zero(positions, of != 0) if offset else positions >= 0
+        return jnp.where(right, positions + offset, -1)
+    if offset and "sequence_ids" not in given:  # as transformers, whatever the mask says
+        real = ids != offset - 1
+        return jnp.where(real, jnp.cumsum(real, axis=-1, dtype=jnp.int32), 0) + (offset - 1)
+    place = jnp.broadcast_to(jnp.arange(ids.shape[-1], dtype=jnp.int32), ids.shape)
+    if "sequence_ids" in given:
+        starts = jnp.concatenate([jnp.ones_like(of[..., :1], bool), of[..., 1:] != of[..., :-1]], axis=-1)
+        place = place - jax.lax.cummax(jnp.where(starts, place, 0), axis=ids.ndim - 1)
+    return place + offset
 
 
 def complete(batch: Batch, cfg: BertConfig) -> dict[str, Any]:
-    """The batch with what callers may leave out.
+    """The batch with what callers may leave out, and in `position_ids` the rows of the position table.
 
-    `sequence_ids`: `attention_mask`, else ones. `position_ids`: from 0 in each sequence; where an attention mask is given, as
-    transformers counts them (BERT: the place in the row; RoBERTa: padding not counted). `token_type_ids`: zeros.
+    `sequence_ids`: 1 where `attention_mask` is not 0, else ones. `position_ids`: from 0 in each sequence; without
+    `sequence_ids`, as transformers counts them (BERT: the place in the row; RoBERTa and XLM-R: tokens that are not the
+    padding's id, whatever the mask). `token_type_ids`: zeros.
 
-    Raises InputError for shapes and types that do not fit, for rows that are longer than the position table, and for ids past
-    the tables, as far as these can be told: under jit, an id past a table gives NaN.
+    Raises InputError for shapes and types that do not fit, for rows that are longer than the position table, for ids past the
+    tables and for RoBERTa's positions that do not begin at 0, as far as these can be told: under jit, they give NaN.
     """
     full = {name: jnp.asarray(value) for name, value in batch.items()}
     _check_shapes(full)
-    _check_values(batch, cfg)
     ids = full["input_ids"]
-    place = jnp.broadcast_to(jnp.arange(ids.shape[-1], dtype=jnp.int32), ids.shape)
     length = ids.shape[-1]
+    _check_values(batch, cfg, length)
     if not full.keys() & {"position_ids", "sequence_ids"} and isinstance(length, int) and length > cfg.max_length:
         raise InputError(f"input_ids has {length} tokens a row; this model takes {cfg.max_length}: cut them")
-    if "position_ids" not in full:
-        full["position_ids"] = place
-        if "sequence_ids" in full:
-            of = full["sequence_ids"]
-            starts = jnp.concatenate([jnp.ones_like(of[..., :1], bool), of[..., 1:] != of[..., :-1]], axis=-1)
-            full["position_ids"] = place - jax.lax.cummax(jnp.where(starts, place, 0), axis=ids.ndim - 1)
-        elif "attention_mask" in full and cfg.position_offset:
-            counted = jnp.cumsum(full["attention_mask"].astype(jnp.int32), axis=-1)
-            full["position_ids"] = jnp.maximum(counted - 1, 0)
-    full.setdefault("sequence_ids", full.get("attention_mask", jnp.ones_like(ids)).astype(jnp.int32))
+    for name in full.keys() & {"masked_positions", "cls_positions"}:
+        full[name] = nowhere_if_negative(full[name])
+    full.setdefault("sequence_ids", (full.get("attention_mask", jnp.ones_like(ids)) != 0).astype(jnp.int32))
+    full["position_ids"] = _position_rows(full, batch, cfg)
     full.setdefault("token_type_ids", jnp.zeros_like(ids))
     return full
 

@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, PartitionSpec
-from jaxtyping import Array, Float, PRNGKeyArray, UInt32
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from bert_jax.config import BertConfig
 
@@ -174,6 +174,13 @@ def tied_logits(x: Float[Array, "B P E"], table: Float[Array, "V E"]) -> Float[A
     if x.dtype != table.dtype:
         return _mixed_logits(x, table)
     return jnp.einsum("bpe,ve->bpv", x, table, preferred_element_type=jnp.float32)
+
+
+def nowhere_if_negative(ids: Int[Array | np.ndarray, "..."]) -> Int[Array, "..."]:
+    """Ids below 0 become one past the end of any array: indexing with that gives NaN, where -1 would give the last row."""
+    ids = jnp.asarray(ids)
+    wide = ids if jnp.iinfo(ids.dtype).bits >= 32 else ids.astype(jnp.int32)
+    return jnp.where(wide < 0, np.iinfo(np.int32).max, wide)
 
 
 def layer_norm(cfg: BertConfig, name: str) -> nn.LayerNorm:
