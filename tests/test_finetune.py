@@ -32,6 +32,8 @@ from bert_jax import pretrained
 from bert_jax.__main__ import main as command
 from bert_jax.config import BertConfig, InputError
 from bert_jax.data.layout import Layout
+from bert_jax.data.splits import Splits
+from bert_jax.data.tasks import Record, find_task
 from bert_jax.finetuning import stages
 from bert_jax.finetuning.runs import Runs
 from bert_jax.model.convert import flatten
@@ -218,7 +220,8 @@ def mrpc():
     columns = ["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"]
     rows = [(i % 2, i, i, text(rng), text(rng, MARKERS[i % 2])) for i in range(64)]
     files = {"msr_paraphrase_train.txt": table(columns, rows[:56]), "msr_paraphrase_test.txt": table(columns, rows[56:])}
-    held_out = sorted(np.random.default_rng(0).permutation(56)[:8])
+    drawn = np.random.default_rng(0).permutation(56)
+    held_out = sorted(i for label in (0, 1) for i in drawn[drawn % 2 == label][:4])  # of each class its share
     return Case("mrpc", files, "sequence_classification", [rows[i][3:] for i in held_out], ("not_equivalent", "equivalent"),
                 {"dev": 8, "test": 8}, {"dev_size": 8}, ids=held_out)  # fmt: skip
 
@@ -504,8 +507,35 @@ def test_changed_data_is_refused(model, finished, tmp_path, left):
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     if left == "checkpoints":
         (tmp_path / "run" / "run.json").unlink()
-    with pytest.raises(InputError, match=r"the data is not what .* was (made|begun) with: restore it, or give another --workdir"):
+    with pytest.raises(InputError, match=r"the data is not what .* was (made|begun) with: the files differ, or"):
         tune(model, "sst2", tmp_path, tmp_path / "run")
+
+
+@pytest.mark.parametrize("left", ["run.json", "checkpoints"])
+def test_the_same_files_split_in_another_way_are_refused(model, finished, tmp_path, left, monkeypatch):
+    run = finished(sst2)
+    shutil.copytree(run.workdir, tmp_path / "run")
+    if left == "checkpoints":
+        (tmp_path / "run" / "run.json").unlink()
+    monkeypatch.setattr(stages.holdout, "digest", lambda train, dev: "of other rows")
+    with pytest.raises(InputError, match=r"or this version reads or splits them in another way. Restore them, or give another"):
+        tune(model, "sst2", run.workdir.parent, tmp_path / "run")
+
+
+@pytest.mark.parametrize("task, train, dev, expected", [
+    ("sst2", "001", "0011", 0.5), ("sst2", "001", "0001", 0.75),
+    ("sst2", "001", "00", None),  # of one class: everything that says so is right
+    ("cola", "001", "0011", 0.0), ("cola", "001", "00", None),
+    ("stsb", [0.0, 1.0], [1.0, 2.0], 0.0), ("stsb", [0.0, 1.0], [1.0, 1.0], None),
+    ("tagging", [("O", "B-X")], [("O", "B-X")], 0.0), ("tagging", [("O", "B-X")], [("O",), ("O", "O")], None),
+    ("squad2", [()], [(), (), (("a", 0),), ()], 0.75), ("squad", [()], [(("a", 0),)], 0.0),
+    ("multiple_choice", [0, 1], [0, 1], None), ("sst2", "001", None, None),
+])  # fmt: skip
+def test_what_learns_nothing_is_known_where_a_score_can_tell(task, train, dev, expected):
+    splits = [[Record(("a",), label, "0", "f:1") for label in labels or ()] for labels in (train, dev)]
+    found = Splits(splits[0], {} if dev is None else {"dev": splits[1]}, {}, ("0", "1"), [], "")
+    assert stages.baseline(find_task(task), found, None) == expected
+    assert stages.baseline(find_task(task), found, "loss") is None
 
 
 @pytest.fixture(scope="session")

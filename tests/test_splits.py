@@ -88,6 +88,7 @@ def test_cola_has_no_header_but_in_its_test_file(tmp_path):
         "test: has no labels",
         "labels: unacceptable 1, acceptable 1",
         "warning: 2 classes have one training row: unacceptable, acceptable",
+        "warning: dev: all of its 1 rows have the label 'unacceptable': its scores do not tell what was learnt",
     ]
 
 
@@ -652,16 +653,33 @@ def numbered(n):
 @pytest.mark.parametrize("dev_size, k", [(0.1, 5), (0.25, 13), (7, 7), (7.0, 7)])
 def test_dev_rows_are_drawn_by_the_contracts_permutation_and_stay_in_order(tmp_path, dev_size, k):
     n = 51
-    splits = load("classification", write(tmp_path / "a.csv", numbered(n)), dev_size=dev_size)
+    splits = load("regression", write(tmp_path / "a.csv", numbered(n)), dev_size=dev_size)
     chosen = np.random.default_rng(0).permutation(n)[:k]
     assert [record.texts[0] for record in splits.dev["dev"]] == [f"t{i}" for i in sorted(chosen)]
     assert [record.texts[0] for record in splits.train] == [f"t{i}" for i in range(n) if i not in chosen]
     assert f"dev: {k} of 51 training rows are held out (--dev-size {dev_size:g}), drawn by seed 0" in splits.notes
 
 
+def test_the_group_column_keeps_rows_together_and_is_looked_for_in_other_files(tmp_path):
+    rows = [{"text": f"t{i}", "label": "ab"[i % 2], "who": ["ann", "bob", "cat", None, ""][i % 5]} for i in range(30)]
+    path = write(tmp_path / "a.jsonl", jsonl(*rows))
+    splits = load("classification", path, group_column="who", dev_size=8)
+    groups = [{record.group for record in records} - {None} for records in (splits.train, splits.dev["dev"])]
+    assert groups[0] | groups[1] == {"ann", "bob", "cat"}
+    assert not groups[0] & groups[1]
+    assert len({record.texts for record in splits.dev["dev"]}) == 8
+    assert "(--dev-size 8), drawn by seed 0, whole groups, each class by its share" in " ".join(splits.notes)
+    test = write(tmp_path / "test.csv", "text,who\nx,ann\ny,dan\nz,\n")
+    assert load("classification", path, dev=path, test=test, group_column="who").notes[-1] == (
+        "warning: 1 of 3 test rows are of a group that is also in the training rows"
+    )
+    fails("no column 'wo', it has text, label, who; did you mean 'who'? (--group-column)", "classification", path,
+          group_column="wo")  # fmt: skip
+
+
 def test_training_rows_are_capped_after_the_dev_rows_are_held_out(tmp_path):
     path = write(tmp_path / "a.csv", numbered(50))
-    splits = load("classification", path, max_train_rows=20)
+    splits = load("regression", path, max_train_rows=20)
     held = np.random.default_rng(0).permutation(50)[:5]
     left = [i for i in range(50) if i not in held]
     kept = np.random.default_rng(0).permutation(45)[:20]
@@ -680,9 +698,21 @@ def test_a_share_that_leaves_no_rows_is_an_error(tmp_path, dev_size):
     fails(f"--dev-size {dev_size:g} of 5 training rows leaves nothing", "classification", path, dev_size=dev_size)
 
 
-def test_dev_rows_that_are_in_training_too_are_counted(tmp_path):
+def test_dev_and_test_rows_that_are_in_training_too_are_counted(tmp_path):
     path, dev = write(tmp_path / "a.csv", numbered(4)), write(tmp_path / "b.csv", "text,label\nt1,0\nT1,1\nt3,1\n")
-    assert load("classification", path, dev=dev).notes[-1] == "warning: 2 of 3 dev rows are also in the training rows"
+    test = write(tmp_path / "c.csv", "text\nt0\nT1\nu\n")
+    assert load("classification", path, dev=dev, test=test).notes[-3:] == [
+        "warning: 2 of 3 dev rows are also in the training rows",
+        "warning: 1 of 3 test rows are also in the training rows",
+        "warning: 1 of 3 test rows are also in the dev rows",
+    ]
+
+
+def test_a_dev_set_of_one_label_is_told_of(tmp_path):
+    path, dev = write(tmp_path / "a.csv", numbered(4)), write(tmp_path / "b.csv", "text,label\nx,0\ny,0\n")
+    warning = "warning: dev: all of its 2 rows have the label '0': its scores do not tell what was learnt"
+    assert warning in load("classification", path, dev=dev).notes
+    assert not [note for note in load("classification", path, dev=path).notes if "warning" in note and "label" in note]
 
 
 # ---- TFDS

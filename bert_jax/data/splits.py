@@ -22,10 +22,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from bert_jax.config import InputError, did_you_mean
-from bert_jax.data import sources, tables
+from bert_jax.data import holdout, sources, tables
 from bert_jax.data.labels import (
     LabelReader,
     are_numbers,
@@ -62,8 +60,9 @@ class Splits:
 def load_splits(task: Task, cfg: TaskData) -> Splits:
     """Reads all examples of a task.
 
-    Without a dev file, `numpy.random.default_rng(0).permutation(n)[:k]` are the dev rows, in the file's order; with
-    `cfg.max_train_rows`, the same draw of the training rows that are left are the training rows.
+    Without a dev file, dev rows are drawn from the training rows as `holdout.hold_out` says: equal texts, questions of one
+    context and rows of one group stay together, and classes keep their shares. With `cfg.max_train_rows`, `holdout.draw` of the
+    training rows that are left are the training rows.
 
     Raises:
       InputError: a split that is missing, found twice or empty; a file that cannot be read; a column that is not there; a label
@@ -78,13 +77,19 @@ def load_splits(task: Task, cfg: TaskData) -> Splits:
     test = {split: records for split, records in read.items() if split.startswith("test")}
     labels = _labels(task, train, [*dev.values(), *test.values()], notes)
     if train and not dev:
-        train, dev["dev"] = _hold_out(train, cfg.dev_size, notes)
+        train, dev["dev"], note = holdout.hold_out(task.kind, train, cfg.dev_size)
+        notes.append(note)
     if cfg.max_train_rows is not None and cfg.max_train_rows < len(train):
         notes.append(f"train: {cfg.max_train_rows} of {len(train)} rows are kept (--max-train-rows), drawn by seed 0")
-        train = _draw(train, cfg.max_train_rows)[0]
+        train = holdout.draw(train, cfg.max_train_rows)
     if train:
         notes += _look_at_labels(task, train, labels)
-        notes += _look_for_duplicates(train, dev)
+        notes += [
+            f"warning: {split}: all of its {len(records)} rows have the label {label}: its scores do not tell what was learnt"
+            for split, records in dev.items()
+            if (label := holdout.only_label(task.kind, records)) is not None
+        ]
+        notes += holdout.leaks(task.kind, train, {**dev, **test})
     return Splits(train, dev, test, labels, notes, hasher.hexdigest())
 
 
@@ -174,6 +179,7 @@ class _Columns(NamedTuple):
     texts: tuple[str, ...]
     labels: tuple[str, ...]
     id: str | None
+    group: str | None
 
 
 _PAIRS = tuple(
@@ -217,7 +223,10 @@ def _columns(split: str, path: str, columns: Sequence[str], task: Task, cfg: Tas
         labels = ()
     ids = ("id",) if task.kind == "question_answering" else ("index", "idx") if task.texts else ()
     id = _existing(path, columns, cfg.id_column, "--id-column") if cfg.id_column else next((n for n in ids if n in columns), None)
-    return _Columns(texts, labels, id)
+    group = cfg.group_column
+    if group is not None and (split == "train" or group in columns):
+        group = _existing(path, columns, group, "--group-column")
+    return _Columns(texts, labels, id, group)
 
 
 def _label_columns(split: str, path: str, columns: Sequence[str], task: Task, cfg: TaskData) -> tuple[str, ...]:
@@ -285,6 +294,7 @@ def _read(split: str, path: str, task: Task, cfg: TaskData, hasher: Any, notes: 
             _label(row, columns.labels, reader),
             str(row.values.get(columns.id)) if columns.id else str(number),
             row.place,
+            _group(row, columns.group),
         )
         for number, row in enumerate(table.rows)
     ]
@@ -333,6 +343,11 @@ def _texts(row: Row, columns: Sequence[str], kind: Kind, stem: str | None) -> tu
     texts = tuple(_text(row, column, row.values.get(column)) for column in columns)
     start = f"{_text(row, stem, row.values.get(stem))} " if stem else ""
     return (texts[0], *(start + text for text in texts[1:])) if stem else texts
+
+
+def _group(row: Row, column: str | None) -> str | None:
+    value = None if column is None else row.values.get(column)
+    return None if value is None else str(value).strip() or None
 
 
 def _text(row: Row, column: str, value: Any) -> str:
@@ -459,22 +474,6 @@ def _sorted(names: Iterable[str]) -> tuple[str, ...]:
         return tuple(names)
 
 
-def _draw(records: list[Record], count: int) -> tuple[list[Record], list[Record]]:
-    """`count` records drawn by seed 0, and the others, both in the order they are in."""
-    chosen = set(np.random.default_rng(0).permutation(len(records))[:count].tolist())
-    return [r for i, r in enumerate(records) if i in chosen], [r for i, r in enumerate(records) if i not in chosen]
-
-
-def _hold_out(train: list[Record], dev_size: float, notes: list[str]) -> tuple[list[Record], list[Record]]:
-    """(training, dev) records of a training file."""
-    count = int(dev_size) if dev_size >= 1 else round(dev_size * len(train))
-    if not 0 < count < len(train):
-        raise InputError(f"--dev-size {dev_size:g} of {len(train)} training rows leaves nothing to train or to evaluate on")
-    notes.append(f"dev: {count} of {len(train)} training rows are held out (--dev-size {dev_size:g}), drawn by seed 0")
-    dev, rest = _draw(train, count)
-    return rest, dev
-
-
 def _look_at_labels(task: Task, train: list[Record], labels: tuple[str, ...]) -> list[str]:
     """How often each class is in training. Raises InputError where there is only one."""
     counts = Counter(name for record in train for name in classes_of(task.kind, record.label))
@@ -499,12 +498,4 @@ def _look_at_labels(task: Task, train: list[Record], labels: tuple[str, ...]) ->
     elif rare:
         more = "class has" if len(rare) == 1 else "classes have"
         notes.append(f"warning: {len(rare)} {more} one training row: {_few(rare)}")
-    return notes
-
-
-def _look_for_duplicates(train: list[Record], dev: Mapping[str, list[Record]]) -> list[str]:
-    seen, notes = {record.texts for record in train}, []
-    for split, records in dev.items():
-        if count := sum(record.texts in seen for record in records):
-            notes.append(f"warning: {count} of {len(records)} {split} rows are also in the training rows")
     return notes

@@ -26,12 +26,14 @@ class Record:
         question_answering: a tuple of answers (text, start), empty where there is no answer.
       id: what the file calls it, else its number in the split from 0.
       place: `file:line` (or row, for parquet; `file: id` in JSON), for messages.
+      group: what the group column has, None where there is none: records of one group are held out together.
     """
 
     texts: tuple[str, ...]
     label: Any
     id: str
     place: str
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ class TaskData(Checked):
     """Whether double quotes enclose a field; auto: in .csv yes, in .tsv no (as in GLUE's files)."""
     dev_size: float = 0.1
     """Where there is no file to evaluate on: the share (below 1) or number of training rows held out, drawn by seed 0."""
+    group_column: str | None = None
+    """Column whose rows of one value (a speaker, a document, a product) are held out together."""
     max_train_rows: int | None = None
     """Train on this many rows, drawn by seed 0."""
 

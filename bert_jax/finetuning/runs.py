@@ -331,7 +331,7 @@ class Runs:
             except (ValueError, TypeError, KeyError) as error:
                 raise InputError(f"{path} is damaged ({error}): delete it, and the run goes on from its checkpoint") from None
             if key != self.setting.data_key:
-                raise InputError(f"the data is not what {path} was made with: restore it, or give another --workdir")
+                raise InputError(_other_data(f"{path} was made"))
         return found
 
     def fit(self, stop: loop.StopRequest) -> list[Outcome]:
@@ -386,7 +386,7 @@ class Runs:
             return fresh, 0, 0.0
         state, meta, start = restored
         if meta["data"] != self.setting.data_key:
-            raise InputError(f"the data is not what {self.directory} was begun with: restore it, or give another --workdir")
+            raise InputError(_other_data(f"{self.directory} was begun"))
         self.history, self.active = meta["history"], np.array(meta["active"])
         return state, start, meta["seconds"]
 
@@ -405,6 +405,13 @@ class Runs:
 def _best(history: Sequence[dict[str, Any]]) -> int:
     """The first of the best evaluations."""
     return max(range(len(history)), key=lambda i: (history[i]["score"], -i))
+
+
+def _other_data(what: str) -> str:
+    return (
+        f"the data is not what {what} with: the files differ, or this version reads or splits them in another way. "
+        "Restore them, or give another --workdir"
+    )
 
 
 def _tokens(batch: dict[str, np.ndarray]) -> int:

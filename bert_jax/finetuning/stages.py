@@ -13,6 +13,7 @@ import numpy as np
 
 from bert_jax import pretrained
 from bert_jax.config import InputError
+from bert_jax.data import holdout
 from bert_jax.data.finetuning import Batches, check_choices, encode
 from bert_jax.data.layout import Layout
 from bert_jax.data.splits import Splits
@@ -38,16 +39,21 @@ _CLASSIFIER_PATHS = {
 }
 
 
-def baseline(task: Task, train: Sequence[Any], dev: Sequence[Any], metric: str | None) -> float | None:
-    """The score of what learns nothing: the commonest class of `train` for all of `dev`, no correlation, no entity.
+def baseline(task: Task, splits: Splits, metric: str | None) -> float | None:
+    """The dev score of what learns nothing: the commonest class of training for every row, no correlation, no entity, no answer.
 
-    None where it is not known (a metric of the user's choice, question_answering, multiple_choice).
+    None where it is not known (a metric of the user's choice, multiple_choice, no dev rows), and where a dev split has one label
+    alone: there, nothing does better than what learns nothing.
     """
-    if metric is not None or task.kind in ("question_answering", "multiple_choice"):
+    dev, kind = list(splits.dev.values()), task.kind
+    if not dev or metric is not None or kind == "multiple_choice" or any(holdout.only_label(kind, rows) for rows in dev):
         return None
-    if task.kind != "classification":
+    if kind == "question_answering":
+        return float(np.mean([np.mean([not record.label for record in records]) for records in dev]))
+    if kind != "classification":
         return 0.0
-    return float(np.mean([task_metrics.majority_baseline(name, train, dev) for name in task.metrics]))
+    train, *asked = ([splits.labels.index(record.label) for record in records] for records in (splits.train, *dev))
+    return float(np.mean([task_metrics.majority_baseline(name, train, ids) for ids in asked for name in task.metrics]))
 
 
 def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Callable[[str], None]) -> tuple[Setting, list[Split]]:
@@ -99,14 +105,8 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Callable[[str]
         say(f"{cfg.batching} batches of {cfg.batch_size}: {shapes} (rows x tokens), {batches.padding:.0%} padding")
     elif _CLASSIFIER_PATHS & set(start.fresh):
         raise InputError(f"{cfg.model} has no head for {task.name}, and there is nothing to train it on: give a fine-tuned model")
-    key = f"{splits.data_hash}-{cfg.max_seq_length}"
-    learnt_nothing = None
-    if dev and task.kind == "classification":
-        ids = [[labels.index(record.label) for record in records] for records in (splits.train, next(iter(splits.dev.values())))]
-        learnt_nothing = baseline(task, ids[0], ids[1], cfg.metric)
-    elif dev:
-        learnt_nothing = baseline(task, [], [], cfg.metric)
-    return Setting(cfg, task, start, batches, dev, evaluator, devices, key, learnt_nothing), test
+    key = f"{splits.data_hash}-{holdout.digest(splits.train, splits.dev)}-{cfg.max_seq_length}"
+    return Setting(cfg, task, start, batches, dev, evaluator, devices, key, baseline(task, splits, cfg.metric)), test
 
 
 def _check_fit(cfg: FinetuneConfig, model: pretrained.Model) -> None:
