@@ -28,6 +28,8 @@ _IN_FLIGHT = 4  # batches that are sent ahead of the one whose results are read
 class Predictor:
     """What all predictors share: the jitted function, the tokenizer's layout of an example, and running a list of them.
 
+    Predictors can be pickled, to be sent to other processes; each of those compiles for itself.
+
     A subclass gives `_outputs(params, batch)`: float arrays by name, [B, S, ...] for the places that the head runs at, or
     [B, L, ...] for every token if the name is in `per_token`.
     """
@@ -41,12 +43,24 @@ class Predictor:
         if self.needs and model.head not in self.needs:
             heads, advice = " or ".join(self.needs), "" if "masked_lm" in self.needs else ": finetune.py makes such a model of it"
             raise InputError(f"{type(self).__name__} needs a model with the head {heads}; this one has {model.head!r}{advice}")
+        if self.needs and model.untrained and (warning := model.untrained.warning(model.params)):
+            warnings.warn(warning, stacklevel=3)
         self.model, self.tokenizer = model, model.tokenizer
         self._layout = Layout(model.tokenizer, model.config)
         self._longest = model.config.max_length
-        self._params = jax.device_put(model.params)
-        self._run_batch = jax.jit(self._outputs)
+        self._compile()
         self._tokens = 1024 if jax.default_backend() == "cpu" else 16384  # a batch; on CPUs it should stay in the caches
+
+    def _compile(self) -> None:
+        self._params = jax.device_put(self.model.params)
+        self._run_batch = jax.jit(self._outputs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_params", "_run_batch")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._compile()
 
     def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
         raise NotImplementedError
@@ -217,6 +231,15 @@ class Classification(NamedTuple):
     labels: tuple[str, ...]
 
 
+_ACTIVATIONS = {"Identity": lambda x: x, "Sigmoid": jax.nn.sigmoid}  # of a cross-encoder's value
+
+
+def _told_apart(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """("a", "b", "a") -> ("a (0)", "b", "a (2)"): classes of one name would be one entry of a dict."""
+    told = tuple(f"{name} ({i})" if labels.count(name) > 1 else name for i, name in enumerate(labels))
+    return told if len(set(told)) == len(told) else tuple(f"{name} ({i})" for i, name in enumerate(labels))
+
+
 class Classifier(Predictor):
     """Classes of texts, or of pairs of texts; probabilities of several labels; a value, for regression."""
 
@@ -226,11 +249,11 @@ class Classifier(Predictor):
         super().__init__(model)
         self.threshold = threshold
         in_order = ("in_order", "swapped") if model.config.model_type == "albert" else ("is_next", "random")
-        self.labels = model.labels or in_order
+        self.labels = _told_apart(model.labels or in_order)
         default = "regression" if len(self.labels) == 1 else "single_label_classification"
         self.problem_type = model.problem_type or default
-        self._value = {"Identity": lambda x: x, "Sigmoid": jax.nn.sigmoid}.get((model.activation or "Identity").split(".")[-1])
-        if self._value is None:
+        self._activation = (model.activation or "Identity").split(".")[-1]
+        if self._activation not in _ACTIVATIONS:
             raise InputError(f"config.json: the activation {model.activation!r} is not supported, only Identity and Sigmoid")
 
     def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
@@ -238,7 +261,7 @@ class Classifier(Predictor):
         outputs = self.model.apply(params, batch, head_only=True)  # all but pretraining's, which reads every token
         logits = outputs["logits"] if self.model.head == "sequence_classification" else outputs["next_sentence_logits"]
         to_scores = {
-            "regression": self._value,
+            "regression": _ACTIVATIONS[self._activation],
             "multi_label_classification": jax.nn.sigmoid,
             "single_label_classification": jax.nn.softmax,
         }

@@ -33,9 +33,37 @@ _LABELLED = ("sequence_classification", "token_classification")
 _CLASSIFIERS = ("classifier.weight", "classifier.out_proj.weight")  # [classes, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Untrained:
+    """A head, or a part of it, that the weights' file lacked.
+
+    Attributes:
+      where: the file.
+      initial: our path -> the value that stands for the missing parameter.
+      unused: names of the tensors that were there and are not read.
+    """
+
+    where: str
+    initial: dict[str, np.ndarray]
+    unused: tuple[str, ...]
+
+    def warning(self, params: Any) -> str | None:
+        """What a user must know before `params` predict; None where each of these parameters has been trained."""
+        flat = convert.flatten(params)
+        same = {path.rpartition("/")[0] for path, x in self.initial.items() if path in flat and np.array_equal(flat[path], x)}
+        if not same:
+            return None
+        modules = list(dict.fromkeys(f"{name.rpartition('.')[0]}.*" for name in self.unused))
+        there = f" (there, and not used: {', '.join(modules[:8])}{', ...' * (len(modules) > 8)})" if modules else ""
+        random = ", ".join(sorted(same))
+        return f"{self.where} has no weights for {random}: they are random, and predictions too, until they are trained{there}"
+
+
+@dataclass(frozen=True, eq=False)
 class Model:
     """A pretrained model: how it is configured, its parameters (a plain nested dict) and its tokenizer.
+
+    A model equals itself alone, since arrays have no one truth value: compare `config`, `head` and the leaves of `params`.
 
     Attributes:
       config: the encoder.
@@ -46,6 +74,7 @@ class Model:
       problem_type: what a sequence classifier's logits mean; None: single_label_classification, or regression if there is one.
       pooling: how sentence-transformers makes embeddings of it, where its files say so; a str says why they cannot be followed.
       activation: the class that sentence-transformers' CrossEncoder puts behind a head with one value, where config.json has it.
+      untrained: what of the head the file lacked; predictors that read it warn.
     """
 
     config: BertConfig
@@ -56,6 +85,7 @@ class Model:
     problem_type: ProblemType | None = None
     pooling: Pooling | str | None = None
     activation: str | None = None
+    untrained: Untrained | None = field(default=None, repr=False)
 
     @property
     def module(self) -> Bert:
@@ -188,7 +218,17 @@ def _load(path_or_name: str | Path, head: Head | None, labels: Sequence[str] | N
         pooling = str(error)
     of_library = files.values.get("sentence_transformers") or {}
     activation = of_library.get("activation_fn") or files.values.get("sbert_ce_default_activation_function")
-    return Model(files.config, converted.params, tokenizer, head, labels, problem_type, pooling, activation), converted
+    untrained = _untrained(converted, files.where)
+    model = Model(files.config, converted.params, tokenizer, head, labels, problem_type, pooling, activation, untrained)
+    return model, converted
+
+
+def _untrained(converted: convert.Converted, where: str) -> Untrained | None:
+    if not converted.fresh:
+        return None
+    flat = convert.flatten(converted.params)
+    initial = {path: np.array(flat[path]) for path in converted.fresh}  # copies: the arrays may be given away
+    return Untrained(where, initial, tuple(converted.left_out + converted.unused))
 
 
 def _put(array: np.ndarray) -> jax.Array:
@@ -236,6 +276,8 @@ def _check_labels(labels: Sequence[str], head: Head) -> None:
         raise InputError(f"{labels=} are for the heads {' and '.join(_LABELLED)}, not for {head!r}")
     if isinstance(labels, str) or not labels:
         raise InputError(f"{labels=}; expected a list of names")
+    if twice := [name for i, name in enumerate(labels) if name in labels[:i]]:
+        raise InputError(f"{labels=} name {twice[0]!r} twice; each class needs a name of its own")
 
 
 def _labels(files: _Files, where: str) -> tuple[str, ...]:
@@ -494,6 +536,8 @@ def save(model: Model, directory: str | Path) -> None:
     cannot be written, and where parameters are not those of the model's config and head.
     """
     _check_params(model)
+    if model.untrained and (warning := model.untrained.warning(model.params)):
+        print(f"{directory}: {warning}; whoever reads them from here is not told", file=sys.stderr)
     directory = Path(directory)
     pad_id = max(0, model.config.position_offset - 1)
     if model.tokenizer:

@@ -1,6 +1,7 @@
 """Predictions: the same packed as alone, in order, with exact offsets; long, empty and wrong input."""
 
 import dataclasses
+import pickle
 import warnings
 from collections import Counter
 from functools import partial
@@ -210,6 +211,18 @@ def test_a_model_without_tokenizer_or_with_another_head_is_refused(tokenizer):
             make(model_of(tokenizer, head))
 
 
+@pytest.mark.parametrize("predictor, inputs", [(name, name) for name in NAMES], indirect=["predictor"])
+def test_a_predictor_can_be_pickled(predictor, inputs):
+    again = pickle.loads(pickle.dumps(predictor))
+    close(again(INPUTS[inputs][:3]), predictor(INPUTS[inputs][:3]))
+
+
+def test_a_model_equals_itself_and_has_a_hash(classifier):
+    model = classifier.model
+    other = dataclasses.replace(model)
+    assert (model == model, model == other, len({model, other})) == (True, False, 2)
+
+
 def test_a_model_too_short_for_any_text_is_refused(tokenizer):
     with pytest.raises(InputError, match="max_position_embeddings"):
         Embedder(model_of(tokenizer, "encoder", cfg=TINY.replace(max_position_embeddings=2)))
@@ -358,6 +371,15 @@ def test_classes_are_named_with_their_probabilities(classifier, tokenizer):
         assert c.label == ["no", "maybe", "yes"][shares.argmax()]
         assert c.labels == (c.label,)
         assert c.score == c.scores[c.label]
+
+
+@pytest.mark.parametrize(
+    "labels, told", [(("a", "b", "a"), ("a (0)", "b", "a (2)")), (("a", "a", "a (0)"), ("a (0)", "a (1)", "a (0) (2)"))]
+)
+def test_classes_of_one_name_are_told_apart(tokenizer, labels, told):
+    classify = Classifier(model_of(tokenizer, "sequence_classification", labels))
+    assert classify.labels == told
+    assert sum(classify(["one"])[0].scores.values()) == pytest.approx(1)
 
 
 def test_pairs_and_texts_may_be_mixed_and_are_not_the_same(classifier):

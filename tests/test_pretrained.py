@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -285,6 +285,34 @@ def test_parts_that_the_file_lacks_are_initialised_and_said(tmp_path, capsys):
     assert_params(again.params, jax.device_get(model.params))
 
 
+@pytest.mark.parametrize(
+    "head, predictor, random",
+    [
+        ("sequence_classification", "Classifier", "pooler/dense, sequence_classifier"),
+        ("token_classification", "Tagger", "token_classifier"),
+        ("question_answering", "Answerer", "span_classifier"),
+        ("masked_lm", "FillMask", "masked_lm, masked_lm/dense, masked_lm/norm"),
+    ],
+)
+def test_a_head_that_is_not_trained_warns_when_it_is_to_predict(tmp_path, tokenizer, capsys, head, predictor, random):
+    strange = {f"{name}.{leaf}": np.ones(3, np.float32) for name in ("classifier.0", "score") for leaf in ("weight", "bias")}
+    encoder = {n: x for n, x in tensors_of().items() if n.startswith("bert.") and "pooler" not in n}
+    tokenizer.save(write(tmp_path, encoder | strange))
+    options = {"max_question_length": 24} if predictor == "Answerer" else {}
+    model, predictor = load(tmp_path, head=head), partial(getattr(bert_jax, predictor), **options)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=rf"model\.safetensors has no weights for {random}: they are random") as caught:
+            predictor(model)
+        assert "(there, and not used: classifier.0.*, score.*)" in str(caught[0].message)
+    bert_jax.Embedder(model)  # reads no head
+    trained = jax.tree.map(lambda x: x + 1, model.params)
+    predictor(dataclasses.replace(model, params=trained))
+    capsys.readouterr()
+    save(model, tmp_path / "again")
+    assert f"{tmp_path / 'again'}: " in (said := capsys.readouterr().err)
+    assert "they are random" in said
+
+
 def test_strange_tensors_beside_the_model_are_said(tmp_path, capsys):
     write(tmp_path, tensors_of() | {"sundial.weight": np.ones(3, np.float32)})
     load(tmp_path)
@@ -459,6 +487,7 @@ def test_labels_without_names_are_numbered(tmp_path):
         ({"labels": ["a", "b"]}, "labels.*'pretraining'"),
         ({"head": "token_classification", "labels": "abc"}, "labels='abc'"),
         ({"head": "token_classification", "labels": []}, r"labels=\[\]"),
+        ({"head": "token_classification", "labels": ["a", "b", "a"]}, "name 'a' twice"),
     ],
 )
 def test_options_that_the_model_does_not_have_are_refused(tmp_path, options, match):
