@@ -298,6 +298,44 @@ def test_columns_that_are_not_there_or_not_obvious_are_an_error_that_lists_them(
     fails(message, task, path, **options)
 
 
+def test_a_column_may_be_named_as_the_file_writes_it_blanks_and_all(tmp_path):
+    path = write(tmp_path / "a.csv", "Review Text , Stars\na,1\nb,2\n")
+    for text, label in (("Review Text ", " Stars"), ("Review Text", "Stars")):
+        splits = load("classification", path, dev=path, text_column=(text,), label_column=label)
+        assert plain(splits.train) == [(("a",), "1", "0"), (("b",), "2", "1")]
+
+
+def test_quotes_that_enclose_fields_of_a_tsv_are_told_of(tmp_path):
+    path = write(tmp_path / "a.tsv", 'text\tlabel\n"She said ""no""."\t1\nyes\t0\n')
+    splits = load("classification", path, dev=path)
+    assert splits.train[0].texts == ('She said "no".',)
+    note = f"train: double quotes enclose fields of {path}, and are taken off (--quotes none: they belong to the text)"
+    assert note in splits.notes
+    splits = load("classification", path, dev=path, quotes="none")
+    assert splits.train[0].texts == ('"She said ""no""."',)
+    assert note not in splits.notes
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_a_null_text_is_an_empty_one_and_empty_ones_are_kept_and_counted(tmp_path, name):
+    rows = [{"a": text, "b": "x", "label": str(i % 2)} for i, text in enumerate(["t", None, "", " \n", "u"])]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "made.parquet")
+    data = jsonl(*rows).replace("null", "NaN") if name == "a.jsonl" else (tmp_path / "made.parquet").read_bytes()
+    splits = only(tmp_path, "classification", name, data, text_column=("a", "b"))
+    assert [record.texts for record in splits.train] == [("t", "x"), ("", "x"), ("", "x"), (" \n", "x"), ("u", "x")]
+    places = ", ".join(record.place for record in splits.train[1:4])
+    assert f"warning: train: 3 of 5 rows have an empty text: {places}" in splits.notes
+    assert f"warning: dev: 3 of 5 rows have an empty text: {places}" in splits.notes
+
+
+def test_a_column_of_nothing_and_a_row_without_the_column_are_errors(tmp_path):
+    path = write(tmp_path / "a.csv", "text,title,label\na,,1\nb, ,0\n")
+    fails("a.csv: 'title' is empty in all 2 rows: name another (--text-column)", "classification", path, text_column=("title",))
+    assert load("classification", write(tmp_path / "b.csv", "text,label\na,1\nb,0\n"), dev=path, test=path).test["test"]
+    path = write(tmp_path / "a.jsonl", jsonl({"text": "a", "label": 1}, {"txt": "b", "label": 0}))
+    fails("a.jsonl:2: no 'text', it has txt, label", "classification", path)
+
+
 def test_a_test_file_may_lack_the_label_column_and_no_other_is_taken_for_it(tmp_path):
     train = write(tmp_path / "a.csv", "text,topic,label\na,x,1\nb,y,2\n")
     test = write(tmp_path / "test.csv", "text,label\nc,1\n")
@@ -310,7 +348,7 @@ def test_ids_that_the_user_names_must_differ(tmp_path):
     fails(f"a.csv:4: id '1' is also that of {path}:2", "classification", path, id_column="id")
 
 
-@pytest.mark.parametrize("value, shown", [(None, "None"), (5, "5"), (["x"], "['x']")])
+@pytest.mark.parametrize("value, shown", [(True, "True"), (5, "5"), (["x"], "['x']")])
 def test_a_text_that_is_none_is_named(tmp_path, value, shown):
     path = write(tmp_path / "a.jsonl", jsonl({"text": "a", "label": 0}, {"text": value, "label": 1}))
     fails(f"a.jsonl:2: 'text' is {shown}, not a text", "classification", path)
@@ -601,12 +639,13 @@ def squad(*questions, context="The cat sat."):
 
 
 def test_answers_that_do_not_stand_where_they_say_are_left_out_and_counted(tmp_path):
-    cat, sat, bad = ({"text": text, "answer_start": start} for text, start in (("cat", 4), ("sat", 8), ("cat", 5)))
+    answers = (("cat", 4), ("sat", 8), ("dog", 4))
+    cat, sat, bad = ({"text": text, "answer_start": start} for text, start in answers)
     data = squad(
         {"id": "a", "answers": [cat, bad, sat]},
         {"id": "b", "answers": [bad]},
         {"id": "c", "answers": [], "is_impossible": True},
-        {"id": "d", "answers": [{"text": "", "answer_start": 0}, {"text": "sat.", "answer_start": -4}]},
+        {"id": "d", "answers": [{"text": "", "answer_start": 0}, {"text": "t", "answer_start": -4}]},
     )
     write(tmp_path / "train-v2.0.json", data)
     write(tmp_path / "dev-v2.0.json", squad({"id": "e", "answers": [cat]}))

@@ -65,6 +65,36 @@ def test_a_quoted_field_may_hold_line_ends_delimiters_and_doubled_quotes_and_row
     ]
 
 
+@pytest.mark.parametrize("text, expected", [
+    ('text\tlabel\n"She said ""no""."\t1\nyes\t0\n', 'She said "no".'),  # as csv.writer and pandas write a quote
+    ('text\tlabel\n"a\ttab"\t1\nyes\t0\n', "a\ttab"),
+    ('text\tlabel\n"two\nlines"\t1\nyes\t0\n', "two\nlines"),
+    ('"text"\t"label"\n"all"\t"1"\n"yes"\t"0"\n', "all"),
+    ('text\tlabel\n"strings"\t1\n"yes"\t0\n', "strings"),  # as QUOTE_NONNUMERIC encloses texts alone
+    ('text\tlabel\n"Yes."\t1\nno\t0\n', None),  # speech in one row, as in GLUE's files
+    ('text\tlabel\n"Yes," he said.\t1\n"She said ""no""."\t0\n', None),  # no writer leaves the first so
+    ('text\tlabel\n"It began\t1\nand ended"\t0\n', None),
+    ('text\tlabel\n5" nails\t1\nno\t0\n', None),
+    ('text\tlabel\n""\t1\nno\t0\n', None),
+    ('"text"\tlabel\nyes\t1\nno\t0\n', None),
+    ("text\tlabel\n", None),
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["a.tsv", "a.txt", "a.tsv.gz"])
+def test_quotes_that_enclose_fields_of_a_tsv_are_found_and_told_of(tmp_path, name, text, expected):
+    path = write(tmp_path / name, CODECS[".gz"](text.encode()) if name.endswith(".gz") else text)
+    hasher = hashlib.sha256()
+    table = read_table(path, "auto", hasher)
+    found = [list(values.values()) for _, values in rows(table)]
+    if expected is None:
+        assert found == [line.split("\t") for line in text.splitlines()[1:]]
+        assert table.remarks == ()
+    else:
+        assert (found[0][0], table.columns) == (expected, ("text", "label"))
+        remark = f"double quotes enclose fields of {path}, and are taken off (--quotes none: they belong to the text)"
+        assert table.remarks == (remark,)
+    assert hasher.hexdigest() == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()  # it is read twice, and seen once
+
+
 def test_a_field_may_be_longer_than_the_csv_modules_default_limit(tmp_path):
     path = write(tmp_path / "a.csv", "text,label\n" + "x" * 200_000 + ",1\n")
     assert len(next(read_table(path).rows).values["text"]) == 200_000

@@ -249,6 +249,8 @@ def _label_columns(split: str, path: str, columns: Sequence[str], task: Task, cf
 
 
 def _existing(path: str, columns: Sequence[str], name: str, option: str) -> str:
+    """The column of that name; blanks at its ends, as the file may have them, do not count."""
+    name = name if name in columns else name.strip()
     if name not in columns:
         separator = next((mark for mark in ";|\t," if len(columns) == 1 and mark in columns[0]), None)
         if separator is not None:
@@ -301,11 +303,13 @@ def _read(split: str, path: str, task: Task, cfg: TaskData, hasher: Any, notes: 
     shown = " ".join(map(repr, (*columns.texts, *columns.labels)))
     notes.append(f"{split}: {len(records)} rows of {path} ({shown})")
     said = len(notes)
+    notes += [f"{split}: {remark}" for remark in table.remarks]
     if table.skipped:
         notes.append(f"{split}: {len(table.skipped)} lines left out, with a wrong number of fields: {_few(table.skipped)}")
     one_word = task.kind == "tagging" and all(len(record.texts) == 1 for record in records)
     if one_word and len(records) > 1 and tables.suffix_of(path) == ".csv":
         raise InputError(f"{path}: {columns.texts[0]!r} has one word in every row, where a row is a sentence")
+    notes += _empty_texts(split, path, task.kind, columns.texts, records)
     if cfg.id_column or task.kind == "question_answering":
         _check_ids(records)
     if task.kind == "question_answering":
@@ -340,8 +344,8 @@ def _texts(row: Row, columns: Sequence[str], kind: Kind, stem: str | None) -> tu
         if not words:
             raise InputError(f"{row.place}: {columns[0]!r} has no words")
         return tuple(_text(row, columns[0], word) for word in words)
-    texts = tuple(_text(row, column, row.values.get(column)) for column in columns)
-    start = f"{_text(row, stem, row.values.get(stem))} " if stem else ""
+    texts = tuple(_cell(row, column) for column in columns)
+    start = f"{_cell(row, stem)} " if stem else ""
     return (texts[0], *(start + text for text in texts[1:])) if stem else texts
 
 
@@ -350,12 +354,33 @@ def _group(row: Row, column: str | None) -> str | None:
     return None if value is None else str(value).strip() or None
 
 
+def _cell(row: Row, column: str) -> str:
+    """The text of a column: of null (NaN, where pandas wrote it) an empty one, but of a row without the column an error."""
+    if column not in row.values:
+        raise InputError(f"{row.place}: no {column!r}, it has {', '.join(row.values) or 'nothing'}")
+    value = row.values[column]
+    return _text(row, column, "" if value is None or value != value else value)
+
+
 def _text(row: Row, column: str, value: Any) -> str:
     if not isinstance(value, str):
         raise InputError(f"{row.place}: {column!r} is {reprlib.repr(value)}, not a text")
     if not value.isascii() and re.search("[\ud800-\udfff]", value):
         raise InputError(f"{row.place}: {column!r} has half a surrogate pair in it, which is no character")
     return value
+
+
+def _empty_texts(split: str, path: str, kind: Kind, columns: Sequence[str], records: list[Record]) -> list[str]:
+    """How many records have an empty text. Raises InputError where a column of the training file has nothing else."""
+
+    def texts(record: Record) -> tuple[str, ...]:
+        return ("".join(record.texts),) if kind == "tagging" else record.texts
+
+    for number, column in enumerate(columns if split == "train" and records else ()):
+        if not any(texts(record)[number].strip() for record in records):
+            raise InputError(f"{path}: {column!r} is empty in all {len(records)} rows: name another (--text-column)")
+    empty = [record.place for record in records if not all(text.strip() for text in texts(record))]
+    return [f"warning: {split}: {len(empty)} of {len(records)} rows have an empty text: {_few(empty)}"] * bool(empty)
 
 
 def _check_ids(records: Iterable[Record]) -> None:
@@ -367,20 +392,31 @@ def _check_ids(records: Iterable[Record]) -> None:
 
 
 def _with_matching_answers(split: str, records: list[Record], notes: list[str]) -> list[Record]:
-    """Without the answers that do not stand where they say, and without the questions that lose all of theirs."""
-    kept, wrong, lost = list[Record](), list[str](), list[str]()
+    """Without the answers that do not stand where they say, and without the questions that lose all of theirs.
+
+    An answer that stands in the context once, elsewhere than it says, is read from there.
+    """
+    kept, moved, wrong, lost = list[Record](), list[str](), list[str](), list[str]()
     for record in records:
-        context, answers = record.texts[1], record.label or ()
-        good = tuple((text, start) for text, start in answers if text and start >= 0 and context.startswith(text, start))
-        wrong += [record.id] * (len(answers) - len(good))
+        context, answers, good = record.texts[1], record.label or (), list[tuple[str, int]]()
+        for text, start in answers:
+            if text and start >= 0 and context.startswith(text, start):
+                good.append((text, start))
+            elif text and (at := context.find(text)) >= 0 and at == context.rfind(text):
+                good.append((text, at))
+                moved.append(record.id)
+            else:
+                wrong.append(record.id)
         if answers and not good:
             lost.append(record.id)
         else:
-            kept.append(dataclasses.replace(record, label=good) if answers else record)
-    if wrong:
-        notes.append(f"warning: {split}: {len(wrong)} answers left out that do not stand at their answer_start: {_few(wrong)}")
-    if lost:
-        notes.append(f"warning: {split}: {len(lost)} questions left out that have no other answer: {_few(lost)}")
+            kept.append(dataclasses.replace(record, label=tuple(good)) if answers else record)
+    for found, what in (
+        (moved, "answers do not stand at their answer_start, and are read from the one place where they do"),
+        (wrong, "answers left out that do not stand at their answer_start"),
+        (lost, "questions left out that have no other answer"),
+    ):
+        notes += [f"warning: {split}: {len(found)} {what}: {_few(found)}"] * bool(found)
     return kept
 
 

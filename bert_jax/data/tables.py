@@ -40,11 +40,13 @@ class Table(NamedTuple):
     """Columns of a file, and its rows, to be gone through once.
 
     skipped: places of the lines that were left out so far because they have another number of fields than the header.
+    remarks: what was found out about the file, to be shown.
     """
 
     columns: tuple[str, ...]
     rows: Iterator[Row]
     skipped: list[str]
+    remarks: tuple[str, ...] = ()
 
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
@@ -62,7 +64,7 @@ def read_table(
 
     Args:
       path: a file, a URL, or `tfds:NAME:SPLIT`.
-      quotes: whether double quotes enclose a field; auto: in .csv.
+      quotes: whether double quotes enclose a field; auto: in .csv yes, in .tsv and .txt if `looks_quoted` says so.
       hasher: sees all bytes of the file by the last row (of `tfds:`, the rows as JSON).
       header: columns of a delimited file whose first line has none of these names in it; "..." at the end: more may follow.
       skip_ragged: leave out lines with a wrong number of fields.
@@ -73,8 +75,11 @@ def read_table(
     """
     suffix = "tfds" if path.startswith("tfds:") else suffix_of(path)
     if suffix in _DELIMITERS:
-        quoted = quotes == "csv" or (quotes == "auto" and suffix == ".csv")
-        return _delimited(path, _DELIMITERS[suffix], quoted, hasher, tuple(header), skip_ragged)
+        found = quotes == "auto" and suffix != ".csv" and looks_quoted(path, _DELIMITERS[suffix])
+        quoted = found or quotes == "csv" or (quotes == "auto" and suffix == ".csv")
+        table = _delimited(path, _DELIMITERS[suffix], quoted, hasher, tuple(header), skip_ragged)
+        remark = f"double quotes enclose fields of {path}, and are taken off (--quotes none: they belong to the text)"
+        return table._replace(remarks=(remark,) * found)
     if suffix not in _READERS:
         raise InputError(f"{path}: {suffix or 'no suffix'!r} is not a known format ({', '.join([*_DELIMITERS, *_READERS])})")
     rows = _READERS[suffix](path, hasher)
@@ -121,6 +126,39 @@ def _delimited(path: str, delimiter: str, quoted: bool, hasher: Any, header: tup
                 raise InputError(f"{place}: {len(fields)} fields where {expected}; {fix}")
 
     return Table(columns, rows(), skipped)
+
+
+def looks_quoted(path: str, delimiter: str) -> bool:
+    r"""Whether double quotes enclose fields of a file, as a CSV writer puts them; a GLUE file's stand for themselves.
+
+    Every field that starts with a quote must also end with one, and have only doubled ones inside. Then it is quoted
+
+    - if that gives all records as many fields as the first has, and splitting at each delimiter does not (a tab or a line's end
+      is enclosed), or
+    - if both do, where a doubled quote is enclosed, or a whole column is: a writer that encloses only what it must has no other
+      reason to, and quotes around one row of many are the text's own.
+    """
+    number, width, even, doubled, columns = 0, 0, True, False, set[int]()
+    for _, line in _lines(path, None):
+        if not line:
+            continue
+        fields = line.split(delimiter) if '"' in line else []
+        enclosed = {i for i, field in enumerate(fields) if len(field) > 1 and field[0] == field[-1] == '"'}
+        doubled = doubled or any('""' in fields[i][1:-1] for i in enclosed)
+        columns = enclosed if number <= 1 else columns & enclosed  # those of the header, if it is one, do not count
+        size = line.count(delimiter) + 1
+        number, width, even = number + 1, width or size, even and size == (width or size)
+    if even and not doubled and (number < 2 or not columns):
+        return False
+    records, first = 0, 0
+    try:
+        for _, fields in _quoted(path, delimiter, None):
+            records, first = records + 1, first or len(fields)
+            if len(fields) != first:
+                return False
+    except InputError:  # a quote that no writer would have left so
+        return False
+    return not even or records == number  # where both ways are even, quotes around line ends are none
 
 
 def _quoted(path: str, delimiter: str, hasher: Any) -> Iterator[tuple[str, list[str]]]:

@@ -100,7 +100,7 @@ class TaskData(Checked):
         "null, ...), - and ?, and -1 beside 0, 1, ...; an empty text: none of these."
     )
     quotes: Literal["auto", "csv", "none"] = "auto"
-    """Whether double quotes enclose a field; auto: in .csv yes, in .tsv no (as in GLUE's files)."""
+    """Whether double quotes enclose a field; auto: in .csv yes, in .tsv where the whole file fits that (GLUE's do not)."""
     dev_size: float = 0.1
     """Where there is no file to evaluate on: the share (below 1) or number of training rows held out, drawn by seed 0."""
     group_column: str | None = None
