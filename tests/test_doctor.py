@@ -1,5 +1,6 @@
 """Each thing the doctor warns of is provoked; good text gives no warning."""
 
+import json
 import re
 
 import pytest
@@ -107,6 +108,14 @@ def test_skipped_documents_are_counted_and_the_first_named(examine):
     said = warning(examine({"a.txt": text}, data={"on_error": "skip"}))
     line = text[: text.index(b"\xff")].count(b"\n") + 1
     assert re.match(rf"2 documents of .*a\.txt were skipped; the first: .*a\.txt:{line} ", said)
+
+
+def test_records_without_a_text_are_counted(examine):
+    lines = [json.dumps({"text": "\n".join(doc)}) for doc in GOOD]
+    for number, none in ((3, "null"), (9, '""'), (9, '" "')):
+        lines.insert(number, f'{{"text": {none}}}')
+    said = warning(examine({"a.jsonl": "\n".join(lines).encode()}))
+    assert re.fullmatch(r"3 records of .*a\.jsonl have no text \(null, empty or blank\) and are left out", said)
 
 
 def test_many_epochs_are_counted(examine):

@@ -178,6 +178,26 @@ def test_a_line_of_50_mb_costs_a_few_copies(tmp_path):
         assert seconds < 15
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet"])
+def test_records_without_a_text_are_no_documents_and_are_counted_whatever_the_segments(tmp_path, suffix):
+    values = [None, "one", None, "", "two", " \n\u00a0", "three", "four", None, None]
+    path = str(tmp_path / f"a{suffix}")
+    if suffix == ".parquet":
+        pq.write_table(pa.table({"text": pa.array(values)}), path)
+    else:
+        write(tmp_path / f"a{suffix}", ENCODERS[suffix.removeprefix(".jsonl")]((jsonl(values) + "\n\n").encode()))
+    for segment_bytes, empty in ((1, [3, 1, 0, 2]), (6, [4, 2]), (1000, [6])):  # blank lines are no records
+        report = ReadReport()
+        assert texts(path, segment_bytes=segment_bytes, report=report) == ["one", "two", "three", "four"]
+        assert [segment.empty for segment in scan(path, Reader(), segment_bytes)[0]] == empty
+        assert report.empty == {path: 6}
+    path = write(tmp_path / "b.jsonl", jsonl([None, ""]))
+    with pytest.raises(InputError, match=r"b.jsonl: holds no document, 2 records without a text: leave it out"):
+        scan(path, Reader(), 100)
+    path = write(tmp_path / "c.txt", "one\n\n\n\ntwo\n\n")
+    assert [segment.empty for segment in scan(path, Reader(), 100)[0]] == [0]
+
+
 # ---- what is wrong with a file
 
 

@@ -304,6 +304,7 @@ def _tokenize(task: _Task, tokenizer: Tokenizer) -> tuple[list[tuple[list[np.nda
         "unknown_tokens": np.array(sum(unknown)),
         "skipped": np.array(json.dumps(report.skipped)),
         "skipped_first": np.array(json.dumps(report.first)),
+        "empty": np.array(json.dumps(report.empty)),
     }  # fmt: skip
 
 
@@ -376,6 +377,7 @@ def _write_index(directory: Place, num_shards: int, files: Sequence[str], cfg: D
         "duplicated_documents": len(joined["document_hashes"]) - len(np.unique(joined["document_hashes"])),
         "skipped": _sum_counts(json.loads(str(c["skipped"])) for c in counted),
         "skipped_first": {k: v for c in reversed(counted) for k, v in json.loads(str(c["skipped_first"])).items()},
+        "empty": _sum_counts(json.loads(str(c.get("empty", "{}"))) for c in counted),  # older shards did not count them
         **total,
         "vocab_size": tokenizer.vocab_size,
         "max_seq_length": cfg.max_seq_length,

@@ -72,6 +72,11 @@ def _text(corpus: Corpus) -> tuple[list[tuple[str, str]], list[str]]:
         warnings.append(f"{count:,} documents of {path} were skipped; the first: {s['skipped_first'][path]}")
     if rest := worst_skipped[10:]:
         warnings.append(f"{sum(n for _, n in rest):,} documents of {len(rest):,} more files were skipped")
+    worst_empty = sorted(s.get("empty", {}).items(), key=lambda item: -item[1])  # older caches did not count them
+    for path, count in worst_empty[:10]:
+        warnings.append(f"{count:,} records of {path} have no text (null, empty or blank) and are left out")
+    if rest := worst_empty[10:]:
+        warnings.append(f"{sum(n for _, n in rest):,} records of {len(rest):,} more files have no text and are left out")
     if s["columns"] > s["max_seq_length"] and s["documents"] < 4 * len(s["rows"]):
         warnings.append(
             f"{s['documents']:,} documents in {len(s['rows']):,} shards: random next sentences come from the same shard, so "

@@ -7,8 +7,9 @@
 A source is a local path, a glob, a folder, a URL (`gs://bucket/*.txt`), `tfds:NAME[/CONFIG][:SPLIT]`, or `stdlib:`, the
 English that every Python carries. Formats by suffix: .txt and .jsonl, each also as .gz and .zst, and .parquet.
 
-A document that is empty or whitespace is no document: it is never counted. One that cannot be read is counted, so that
-document ranges are the same whether bad documents raise or are skipped. A Segment also says where its first document
+A document that is null, empty or whitespace is no document, and has no number: a record of that kind (a line of JSON, a row) is
+left out and counted apart. One that cannot be read is counted, so that document ranges are the same whether bad documents
+raise or are skipped. A Segment also says where its first document
 lies: reading one costs its own size, except in a compressed file, which is decompressed from the start up to there.
 """
 
@@ -61,6 +62,8 @@ class Segment:
     """Documents [start, stop) of one file, in `num_bytes` bytes of UTF-8.
 
     offset: where document `start` lies: a byte of the (decompressed) .txt or .jsonl, else a row.
+    empty: records without a text (null, empty or whitespace) among and behind its documents, up to the next segment's; those
+      before a file's first document are the first segment's.
     """
 
     path: str
@@ -68,14 +71,16 @@ class Segment:
     stop: int
     offset: int
     num_bytes: int
+    empty: int = 0
 
 
 @dataclass
 class ReadReport:
-    """What was skipped: path -> number of documents, and path -> the first one's place and reason."""
+    """What was left out, by path: documents skipped, the first one's place and reason, and records without a text."""
 
     skipped: dict[str, int] = field(default_factory=dict)
     first: dict[str, str] = field(default_factory=dict)
+    empty: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -241,7 +246,9 @@ def _text(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
 def _jsonl(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
     for position, line in read_lines(path, offset, hasher):
         try:
-            record = {reader.text_column: None} if _blank(line) else json.loads(line)
+            if _blank(line):
+                continue
+            record = json.loads(line)
             if not isinstance(record, dict):
                 yield position, Bad(f"a JSON {type(record).__name__}, not an object")
             elif reader.text_column not in record:
@@ -437,11 +444,19 @@ def _format(path: str) -> str:
     return suffix
 
 
-def _documents(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
-    """Documents from `offset` on; here the blank ones are left out, for every format alike."""
-    for position, value in _FORMATS[_format(path)](path, reader, offset, hasher):
+def _records(path: str, reader: Reader, offset: int, hasher: Any) -> Iterator[tuple[int, bytes | Bad | None]]:
+    """Documents from `offset` on, and None for a record (not a .txt's blank lines) that has no text."""
+    kind = _format(path)
+    for position, value in _FORMATS[kind](path, reader, offset, hasher):
         if isinstance(value, Bad) or not _blank(value):
             yield position, value
+        elif kind != ".txt":
+            yield position, None
+
+
+def _documents(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
+    """Documents from `offset` on; here the blank ones are left out, for every format alike."""
+    return ((position, value) for position, value in _records(path, reader, offset, hasher) if value is not None)
 
 
 def matches(source: str) -> list[str]:
@@ -512,24 +527,28 @@ def scan(path: str, reader: Reader, segment_bytes: int) -> tuple[list[Segment], 
         (what is wrong with a document's characters is found by `read`).
     """
     hasher, segments = hashlib.sha256(), []
-    start = stop = offset = size = bad = 0
-    for position, value in _documents(path, reader, 0, hasher):
+    start = stop = offset = size = bad = empty = 0
+    for position, value in _records(path, reader, 0, hasher):
+        if value is None:
+            empty += 1
+            continue
         if isinstance(value, Bad):
             bad, first_bad = bad + 1, (position, value)
             if reader.on_error == "raise":
                 raise InputError(_complaint(path, position, value) + _SKIP)
         if size >= segment_bytes:
-            segments.append(Segment(path, start, stop, offset, size))
-            start, size = stop, 0
+            segments.append(Segment(path, start, stop, offset, size, empty))
+            start, size, empty = stop, 0, 0
         if start == stop:
             offset = position
         stop += 1
         size += 0 if isinstance(value, Bad) else len(value)
     if stop == 0:
-        raise InputError(f"{path}: holds no document, only whitespace or nothing: leave it out of --data.source")
+        what = f"{empty} records without a text" if empty else "only whitespace or nothing"
+        raise InputError(f"{path}: holds no document, {what}: leave it out of --data.source")
     if bad == stop:
         raise InputError(f"{path}: all {bad} documents would be skipped; the last: {_complaint(path, *first_bad)}")
-    segments.append(Segment(path, start, stop, offset, size))
+    segments.append(Segment(path, start, stop, offset, size, empty))
     return segments, hasher.hexdigest()
 
 
@@ -538,12 +557,14 @@ def read(segment: Segment, reader: Reader, report: ReadReport) -> Iterator[str]:
 
         list(read(Segment("a.txt", 0, 2, 0, 13), Reader(), ReadReport())) -> ["one\ntwo", "three"]
 
-    Documents that cannot be read are counted in `report` if `reader.on_error` is "skip".
+    Documents that cannot be read are counted in `report` if `reader.on_error` is "skip", and so are records without a text.
 
     Raises:
       InputError: a file that is missing or has changed since `scan`; a document that is binary, not UTF-8 or malformed.
     """
     path, documents = segment.path, _documents(segment.path, reader, segment.offset, None)
+    if segment.empty:
+        report.empty[path] = report.empty.get(path, 0) + segment.empty
     for index in range(segment.start, segment.stop):
         if not (document := next(documents, None)):
             raise InputError(f"{path}: has changed since it was scanned: it ends before document {index}")
