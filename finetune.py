@@ -122,4 +122,4 @@ def _keep_best(workdir: Path, export: Path) -> None:
 if __name__ == "__main__":
     from bert_jax import console
 
-    console.run(main, sys.argv[1:])
+    console.run(main, sys.argv[1:], "the same command continues")

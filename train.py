@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -16,23 +17,26 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax import workdir
-from bert_jax.config import InputError, TrainConfig, load_train_config, to_dict
+from bert_jax.config import BertConfig, InputError, TrainConfig, load_train_config, to_dict
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs one command line; returns the exit status: 0, or 128 + the signal that ended the run early."""
-    cfg = load_train_config(argv)
+    cfg = load_train_config(argv, architecture=architecture)
+    from bert_jax import pretrained, pretraining
     from bert_jax.console import show_table, track
     from bert_jax.data import doctor
     from bert_jax.data.pretraining import BatchSource, load_data
-    from bert_jax.training import multihost
+    from bert_jax.training import multihost, parallel
 
     multihost.connect(cfg.parallel)
-    first = multihost.is_first()
+    first, devices = multihost.is_first(), parallel.make_devices(cfg.parallel)
+    begun = workdir.recorded(cfg.checkpoints)
+    pretraining.check(cfg, devices, begun is not None)
     for line in multihost.first_then_others(lambda: workdir.claim(cfg, first)):
         if first:
             print(line, file=sys.stderr)
-    data = multihost.first_then_others(lambda: load_data(cfg, track))
+    data = multihost.first_then_others(lambda: load_data(cfg, track, begun, pretrained.vocabulary(cfg.init_from)))
     same = to_dict(cfg.replace(parallel=cfg.parallel.replace(process_id=None, num_processes=None)))
     multihost.check_equal("the config", json.dumps(same))
     multihost.check_equal("the text", data.key)
@@ -40,24 +44,30 @@ def main(argv: Sequence[str]) -> int:
     if first:
         diagnosis = doctor.examine(data, cfg, training)
         show_table("the text", diagnosis.facts, diagnosis.warnings)
-    return pretrain(cfg, data, training, held_out)
+    return pretrain(cfg, devices, data, training, held_out)
 
 
-def pretrain(cfg: TrainConfig, data: Any, training: Any, held_out: Any) -> int:
+def architecture(init_from: str, folder: str) -> BertConfig:
+    """What the model of `--init-from` is."""
+    from bert_jax import pretraining
+
+    return pretraining.architecture(init_from, folder)
+
+
+def pretrain(cfg: TrainConfig, devices: Any, data: Any, training: Any, held_out: Any) -> int:
     """Builds the model, the steps and the state, fits, and exports."""
     from bert_jax import pretrained, pretraining
     from bert_jax.data.pretraining import unigram_loss
-    from bert_jax.training import checkpoint, loop, memory, metrics, multihost, parallel, steps, writer
+    from bert_jax.training import checkpoint, loop, memory, metrics, multihost, steps, writer
 
-    devices = parallel.make_devices(cfg.parallel)
     pretrained.check_padding(cfg.model, data.tokenizer)
     program = pretraining.build(cfg, devices, memory.of_device(devices.mesh.local_devices[0]))
     first, rows = multihost.is_first(), devices.rows(cfg.batch_size)
     saved = checkpoint.Checkpointer(cfg.checkpoints, keep=cfg.keep_checkpoints)
-    state, start = restore(program, saved, data.key)
+    state, start, lines = restore(program, saved, data.key)
     folder = Path(cfg.workdir)
     if first:
-        writer.cut(folder / "metrics.jsonl", start if saved.steps else -1)
+        writer.cut(folder / "metrics.jsonl", start if saved.steps else -1, lines)
     log = writer.Writer(folder, cfg.num_steps, start) if first else writer.Silent()
     stop = loop.StopRequest(multihost.stop_agreed())
     with closing(log), closing(saved), stop, multihost.Watchdog(cfg.parallel.stuck_timeout) as alive:
@@ -80,7 +90,8 @@ def pretrain(cfg: TrainConfig, data: Any, training: Any, held_out: Any) -> int:
             return {f"eval/{name}": value for name, value in values.items()} | unigram
 
         def save(state: steps.TrainState, evaluation: dict[str, float]) -> None:
-            saved.save(int(state.step), state, {"data": data.key, "config": to_dict(cfg)}, evaluation)
+            record = {"data": data.key, "tokenizer": data.tokenizer.fingerprint(), "config": to_dict(cfg), "lines": log.lines}
+            saved.save(int(state.step), state, record, evaluation)
 
         length = cfg.data.max_seq_length
         flops = metrics.pretraining_flops(
@@ -107,24 +118,29 @@ def pretrain(cfg: TrainConfig, data: Any, training: Any, held_out: Any) -> int:
     return 0
 
 
-def restore(program: Any, saved: Any, data_key: str) -> tuple[Any, int]:
-    """The state to go on from and its step: the newest checkpoint's, else a fresh one, with the weights of --init-from."""
+def restore(program: Any, saved: Any, data_key: str) -> tuple[Any, int, int]:
+    """The state to go on from, its step and the lines of metrics.jsonl up to there: the newest checkpoint's, else a fresh one,
+    with the weights of --init-from.
+
+    Raises InputError where the checkpoint is of another run (one before a damaged one may be).
+    """
     from bert_jax import pretrained
+    from bert_jax.data import corpus
 
     cfg, restored = program.cfg, saved.restore_latest(program.abstract_state)
     if restored is not None:
         state, meta, start = restored
+        different = [c for c in workdir.other_run(meta["config"], cfg, moved=True) if c[0] != "num_steps"]
+        if different:
+            workdir.refuse(cfg, different, "", f"checkpoint {saved.directory / str(start)} is of another run")
         if meta["data"] != data_key:
-            raise InputError(
-                f"the text of {', '.join(cfg.data.source)} is not what {cfg.workdir} was begun with: restore it, "
-                "or begin anew with another --workdir"
-            )
-        return state, start
+            raise InputError(corpus.other_text(cfg.data.source, cfg.workdir))
+        return state, start, meta.get("lines", 0)
     state = program.initial_state()
     if cfg.init_from:
         params = pretrained.start_from(cfg.init_from, program.module, program.devices.gather(state.params))
         state = state._replace(params=program.devices.place(params))
-    return state, 0
+    return state, 0, 0
 
 
 def untrained_loss(cfg: TrainConfig) -> float:
@@ -146,10 +162,12 @@ def finish(cfg: TrainConfig, model: Any, reached: dict[str, float]) -> None:
     for sentence, fillings in zip(cfg.fill_masks, inference.FillMask(model)(cfg.fill_masks), strict=True):
         print(f"{sentence}\n    " + "  ".join(f"{f.token} {f.score:.0%}" for f in fillings))
     own = "python train.py configs/bert_mini.py --data.source 'text/*.txt' --workdir runs/mine"
-    task = f"python finetune.py {directory} --task classification --data FILE.csv --text-column NAME --label-column NAME"
+    there, masked = str(directory), f"I {model.tokenizer.mask_token} it."
+    task = f"python finetune.py {shlex.quote(there)} --task classification --data FILE.csv --text-column NAME --label-column NAME"
+    code = f"import bert_jax; print(bert_jax.FillMask(bert_jax.load({there!r}))([{masked!r}]))"
     print(
         f"\nThe model is in {directory}: transformers loads it (AutoModelForMaskedLM.from_pretrained), and so does\n"
-        f'    python -c \'import bert_jax; print(bert_jax.FillMask(bert_jax.load("{directory}"))(["I [MASK] it."]))\'\n'
+        f"    python -c {shlex.quote(code)}\n"
         f"Its curves are in {cfg.workdir}/metrics.jsonl (and TensorBoard: {cfg.workdir}/tensorboard). "
         + (f"Go on with your own text:\n    {own}" if cfg.data.source == ("stdlib:",) else f"Go on with a task:\n    {task}")
     )
@@ -158,4 +176,4 @@ def finish(cfg: TrainConfig, model: Any, reached: dict[str, float]) -> None:
 if __name__ == "__main__":
     from bert_jax import console
 
-    console.run(main, sys.argv[1:])
+    console.run(main, sys.argv[1:], "the same command continues")

@@ -11,7 +11,7 @@ import tyro
 
 from bert_jax import workdir
 from bert_jax.commands import glue, plan, predictors
-from bert_jax.config import DataConfig, InputError, TrainConfig, did_you_mean, load_train_config
+from bert_jax.config import BertConfig, DataConfig, InputError, TrainConfig, did_you_mean, load_train_config
 
 
 def tokenizer(
@@ -44,9 +44,23 @@ def tokenizer(
     print(f"{made.vocab_size} pieces in {Path(out) / 'tokenizer.json'}; use it with --data.tokenizer {out}")
 
 
+def _architecture(init_from: str, folder: str) -> BertConfig:
+    from bert_jax import pretraining
+
+    return pretraining.architecture(init_from, folder)
+
+
+def _vocabulary(init_from: str | None) -> Path | None:
+    if init_from is None:
+        return None
+    from bert_jax import pretrained
+
+    return pretrained.vocabulary(init_from)
+
+
 def prepare(argv: list[str]) -> None:
     """Tokenize a run's text into its cache, and show what was counted: CONFIG.py [--field value ...]."""
-    _examine(load_train_config(argv, "python -m bert_jax prepare"))
+    _examine(load_train_config(argv, "python -m bert_jax prepare", _architecture))
 
 
 def prepare_beam(argv: list[str]) -> None:
@@ -56,17 +70,17 @@ def prepare_beam(argv: list[str]) -> None:
     from bert_jax.data.pretraining import cache_place, load_tokenizer, texts, tokenizer_folder
 
     own, flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
-    cfg = load_train_config(own, "python -m bert_jax prepare-beam")
+    cfg = load_train_config(own, "python -m bert_jax prepare-beam", _architecture)
     beam.check(cache_place(cfg), flags)
     workdir.claim(cfg)
-    load_tokenizer(cfg, track)
+    load_tokenizer(cfg, track, workdir.recorded(cfg.checkpoints), _vocabulary(cfg.init_from))
     for data in texts(cfg.data):
         print(f"the token cache is {beam.make(data, tokenizer_folder(cfg), cache_place(cfg), flags)}")
 
 
 def doctor(argv: list[str]) -> None:
     """Say what is odd about a run's text, vocabulary and masks: CONFIG.py [--field value ...]. Exit status 1: something is."""
-    if _examine(load_train_config(argv, "python -m bert_jax doctor")):
+    if _examine(load_train_config(argv, "python -m bert_jax doctor", _architecture)):
         sys.exit(1)
 
 
@@ -77,7 +91,7 @@ def _examine(cfg: TrainConfig) -> list[str]:
     from bert_jax.data.pretraining import BatchSource, load_data
 
     workdir.claim(cfg)
-    data = load_data(cfg, track)
+    data = load_data(cfg, track, workdir.recorded(cfg.checkpoints), _vocabulary(cfg.init_from))
     diagnosis = doctor.examine(data, cfg, BatchSource.of(cfg, data.tokenizer, data.training.train))
     show_table("the text", diagnosis.facts, diagnosis.warnings)
     return diagnosis.warnings

@@ -7,15 +7,17 @@ where that is long it is strings in parentheses, since line breaks of a docstrin
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import importlib.util
 import json
 import math
 import re
+import traceback
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -199,7 +201,10 @@ class BertConfig(Checked):
         return cls(**{**size, **changes})
 
 
+TRAINED = ("unigram", "bpe", "wordpiece")  # values of data.tokenizer that are no path: vocabularies that are trained
 COMPUTED = frozenset(["dtype", "remat", "scan_layers", "attention"])  # fields that say how, not what: no part of a model
+# and those that are a run's: a model is the same with other dropout, or drawn from another distribution
+OF_A_RUN = COMPUTED | {"hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "initializer_range"}
 
 PRESETS: dict[str, tuple[int, int]] = {  # name: (layers, hidden size)
     "tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 512), "base": (12, 768), "large": (24, 1024),
@@ -428,7 +433,10 @@ class TrainConfig(Checked):
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     init_from: str | None = None
-    """A pretrained directory to start the weights from, with a fresh optimizer."""
+    (
+        "A pretrained directory to start the weights from, with a fresh optimizer. Its architecture and vocabulary are taken, "
+        "unless --model.* or --data.tokenizer say otherwise."
+    )
     profile: int = 0
     (
         "Steps to profile, behind the first ten if there are so many; WORKDIR/profile is then for XProf (TensorBoard's "
@@ -506,7 +514,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 def load_config_file(path: str | Path) -> TrainConfig:
     """Runs `get_config()` of a Python config file.
 
-    Raises InputError where the file is missing, has no get_config, or names a field that does not exist.
+    Raises InputError where the file is missing or has no get_config, and, with its line, for whatever its code raises.
     """
     path = Path(path)
     if not path.is_file():
@@ -518,25 +526,39 @@ def load_config_file(path: str | Path) -> TrainConfig:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise InputError(f"{path} has no get_config() that returns a TrainConfig")
-        cfg = module.get_config()
-    except TypeError as e:  # a dataclass called with a name that it does not have
-        unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(e))
-        known = {c.__name__: c for c in (BertConfig, DataConfig, MaskingConfig, OptimConfig, ParallelConfig, TrainConfig)}
-        if unknown is None or unknown[1] not in known:
-            raise
-        names = [f.name for f in dataclasses.fields(known[unknown[1]])]
-        raise InputError(f"{path}: {unknown[1]} has no field {unknown[2]!r}{did_you_mean(unknown[2], names)}") from None
+        cfg = module.get_config() if hasattr(module, "get_config") else None
     except SyntaxError as e:
         raise InputError(f"{path}:{e.lineno}: {e.msg}") from None
+    except Exception as e:
+        raise InputError(_mistake(path, e)) from None
+    if not hasattr(module, "get_config"):
+        raise InputError(f"{path} has no get_config() that returns a TrainConfig")
     if not isinstance(cfg, TrainConfig):
         raise InputError(f"{path}: get_config() returned a {type(cfg).__name__}, not a TrainConfig")
     return cfg
 
 
-def load_train_config(argv: Sequence[str], prog: str = "train.py") -> TrainConfig:
-    """`CONFIG.py [--field value ...]` -> the config, overridden. `--help` lists every field; tyro names near misses."""
+def _mistake(path: Path, error: Exception) -> str:
+    """What a config file's own code did wrong, and in which line."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    where = f"{path}:{lines[-1]}" if lines else str(path)
+    if isinstance(error, InputError):
+        return f"{where}: {error}"
+    unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    known = {c.__name__: c for c in (BertConfig, DataConfig, MaskingConfig, OptimConfig, ParallelConfig, TrainConfig)}
+    if unknown is None or unknown[1] not in known:
+        return f"{where}: {type(error).__name__}: {error}"
+    names = [f.name for f in dataclasses.fields(known[unknown[1]])]  # a dataclass called with a name that it does not have
+    return f"{where}: {unknown[1]} has no field {unknown[2]!r}{did_you_mean(unknown[2], names)}"
+
+
+def load_train_config(
+    argv: Sequence[str], prog: str = "train.py", architecture: Callable[[str, str], BertConfig] | None = None
+) -> TrainConfig:
+    """`CONFIG.py [--field value ...]` -> the config, overridden. `--help` lists every field; tyro names near misses.
+
+    With `init_from` the model is not the file's but (init_from, workdir) -> `architecture`, for `--model.*` to override.
+    """
     import tyro
 
     if argv and not argv[0].startswith("-"):
@@ -545,6 +567,9 @@ def load_train_config(argv: Sequence[str], prog: str = "train.py") -> TrainConfi
         default, rest = TrainConfig(), argv
     else:
         raise InputError(f"usage: python {prog} configs/NAME.py [--field value ...]; --help lists the fields")
+    if architecture is not None and (start := _given(rest, "init-from") or default.init_from):
+        taken = architecture(start, _given(rest, "workdir") or default.workdir)
+        default = _started(default, taken, start, _given(rest, "data.max-seq-length"))
     return tyro.cli(
         TrainConfig,
         default=default,
@@ -552,3 +577,22 @@ def load_train_config(argv: Sequence[str], prog: str = "train.py") -> TrainConfi
         prog=f"{prog} CONFIG.py",
         description="Pretrain a BERT from raw text. Values shown are those of the given config file.",
     )
+
+
+def _given(argv: Sequence[str], option: str) -> str | None:
+    """The value of a text option of a command line that is yet to be parsed."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(f"--{option}", f"--{option.replace('-', '_')}", dest="value", nargs="?")
+    value: str | None = parser.parse_known_args(list(argv))[0].value
+    return value
+
+
+def _started(cfg: TrainConfig, taken: BertConfig, start: str, length: str | None) -> TrainConfig:
+    """`cfg` with the architecture `taken` from the model `start`, its own dropout and ways to compute; `length` is asked for."""
+    model = taken.replace(**{name: getattr(cfg.model, name) for name in OF_A_RUN})
+    if length is None and cfg.data.max_seq_length > model.max_length:
+        raise InputError(
+            f"data.max_seq_length={cfg.data.max_seq_length} is longer than --init-from {start} allows: give "
+            f"--data.max-seq-length {model.max_length} or less"
+        )
+    return cfg.replace(model=model, data=cfg.data.replace(max_seq_length=min(cfg.data.max_seq_length, model.max_length)))

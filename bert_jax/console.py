@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -72,32 +73,50 @@ def show_table(title: str, facts: Sequence[tuple[str, str]], warnings: Sequence[
         console.print(f"[bold yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 
 
-def run(main: Callable[[list[str]], int | None], argv: list[str]) -> None:
+def run(main: Callable[[list[str]], int | None], argv: list[str], interrupted: str = "") -> None:
     """Runs an entry point, with huge pages, and ends the process with its status, or with 1 and the reason on stderr.
 
-    A process of several that failed leaves without a word to the others; they end behind parallel.heartbeat_timeout, and the
-    same command, run again on all, continues.
+    `interrupted` is what a person who pressed Ctrl-C should know. A process of several that failed leaves without a word to the
+    others; they end behind parallel.heartbeat_timeout, and the same command, run again on all, continues.
     """
     hugepages.use()
     try:
         status = main(argv) or 0
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 1
+        sys.stdout.flush()
     except KeyboardInterrupt:
+        print(f"interrupted{interrupted and '; '}{interrupted}", file=sys.stderr)
         status = 128 + signal.SIGINT
     except BrokenPipeError:  # who reads the output has enough, as in `| head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what the interpreter writes at its end
         status = 128 + signal.SIGPIPE
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        if reason := _reason(error):
+            print(f"error: {reason}", file=sys.stderr)
+        else:
+            traceback.print_exc()
         status = 1
+    try:
+        sys.stdout.flush()
+    except OSError:  # what is left in it would be tried again, and told, at the interpreter's end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     jax = sys.modules.get("jax")  # an error in the command line comes before it is imported
     if jax is None or not jax.distributed.is_initialized():
         sys.exit(status)
-    sys.stdout.flush()
     sys.stderr.flush()
     if status not in (0, 128 + signal.SIGTERM):  # all ended these together
         os._exit(status)
     jax.distributed.shutdown()
     sys.exit(status)
+
+
+def _reason(error: Exception) -> str:
+    """One line for what is wrong with the input or the machine; empty for what is wrong with the program."""
+    text = " ".join(str(error).split())
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.filename or 'what was being written, such as the output'}: {error.strerror}"
+    if isinstance(error, UnicodeEncodeError) and sys.stdout.encoding.lower().replace("-", "") != "utf8":
+        return f"the output cannot be shown in {sys.stdout.encoding}, the encoding here ({text}): set PYTHONIOENCODING=utf-8"
+    if isinstance(error, RuntimeError) and "Unable to initialize backend" in text:
+        return f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: {text[:500]}"
+    return ""

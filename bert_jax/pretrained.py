@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from bert_jax.config import COMPUTED, BertConfig, InputError, TrainConfig, did_you_mean, differences, from_dict, to_dict
+from bert_jax.config import COMPUTED, OF_A_RUN, BertConfig, InputError, TrainConfig, did_you_mean, differences, from_dict, to_dict
 from bert_jax.data.tokenizer import Tokenizer, has_tokenizer
 from bert_jax.formats.tensors import has_weights, read_directory
 from bert_jax.formats.tf1 import find_tf1, read_tf1
@@ -482,18 +482,40 @@ def check_padding(cfg: BertConfig, tokenizer: Tokenizer) -> None:
         )
 
 
+def architecture(path: str | Path) -> BertConfig:
+    """What config.json of a pretrained directory, or of a run that is under way, describes; no device is touched."""
+    directory = _find(path)
+    if has_weights(directory) or not (directory / "checkpoints").is_dir():
+        return _read(directory).config
+    file = directory / "config.json"
+    try:
+        return from_dict(TrainConfig, json.loads(file.read_text(encoding="utf-8")), str(file)).model
+    except (OSError, ValueError) as error:
+        raise error if isinstance(error, InputError) else InputError(f"{file} cannot be read: {error}") from None
+
+
+def vocabulary(path: str | Path | None) -> Path | None:
+    """The folder of a pretrained directory's tokenizer; None if it has none, or there is no `path`."""
+    directory = _find(path) if path else None
+    homes = [directory, directory / "export", directory / "tokenizer"] if directory else []
+    return next((home for home in homes if has_tokenizer(home)), None)
+
+
+def check_start(path: str | Path, cfg: BertConfig) -> BertConfig:
+    """The architecture of a pretrained directory, computed as `cfg` says. Raises InputError where it is not that of `cfg`."""
+    theirs = architecture(path).replace(**{name: getattr(cfg, name) for name in COMPUTED})
+    if different := [d for d in differences(to_dict(theirs), to_dict(cfg)) if d[0] not in OF_A_RUN]:
+        listing = "\n".join(f"  model.{name}: {a!r} there, {b!r} in this run" for name, a, b in different)
+        raise InputError(f"--init-from {path} is another model:\n{listing}")
+    return theirs
+
+
 def start_from(path: str | Path, module: Bert, fresh: dict[str, Any]) -> dict[str, Any]:
     """The weights of a pretrained directory for a new run; heads that it lacks stay as in `fresh`, and are said.
 
     Raises InputError where its config.json describes another model than `module`'s.
     """
-    files = _read(_find(path))
-    theirs = files.config.replace(**{name: getattr(module.cfg, name) for name in COMPUTED})
-    different = differences(to_dict(theirs), to_dict(module.cfg))
-    different = [d for d in different if "dropout" not in d[0] and d[0] != "initializer_range"]
-    if different:
-        listing = "\n".join(f"  model.{name}: {a!r} there, {b!r} in this run" for name, a, b in different)
-        raise InputError(f"--init-from {path} is another model:\n{listing}")
+    theirs, files = check_start(path, module.cfg), _read(_find(path))
     flat = convert.flatten(fresh)
     converted = convert.from_hugging_face(
         files.tensors, fresh, theirs, module.head, files.where, lambda paths: {path: flat[path] for path in paths}

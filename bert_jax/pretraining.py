@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bert_jax import pretrained
-from bert_jax.config import TrainConfig
+from bert_jax.config import BertConfig, InputError, TrainConfig, from_dict
 from bert_jax.model import attention
 from bert_jax.model.heads import Bert
 from bert_jax.training import losses, memory, optim, parallel, steps
@@ -88,6 +91,29 @@ class Pretraining:
         if cfg.data.examples == "sentence_pairs":
             shapes["next_sentence_label"] = (rows,), jnp.int32
         return self.devices.abstract_batch({name: jax.ShapeDtypeStruct(*of) for name, of in shapes.items()})
+
+
+def architecture(init_from: str, workdir: str) -> BertConfig:
+    """The model that a run of `init_from` trains; of one that is begun, also where `init_from` is no longer there.
+
+    Raises InputError where neither can be read.
+    """
+    try:
+        return pretrained.architecture(init_from)
+    except InputError:
+        with contextlib.suppress(OSError, ValueError):
+            old = json.loads((Path(workdir) / "config.json").read_text())
+            if isinstance(old, dict) and old.get("init_from") == init_from:
+                return from_dict(TrainConfig, old).model
+        raise
+
+
+def check(cfg: TrainConfig, devices: parallel.Devices, begun: bool) -> None:
+    """Raises InputError for what can be known of a run before its text is read: that the batch and the model divide over the
+    devices and, before it has a checkpoint, that the weights it is to start from fit the model."""
+    parallel.check_fit(devices, cfg.model, cfg.batch_size, cfg.gradient_accumulation_steps)
+    if cfg.init_from and not begun:
+        pretrained.check_start(cfg.init_from, cfg.model)
 
 
 def build(cfg: TrainConfig, devices: parallel.Devices, memory_bytes: int | None) -> Pretraining:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax import files
-from bert_jax.config import COMPUTED, InputError, TrainConfig, differences, to_dict
+from bert_jax.config import COMPUTED, TRAINED, InputError, TrainConfig, differences, to_dict
 
 try:
     import fcntl
@@ -48,10 +49,10 @@ def filled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, 
     } | {name: value for name, value in values.items() if name not in defaults}  # fmt: skip
 
 
-def hold(folder: Path) -> None:
-    """Keeps other processes out of a work directory for as long as this one lives, where the system and the disk know locks.
+def hold(folder: Path, option: str = "--workdir") -> None:
+    """Keeps other processes out of a folder for as long as this one lives, where the system and the disk know locks.
 
-    Raises InputError where one is in there: two would write the same files.
+    Raises InputError where one is in there: two would write the same files. `option` is what names the folder.
     """
     if fcntl is None:
         return
@@ -61,11 +62,29 @@ def hold(folder: Path) -> None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         who = os.read(file, 200).decode(errors="replace") or "another process"
-        raise InputError(f"{folder} is in use by {who}: wait for its end or stop it, or use another --workdir") from None
+        raise InputError(f"{folder} is in use by {who}: wait for its end or stop it, or use another {option}") from None
     except OSError:  # a disk without locks
         return
     os.truncate(file, 0)
     os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+
+
+def recorded(checkpoints: str) -> dict[str, Any] | None:
+    """What a run wrote beside its newest checkpoint (`data`, `config`, ...) whose record is whole; None if there is none.
+
+    The files of the states are not read, so this takes no time; a place that cannot be read counts as empty here.
+    """
+    from etils import epath  # reads gs:// too
+
+    folder = epath.Path(checkpoints).expanduser()
+    with contextlib.suppress(OSError, ImportError, ValueError):
+        steps = [int(path.name) for path in folder.iterdir() if re.fullmatch(r"0|[1-9]\d*", path.name)]
+        for step in sorted(steps, reverse=True):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+                record = json.loads((folder / str(step) / "meta" / "metadata").read_text())
+                if record.pop("crc32") == files.seal(record):
+                    return dict(record["meta"])
+    return None
 
 
 def changed(old: Mapping[str, Any], cfg: Any, free: frozenset[str]) -> list[Change]:
@@ -79,12 +98,34 @@ def write(path: Path, cfg: Any) -> None:
     files.put(path, json.dumps(to_dict(cfg), indent=2) + "\n")
 
 
-def claim(cfg: TrainConfig, first: bool = True) -> list[str]:
-    """Writes the work directory's config.json, or holds `cfg` against the one that is there.
+def other_run(old: Mapping[str, Any], cfg: TrainConfig, moved: bool) -> list[Change]:
+    """What differs from the config `old` and would change what is computed. With `moved`, the text and a tokenizer's file may lie
+    elsewhere: a checkpoint tells by their contents whether they are the same."""
 
-    The `first` process of several keeps other programs out. Returns lines to show. Raises InputError, listing the fields,
-    where something differs that would change what is computed (see FREE_FIELDS), where num_steps grows without `extend`, and
-    where the folder cannot be written or another program is at work in it.
+    def is_path(name: str, there: Any, here: Any) -> bool:
+        if name == "data.tokenizer":
+            return there not in TRAINED and here not in TRAINED
+        return name in ("data.source", "data.eval_source") and bool(there) and bool(here)
+
+    return [change for change in changed(old, cfg, FREE_FIELDS) if not (moved and is_path(*change))]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The config.json of a run; None if there is none."""
+    if not path.exists():
+        return None
+    old = json.loads(path.read_text())
+    if not isinstance(old, dict) or not isinstance(old.get("num_steps"), int):
+        raise InputError(f"{path} is not a run's config: use another --workdir, or delete that file")
+    return old
+
+
+def claim(cfg: TrainConfig, first: bool = True) -> list[str]:
+    """Writes the work directory's config.json, or holds `cfg` against the one that is there and against the newest checkpoint's.
+
+    The `first` process of several keeps other programs out, of the checkpoints' folder too. Returns lines to show.
+    Raises InputError, listing the fields, where something differs that would change what is computed (see FREE_FIELDS), where
+    num_steps grows without `extend`, and where the folder cannot be written or another program is at work in it.
     Before the first checkpoint nothing is lost by another config: it replaces the old one, with the vocabulary trained for that.
     """
     path = Path(cfg.workdir) / "config.json"
@@ -92,29 +133,57 @@ def claim(cfg: TrainConfig, first: bool = True) -> list[str]:
     with errors(path):
         if first:
             hold(path.parent)
-        if path.exists():
-            old = json.loads(path.read_text())
-            if not isinstance(old, dict) or not isinstance(old.get("num_steps"), int):
-                raise InputError(f"{path} is not a run's config: use another --workdir, or delete that file")
-            different = changed(old, cfg, FREE_FIELDS)
-            grown = [c for c in different if c[0] == "num_steps" and c[2] > c[1]]
-            if grown and cfg.extend:
-                different.remove(grown[0])
-                lines.append(
-                    f"extending from {grown[0][1]} to {cfg.num_steps} steps: the {cfg.optim.schedule} schedule now ends there, "
-                    "so the learning rate jumps to where that schedule stands"
-                )
-            checkpoints = path.parent / "checkpoints"
-            begun = old.get("checkpoint_dir") or (checkpoints.is_dir() and any(checkpoints.iterdir()))
-            if different and not begun:
+            _hold_checkpoints(cfg)
+        saved, old = recorded(cfg.checkpoints), _read(path)
+        there = path.parent / "checkpoints"
+        begun = saved is not None or bool((old or {}).get("checkpoint_dir")) or any(_folders(there))
+        if old is not None and (different := other_run(old, cfg, moved=saved is not None)):
+            if begun:
+                lines = _allow(cfg, different, f"{cfg.workdir} holds another run")
+            else:
                 shutil.rmtree(path.parent / "tokenizer", ignore_errors=True)
-            elif different:
-                refuse(cfg, different, ", or --extend to go on past its num_steps" if grown else "")
+        # A run that was extended is so from then on, though its newest checkpoint may be of before.
+        extended = old is not None and [old["num_steps"], old.get("checkpoint_dir")] == [cfg.num_steps, cfg.checkpoint_dir]
+        if saved is not None:
+            if not isinstance(saved.get("config"), dict):
+                raise InputError(f"{cfg.checkpoints} holds checkpoints of no pretraining run: use another --checkpoint-dir")
+            different = [c for c in other_run(saved["config"], cfg, moved=True) if not (extended and c[0] == "num_steps")]
+            lines = lines or _allow(cfg, different, f"{cfg.checkpoints} holds checkpoints of another run")
         write(path, cfg)
     return lines
 
 
-def refuse(cfg: Any, different: list[Change], advice: str) -> None:
+def _folders(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else iter(())
+
+
+def _hold_checkpoints(cfg: TrainConfig) -> None:
+    """Keeps others out of the checkpoints' folder, which may be given to two work directories; an object store knows no locks."""
+    if "://" in cfg.checkpoints:
+        return
+    try:
+        hold(Path(cfg.checkpoints).expanduser(), "--checkpoint-dir")
+    except OSError as error:
+        raise InputError(
+            f"checkpoint folder {cfg.checkpoints} cannot be used: {error.strerror or error}; make it a folder that you may write "
+            f"to, or give another {'--checkpoint-dir' if cfg.checkpoint_dir else '--workdir'}"
+        ) from None
+
+
+def _allow(cfg: TrainConfig, different: list[Change], what: str) -> list[str]:
+    """Lines to show where all that is `different` is a larger num_steps, with `extend`; else InputError."""
+    grown = [c for c in different if c[0] == "num_steps" and c[2] > c[1]]
+    rest = [c for c in different if not (cfg.extend and c in grown)]
+    if rest:
+        refuse(cfg, rest, ", or --extend to go on past its num_steps" if grown and not cfg.extend else "", what)
+    return [
+        f"extending from {there} to {here} steps: the {cfg.optim.schedule} schedule now ends there, "
+        "so the learning rate jumps to where that schedule stands"
+        for _, there, here in grown
+    ]
+
+
+def refuse(cfg: Any, different: list[Change], advice: str, what: str = "") -> None:
     """Raises the InputError that lists what differs."""
     listing = "\n".join(f"  {name}: {there!r} there, {here!r} here" for name, there, here in different)
-    raise InputError(f"{cfg.workdir} holds another run:\n{listing}\nuse another --workdir{advice}")
+    raise InputError(f"{what or f'{cfg.workdir} holds another run'}:\n{listing}\nuse another --workdir{advice}")

@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bert_jax.config import InputError
+from bert_jax.files import seal
 from bert_jax.training.checkpoint import Checkpointer
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -248,6 +249,32 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_difference(folder, li
         assert part in str(error.value)
     assert lines == []
     assert sorted(p.name for p in folder.iterdir()) == ["1", "2"]
+
+
+def test_a_whole_checkpoint_of_an_optimizer_with_the_same_arrays_is_not_called_damaged(folder, lines):
+    """Optimizers may differ in parts without arrays alone, as optax's adamw and lamb do."""
+    other = make_state().replace(opt=(*make_state().opt, ()))
+    with pytest.raises(InputError, match=r"is of another model or optimizer: .*only in this run: opt/2\."):
+        Checkpointer(folder, report=lines.append).restore_latest(other)
+    assert lines == []
+    assert sorted(p.name for p in folder.iterdir()) == ["1", "2"]
+
+
+def test_a_checkpoint_folder_that_was_renamed_is_not_taken_for_another_step(folder, lines):
+    (folder / "2").rename(folder / "7")
+    _, meta, step = Checkpointer(folder, report=lines.append).restore_latest(make_state())
+    assert (meta, step) == ({"step": 1}, 1)
+    assert len(lines) == 1
+    assert "7 is damaged (it was saved as step 2: its folder was renamed)" in lines[0]
+
+
+def test_a_checkpoint_of_before_steps_and_empty_parts_were_recorded_is_read(folder):
+    path = folder / "2" / "meta" / "metadata"
+    record = json.loads(path.read_text())
+    for name in ("step", "empty", "crc32"):
+        del record[name]
+    path.write_text(json.dumps(record | {"crc32": seal(record)}))
+    assert Checkpointer(folder).restore_latest(make_state())[2] == 2
 
 
 def test_a_sharding_that_does_not_divide_the_array_is_not_taken_for_damage(folder):

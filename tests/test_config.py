@@ -209,8 +209,8 @@ def test_a_missing_config_file_is_named_with_the_nearest_one(tmp_path):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("return TrainConfig(num_step=3)", r"mine\.py: TrainConfig has no field 'num_step'; did you mean 'num_steps'\?"),
-        ("return TrainConfig(model=BertConfig(hidden=3))", r"mine\.py: BertConfig has no field 'hidden'"),
+        ("return TrainConfig(num_step=3)", r"mine\.py:5: TrainConfig has no field 'num_step'; did you mean 'num_steps'\?"),
+        ("return TrainConfig(model=BertConfig(hidden=3))", r"mine\.py:5: BertConfig has no field 'hidden'"),
         ("return TrainConfig(model=BertConfig.preset('tiny', hiden_size=3))", "'hiden_size'; did you mean 'hidden_size'"),
         ("return TrainConfig().replace(sede=3)", "TrainConfig has no field 'sede'; did you mean 'seed'"),
         ("return 3", r"mine\.py: get_config\(\) returned a int, not a TrainConfig"),
@@ -232,9 +232,20 @@ def test_a_file_that_is_no_config_is_refused(tmp_path):
         load_config_file(tmp_path / "notes.txt")
 
 
-def test_an_error_of_a_config_files_own_code_is_not_hidden(tmp_path):
-    with pytest.raises(TypeError, match="unsupported operand"):
-        load_config_file(config_file(tmp_path, "return 1 + ''"))
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return 1 + ''", r"mine\.py:\d+: TypeError: unsupported operand type"),
+        ("return TrainConfg()", r"mine\.py:5: NameError: name 'TrainConfg' is not defined"),
+        ("import nowhere_to_be_found", r"mine\.py:5: ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
+        ("return TrainConfig(num_steps=0)", r"mine\.py:5: TrainConfig: num_steps=0 is below 1"),
+        ("return TrainConfig(model=BertConfig.preset('tiney'))", r"mine\.py:5: unknown preset 'tiney'"),
+        ("return TrainConfig(sead=1)", r"mine\.py:5: TrainConfig has no field 'sead'"),
+    ],
+)
+def test_an_error_of_a_config_files_own_code_is_told_with_its_line(tmp_path, body, message):
+    with pytest.raises(InputError, match=message):
+        load_config_file(config_file(tmp_path, body))
 
 
 def test_the_command_line_overrides_the_file(tmp_path):
@@ -292,3 +303,42 @@ def test_help_lists_every_field_with_its_docstring(tmp_path, capsys, has_file, m
                 assert f"--{group}{'.' * bool(group)}{f.name.replace('_', '-')}" in shown
     assert "Attention heads a layer; must divide hidden_size." in shown
     assert ("default: 50000" in shown) == has_file
+
+
+# ---- --init-from: the model's architecture, unless the command line says otherwise
+
+
+def written(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(
+        "from bert_jax.config import *\n"
+        "model = BertConfig.preset('mini', dtype='bfloat16', hidden_dropout_prob=0.0, max_position_embeddings=128)\n"
+        "def get_config():\n"
+        "    return TrainConfig(model=model, data=DataConfig(max_seq_length=128))\n"
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize("form", [["--init-from", "model"], ["--init_from=model"]])
+def test_with_init_from_the_architecture_is_the_models_and_dropout_and_types_the_files(tmp_path, form):
+    asked = []
+
+    def architecture(*of):
+        asked.append(of)
+        return BertConfig.preset("tiny", vocab_size=77, hidden_dropout_prob=0.3)
+
+    cfg = load_train_config([written(tmp_path), *form, "--workdir", "w", "--model.num-hidden-layers", "3"], "x", architecture)
+    wanted = BertConfig.preset("tiny", vocab_size=77, hidden_dropout_prob=0.0, dtype="bfloat16", num_hidden_layers=3)
+    assert (cfg.model, cfg.init_from, asked) == (wanted, "model", [("model", "w")])
+    assert load_train_config([written(tmp_path)], "x", architecture).model.num_hidden_layers == 4
+    assert len(asked) == 1
+
+
+def test_rows_longer_than_the_model_of_init_from_allows_are_refused_unless_shorter_ones_are_asked_for(tmp_path):
+    command = [written(tmp_path), "--init-from", "model"]
+    short = lambda *of: BertConfig.preset("tiny", max_position_embeddings=64)  # noqa: E731
+    with pytest.raises(InputError, match=r"data\.max_seq_length=128 is longer than --init-from model allows: give .* 64 or less"):
+        load_train_config(command, "x", short)
+    assert load_train_config([*command, "--data.max-seq-length", "32"], "x", short).data.max_seq_length == 32
+    with pytest.raises(SystemExit):  # past the position table
+        load_train_config([*command, "--data.max-seq-length", "65"], "x", short)

@@ -1,5 +1,6 @@
 """The stream of masked batches: a function of (seed, step), each row once an epoch, fixed held-out masks."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -267,3 +268,73 @@ def test_held_out_text_can_be_of_its_own(config, tmp_path, data):
     assert both.key != data.key
     write_documents(Path(other), make_documents(20, seed=6))
     assert load_data(cfg, quiet).key != both.key
+
+
+def test_a_run_goes_on_with_its_very_tokenizer_and_text_alone(config, tmp_path, tokenizer, monkeypatch):
+    """Both are known before any text is tokenized, and each is named."""
+    tokenizer.save(tmp_path / "given")
+    moved = write_documents(tmp_path / "elsewhere" / "b.txt", make_documents(80, seed=4))
+    cfg = config.replace(workdir=str(tmp_path / "run"))
+    cfg = cfg.replace(data=cfg.data.replace(source=(moved,), tokenizer=str(tmp_path / "given")))
+    data = load_data(cfg, quiet)
+    begun = {"data": data.key, "tokenizer": data.tokenizer.fingerprint()}
+    Path(moved).rename(tmp_path / "c.txt")  # the same bytes under another path
+    (tmp_path / "given").rename(tmp_path / "gone")
+    cfg = cfg.replace(data=cfg.data.replace(source=(str(tmp_path / "c.txt"),)))
+    assert load_data(cfg, quiet, begun).key == data.key
+    monkeypatch.setattr(Tokenizer, "encode_batch", None)
+    write_documents(tmp_path / "c.txt", make_documents(81, seed=4))
+    with pytest.raises(InputError, match=r"the text of .*c\.txt is not what .*run was begun with"):
+        load_data(cfg, quiet, begun)
+    file = tmp_path / "run" / "tokenizer" / "tokenizer.json"
+    spec = json.loads(file.read_text())
+    spec["model"]["vocab"][20][0] += "x"
+    file.write_text(json.dumps(spec))
+    with pytest.raises(InputError, match=r"the tokenizer in .*run/tokenizer is not what .*run was begun with"):
+        load_data(cfg, quiet, begun)
+
+
+def test_a_given_vocabulary_that_was_changed_is_not_passed_over_for_the_kept_one(config, tmp_path, tokenizer):
+    tokenizer.save(tmp_path / "given")
+    cfg = config.replace(workdir=str(tmp_path / "run"), data=config.data.replace(tokenizer=str(tmp_path / "given")))
+    load_data(cfg, quiet)
+    Tokenizer.train(["\n".join(doc) for doc in make_documents(300, seed=9)], 280, "unigram").save(tmp_path / "given")
+    with pytest.raises(InputError, match=r"the vocabulary of .*given is not the one that .*tokenizer was made from: id \d+ is"):
+        load_data(cfg, quiet)
+    Tokenizer.train(["\n".join(doc) for doc in make_documents(300, seed=9)], 270, "unigram").save(tmp_path / "given")
+    with pytest.raises(InputError, match="270 tokens there, 280 here"):
+        load_data(cfg, quiet)
+
+
+def test_weights_are_not_put_under_another_vocabulary_of_the_same_size(config, tmp_path, tokenizer, capsys):
+    texts = ["\n".join(doc) for doc in make_documents(300, seed=1)]
+    tokenizer.save(tmp_path / "model")
+    Tokenizer.train(texts, 280, "bpe").save(tmp_path / "other")
+    cfg = config.replace(workdir=str(tmp_path / "run"), init_from="model")
+    other = cfg.replace(data=config.data.replace(tokenizer=str(tmp_path / "other")))
+    with pytest.raises(InputError, match=r"--init-from model has another vocabulary than .*other: id \d+ is .* there, .* here"):
+        load_data(other, quiet, start=tmp_path / "model")
+    cfg = cfg.replace(workdir=str(tmp_path / "taken"), data=config.data.replace(tokenizer="bpe"))
+    assert load_data(cfg, quiet, start=tmp_path / "model").tokenizer.fingerprint() == tokenizer.fingerprint()
+    with pytest.raises(InputError, match=r"--init-from model has no tokenizer: give .* --data.tokenizer"):
+        load_data(cfg, quiet)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_same_vocabulary_with_other_rules_is_said(config, tmp_path, tokenizer, capsys):
+    tokenizer.save(tmp_path / "model")
+    tokenizer.save(tmp_path / "given")
+    file = tmp_path / "given" / "tokenizer.json"
+    spec = json.loads(file.read_text())
+    file.write_text(json.dumps(spec | {"normalizer": None}))
+    data = config.data.replace(tokenizer=str(tmp_path / "given"))
+    cfg = config.replace(workdir=str(tmp_path / "run"), init_from="m", data=data)
+    load_data(cfg, quiet, start=tmp_path / "model")
+    assert "given has the vocabulary of --init-from m, but cuts text by other rules" in capsys.readouterr().err
+
+
+def test_a_text_to_fill_without_a_mask_is_refused_before_anything_is_tokenized(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "prepare", None)
+    cfg = config.replace(workdir=str(tmp_path), fill_masks=("a [MASK] b", "no mask <mask>"))
+    with pytest.raises(InputError, match=r"fill_masks\[1\] has no \[MASK\]: 'no mask <mask>'"):
+        load_data(cfg, quiet)

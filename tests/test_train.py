@@ -112,7 +112,7 @@ def test_a_signal_saves_and_the_same_command_continues_to_the_bit(project, whole
 def test_checkpoints_may_be_elsewhere(project, whole_run, tmp_path):
     elsewhere = ("--checkpoint-dir", str(tmp_path / "elsewhere"))
     assert train.main(arguments(project, tmp_path / "run", *elsewhere)) == 0
-    assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == ["12", "4", "8"]
+    assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == [".lock", "12", "4", "8"]
     assert not (tmp_path / "run" / "checkpoints").exists()
     shutil.rmtree(tmp_path / "elsewhere" / "12")
     assert train.main(arguments(project, tmp_path / "run", *elsewhere)) == 0
@@ -122,6 +122,27 @@ def test_checkpoints_may_be_elsewhere(project, whole_run, tmp_path):
     np.testing.assert_array_equal(*(model.encode(model.params, ids) for model in (exported, again)))
     with pytest.raises(InputError, match="holds another run"):
         train.main(arguments(project, tmp_path / "run", *elsewhere, "--seed", "4"))
+    with pytest.raises(InputError, match=r"holds checkpoints of another run:\n  seed: 3 there, 4 here"):
+        train.main(arguments(project, tmp_path / "other", *elsewhere, "--seed", "4"))
+
+
+def test_a_checkpoint_of_another_run_before_a_damaged_one_is_refused(project, whole_run, tmp_path):
+    """The newest record is this run's, so nothing is refused before it proves to be damaged."""
+    shutil.copytree(whole_run, tmp_path / "run")
+    assert train.main(arguments(project, tmp_path / "other", "--seed", "4")) == 0
+    for step in (4, 8):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
+    shutil.copytree(tmp_path / "other" / "checkpoints" / "8", tmp_path / "run" / "checkpoints" / "8")
+    (tmp_path / "run" / "checkpoints" / "12" / "state" / "_METADATA").unlink()
+    with pytest.raises(InputError, match=r"checkpoint .*8 is of another run:\n  seed: 4 there, 3 here"):
+        train.main(arguments(project, tmp_path / "run"))
+
+
+def test_lost_lines_of_metrics_are_said(project, whole_run, tmp_path, capfd):
+    shutil.copytree(whole_run, tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    assert train.main(arguments(project, tmp_path / "run")) == 0
+    assert "has 0 lines of metrics up to step 12, where 15 were written" in capfd.readouterr().err
 
 
 def test_a_profile_is_a_trace_of_the_steps_asked_for(project, tmp_path):
@@ -227,15 +248,31 @@ def test_sentence_pairs_train_both_heads_and_export_for_pretraining(project, tmp
 
 
 def test_init_from_continues_the_weights_at_another_length(project, whole_run, tmp_path):
+    """In the architecture and vocabulary of the model, whatever the config file has."""
+    other = tmp_path / "config.py"
+    other.write_text(CONFIG.replace("num_hidden_layers=2", "num_hidden_layers=1").replace("vocab_size=200", "vocab_size=190"))
     more = ["--init-from", str(whole_run / "export"), "--data.max-seq-length", "16", *TWO_STEPS]
-    assert train.main(arguments(project, tmp_path / "shorter", *more)) == 0
+    assert train.main([str(other), *arguments(project, tmp_path / "shorter", *more)[1:]]) == 0
     first = next(v for v in writer.read(tmp_path / "shorter" / "metrics.jsonl") if "train/loss" in v)
     fresh = next(v for v in writer.read(whole_run / "metrics.jsonl") if "train/loss" in v)
     assert first["train/masked_lm_loss"] < fresh["train/masked_lm_loss"] - 0.3
     same = (tmp_path / "shorter" / "tokenizer" / "tokenizer.json").read_bytes()
     assert same == (whole_run / "tokenizer" / "tokenizer.json").read_bytes()
+    assert bert_jax.load(tmp_path / "shorter" / "export").config.num_hidden_layers == 2
+    wider = arguments(project, tmp_path / "wider", "--init-from", str(whole_run / "export"), "--model.hidden-size", "64")
     with pytest.raises(InputError, match=r"model.hidden_size: 32 there, 64 in this run"):
-        train.main(arguments(project, tmp_path / "wider", "--init-from", str(whole_run / "export"), "--model.hidden-size", "64"))
+        train.main(wider)
+    assert not (tmp_path / "wider").exists()  # nothing was begun: no text was read
+
+
+def test_a_begun_run_goes_on_without_the_model_it_started_from(project, whole_run, tmp_path):
+    shutil.copytree(whole_run / "export", tmp_path / "model")
+    command = arguments(project, tmp_path / "run", "--init-from", str(tmp_path / "model"), *TWO_STEPS)
+    assert train.main(command) == 0
+    shutil.rmtree(tmp_path / "model")
+    assert train.main(command) == 0
+    with pytest.raises(InputError, match=r"no directory .*model"):
+        train.main(arguments(project, tmp_path / "new", "--init-from", str(tmp_path / "model"), *TWO_STEPS))
 
 
 def test_a_run_of_another_configuration_is_refused_with_the_difference(project, whole_run):
@@ -243,18 +280,15 @@ def test_a_run_of_another_configuration_is_refused_with_the_difference(project, 
         train.main(arguments(project, whole_run, "--seed", "4"))
 
 
-def test_changed_text_is_refused(project, whole_run, tmp_path):
-    import shutil
-
+def test_changed_text_is_refused_and_moved_text_is_not(project, whole_run, tmp_path):
     shutil.copytree(whole_run, tmp_path / "run")
-    changed = tmp_path / "text.txt"
-    changed.write_text((project / "text.txt").read_text() + "The dog sleeps. The cat sleeps.\n")
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    config["data"]["source"] = [str(changed)]
-    config["workdir"] = str(tmp_path / "run")
-    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    moved = tmp_path / "text.txt"
+    shutil.copy(project / "text.txt", moved)
+    command = [str(project / "config.py"), "--workdir", str(tmp_path / "run"), "--data.source", str(moved)]
+    assert train.main(command) == 0
+    moved.write_text(moved.read_text() + "The dog sleeps. The cat sleeps.\n")
     with pytest.raises(InputError, match=r"is not what .* was begun with"):
-        train.main([str(project / "config.py"), "--workdir", str(tmp_path / "run"), "--data.source", str(changed)])
+        train.main(command)
 
 
 def test_extend_goes_on_past_the_end_and_says_so(project, whole_run, tmp_path, capsys):
@@ -270,7 +304,8 @@ def test_extend_goes_on_past_the_end_and_says_so(project, whole_run, tmp_path, c
 
 def test_a_batch_that_does_not_divide_names_the_nearest(project, tmp_path):
     with pytest.raises(InputError, match=r"batch_size=12 does not divide over 8 devices .* nearest that do: 8 or 16"):
-        train.main(arguments(project, tmp_path, "--batch-size", "12"))
+        train.main(arguments(project, tmp_path / "run", "--batch-size", "12"))
+    assert not (tmp_path / "run").exists()  # said before any text was read
 
 
 def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(project, whole_run, tmp_path, capfd):

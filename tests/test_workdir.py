@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from bert_jax import files
 from bert_jax.config import BertConfig, DataConfig, InputError, TrainConfig, from_dict, to_dict
-from bert_jax.workdir import FREE_FIELDS, claim
+from bert_jax.workdir import FREE_FIELDS, claim, recorded
 
 
 @pytest.fixture
@@ -24,7 +26,9 @@ def test_the_same_run_continues(run):
     path = Path(run.workdir) / "config.json"
     assert from_dict(TrainConfig, json.loads(path.read_text())) == run
     assert claim(run) == []
-    assert sorted(p.name for p in Path(run.workdir).iterdir()) == [".lock", "config.json"]
+    assert sorted(str(p.relative_to(run.workdir)) for p in Path(run.workdir).rglob("*")) == [
+        ".lock", "checkpoints", "checkpoints/.lock", "config.json",
+    ]  # fmt: skip
 
 
 def test_a_second_process_is_kept_out_until_the_first_ends(run):
@@ -47,6 +51,101 @@ def begin(run):
     claim(run)
     (Path(run.workdir) / "checkpoints" / "1000").mkdir(parents=True)
     (Path(run.workdir) / "tokenizer").mkdir()
+
+
+def checkpoint_of(run, step=1000, **record):
+    """The record that lies beside a checkpoint of `run`."""
+    record = {"meta": {"config": to_dict(run), "data": "key", **record}, "arrays": {}}
+    path = Path(run.checkpoints) / str(step) / "meta" / "metadata"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(record | {"crc32": files.seal(record)}))
+    return path
+
+
+def test_a_checkpoint_folder_of_another_run_is_refused_whatever_the_work_directory_says(run, tmp_path):
+    run = run.replace(checkpoint_dir=str(tmp_path / "shared"))
+    claim(run)
+    checkpoint_of(run)
+    other = run.replace(workdir=str(tmp_path / "runs" / "two"), seed=3)
+    for _ in range(2):  # the refused one leaves nothing behind that the next could agree with
+        with pytest.raises(InputError) as error:
+            claim(other)
+        assert str(error.value).splitlines() == [
+            f"{tmp_path}/shared holds checkpoints of another run:", "  seed: 0 there, 3 here", "use another --workdir",
+        ]  # fmt: skip
+        assert not Path(other.workdir, "config.json").exists()
+    assert claim(other.replace(seed=0)) == []  # the same run, told from elsewhere
+
+
+def test_a_run_without_its_config_json_is_held_against_its_checkpoints(run):
+    claim(run)
+    checkpoint_of(run)
+    (Path(run.workdir) / "config.json").unlink()
+    with pytest.raises(InputError, match=r"holds checkpoints of another run:\n  model.num_hidden_layers: 12 there, 2 here"):
+        claim(run.replace(model=run.model.replace(num_hidden_layers=2)))
+    with pytest.raises(InputError, match=r"num_steps: 20000 there, 30000 here\n.*--extend"):
+        claim(run.replace(num_steps=30_000))
+    assert claim(run) == []
+
+
+def test_an_extended_run_goes_on_before_its_next_checkpoint(run, tmp_path):
+    claim(run)
+    checkpoint_of(run)
+    longer = run.replace(num_steps=30_000)
+    (line,) = claim(longer.replace(extend=True))
+    assert "extending from 20000 to 30000 steps" in line
+    assert claim(longer) == []
+    shutil.copytree(run.checkpoints, tmp_path / "copy")  # which that work directory has not extended
+    with pytest.raises(InputError, match=r"copy holds checkpoints of another run:\n  num_steps: 20000 there, 30000 here"):
+        claim(longer.replace(checkpoint_dir=str(tmp_path / "copy")))
+
+
+def test_a_record_that_is_damaged_is_passed_over(run):
+    assert recorded(run.checkpoints) is None
+    checkpoint_of(run, 1000, data="first")
+    path = checkpoint_of(run, 2000, data="second")
+    (path.parent.parent.parent / "3000.orbax-checkpoint-tmp").mkdir()
+    assert recorded(run.checkpoints)["data"] == "second"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 4'))
+    assert recorded(run.checkpoints)["data"] == "first"
+    path.write_text("[]")
+    assert recorded(run.checkpoints)["data"] == "first"
+
+
+def test_checkpoints_of_no_pretraining_run_are_refused(run):
+    path = checkpoint_of(run)
+    record = {"meta": {"history": []}}
+    path.write_text(json.dumps(record | {"crc32": files.seal(record)}))
+    with pytest.raises(InputError, match="holds checkpoints of no pretraining run"):
+        claim(run)
+
+
+def test_text_and_tokenizer_may_move_once_a_checkpoint_knows_them(run):
+    run = run.replace(data=run.data.replace(source=("a",), tokenizer="vocab.txt"))
+    moved = run.replace(data=run.data.replace(source=("b",), tokenizer="elsewhere/vocab.txt"))
+    begin(run)
+    with pytest.raises(InputError, match=r"data\.source: "):
+        claim(moved)
+    (Path(run.workdir) / "checkpoints" / "1000").rmdir()
+    checkpoint_of(run)
+    assert claim(moved) == []
+    for other in (dict(tokenizer="bpe"), dict(eval_source=("c",)), dict(max_seq_length=64)):
+        with pytest.raises(InputError, match=f"data.{next(iter(other))}: "):
+            claim(run.replace(data=run.data.replace(**other)))
+
+
+def test_a_checkpoint_folder_keeps_a_second_program_out(run, tmp_path):
+    """Two work directories may be given the same one."""
+    shared = tmp_path / "shared"
+    code = "import pathlib, sys; from bert_jax import workdir; workdir.hold(pathlib.Path(sys.argv[1])); print('in', flush=True); "
+    code += "sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code, str(shared)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(InputError, match=rf"{shared} is in use by process {other.pid} on .*another --checkpoint-dir"):
+            claim(run.replace(checkpoint_dir=str(shared)))
+        other.kill()
+    assert claim(run.replace(checkpoint_dir=str(shared))) == []
+    assert claim(run.replace(checkpoint_dir="gs://bucket/run")) == []  # which knows no locks
 
 
 def test_before_the_first_checkpoint_another_config_replaces_the_old_one_and_its_vocabulary(run):

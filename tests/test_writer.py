@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -241,6 +242,28 @@ def test_on_a_terminal_there_is_a_bar_with_messages_above_it(tmp_path, monkeypat
     text = sys.stderr.getvalue()
     for part in ("200/300", "━", "loss 5.5000", "eta 0:00:0", "[bold] checkpoint saved"):
         assert part in text
+
+
+def test_lines_that_are_lost_are_said(tmp_path, capsys):
+    writer = Writer(tmp_path, 300, console=False, tensorboard=False)
+    for step in (1, 2, 3, 4):
+        writer.scalars(step, {"train/loss": 1.0})
+        writer.timing(step, {"step_seconds": 0.1})
+    writer.close()
+    assert writer.lines == 4
+    path = tmp_path / "metrics.jsonl"
+    again = Writer(tmp_path, 300, console=False, tensorboard=False)
+    again.close()
+    assert again.lines == 4
+    assert cut(path, 3, 3) == 2
+    assert capsys.readouterr().err == ""
+    path.write_bytes(path.read_bytes()[:-60])  # a torn file: the line of step 3 is gone, and its time
+    cut(path, 3, 3)
+    said = capsys.readouterr().err
+    assert re.fullmatch(rf"warning: {path} has 2 lines of metrics up to step 3, where 3 were written: .*\n", said)
+    path.unlink()
+    cut(path, 3, 3)
+    assert "has 0 lines of metrics up to step 3, where 3 were written" in capsys.readouterr().err
 
 
 def test_a_console_that_is_off_shows_nothing(tmp_path, capsys):

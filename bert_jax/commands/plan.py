@@ -41,11 +41,11 @@ class Options:
 def plan(argv: list[str]) -> None:
     """Compile a run's step for TPUs that are not here; does it fit: CONFIG.py --topology v5e:2x4 [--field value ...]."""
     options, rest = tyro.cli(Options, args=argv, prog=f"{_PROG} CONFIG.py", return_unknown_args=True)
-    cfg = load_train_config(rest, _PROG)
     names = [name.strip() for given in options.topology for name in given.split(",")]
     _prepare_environment(names, options.optimization_level)
-    from bert_jax import plan
+    from bert_jax import plan, pretraining
 
+    cfg = load_train_config(rest, _PROG, pretraining.architecture)
     for name in names:
         plan.Topology(name)  # a misspelt one is to be known before others have taken their minutes
     made = [_in_a_process(cfg, name) for name in names]

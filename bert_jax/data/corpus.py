@@ -5,17 +5,23 @@ SHARD_BYTES of text) becomes two files, written whole or not at all: `shard-0000
 before held-out ones, and `shard-00000.npz`, what was counted. `index.json`, written last, makes the folder a cache; without
 it, whole shards are kept and the others made. No row crosses a shard, so the rows do not depend on who made them: the
 processes of this machine, or Beam's workers (`beam`).
+
+index.json has a checksum of each shard and of itself. A shard is held against its own when it is first read, which costs
+no more than reading it; one that is damaged is made anew from the text, and is then the same to the byte.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
 import json
 import os
+import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -30,6 +36,7 @@ from bert_jax.config import DataConfig, InputError
 from bert_jax.data import examples, packing, places, sources
 from bert_jax.data.places import Place, Progress, Remote, place, write
 from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.files import seal
 
 FORMAT = 1  # of the cache; raise it when the same text would give other rows
 SHARD_BYTES = 4 << 20
@@ -55,6 +62,7 @@ class Rows:
 
     shards: list[tuple[Path, int, int]]  # file, rows [start, stop) of it
     length: int
+    check: Callable[[Path], None] = lambda path: None  # called before a shard is read
     _ends: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -70,6 +78,7 @@ class Rows:
         rows = np.empty((len(indices), self.length), np.int32)
         for out, index, shard in zip(rows, indices.tolist(), shard_of.tolist(), strict=True):
             path, _, stop = self.shards[shard]
+            self.check(path)
             out[:] = _open_rows(path)[index - int(self._ends[shard]) + stop]
         return rows
 
@@ -77,6 +86,32 @@ class Rows:
 @lru_cache(maxsize=128)  # each holds a file open, and the limit may be 256
 def _open_rows(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r")
+
+
+class _Checks:
+    """Holds shards against their checksums, each when it is first read, and has damaged ones made anew."""
+
+    def __init__(self, sums: dict[Path, int], make: Callable[[Path], None]) -> None:
+        self._left, self._make = sums, make
+
+    def __call__(self, path: Path) -> None:
+        expected = self._left.get(path)
+        if expected is None:
+            return
+        if not self._is_whole(path, expected):
+            print(f"{path} is damaged: it is made anew from the text", file=sys.stderr)
+            self._make(path)
+            _open_rows.cache_clear()
+            if not self._is_whole(path, expected):
+                raise InputError(f"{path} is damaged, and the text no longer gives what it held: restore the text of the run")
+        self._left.pop(path, None)
+
+    @staticmethod
+    def _is_whole(path: Path, expected: int) -> bool:
+        try:
+            return zlib.crc32(np.memmap(path, np.uint8, "r").data) == expected
+        except (OSError, ValueError):  # it is not there, or empty
+            return False
 
 
 @dataclass
@@ -107,21 +142,39 @@ class _Task:
     directory: str
 
 
+def other_text(source: Sequence[str], run: str) -> str:
+    """What is said where a run would go on with another text."""
+    return f"the text of {', '.join(source)} is not what {run} was begun with: restore it, or begin anew with another --workdir"
+
+
 def prepare(
-    cfg: DataConfig, tokenizer_path: str | Path, cache_dir: str | Path, progress: Progress, copies: Path | None = None
-) -> Corpus:
+    cfg: DataConfig, tokenizer_path: str | Path, cache_dir: str | Path, progress: Progress, copies: Path | None = None,
+    begun: tuple[str, str] | None = None,
+) -> Corpus:  # fmt: skip
     """Tokenizes on this machine what is not in the cache yet and opens it; one that is remote, from its copy in `copies`.
 
-    Raises InputError for unreadable text, for a source without documents and for too few documents to hold some out.
+    `begun` is (key, run) of a run that goes on: before anything is tokenized the text must prove to be its text.
+
+    Raises InputError for unreadable text, for a source without documents, for too few documents to hold some out, and for
+    another text than that of `begun`.
     """
-    directory = make(cfg, tokenizer_path, cache_dir, partial(_run, workers=cfg.num_workers, progress=progress))
-    if isinstance(directory, Remote):
-        if copies is None:
-            raise InputError(f"the token cache {directory} cannot be memory-mapped: give a local folder for its copy")
-        if not (copies / directory.name / "index.json").exists():
-            places.remove_folder(copies / directory.name)  # begun here and never finished
-        directory = places.fetch(directory, copies, progress)
-    return _open(directory)
+    run = partial(_run, workers=cfg.num_workers, progress=progress)
+    for attempt in (1, 2):
+        directory, tasks = _make(cfg, tokenizer_path, cache_dir, run, begun)
+        if isinstance(directory, Remote):
+            if copies is None:
+                raise InputError(f"the token cache {directory} cannot be memory-mapped: give a local folder for its copy")
+            if not (copies / directory.name / "index.json").exists():
+                places.remove_folder(copies / directory.name)  # begun here and never finished
+            directory = places.fetch(directory, copies, progress)
+        try:
+            return _open(directory, tasks)
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as e:
+            if attempt == 2:
+                raise InputError(f"the token cache {directory} is damaged ({e}); delete that folder and run again") from None
+            print(f"the token cache {directory} is damaged ({e}): it is made anew", file=sys.stderr)
+            places.remove_folder(directory)
+    raise AssertionError("unreachable")
 
 
 def make(cfg: DataConfig, tokenizer_path: str | Path, cache_dir: str | Path, run: Run) -> Place:
@@ -129,23 +182,56 @@ def make(cfg: DataConfig, tokenizer_path: str | Path, cache_dir: str | Path, run
 
     Raises InputError as `prepare` does, and where shards are missing behind `run`.
     """
+    return _make(cfg, tokenizer_path, cache_dir, run, None)[0]
+
+
+def _make(
+    cfg: DataConfig, tokenizer_path: str | Path, cache_dir: str | Path, run: Run, begun: tuple[str, str] | None
+) -> tuple[Place, list[_Task]]:
+    """The folder of the finished cache, and how its shards are made."""
     files = sources.list_files(cfg.source)
     tokenizer = _load_tokenizer(str(tokenizer_path))
     cache = place(cache_dir)
     places.make_folder(cache)
     segments, hashes = _scan(files, cfg, cache, run)
     directory = cache / _cache_key(hashes, tokenizer, cfg)
-    if not (directory / "index.json").exists():
+    if begun and directory.name != begun[0]:
+        raise InputError(other_text(cfg.source, begun[1]))
+    numbers = {path: i for i, path in enumerate(files)}
+    tasks = [
+        _Task(i, shard, tuple(numbers[s.path] for s in shard), cfg, str(tokenizer_path), str(directory))
+        for i, shard in enumerate(plan_shards(segments))
+    ]
+    if not _has_index(directory):
         places.make_folder(directory)
-        numbers = {path: i for i, path in enumerate(files)}
-        tasks = [
-            _Task(i, shard, tuple(numbers[s.path] for s in shard), cfg, str(tokenizer_path), str(directory))
-            for i, shard in enumerate(plan_shards(segments))
-        ]
         run(_make_shard, tasks, "tokenize")
         if not (directory / "index.json").exists():  # nobody else has made the same cache meanwhile
             _write_index(directory, len(tasks), files, cfg, tokenizer)
-    return directory
+    return directory, tasks
+
+
+def _has_index(directory: Place) -> bool:
+    """Whether the cache is finished. An index that is damaged or older than checksums is removed: all is then made anew."""
+    index = directory / "index.json"
+    if not index.exists():
+        return False
+    try:
+        _read_index(directory)
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        print(f"the token cache {directory} is made anew: {e}", file=sys.stderr)
+        index.unlink()
+        return False
+    return True
+
+
+def _read_index(directory: Place) -> dict[str, Any]:
+    """What index.json says; ValueError and the like where it is damaged or older than checksums."""
+    summary: dict[str, Any] = json.loads((directory / "index.json").read_bytes())
+    if "checksums" not in summary:
+        raise ValueError("it has no checksums")
+    if summary.pop("crc32") != seal(summary):
+        raise ValueError("index.json does not match its checksum")
+    return summary
 
 
 def _reader(cfg: DataConfig) -> sources.Reader:
@@ -166,8 +252,9 @@ def _scan(files: Sequence[str], cfg: DataConfig, cache: Place, run: Run) -> tupl
     """Segments and content hash of every file. Files that have not been touched since the last time are not read again."""
     kept = cache / "scan.json"
     try:
-        known = dict(json.loads(kept.read_bytes()))
-    except (OSError, ValueError, TypeError):
+        record = json.loads(kept.read_bytes())
+        known = record["files"] if record.pop("crc32") == seal(record) else {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         known = {}
     names = places.each(partial(_unchanged_name, cfg=cfg), files)
     new = [path for path, name in zip(files, names, strict=True) if name not in known]
@@ -183,7 +270,8 @@ def _scan(files: Sequence[str], cfg: DataConfig, cache: Place, run: Run) -> tupl
         hashes.append(content_hash)
     known.pop("", None)
     if scanned:
-        write(kept, lambda f: f.write(json.dumps(known).encode()))
+        record = {"files": known}
+        write(kept, lambda f: f.write(json.dumps(record | {"crc32": seal(record)}).encode()))
     return segments, hashes
 
 
@@ -252,8 +340,15 @@ def _make_shard(task: _Task) -> None:
     """Makes the files of one shard, unless they or the whole cache are there: made twice, it is made once."""
     directory = place(task.directory)
     rows_path, counts_path = (directory / name for name in _shard_files(task.number))
-    if (rows_path.exists() and counts_path.exists()) or (directory / "index.json").exists():
+    if (directory / "index.json").exists():
         return
+    with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile):
+        if rows_path.exists() and counts_path.exists() and "crc32" in _read_counts(counts_path):
+            return
+    _write_shard(task, rows_path, counts_path)
+
+
+def _write_shard(task: _Task, rows_path: Place, counts_path: Place) -> None:
     cfg, tokenizer = task.cfg, _tokenizer(task.tokenizer_path)
     documents, counted = _tokenize(task, tokenizer)
     sides = [
@@ -269,7 +364,10 @@ def _make_shard(task: _Task) -> None:
     counted["examples"] = np.array(sum(side[1] for side in sides))
     counted["row_lengths"] = np.bincount((train != tokenizer.pad_id).sum(1), minlength=cfg.max_seq_length + 1)
     small = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
-    write(rows_path, lambda f: np.save(f, rows.astype(small)))
+    buffer = io.BytesIO()
+    np.save(buffer, rows.astype(small))
+    counted["crc32"] = np.array(zlib.crc32(buffer.getbuffer()))
+    write(rows_path, lambda f: f.write(buffer.getbuffer()))
     write(counts_path, lambda f: np.savez(f, **counted))  # type: ignore[arg-type]
 
 
@@ -384,11 +482,12 @@ def _write_index(directory: Place, num_shards: int, files: Sequence[str], cfg: D
         "columns": cfg.max_seq_length + (cfg.examples == "sentence_pairs"),
         "rows": [int(c["num_rows"]) for c in counted],
         "train_rows": [int(c["num_train"]) for c in counted],
+        "checksums": [int(c["crc32"]) for c in counted],
         "row_lengths": np.sum([c["row_lengths"] for c in counted], axis=0).tolist(),
     }
     joined["token_counts"] = np.sum([c["token_counts"] for c in counted], axis=0)
     write(directory / "counts.npz", lambda f: np.savez(f, **joined))  # type: ignore[arg-type]
-    write(directory / "index.json", lambda f: f.write(json.dumps(summary).encode()))
+    write(directory / "index.json", lambda f: f.write(json.dumps(summary | {"crc32": seal(summary)}).encode()))
     places.each(lambda path: path.unlink(), counts_paths)
 
 
@@ -400,18 +499,20 @@ def _sum_counts(counts: Iterable[dict[str, int]]) -> dict[str, int]:
     return total
 
 
-def _open(directory: Path) -> Corpus:
-    try:
-        summary = json.loads((directory / "index.json").read_text())
-        with open(directory / "counts.npz", "rb") as f:
-            counts = dict(np.load(f))
-        paths = [directory / _shard_files(i)[0] for i in range(len(summary["rows"]))]
-        for path, num_rows in zip(paths, summary["rows"], strict=True):
-            if len(_open_rows(path)) != num_rows:
-                raise ValueError(f"{path.name} has not the {num_rows} rows that were written")
-        train = [(path, 0, n) for path, n in zip(paths, summary["train_rows"], strict=True)]
-        held_out = [(p, a, b) for p, a, b in zip(paths, summary["train_rows"], summary["rows"], strict=True)]
-        columns = summary["columns"]
-        return Corpus(Rows(train, columns), Rows(held_out, columns), summary=summary, **counts)
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as e:
-        raise InputError(f"the token cache {directory} is damaged ({e}); delete that folder and run again") from None
+def _open(directory: Path, tasks: Sequence[_Task]) -> Corpus:
+    """The finished cache; its shards are not touched before they are read. Raises OSError, ValueError ... where it is damaged."""
+    summary = _read_index(directory)
+    with open(directory / "counts.npz", "rb") as f:
+        counts = dict(np.load(f))
+    paths = [directory / _shard_files(i)[0] for i in range(len(summary["rows"]))]
+
+    def remake(path: Path) -> None:
+        counts_path = path.with_suffix(".npz")
+        _write_shard(tasks[paths.index(path)], path, counts_path)
+        counts_path.unlink(missing_ok=True)
+
+    check = _Checks(dict(zip(paths, summary["checksums"], strict=True)), remake)
+    train = [(path, 0, n) for path, n in zip(paths, summary["train_rows"], strict=True)]
+    held_out = [(p, a, b) for p, a, b in zip(paths, summary["train_rows"], summary["rows"], strict=True)]
+    columns = summary["columns"]
+    return Corpus(Rows(train, columns, check), Rows(held_out, columns, check), summary=summary, **counts)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grain
 import numpy as np
 
-from bert_jax.config import DataConfig, InputError, MaskingConfig, TrainConfig
+from bert_jax.config import TRAINED, DataConfig, InputError, MaskingConfig, TrainConfig
 from bert_jax.data import corpus, masking, packing
 from bert_jax.data.corpus import Corpus, Rows
 from bert_jax.data.places import Progress
@@ -39,14 +42,25 @@ class PretrainingData:
         return f"{self.training.summary['key']}+{self.evaluation.summary['key']}"
 
 
-def load_data(cfg: TrainConfig, progress: Progress) -> PretrainingData:
+def load_data(
+    cfg: TrainConfig, progress: Progress, begun: Mapping[str, Any] | None = None, start: Path | None = None
+) -> PretrainingData:
     """The tokenizer, read or trained once and kept in the work directory, and the tokenized text.
 
-    Raises InputError for text or a tokenizer that cannot be read, and for a tokenizer with more ids than model.vocab_size.
+    `begun` is what the run wrote beside its newest checkpoint, if it has one: the names of its rows, `data`, and the
+    tokenizer's fingerprint, `tokenizer`. `start` is the folder of the tokenizer that the weights of init_from go with.
+
+    Raises InputError for text or a tokenizer that cannot be read or, before any text is tokenized, is not that of `begun` or
+    `start`; for a tokenizer with more ids than model.vocab_size; and for a text of fill_masks without a mask.
     """
-    tokenizer, kept = load_tokenizer(cfg, progress), tokenizer_folder(cfg)
+    tokenizer, kept = load_tokenizer(cfg, progress, begun, start), tokenizer_folder(cfg)
     copies = Path(cfg.workdir) / "cache"
-    made = [corpus.prepare(data, kept, cache_place(cfg), progress, copies) for data in texts(cfg.data)]
+    keys: list[str] = begun["data"].split("+") if begun else []
+    keys = keys[: len(texts(cfg.data))]  # of one corpus the key stands there twice
+    made = [
+        corpus.prepare(data, kept, cache_place(cfg), progress, copies, (keys[i], cfg.workdir) if keys else None)
+        for i, data in enumerate(texts(cfg.data))
+    ]
     if len(made) == 1:
         return PretrainingData(tokenizer, made[0], made[0])
     training, held_out = made
@@ -71,27 +85,59 @@ def tokenizer_folder(cfg: TrainConfig) -> Path:
     return Path(cfg.workdir) / "tokenizer"
 
 
-def load_tokenizer(cfg: TrainConfig, progress: Progress) -> Tokenizer:
+def load_tokenizer(
+    cfg: TrainConfig, progress: Progress, begun: Mapping[str, Any] | None = None, start: Path | None = None
+) -> Tokenizer:
     """A run's tokenizer, read or trained once and kept in `tokenizer_folder`. Raises InputError as `load_data` does."""
     data, kept = cfg.data, tokenizer_folder(cfg)
     if not data.source:
         raise InputError("no text: give --data.source FILE... (globs, tfds:NAME), or set it in the config file")
+    given = data.tokenizer if data.tokenizer not in TRAINED else start  # weights go with their vocabulary
+    if cfg.init_from and given is None and not begun:
+        raise InputError(f"--init-from {cfg.init_from} has no tokenizer: give the one of its weights by --data.tokenizer")
     if not (kept / "tokenizer.json").exists():
-        if data.tokenizer in ("unigram", "bpe", "wordpiece") and cfg.init_from:  # weights go with their vocabulary
-            tokenizer = Tokenizer.load(cfg.init_from)
-        elif data.tokenizer in ("unigram", "bpe", "wordpiece"):
+        if given:
+            tokenizer = Tokenizer.load(given)
+        else:
             training_texts = corpus.read_texts(texts(data)[0], progress)
             tokenizer = Tokenizer.train(training_texts, cfg.model.vocab_size, data.tokenizer, data.lowercase)  # type: ignore[arg-type]
-        else:
-            tokenizer = Tokenizer.load(data.tokenizer)
         tokenizer.save(kept, model_max_length=cfg.model.max_length)
     tokenizer = Tokenizer.load(kept)
+    _check_kept(cfg, tokenizer, begun or {})
+    if start and not begun:
+        _check_start(cfg, tokenizer, Tokenizer.load(start))
     if tokenizer.vocab_size > cfg.model.vocab_size:
         raise InputError(
             f"the tokenizer has {tokenizer.vocab_size} ids and model.vocab_size={cfg.model.vocab_size}: ids past the table would "
             f"be read from nowhere; set --model.vocab-size {tokenizer.vocab_size} or more"
         )
+    for i, ids in enumerate(tokenizer.encode_with_mask(cfg.fill_masks)):
+        if tokenizer.mask_id not in ids:
+            raise InputError(f"fill_masks[{i}] has no {tokenizer.mask_token}: {cfg.fill_masks[i]!r}")
     return tokenizer
+
+
+def _check_kept(cfg: TrainConfig, tokenizer: Tokenizer, begun: Mapping[str, Any]) -> None:
+    """Raises InputError where the work directory's tokenizer is not that of its checkpoints, or of the file that is given."""
+    kept, given, fix = tokenizer_folder(cfg), cfg.data.tokenizer, "begin anew with another --workdir"
+    if begun.get("tokenizer", fingerprint := tokenizer.fingerprint()) != fingerprint:
+        raise InputError(f"the tokenizer in {kept} is not what {cfg.workdir} was begun with: restore it, or {fix}")
+    if given not in TRAINED and os.path.exists(given) and (other := tokenizer.difference(Tokenizer.load(given))):
+        raise InputError(f"the vocabulary of {given} is not the one that {kept} was made from: {other}. Restore it, or {fix}")
+
+
+def _check_start(cfg: TrainConfig, tokenizer: Tokenizer, theirs: Tokenizer) -> None:
+    """Raises InputError where the weights of init_from go with another vocabulary; says where they go with other rules."""
+    if other := tokenizer.difference(theirs):
+        raise InputError(
+            f"--init-from {cfg.init_from} has another vocabulary than {cfg.data.tokenizer}: {other}. Its weights would stand for "
+            "other tokens: leave --data.tokenizer out, and its own is taken"
+        )
+    if tokenizer.fingerprint() != theirs.fingerprint():
+        print(
+            f"warning: {cfg.data.tokenizer} has the vocabulary of --init-from {cfg.init_from}, but cuts text by other rules",
+            file=sys.stderr,
+        )
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from bert_jax import files
 from bert_jax.config import InputError, did_you_mean
 from bert_jax.data import sentencepiece
 from bert_jax.data.sentencepiece import ROLES
@@ -197,10 +198,19 @@ class Tokenizer:
         """SHA-256 (hex) of the tokenizer.json that `save` writes: equal fingerprints give equal ids."""
         return hashlib.sha256(self._json().encode()).hexdigest()
 
+    def difference(self, other: Tokenizer) -> str:
+        """Where the two vocabularies differ, as `id 7 is 'the' there, 'of' here`; empty where each id has the same token."""
+        if self.vocab_size != other.vocab_size:
+            return f"{other.vocab_size} tokens there, {self.vocab_size} here"
+        here, there = ({id: token for token, id in t._engine.get_vocab().items()} for t in (self, other))
+        different = [i for i in range(self.vocab_size) if here.get(i) != there.get(i)]
+        return f"id {(i := different[0])} is {there.get(i)!r} there, {here.get(i)!r} here" if different else ""
+
     def save(self, directory: str | os.PathLike[str], model_max_length: int = 512) -> None:
         """Writes tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer loads with equal ids.
 
         Pairs too are laid out as `pair_separators` and `token_types` say. Each file appears whole or not at all.
+        Raises InputError where they cannot be written.
         """
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -210,15 +220,12 @@ class Tokenizer:
             **{f"{role}_token": name for role, name in self._roles.items()},
         }
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
         texts = {
             "tokenizer.json": self._json(),
             "tokenizer_config.json": json.dumps(config, ensure_ascii=False, indent=2),
         }
         for name, text in texts.items():
-            temporary = directory / f".{name}.{os.getpid()}"
-            temporary.write_text(text + "\n", encoding="utf-8")
-            os.replace(temporary, directory / name)
+            files.write_text(directory / name, text + "\n")
 
     def __getstate__(self) -> tuple[str, dict[str, str]]:
         return self._engine.to_str(), self._roles  # `tokenizers` itself forgets encode_special_tokens

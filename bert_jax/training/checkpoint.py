@@ -2,7 +2,7 @@
 
 Orbax does not notice a flipped bit in the numbers (a zstd block that did not shrink has no checksum), takes an empty
 folder for the newest checkpoint, and cannot start beside a torn metrics file. So each checkpoint has, next to `state`,
-a `meta` item: the caller's meta, the ranking metric, checksums of each array and of itself. What differs is damage.
+a `meta` item: the step, the caller's meta, the ranking metric, checksums of each array and of itself. What differs is damage.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import logging
 import math
 import re
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,6 +24,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from bert_jax.config import InputError
+from bert_jax.files import seal
 
 PyTree = Any
 
@@ -80,8 +80,10 @@ def _arrays(tree: PyTree) -> dict[str, list]:
     return {n: [str(x.dtype), list(x.shape), int(_checksum(x))] for n, x in _named(tree).items()}
 
 
-def _seal(record: dict) -> int:
-    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
+def _empty(tree: PyTree) -> list[str]:
+    """Names of the parts without arrays: they too tell one optimizer's state from another's."""
+    parts = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: not jax.tree.leaves(x))
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, x in parts if not jax.tree.leaves(x)]
 
 
 def _template(x: Any) -> jax.ShapeDtypeStruct:
@@ -94,17 +96,19 @@ def _some(names: list[str]) -> str:
     return (", ".join(names[:20]) or "none") + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
-def _check_same_model(folder: epath.Path, saved: dict[str, list], here: dict[str, jax.ShapeDtypeStruct]) -> None:
+def _check_same_model(folder: epath.Path, record: dict, like: PyTree) -> None:
+    saved, here, empty = record["arrays"], _named(like), _empty(like)
     shapes = [
         f"{n} {tuple(saved[n][1])} in the checkpoint, {here[n].shape} in this run"
         for n in sorted(saved.keys() & here.keys())
         if tuple(saved[n][1]) != here[n].shape
     ]
-    if shapes or saved.keys() != here.keys():
+    there = {*saved, *record.get("empty", empty)}  # older ones do not say
+    if shapes or there != {*here, *empty}:
         raise InputError(
             f"checkpoint {folder} is of another model or optimizer: other shapes: {_some(shapes)}; "
-            f"only in the checkpoint: {_some(sorted(saved.keys() - here.keys()))}; "
-            f"only in this run: {_some(sorted(here.keys() - saved.keys()))}. Use its config, or another --workdir"
+            f"only in the checkpoint: {_some(sorted(there - {*here, *empty}))}; "
+            f"only in this run: {_some(sorted({*here, *empty} - there))}. Use its config, or another --workdir"
         )
 
 
@@ -183,8 +187,9 @@ class Checkpointer:
             )
         state = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), state)
         ranked = {k: float(v) for k, v in (metrics or {}).items() if k == self._metric and math.isfinite(v)}
-        record = json.loads(json.dumps({"arrays": _arrays(state), "meta": meta, "metrics": ranked}))
-        record["crc32"] = _seal(record)
+        known = {"step": step, "arrays": _arrays(state), "empty": _empty(state), "meta": meta, "metrics": ranked}
+        record = json.loads(json.dumps(known))
+        record["crc32"] = seal(record)
         self._saving = step
         self._metrics.pop(step, None)  # of a damaged one that was moved aside
         self._metrics.update((step, v) for v in ranked.values())
@@ -260,7 +265,7 @@ class Checkpointer:
         text = (self.directory / str(step) / "meta" / "metadata").read_bytes()
         with contextlib.suppress(ValueError, AttributeError):
             record = json.loads(text)
-            if record.pop("crc32", None) == _seal(record):
+            if record.pop("crc32", None) == seal(record):
                 return record
         raise _Damaged("meta does not match its checksum")
 
@@ -272,7 +277,9 @@ class Checkpointer:
                 raise _Damaged(f"{part} is missing")
         record, here = self._record(folder.name), _named(like)
         saved = record["arrays"]
-        _check_same_model(folder, saved, here)
+        if record.get("step", int(folder.name)) != int(folder.name):  # older ones do not say
+            raise _Damaged(f"it was saved as step {record['step']}: its folder was renamed")
+        _check_same_model(folder, record, like)
         as_saved = [jax.ShapeDtypeStruct(x.shape, saved[n][0], sharding=x.sharding) for n, x in here.items()]
         template = jax.tree.unflatten(jax.tree.structure(like), as_saved)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(template))

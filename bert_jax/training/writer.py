@@ -57,7 +57,8 @@ class Writer:
     """metrics.jsonl, TensorBoard events and the live console of one run; one process of a run has one.
 
     `start_step` is the step that was restored (0: a new run): TensorBoard forgets what it has seen past it, and the
-    time left is computed from it. Call `cut` first. `console` False shows nothing.
+    time left is computed from it. Call `cut` first. `console` False shows nothing. `lines` is how many lines of metrics (not of
+    times) the file has: kept with a checkpoint, it tells `cut` whether some were lost.
 
     Raises:
       InputError: `workdir` is not a local folder that can be written; so do all methods that write.
@@ -71,6 +72,7 @@ class Writer:
         self._console, self._last_line = console, -math.inf
         self._events: Any = None
         self._bar: rich.progress.Progress | None = None
+        self.lines = _recorded_lines(self.path)
         with _naming(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
@@ -108,6 +110,7 @@ class Writer:
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Appends one line of metrics; the same metrics go to TensorBoard."""
         self._write({"step": int(step)}, values)
+        self.lines += 1
         if any(name.startswith("eval/") for name in values):
             self._last_line = -math.inf  # the next progress is worth a line
 
@@ -169,6 +172,8 @@ class Writer:
 class Silent:
     """A writer that tells nothing: of the processes of a run all but the first have one."""
 
+    lines = 0
+
     def scalars(self, step: int, values: dict[str, float]) -> None: ...
     def timing(self, step: int, values: dict[str, float]) -> None: ...
     def progress(self, step: int, **shown: Any) -> None: ...
@@ -204,26 +209,36 @@ def read(path: Any) -> list[dict]:
     return [{k: float(v) if v in special else v for k, v in value.items()} for _, value in _parse(path)]
 
 
-def cut(path: Any, step: int) -> int:
+def _recorded_lines(path: Path) -> int:
+    return sum(value.get("kind") != "timing" for _, value in _parse(path)) if path.exists() else 0
+
+
+def cut(path: Any, step: int, lines: int = 0) -> int:
     """Removes the lines past `step` and a torn last one from a metrics.jsonl, atomically; how many these were.
 
-    For a run that starts anew `step` is -1. A file that does not exist has none.
+    For a run that starts anew `step` is -1. A file that does not exist has none. `lines` is how many lines of metrics there were
+    when `step` was saved: where fewer are left, a warning on stderr says so.
 
     Raises:
       InputError: the file cannot be read or written, or a line before the last is damaged.
     """
-    path = Path(path)
-    if not path.exists():
-        return 0
-    kept = b"".join(line for line, value in _parse(path) if value["step"] <= step)
-    with _naming(path):
-        before = path.read_bytes()
-        if kept == before:
-            return 0
-        temporary = path.with_name(path.name + ".tmp")
-        with open(temporary, "wb") as file:
-            file.write(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    return len(before.splitlines()) - len(kept.splitlines())
+    path, removed = Path(path), 0
+    if path.exists():
+        kept = b"".join(line for line, value in _parse(path) if value["step"] <= step)
+        with _naming(path):
+            before = path.read_bytes()
+            if kept != before:
+                removed = len(before.splitlines()) - len(kept.splitlines())
+                temporary = path.with_name(path.name + ".tmp")
+                with open(temporary, "wb") as file:
+                    file.write(kept)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+    if (left := _recorded_lines(path)) < lines:
+        print(
+            f"warning: {path} has {left:,} lines of metrics up to step {step:,}, where {lines:,} were written: the others are "
+            "lost, and the run goes on without them",
+            file=sys.stderr,
+        )  # fmt: skip
+    return removed
