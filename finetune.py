@@ -95,13 +95,13 @@ def tell(cfg: FinetuneConfig, task: Any, splits: Any, setting: Any, test: Any, o
     best = max(scored, key=lambda outcome: outcome.score, default=None)
     if best is not None:
         _keep_best(workdir, stages.export_folder(workdir, outcomes, best))
-    scores, predicted = stages.predict_all(setting, test, workdir)
+    scores, predicted, tuned = stages.predict_all(setting, test, workdir)
     data = {"hash": splits.data_hash, "train": len(splits.train)} | {
         name: len(records) for name, records in [*splits.dev.items(), *splits.test.items()]
     }
     found = results.results(task.name, cfg.model, command, outcomes, best, data, scores)
     files.write_json(workdir / "results.json", found)
-    page = report.write_report(workdir, found, setting.evaluator, setting.dev or test, predicted)
+    page = report.write_report(workdir, found, setting.evaluator, [*setting.dev, *test], predicted, tuned)
     screen = Console(stderr=True)
     if best is not None:
         results.show(outcomes, best, screen)
@@ -116,7 +116,7 @@ def _keep_best(workdir: Path, export: Path) -> None:
     """Copies the best run's model to WORKDIR/export."""
     if export != workdir / "export":
         shutil.rmtree(workdir / "export", ignore_errors=True)
-        shutil.copytree(export, workdir / "export")
+        shutil.copytree(export, workdir / "export", ignore=shutil.ignore_patterns("*.tmp"))
 
 
 if __name__ == "__main__":

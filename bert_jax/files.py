@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,17 @@ def put(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+_TEMPORARY = re.compile(r".+\.\d+\.tmp|\.tokenizer(_config)?\.json\.\d+")  # of a process that writes a file
+
+
+def remove_temporary(folder: Path) -> None:
+    """Removes what killed processes have left unfinished in a folder that is held: nobody else writes there."""
+    for path in folder.rglob("*"):
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def write_text(path: Path, text: str) -> Path:

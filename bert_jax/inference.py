@@ -47,7 +47,7 @@ class Predictor:
             warnings.warn(warning, stacklevel=3)
         self.model, self.tokenizer = model, model.tokenizer
         self._layout = Layout(model.tokenizer, model.config)
-        self._longest = model.config.max_length
+        self._longest = model.max_length
         self._compile()
         self._tokens = 1024 if jax.default_backend() == "cpu" else 16384  # a batch; on CPUs it should stay in the caches
 
@@ -106,7 +106,7 @@ class Predictor:
         for i, text in enumerate(texts):
             if isinstance(text, (tuple, list)) and not _is_pair(text):
                 raise InputError(f"texts[{i}] is {str(text)[:60]!r}; expected a text, or a tuple of two texts")
-        limit = min(limit or self.model.config.max_length, self.model.config.max_length)
+        limit = min(limit or self._longest, self.model.config.max_length)
         examples, lost = self._layout.examples(texts, limit)
         if lost:
             warnings.warn(
@@ -167,7 +167,7 @@ class FillMask(Predictor):
         Texts that are too long are read around their masks. Raises InputError for a text without a mask.
         """
         texts = _as_list(texts)
-        examples, owners, room = [], [], self.model.config.max_length - 2
+        examples, owners, room = [], [], self._longest - 2
         for i, ids in enumerate(self.tokenizer.encode_with_mask(texts)):
             masks = np.flatnonzero(ids == self.tokenizer.mask_id).astype(np.int32)
             if not len(masks):
@@ -222,7 +222,7 @@ class Classification(NamedTuple):
       label: the likeliest class; for regression the name of the value.
       score: its probability; for regression the value.
       scores: those of all classes.
-      labels: with several labels a text, all whose probability reaches the threshold; else `label` alone.
+      labels: with several labels a text, all whose probability reaches their threshold; else `label` alone.
     """
 
     label: str
@@ -245,13 +245,16 @@ class Classifier(Predictor):
 
     needs = ("sequence_classification", "next_sentence", "pretraining")
 
-    def __init__(self, model: Model, threshold: float = 0.5) -> None:
+    def __init__(self, model: Model, threshold: float | None = None) -> None:
+        """`threshold`: probability from which on a text has a label, where it may have several; default: for each label the
+        one that fine-tuning found best on its dev set, else 0.5."""
         super().__init__(model)
-        self.threshold = threshold
         in_order = ("in_order", "swapped") if model.config.model_type == "albert" else ("is_next", "random")
         self.labels = _told_apart(model.labels or in_order)
         default = "regression" if len(self.labels) == 1 else "single_label_classification"
         self.problem_type = model.problem_type or default
+        own = model.tuned.label_thresholds if threshold is None else ()
+        self.thresholds = own or (0.5 if threshold is None else threshold,) * len(self.labels)
         self._activation = (model.activation or "Identity").split(".")[-1]
         if self._activation not in _ACTIVATIONS:
             raise InputError(f"config.json: the activation {model.activation!r} is not supported, only Identity and Sigmoid")
@@ -274,7 +277,8 @@ class Classifier(Predictor):
     def _classification(self, scores: np.ndarray) -> Classification:
         best = int(np.argmax(scores))
         named = {name: float(score) for name, score in zip(self.labels, scores, strict=True)}
-        several = tuple(name for name, score in named.items() if score >= self.threshold)
+        reached = zip(self.labels, scores.tolist(), self.thresholds, strict=True)
+        several = tuple(name for name, score, threshold in reached if score >= threshold)
         labels = several if self.problem_type == "multi_label_classification" else (self.labels[best],)
         return Classification(self.labels[best], float(scores[best]), named, labels)
 
@@ -295,7 +299,7 @@ class Embedder(Predictor):
         if isinstance(chosen, str):
             raise InputError(f"{chosen}; for other embeddings of this model say which: Embedder(model, Pooling(...))")
         self.pooling = chosen
-        self._longest = min(self.pooling.max_length or self._longest, self._longest)
+        self._longest = min(self.pooling.max_length or self._longest, model.config.max_length)
 
     def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
         places = batch.pop("places")
@@ -393,7 +397,7 @@ class Tagger(Predictor):
         """The entities of each text in the order they stand in. Long texts are read in windows that overlap by half."""
         texts = _as_list(texts)
         encodings = self.tokenizer.encode_with_offsets(texts)
-        room = self.model.config.max_length - 2
+        room = self._longest - 2
         windows = [w for i, e in enumerate(encodings) for w in cut_windows(i, len(e.ids), room, max(1, room // 2))]
         results = self.run([self._layout.example([encodings[w.text].ids[w.start : w.stop]]) for w in windows])
         found: list[list[tuple[Window, np.ndarray]]] = [[] for _ in texts]
@@ -474,25 +478,34 @@ class Answerer(Predictor):
     per_token = frozenset(["start", "end"])
 
     def __init__(
-        self, model: Model, top_k: int = 1, no_answer: bool = False, null_threshold: float = 0.0, max_answer_length: int = 30,
-        max_length: int = 384, stride: int = 128, max_question_length: int = 64, n_best: int = 20,
+        self, model: Model, top_k: int = 1, no_answer: bool | None = None, null_threshold: float | None = None,
+        max_answer_length: int = 30, max_length: int | None = None, stride: int = 128, max_question_length: int | None = None,
+        n_best: int = 20,
     ) -> None:  # fmt: skip
         """
         Args:
           model: a span classifier.
           top_k: answers returned for each question.
-          no_answer: whether "there is no answer" is a candidate (SQuAD 2.0).
-          null_threshold: no answer is given where its logit is above the best answer's by more than this.
+          no_answer: whether "there is no answer" is a candidate (SQuAD 2.0); default: where fine-tuning found a threshold for it.
+          null_threshold: no answer is given where its logit is above the best answer's by more than this; default: that
+            threshold, else 0.
           max_answer_length: tokens.
-          max_length: tokens of a window: question, stretch of the context and special ones.
+          max_length: tokens of a window: question, stretch of the context and special ones; default: as many as in
+            fine-tuning, of other models 384.
           stride: tokens from the start of one window to the next.
-          max_question_length: tokens of a question that are read.
+          max_question_length: tokens of a question that are read; default: 64, or half of a shorter window.
           n_best: candidates kept.
         """
         super().__init__(model)
-        self.top_k, self.no_answer, self.null_threshold = top_k, no_answer, null_threshold
+        tuned = model.tuned
+        self.top_k, self.no_answer = top_k, tuned.null_threshold is not None if no_answer is None else no_answer
+        self.null_threshold = (tuned.null_threshold or 0.0) if null_threshold is None else null_threshold
         self.max_answer_length, self.stride, self.n_best = max_answer_length, stride, max(n_best, top_k)
+        if max_length is None:
+            max_length = model.max_length if tuned.task else min(384, model.max_length)
         self.max_length = self._longest = min(max_length, model.config.max_length)
+        if max_question_length is None:
+            max_question_length = self._layout.longest_question(self.max_length)
         self.max_question_length = max_question_length
         least = max_question_length + 3 + self.tokenizer.pair_separators
         for name, value in (("top_k", top_k), ("stride", stride), ("max_answer_length", max_answer_length)):
@@ -521,16 +534,19 @@ class Answerer(Predictor):
                 "the rest was not read",
                 stacklevel=2,
             )
-        return [self._ranked(answers, null) for answers, null in self.candidates(reading)]
+        return [self._ranked(answers, null) for answers, null in self.candidates(reading, self.run(reading.examples))]
 
     def read(self, pairs: Sequence[tuple[str, str]]) -> Reading:
         """The windows that (question, context) pairs are read in."""
         return read_windows(self._layout, pairs, self.max_length, self.stride, self.max_question_length)
 
-    def candidates(self, reading: Reading, params: Any = None) -> list[tuple[list[Answer], float]]:
-        """For each pair its `n_best` answers, the best first, with `score` left at 0, and the logit of no answer."""
+    def candidates(self, reading: Reading, results: Sequence[dict[str, np.ndarray]]) -> list[tuple[list[Answer], float]]:
+        """For each pair its `n_best` answers, the best first, with `score` left at 0, and the logit of no answer.
+
+        `results` are what `run` says of the windows.
+        """
         found: list[list[tuple[Window, dict[str, np.ndarray]]]] = [[] for _ in reading.pairs]
-        for window, result in zip(reading.windows, self.run(reading.examples, params), strict=True):
+        for window, result in zip(reading.windows, results, strict=True):
             found[window.text].append((window, result))
         return [
             self._candidates(context, encoding, len(question) + self._layout.special_tokens(2) - 1, each)

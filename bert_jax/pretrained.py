@@ -27,6 +27,7 @@ from bert_jax.model import convert
 from bert_jax.model.families import FAMILIES, HEADS, Head
 from bert_jax.model.heads import Bert
 from bert_jax.pooling import Pooling, read_pooling, write_pooling
+from bert_jax.tuned import Tuned, read_tuned
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 _LABELLED = ("sequence_classification", "token_classification")
@@ -75,6 +76,7 @@ class Model:
       pooling: how sentence-transformers makes embeddings of it, where its files say so; a str says why they cannot be followed.
       activation: the class that sentence-transformers' CrossEncoder puts behind a head with one value, where config.json has it.
       untrained: what of the head the file lacked; predictors that read it warn.
+      tuned: how long texts were in fine-tuning, and thresholds: predictors follow it.
     """
 
     config: BertConfig
@@ -86,6 +88,12 @@ class Model:
     pooling: Pooling | str | None = None
     activation: str | None = None
     untrained: Untrained | None = field(default=None, repr=False)
+    tuned: Tuned = field(default_factory=Tuned)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a sequence that predictors read by default: what it was trained on, at most what it takes."""
+        return min(self.tuned.max_length or self.config.max_length, self.config.max_length)
 
     @property
     def module(self) -> Bert:
@@ -197,10 +205,12 @@ def _load(path_or_name: str | Path, head: Head | None, labels: Sequence[str] | N
     directory = _find(path_or_name)
     files = _read(directory)
     head = _head(files, head, directory)
+    num_labels = None
     if labels is not None:
         _check_labels(labels, head)
     elif head in _LABELLED:
         labels = _labels(files, str(directory))
+        num_labels = len(labels)
     labels = tuple(labels or ())
     module = Bert(files.config, head, max(1, len(labels)))
     converted = convert.from_hugging_face(
@@ -218,8 +228,11 @@ def _load(path_or_name: str | Path, head: Head | None, labels: Sequence[str] | N
         pooling = str(error)
     of_library = files.values.get("sentence_transformers") or {}
     activation = of_library.get("activation_fn") or files.values.get("sbert_ce_default_activation_function")
+    tuned = read_tuned(files.home, files.values, num_labels)
     untrained = _untrained(converted, files.where)
-    model = Model(files.config, converted.params, tokenizer, head, labels, problem_type, pooling, activation, untrained)
+    model = Model(
+        files.config, converted.params, tokenizer, head, labels, problem_type, pooling, activation, untrained, tuned
+    )
     return model, converted
 
 
@@ -431,7 +444,8 @@ def load_for_task(
         raise InputError(f"{directory} has no tokenizer: put its tokenizer.json or vocab.txt beside its config.json")
     tokenizer = Tokenizer.load(files.home, model_type=files.config.model_type)
     pooling = read_pooling(files.home) or Pooling() if head == "encoder" else None
-    model = Model(files.config, converted.params, tokenizer, head, labels, problem_type, pooling)
+    tuned = read_tuned(files.home, files.values, len(theirs) or None) if kept else Tuned()
+    model = Model(files.config, converted.params, tokenizer, head, labels, problem_type, pooling, tuned=tuned)
     fate = "is kept" if kept else f"rows of {', '.join(shared)} are kept, the rest starts anew" if matched else "starts anew"
     of = f"{layer} of {directory}" + (f" ({', '.join(theirs)})" if theirs else "")
     there_is_one = f"{layer}.weight" in files.tensors
@@ -570,6 +584,8 @@ def save(model: Model, directory: str | Path) -> None:
     if labels:
         config["id2label"] = {str(i): name for i, name in enumerate(labels)}
         config["label2id"] = {name: i for i, name in enumerate(labels)}
+    if said := model.tuned.in_config():
+        config["bert_jax"] = said
     if model.problem_type:
         config["problem_type"] = model.problem_type
     if model.activation:
@@ -583,7 +599,7 @@ def save(model: Model, directory: str | Path) -> None:
         temporary.write_text(json.dumps(config, indent=2) + "\n")
         os.replace(temporary, directory / "config.json")
         if model.tokenizer:
-            model.tokenizer.save(directory, model_max_length=model.config.max_length)
+            model.tokenizer.save(directory, model_max_length=model.max_length)
         if isinstance(model.pooling, Pooling):
             write_pooling(directory, model.pooling, model.config)
         else:

@@ -134,6 +134,7 @@ def claim(cfg: TrainConfig, first: bool = True) -> list[str]:
         if first:
             hold(path.parent)
             _hold_checkpoints(cfg)
+            files.remove_temporary(path.parent)
         saved, old = recorded(cfg.checkpoints), _read(path)
         there = path.parent / "checkpoints"
         begun = saved is not None or bool((old or {}).get("checkpoint_dir")) or any(_folders(there))

@@ -50,8 +50,8 @@ def model_of(kind, tokenizer, labels=LABELS, pooling=None):
     return Model(CFG, params, tokenizer, HEADS[kind], labels, pooling=pooling or Pooling(normalize=False))
 
 
-def evaluator_of(kind, tokenizer, labels=LABELS, limit=64, null_threshold=None, pooling=None):
-    return Evaluator(TASKS[kind], model_of(kind, tokenizer, labels, pooling), limit, null_threshold)
+def evaluator_of(kind, tokenizer, labels=LABELS, limit=64, null_threshold=None, pooling=None, label_threshold=None):
+    return Evaluator(TASKS[kind], model_of(kind, tokenizer, labels, pooling), limit, null_threshold, label_threshold)
 
 
 def split_of(kind, records, tokenizer, labels=LABELS, limit=64, stride=128):
@@ -150,7 +150,7 @@ def knowing(kind, split):
             if kind == "question_answering":
                 said.append({"start": 9.0 * (np.arange(size) == target[0]), "end": 9.0 * (np.arange(size) == target[1])})
             elif kind == "tagging":
-                said.append({"logits": np.eye(3)[np.maximum(target, 0)]})
+                said.append({"logits": 9 * np.eye(3)[np.maximum(target, 0)]})
             elif kind == "classification":
                 said.append({"logits": 9 * np.eye(3)[[target]]})
             elif kind == "multi_label":
@@ -177,7 +177,7 @@ def test_a_model_that_knows_the_targets_has_the_best_scores(kind, tokenizer, mon
     threshold, loss = scores.pop("null_threshold", -1.0), scores.pop("loss", 0.0)
     assert set(TASKS[kind].metrics) <= set(scores)
     assert scores == {name: pytest.approx(1) for name in scores}
-    assert -18 <= threshold < 0
+    assert -18 < threshold < 18
     assert 0 <= loss < 0.02
 
 
@@ -271,7 +271,24 @@ def test_scores_of_several_labels_are_scikit_learns(tokenizer):
         "macro_f1": sklearn.metrics.f1_score(right, guessed, average="macro"),
         "loss": -np.mean(right * np.log(shares) + (1 - right) * np.log(1 - shares)),
     }
-    assert evaluator_of("multi_label", tokenizer).scores(split, list(logits)) == pytest.approx(expected)
+    evaluator = evaluator_of("multi_label", tokenizer, label_threshold=0.5)
+    assert evaluator.scores(split, list(logits)) == pytest.approx(expected)
+
+
+def test_thresholds_of_labels_are_tuned_on_the_dev_set_alone(tokenizer):
+    """Of five rows with a label and three without each; x's logits are all low, y's are right as they are."""
+    has = [("O", "B-X")] * 5 + [()] * 3
+    logits = np.array([[-1.0, 3.0, -9.0]] * 5 + [[-3.0, -3.0, -9.0]] * 3)
+    dev, evaluator = plain(*has), evaluator_of("multi_label", tokenizer)
+    tuned = evaluator.tune([dev], {"dev": list(logits)})
+    middle = np.mean(1 / (1 + np.exp([1.0, 3.0])))
+    assert tuned.label_thresholds == pytest.approx((middle, 0.5, 0.5))
+    assert evaluator.scores(dev, list(logits), tuned)["micro_f1"] == 1
+    test = dataclasses.replace(plain(("O",), ("O",), ("O",), (), ()), name="test")
+    others = list(np.array([[-1.0, -9, -9], [-1.5, -9, -9], *[[-9.0, -9, -9]] * 3]))
+    assert evaluator.scores(test, others, tuned)["micro_f1"] == pytest.approx(0.8)
+    given = evaluator_of("multi_label", tokenizer, label_threshold=0.3)
+    assert given.tune([dev], {"dev": list(logits)}).label_thresholds == (0.3,) * 3
 
 
 def test_scores_of_values_are_their_correlations_and_squared_error(tokenizer):
@@ -355,27 +372,62 @@ def questions(*answers):
     return Split("dev", labelled(*(tuple((text, 0) for text in each) for each in answers)), None)
 
 
-def test_where_all_questions_have_answers_no_answer_is_never_given(tokenizer):
-    scores = evaluator_of("question_answering", tokenizer, null_threshold=-5.0).scores(
-        questions(["a"], ["b", "x"], ["y"], ["d d"]), answered(9, 9, 9, 9)
-    )
+def test_where_all_dev_questions_have_answers_no_answer_is_never_given_unless_asked_for(tokenizer):
+    split, predicted = questions(["a"], ["b", "x"], ["y"], ["d d"]), answered(9, 9, 9, 9)
+    scores = evaluator_of("question_answering", tokenizer).scores(split, predicted)
     assert scores == pytest.approx({"exact_match": 0.5, "f1": (1 + 1 + 0 + 2 / 3) / 4})
+    given = evaluator_of("question_answering", tokenizer, null_threshold=5.0).scores(split, predicted)
+    assert given == {"exact_match": 0.25, "f1": 0.25, "null_threshold": 5.0}  # an article is no answer
 
 
 def test_the_threshold_of_no_answer_is_the_best_on_the_split_unless_it_is_given(tokenizer):
     split, predicted = questions(["a"], ["b"], [], []), answered(-1, 1, 3, 2)
     tuned = evaluator_of("question_answering", tokenizer).scores(split, predicted)
-    assert tuned["null_threshold"] == 1
+    assert tuned["null_threshold"] == 1.5
     assert (tuned["f1"], tuned["HasAns_f1"], tuned["NoAns_f1"]) == (1, 1, 1)
     given = evaluator_of("question_answering", tokenizer, null_threshold=0.0).scores(split, predicted)
     assert given["null_threshold"] == 0
     assert (given["f1"], given["HasAns_f1"], given["NoAns_f1"]) == (0.75, 0.5, 1)
 
 
+def test_the_threshold_of_no_answer_is_tuned_on_dev_and_holds_for_test(tokenizer):
+    evaluator = evaluator_of("question_answering", tokenizer)
+    dev, test = questions(["b"], []), dataclasses.replace(questions(["b"], []), name="test")
+    tuned = evaluator.tune([dev], {"dev": answered(-6, -4, texts=("b", "c"))})
+    assert tuned.null_threshold == -5
+    scores = evaluator.scores(test, answered(-3, -1, texts=("b", "c")), tuned)
+    assert scores == {
+        "exact_match": 0.5, "f1": 0.5, "HasAns_exact_match": 0, "HasAns_f1": 0, "NoAns_exact_match": 1, "NoAns_f1": 1,
+        "null_threshold": -5,
+    }  # fmt: skip
+
+
 def test_a_question_without_any_candidate_has_no_answer(tokenizer):
     split, predicted = questions(["a"], []), [*answered(-1, texts=("a",)), ([], -3.0)]
     assert Evaluator.answers(split, predicted) == ({"0": "a", "1": ""}, {"0": -1.0, "1": 1e9})
     assert evaluator_of("question_answering", tokenizer).scores(split, predicted)["f1"] == 1
+
+
+def test_tags_and_answers_have_their_mean_loss_too(tokenizer, monkeypatch):
+    """Of each word once, and of both ends of an answer in each window; a model that knows nothing gives log(n)."""
+    for kind, limit, stride in (("tagging", 12, 8), ("question_answering", 40, 8)):
+        split = split_of(kind, random_records(kind), tokenizer, limit=limit, stride=stride)
+        evaluator = evaluator_of(kind, tokenizer)
+        sizes = [len(item.sequences[0].input_ids) for item in split.encoded.items]
+        assert len(sizes) > len(split.records)
+        logits = {"logits": 3} if kind == "tagging" else {"start": (), "end": ()}
+        known = [{name: np.zeros((size, of) if of else size, np.float32) for name, of in logits.items()} for size in sizes]
+        monkeypatch.setattr(evaluator._predictor, "run", lambda sequences, params, known=known: known)
+        expected = math.log(3) if kind == "tagging" else np.mean(np.log(sizes))
+        assert evaluator.scores(split, evaluator.predict(split, {}))["loss"] == pytest.approx(expected)
+        if kind == "tagging":  # e to one tag, of which the words that have it count
+            rows = np.concatenate([item.target for item in split.encoded.items])
+            known[:] = [{"logits": np.eye(3, dtype=np.float32)[np.zeros(size, int)]} for size in sizes]
+            share = np.mean(rows[rows != IGNORED] == 0)
+            assert evaluator.predict(split, {}).loss == pytest.approx(math.log(math.e + 2) - share)
+            assert np.sum(rows != IGNORED) == sum(len(record.texts) for record in split.records)
+        unlabelled = dataclasses.replace(split, records=[dataclasses.replace(split.records[0], label=None), *split.records[1:]])
+        assert evaluator.predict(unlabelled, {}).loss is None
 
 
 # ---- what checkpoints are compared by

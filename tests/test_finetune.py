@@ -35,7 +35,7 @@ from bert_jax.data.layout import Layout
 from bert_jax.data.splits import Splits
 from bert_jax.data.tasks import Record, find_task
 from bert_jax.finetuning import stages
-from bert_jax.finetuning.runs import Runs
+from bert_jax.finetuning.runs import Runs, _best
 from bert_jax.model.convert import flatten
 from bert_jax.model.heads import Bert
 from bert_jax.training import writer
@@ -49,6 +49,7 @@ USUAL = {
     "num_epochs": 6, "eval_every": 18, "batch_size": 8, "learning_rates": "1e-2", "max_seq_length": 48, "num_devices": 1,
     "dropout": 0, "log_every": 1,
 }  # fmt: skip
+SHORT = {"max_seq_length": 14}  # shorter than most texts: what is past it counts neither in training nor in predictions
 NO_CHANGE = "1e-30"  # a learning rate that leaves float32 weights as they are
 TINY = BertConfig(vocab_size=280, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
                   max_position_embeddings=128, initializer_range=0.2)  # fmt: skip
@@ -162,7 +163,7 @@ def odd_csv():
     columns = ["number", "What was said", "The Mood"]
     files = {"reviews.csv": csv_table(columns, rows[:48]), "held out.csv": csv_table(columns, rows[48:]),
              "new.csv": csv_table(["What was said"], [[t] for t in texts[:3]])}  # fmt: skip
-    options = {"dev": "held out.csv", "test": "new.csv", "text_column": "What was said", "label_column": "The Mood"}
+    options = {"dev": "held out.csv", "test": "new.csv", "text_column": "What was said", "label_column": "The Mood", **SHORT}
     return Case("classification", files, "sequence_classification", texts[48:], tuple(sorted(classes)),
                 {"dev": 16, "test": 3}, options, "reviews.csv")  # fmt: skip
 
@@ -232,14 +233,14 @@ def multi_label():
     rows = [{"text": text(rng, *(m for m, h in zip(MARKERS, row, strict=False) if h)),
              "labels": [n for n, h in zip(names, row, strict=True) if h]} for row in has]  # fmt: skip
     files = {"train.jsonl": json_lines(rows[:48]), "dev.jsonl": json_lines(rows[48:])}
-    return Case("multi_label", files, "sequence_classification", [row["text"] for row in rows[48:]], names)
+    return Case("multi_label", files, "sequence_classification", [row["text"] for row in rows[48:]], names, options=SHORT)
 
 
 def regression():
     rng = np.random.default_rng(8)
     rows = [(text(rng, *[MARKERS[0]] * (i % 4)), i % 4 - 1.5) for i in range(64)]
     files = {"train.csv": csv_table(["text", "score"], rows[:48]), "dev.csv": csv_table(["text", "score"], rows[48:])}
-    return Case("regression", files, "sequence_classification", [t for t, _ in rows[48:]], ("LABEL_0",))
+    return Case("regression", files, "sequence_classification", [t for t, _ in rows[48:]], ("LABEL_0",), options=SHORT)
 
 
 def tagging():
@@ -255,7 +256,8 @@ def tagging():
     files = {"train.conll": "".join(conll[:48]), "dev.conll": "".join(conll[48:]),
              "test.conll": "\n\n".join("\n".join(words) for words, _ in sentences[:3]) + "\n"}  # fmt: skip
     dev = [" ".join(words) for words, _ in sentences[48:]]
-    return Case("tagging", files, "token_classification", dev, ("O", "B-LOC", "B-PER", "I-LOC", "I-PER"), {"dev": 16, "test": 3})
+    labels = ("O", "B-LOC", "B-PER", "I-LOC", "I-PER")
+    return Case("tagging", files, "token_classification", dev, labels, {"dev": 16, "test": 3}, SHORT)
 
 
 def squad(version=1):
@@ -310,7 +312,7 @@ def scored_pairs():
     rows = [(a, b if i % 2 else c, 5.0 * (i % 2)) for i, (a, b, c) in enumerate(triples)]
     columns = ["sentence1", "sentence2", "score"]
     files = {"train.csv": csv_table(columns, rows[:48]), "dev.csv": csv_table(columns, rows[48:])}
-    return Case("similarity", files, "encoder", [row[:2] for row in rows[48:]])
+    return Case("similarity", files, "encoder", [row[:2] for row in rows[48:]], options=SHORT)
 
 
 def pairs():
@@ -386,11 +388,8 @@ def check_answers(case, model, path):
     n_best = json.loads(path.with_suffix(".nbest.json").read_text())
     assert list(answers) == list(odds) == list(n_best) == [f"q{i}" for i in range(24, 32)]
     assert ("" in answers.values()) == (case.task == "squad2")
-    threshold = results_of(path.parents[1])["exported"]["dev"].get("null_threshold", 0.0)
-    answerer = bert_jax.Answerer(
-        model, no_answer=case.task == "squad2", null_threshold=threshold, max_length=48, max_question_length=21
-    )
-    assert [found[0].text for found in answerer(case.dev)] == list(answers.values())
+    assert [found[0].text for found in bert_jax.Answerer(model)(case.dev)] == list(answers.values())
+    assert model.tuned.null_threshold == results_of(path.parents[1])["metrics"]["dev"].get("null_threshold")
 
 
 def check_choices(case, model, path):
@@ -453,6 +452,7 @@ def finished(model, tmp_path_factory):
     return run
 
 
+@pytest.mark.filterwarnings("ignore:.* texts have more than 14 tokens")
 @pytest.mark.parametrize("build", CASES)
 def test_a_task_leaves_scores_predictions_and_a_model_that_predicts_the_same(build, finished):
     run = finished(build)
@@ -463,6 +463,7 @@ def test_a_task_leaves_scores_predictions_and_a_model_that_predicts_the_same(bui
         assert {name: len(rows_of(predictions / f"{name}.tsv")) for name in run.case.counts} == run.case.counts
     fine_tuned = bert_jax.load(run.export)
     assert fine_tuned.head == run.case.head
+    assert (fine_tuned.tuned.task, fine_tuned.max_length) == (run.case.task, run.options.get("max_seq_length", 48))
     check(run.case, fine_tuned, predictions / f"{next(iter(run.case.counts))}.{suffix}")
 
 
@@ -496,10 +497,20 @@ def test_another_configuration_in_the_same_work_directory_is_refused_with_the_fi
     tune(model, "sst2", run.workdir.parent, tmp_path / "run", log_every=2, num_devices=2)  # nothing that is computed
 
 
+def test_a_finished_run_keeps_no_state_of_the_optimizer(finished, two_seeds):
+    for workdir in (finished(sst2).workdir, two_seeds):
+        assert not [path for path in workdir.rglob("*") if "checkpoints" in path.name]
+    assert (two_seeds / "runs" / "seed1-lr0.01" / "run.json").exists()
+
+
 @pytest.mark.parametrize("left", ["run.json", "checkpoints"])
-def test_changed_data_is_refused(model, finished, tmp_path, left):
+def test_changed_data_is_refused(model, finished, tmp_path, left, monkeypatch):
     run = finished(sst2)
-    shutil.copytree(run.workdir, tmp_path / "run")
+    if left == "checkpoints":  # as of a run that was killed at its end
+        monkeypatch.setattr(Runs, "drop_checkpoints", lambda self: None)
+        tune(model, "sst2", run.workdir.parent, tmp_path / "run")
+    else:
+        shutil.copytree(run.workdir, tmp_path / "run")
     for name, content in run.case.files.items():
         (tmp_path / name).write_text(content + "bako\t1\n" if name == "train.tsv" else content)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -601,8 +612,12 @@ def test_a_killed_run_goes_on_to_the_bit(model, finished, two_seeds, tmp_path):
     kill_when(start(argv), (tmp_path / "runs" / "seed1-lr0.01" / "checkpoints" / "18").exists)
     assert (tmp_path / "runs" / "seed0-lr0.01" / "run.json").exists()
     assert not (tmp_path / "runs" / "seed1-lr0.01" / "run.json").exists()
+    for folder in (tmp_path, tmp_path / "runs" / "seed0-lr0.01" / "export", tmp_path / "runs" / "seed1-lr0.01" / "export"):
+        folder.mkdir(exist_ok=True)
+        (folder / "model.safetensors.12345.tmp").write_bytes(b"half")
     assert finetune.main(argv) == 0
     check_equal(tmp_path, two_seeds)
+    assert not [*tmp_path.rglob("*.tmp")]
 
 
 @pytest.mark.slow
@@ -837,6 +852,31 @@ def test_the_weights_of_the_best_or_the_last_evaluation_are_kept(finished, tmp_p
     kept = history[0 if select == "best" else -1]
     assert (found["best"]["step"], found["metrics"]) == (kept["step"], kept["scores"])
     assert found["exported"]["dev"] == pytest.approx(kept["scores"]["dev"], abs=1e-5)
+
+
+def history(*scores_and_losses):
+    return [{"score": score, "scores": {"dev": {} if loss is None else {"loss": loss}}} for score, loss in scores_and_losses]
+
+
+def test_of_equal_scores_the_one_with_the_lower_loss_is_kept_then_the_first():
+    assert _best(history((0.5, 0.7), (0.5, 0.6), (0.5, 0.65))) == 1
+    assert _best(history((0.5, 0.7), (0.6, 0.9), (0.5, 0.1))) == 1
+    assert _best(history((0.5, 0.7), (0.5, 0.7))) == 0
+    assert _best(history((0.5, None), (0.5, None))) == 0
+    assert _best(history((0.5, 0.7), (0.5, float("nan")), (float("-inf"), 0.1))) == 0
+
+
+def test_early_stopping_goes_on_while_scores_are_equal_and_the_loss_falls(finished, tmp_path):
+    """A model that knows the right ones already: its accuracy stays at 1."""
+    run = finished(sst2)
+    options = {"learning_rates": "1e-5", "eval_every": 6, "early_stopping": 1}
+    found = tune(run.export, "sst2", run.workdir.parent, tmp_path, **options)
+    evaluated = found["runs"][0]["history"]
+    losses = [each["scores"]["dev"]["loss"] for each in evaluated]
+    assert {each["score"] for each in evaluated} == {1.0}
+    assert losses == sorted(losses, reverse=True)
+    assert len(evaluated) == 6
+    assert found["best"]["step"] == 36
 
 
 def test_padded_batches_give_the_losses_of_packed_ones(model, finished, tmp_path):

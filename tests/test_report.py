@@ -18,6 +18,7 @@ from bert_jax.finetuning.report import write_report
 from bert_jax.finetuning.results import results
 from bert_jax.finetuning.runs import Outcome
 from bert_jax.inference import Answer
+from bert_jax.tuned import Tuned
 
 VOID = {"meta"}
 HOSTILE = "<script>alert(1)</script>\"'&"
@@ -98,16 +99,16 @@ def records(*examples):
 
 @pytest.fixture
 def page(tmp_path):
-    """A function that writes a page and reads it: (task, records, predictions, labels, scores of dev, outcomes)."""
+    """A function that writes a page and reads it: (task, records, predictions, labels, scores of dev, outcomes, thresholds)."""
 
-    def made(task="sst2", examples=(), predicted=(), labels=(), scores=None, outcomes=(), **changes):
+    def made(task="sst2", examples=(), predicted=(), labels=(), scores=None, outcomes=(), tuned=None, **changes):
         best = max(outcomes, key=lambda each: each.score, default=None)
         test = {"dev": scores or {"accuracy": 0.5}}
         data = {"hash": "abc123", "train": 320, "dev": len(examples)}
         found = results(task, "some/model", "python finetune.py some/model", outcomes, best, data, test) | changes
         splits = [Split("dev", list(examples), Encoded([]))] if examples else []
         evaluator = SimpleNamespace(task=find_task(task), labels=tuple(labels))
-        path = write_report(tmp_path, found, evaluator, splits, {"dev": list(predicted)})
+        path = write_report(tmp_path, found, evaluator, splits, {"dev": list(predicted)}, tuned or Tuned())
         assert path == tmp_path / "report.html"
         return Page(path.read_text(encoding="utf-8"))
 
@@ -329,6 +330,14 @@ def test_several_labels_have_precision_recall_and_f1_each(page):
     assert found.rows("Surest") == [["id0", "one", "y", "yes", "no", "0.0474"], ["id1", "two", "x", "no", "yes", "0.7311"]]
 
 
+def test_several_labels_are_given_by_the_thresholds_of_each(page):
+    examples = records((("one",), ("x", "y")), (("two",), ("y",)))
+    logits = list(np.log(np.array([[1.0, 1.0], [4.0, 0.25]])))  # probabilities 0.5 0.5, 0.8 0.2
+    found = page("multi_label", examples, logits, ["x", "y"], tuned=Tuned(label_thresholds=(0.9, 0.1)))
+    assert found.rows("By label") == [["x", "0.0000", "0.0000", "0.0000", "1"], ["y", "1.0000", "1.0000", "1.0000", "2"]]
+    assert found.rows("Surest") == [["id0", "one", "x", "yes", "no", "0.5000"]]
+
+
 def test_numbers_have_a_scatter_and_the_largest_differences(page):
     examples = records((("one",), 1.0), (("two",), 2.0), (("three",), 5.0))
     found = page("stsb", examples, [1.5, 2.0, 3.0])
@@ -417,10 +426,10 @@ def test_the_worst_answers_are_shown_the_surest_first(page):
     assert not [name for name in found.tables if name.startswith("Whether")]
 
 
-def test_questions_without_an_answer_are_counted_at_the_threshold_that_scores_have(page):
+def test_questions_without_an_answer_are_counted_at_the_models_threshold(page):
     examples = records((("q", "Rome"), ()), (("q", "Rome"), (("Rome", 0),)), (("q", "Rome"), (("Rome", 0),)), (("q", "Oslo"), ()))
     given = [answered(("Rome", 1.0)), answered(("Rome", 0.0), null=1.0), answered(("Rome", 0.0), null=4.0), ([], 0.0)]
-    found = page("squad2", examples, given, scores={"f1": 0.5, "null_threshold": 2.0})
+    found = page("squad2", examples, given, tuned=Tuned(null_threshold=2.0))
     assert found.rows("Whether there is an answer") == [["answer", "1", "1"], ["none", "1", "1"]]
     rows = found.rows("Worst answers, the surest first; F1 is 0 for 2 questions")
     assert [[row[0], *row[2:]] for row in rows] == [

@@ -17,6 +17,7 @@ from bert_jax.finetuning import results
 from bert_jax.finetuning.evaluation import Split
 from bert_jax.finetuning.runs import Outcome
 from bert_jax.inference import Answer
+from bert_jax.tuned import Tuned
 
 UGLY = 'a\tb\n"c"\r\\d, é'
 
@@ -25,10 +26,11 @@ def record(label, id="0", texts=("x",)):
     return Record(texts, label, id, "f.tsv:2")
 
 
-def write(folder, kind, records, predicted, labels=(), threshold=None, name="dev"):
+def write(folder, kind, records, predicted, labels=(), threshold=None, name="dev", label_thresholds=()):
     """The path that was written."""
     evaluator = SimpleNamespace(task=TASKS[kind], labels=labels)
-    return results.write_predictions(folder / "predictions", Split(name, records, None), predicted, evaluator, threshold)
+    tuned = Tuned(null_threshold=threshold, label_thresholds=label_thresholds)
+    return results.write_predictions(folder / "predictions", Split(name, records, None), predicted, evaluator, tuned)
 
 
 def rows(path):
@@ -63,6 +65,13 @@ def test_several_labels_are_those_of_a_probability_of_one_half_or_more(tmp_path)
     logits = [np.array([0.0, -1000.0, 1000.0], np.float32), np.array([-1.0, -1, -1])]
     path = write(tmp_path, "multi_label", [record(("a",)), record(("b", "c"))], logits, ("a", "b", "c"))
     assert rows(path)[1:] == [["0", "a,c", "a", "0.5", "0", "1"], ["0", "", "b,c", "0.268941", "0.268941", "0.268941"]]
+
+
+def test_several_labels_follow_the_thresholds_of_each(tmp_path):
+    logits = [np.array([0.0, 0.0]), np.array([2.0, -3.0])]
+    records, thresholds = [record(("a",)), record(("b",))], (0.51, 0.1)
+    path = write(tmp_path, "multi_label", records, logits, ("a", "b"), label_thresholds=thresholds)
+    assert [row[1] for row in rows(path)[1:]] == ["b", "a"]
 
 
 def test_values_choices_and_cosines_are_written(tmp_path):
@@ -143,9 +152,12 @@ def test_questions_whose_answers_are_not_known_may_have_none(tmp_path):
     assert read(write(tmp_path, "question_answering", records, ANSWERS, threshold=1.0)) == {"q1": "first", "q2": "", "q3": ""}
 
 
-def test_where_all_questions_have_answers_each_gets_one(tmp_path):
+def test_the_threshold_holds_where_all_questions_have_answers_too(tmp_path):
+    """As in the predictor, which does not know."""
     records = [record((("x", 0),), f"q{i}") for i in (1, 2, 3)]
     path = write(tmp_path, "question_answering", records, ANSWERS, threshold=-9.0)
+    assert read(path) == {"q1": "", "q2": "", "q3": ""}
+    path = write(tmp_path, "question_answering", records, ANSWERS, threshold=None)
     assert read(path) == {"q1": "first", "q2": ODD, "q3": ""}
 
 

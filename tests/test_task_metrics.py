@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import sklearn.metrics
 
 from bert_jax.config import InputError
 from bert_jax.training import task_metrics
@@ -108,6 +109,35 @@ def test_several_labels_are_zeros_and_ones():
             METRICS[name]([[0.5, 1]], [[0, 1]])
         with pytest.raises(InputError, match=r"of one shape \[N, C\]"):
             METRICS[name]([0, 1], [0, 1])
+
+
+def test_the_threshold_of_a_label_is_where_its_f1_is_best():
+    shares = np.array([0.05, 0.1, 0.2, 0.3, 0.32, 0.4, 0.6, 0.9])
+    has = np.array([0, 0, 0, 1, 1, 1, 1, 1])
+    assert task_metrics.best_label_threshold(shares, has) == pytest.approx(0.25)
+    assert task_metrics.best_label_threshold(shares[::-1], has[::-1]) == pytest.approx(0.25)
+    assert task_metrics.best_label_threshold(shares + 0.35, has) == pytest.approx(0.6)
+    high = np.array([0.7, 0.8, 0.85, 0.9, 0.95, 0.96, 0.97, 0.99])
+    assert task_metrics.best_label_threshold(high, has) == pytest.approx(0.875)
+
+
+def test_the_threshold_of_a_label_stays_at_one_half_where_none_is_better_or_nothing_tells():
+    apart, has = np.array([0.1, 0.2, 0.7, 0.8, 0.9, 0.91, 0.92]), np.array([0, 0, 1, 1, 1, 1, 1])
+    assert task_metrics.best_label_threshold(apart, has) == 0.5
+    few = np.array([0.1, 0.2, 0.3, 0.31, 0.4, 0.41, 0.42])
+    assert task_metrics.best_label_threshold(few, np.array([0, 0, 0, 1, 1, 1, 1])) == 0.5  # four rows
+    assert task_metrics.best_label_threshold(few, np.zeros(7)) == 0.5
+    assert task_metrics.best_label_threshold(np.full(7, np.nan), has) == 0.5
+
+
+def test_no_threshold_of_a_label_has_a_better_f1():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        shares = np.round(rng.random(40), 2)  # some are equal
+        has = rng.random(40) < shares
+        found = task_metrics.best_label_threshold(shares, has)
+        of = {t: sklearn.metrics.f1_score(has, shares >= t) for t in [*shares, found]}
+        assert of[found] == pytest.approx(max(of.values()))
 
 
 def test_matthews_correlation_is_that_of_scikit_learn():
@@ -362,36 +392,47 @@ PREDICTIONS = {"a": "Paris", "b": "words", "c": "wrong", "d": "wrong"}
     "odds, expected",
     [
         # answered, the surest first: a (1), b (2/3); c and d cost 1 each, and answering none gives 2
-        ({"a": -4.0, "b": -2.0, "c": 1.0, "d": 3.0}, (-2.0, (2 + 5 / 3) / 4)),
-        ({"a": -4.0, "c": -3.0, "b": -2.0, "d": 3.0}, (-4.0, 3 / 4)),
-        ({"c": -4.0, "d": -3.0, "a": 0.5, "b": 1.0}, (0.0, 2 / 4)),  # answering none is best: the script's 0
-        ({"c": -4.0, "a": -3.0, "b": -2.0, "d": 1.0}, (-2.0, (2 - 1 + 5 / 3) / 4)),
-        ({"a": 1.0, "c": 1.0, "b": 2.0, "d": 2.0}, (1.0, 3 / 4)),  # equal odds, one after the other
+        ({"a": -4.0, "b": -2.0, "c": 1.0, "d": 3.0}, (-0.5, (2 + 5 / 3) / 4)),
+        ({"a": -4.0, "c": -3.0, "b": -2.0, "d": 3.0}, (-3.5, 3 / 4)),
+        ({"c": -4.0, "a": -3.0, "b": -2.0, "d": 1.0}, (-0.5, (2 - 1 + 5 / 3) / 4)),
+        ({"a": 1.0, "c": 1.0, "b": 2.0, "d": 2.5}, (2.25, (2 - 1 + 5 / 3) / 4)),  # equal odds go together
+        ({"c": -4.0, "d": -3.0, "a": 0.5, "b": 1.0}, (-5.0, 2 / 4)),  # answering none is best: below the least
+        ({"a": -4.0, "b": -4.0, "c": 8.0, "d": 8.0}, (2.0, (2 + 5 / 3) / 4)),
     ],
 )
-def test_the_best_null_threshold_is_that_of_squads_script(odds, expected):
-    threshold, score = task_metrics.best_null_threshold(PREDICTIONS, odds, ANSWERABLE)
-    assert (threshold, score) == (expected[0], pytest.approx(expected[1]))
+def test_the_best_null_threshold_is_that_of_all_cut_points(odds, expected):
+    assert task_metrics.best_null_threshold(PREDICTIONS, odds, ANSWERABLE) == (expected[0], pytest.approx(expected[1]))
 
 
-def test_an_empty_prediction_costs_nothing_where_there_is_no_answer():
-    for odds, expected in (({"a": 2.0, "b": 1.0}, (2.0, 1.0)), ({"a": 2.0, "b": 3.0}, (2.0, 1.0))):
-        assert task_metrics.best_null_threshold({"a": "x", "b": ""}, odds, {"a": ["x"], "b": []}) == expected
+def test_answering_no_question_or_all_of_them_may_be_best():
+    """Where odds are differences of logits, a threshold of 0 would answer all three."""
+    texts, odds = {"1": "x", "2": "y", "3": "z"}, {"1": -5.0, "2": -4.0, "3": -3.0}
+    assert task_metrics.best_null_threshold(texts, odds, {"1": [], "2": [], "3": ["q"]}) == (-6.0, pytest.approx(2 / 3))
+    all_right = {question: [text] for question, text in texts.items()}
+    assert task_metrics.best_null_threshold(texts, odds, all_right) == (-2.0, 1.0)
 
 
-def test_predicting_with_the_best_threshold_gives_its_f1_and_no_other_gives_more():
+def test_a_question_without_prediction_moves_no_threshold():
+    for odds in ({"a": 2.0, "b": 1.0}, {"a": 2.0, "b": 1e9}):
+        assert task_metrics.best_null_threshold({"a": "x", "b": ""}, odds, {"a": ["x"], "b": []}) == (3.0, 1.0)
+    assert task_metrics.best_null_threshold({"a": ""}, {"a": 1e9}, {"a": []}) == (0.0, 1.0)
+    assert task_metrics.best_null_threshold({"a": "x"}, {"a": math.nan}, {"a": []}) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("shift", [-40.0, 0.0, 40.0])
+def test_predicting_with_the_best_threshold_gives_its_f1_and_no_other_gives_more(shift):
     rng = np.random.default_rng(0)
-    golds = {q: ["right answer"] if rng.random() < 0.6 else [] for q in range(60)}
-    predictions = {q: ["right answer", "answer", "wrong"][rng.integers(3)] for q in golds}
-    odds = {q: float(rng.random() + (0 if golds[q] else 0.5)) for q in golds}
+    for share in (0.1, 0.6, 0.9):
+        golds = {q: ["right answer"] if rng.random() < share else ["the"] if rng.random() < 0.1 else [] for q in range(60)}
+        predictions = {q: ["right answer", "answer", "wrong", ""][rng.choice(4, p=(0.3, 0.3, 0.3, 0.1))] for q in golds}
+        odds = {q: shift + round(float(rng.normal() + (0 if golds[q] else 0.5)), 1) for q in golds}  # some are equal
 
-    def f1_at(threshold):
-        return squad_scores({q: "" if odds[q] > threshold else predictions[q] for q in golds}, golds)["f1"]
+        def f1_at(threshold, golds=golds, predictions=predictions, odds=odds):
+            return squad_scores({q: "" if odds[q] > threshold else predictions[q] for q in golds}, golds)["f1"]
 
-    threshold, score = task_metrics.best_null_threshold(predictions, odds, golds)
-    assert threshold > 0
-    assert f1_at(threshold) == pytest.approx(score)
-    assert max(f1_at(t) for t in odds.values()) == pytest.approx(score)
+        threshold, score = task_metrics.best_null_threshold(predictions, odds, golds)
+        assert f1_at(threshold) == pytest.approx(score)
+        assert max(f1_at(t) for t in [*odds.values(), -1e6]) == pytest.approx(score)
 
 
 # Rankings

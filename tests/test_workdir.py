@@ -46,6 +46,20 @@ def test_a_second_process_is_kept_out_until_the_first_ends(run):
     assert claim(run) == []  # this process may come again
 
 
+def test_what_a_killed_process_left_half_written_is_removed(run):
+    folder = Path(run.workdir)
+    (folder / "export").mkdir(parents=True)
+    names = ("config.json.77.tmp", "export/model.safetensors.77.tmp", "export/.tokenizer.json.77")
+    left = [folder / name for name in names]
+    kept = [folder / "notes.tmp", folder / "export" / "model.safetensors"]
+    for path in left + kept:
+        path.write_text("half")
+    claim(run, first=False)  # others of the same program may be writing
+    assert all(path.exists() for path in left + kept)
+    claim(run)
+    assert [path for path in left + kept if path.exists()] == kept
+
+
 def begin(run):
     """A run that has reached its first checkpoint."""
     claim(run)

@@ -288,7 +288,7 @@ def fill_mask(texts: Texts, top_k: int = 5) -> None:
     _predict(*_texts(texts), lambda model: (bert_jax.FillMask(model, top_k), lambda found: {"fillings": found}))
 
 
-def classify(texts: Texts, pair_column: str | None = None, pairs: _Flag = False, threshold: float = 0.5) -> None:
+def classify(texts: Texts, pair_column: str | None = None, pairs: _Flag = False, threshold: float | None = None) -> None:
     """Say of what class texts or pairs of texts are: {"text", "label", "score", "scores"}.
 
     Pairs have "text_pair" too, and models with several labels a text give "labels". Of a regression the score is the value.
@@ -297,7 +297,8 @@ def classify(texts: Texts, pair_column: str | None = None, pairs: _Flag = False,
         texts: What is read.
         pair_column: Column, or field of the JSON objects, that holds the second text of a pair.
         pairs: Plain lines are pairs of texts with a tab between.
-        threshold: Probability from which on a text has a label, for models with several labels a text.
+        threshold: Probability from which on a text has a label, for models with several labels a text. Default: for each
+            label the one that finetune.py tuned on the dev set, else 0.5.
     """
 
     def make(model: bert_jax.Model) -> tuple[bert_jax.Classifier, Callable[[Any], _Row]]:
@@ -322,8 +323,8 @@ def tag(texts: Texts, aggregation: Literal["simple", "first", "average", "max"] 
 
 
 def answer(
-    model: _Model, file: _File = "-", top_k: int = 1, no_answer: _Flag = False, null_threshold: float = 0.0,
-    max_answer_length: int = 30, max_length: int = 384, stride: int = 128, max_question_length: int = 64,
+    model: _Model, file: _File = "-", top_k: int = 1, no_answer: _Flag = False, null_threshold: float | None = None,
+    max_answer_length: int = 30, max_length: int | None = None, stride: int = 128, max_question_length: int | None = None,
 ) -> None:  # fmt: skip
     """Answer questions out of contexts: {"id", "question", "answers": [{"text", "start", "end", "score"}]}.
 
@@ -332,19 +333,22 @@ def answer(
         file: .jsonl with the fields question, context and perhaps id, or .json in SQuAD's layout; `-` is JSONL from standard
             input.
         top_k: Answers to each question.
-        no_answer: "There is none", an empty text, is a candidate, as in SQuAD 2.0.
-        null_threshold: No answer is given where its logit is above the best answer's by more than this.
+        no_answer: "There is none", an empty text, is a candidate, as in SQuAD 2.0; it is by default, where finetune.py tuned a
+            threshold for it.
+        null_threshold: No answer is given where its logit is above the best answer's by more than this; `inf`: there is always
+            an answer. Default: the threshold that finetune.py tuned on the dev set, else 0.
         max_answer_length: Tokens of an answer.
-        max_length: Tokens of a window: question, stretch of the context and special ones.
+        max_length: Tokens of a window: question, stretch of the context and special ones. Default: as many as in fine-tuning,
+            of other models 384.
         stride: Tokens from the start of one window to the next.
-        max_question_length: Tokens of a question that are read.
+        max_question_length: Tokens of a question that are read. Default: 64, or half of a shorter window.
     """
     if os.path.isfile(file) and _suffix(file) not in (".json", ".jsonl"):
         raise InputError(f'{file}: expected .jsonl, with {{"question": ..., "context": ...}} a line, or .json: {_SQUAD}')
 
     def make(loaded: bert_jax.Model) -> tuple[bert_jax.Answerer, Callable[[Any], _Row]]:
         answerer = bert_jax.Answerer(
-            loaded, top_k, no_answer, null_threshold, max_answer_length, max_length, stride, max_question_length
+            loaded, top_k, no_answer or None, null_threshold, max_answer_length, max_length, stride, max_question_length
         )
         names = ("text", "start", "end", "score")
         return answerer, lambda found: {"answers": [{name: getattr(one, name) for name in names} for one in found]}

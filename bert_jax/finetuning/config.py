@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 import tyro
 
-from bert_jax import workdir
+from bert_jax import files, workdir
 from bert_jax.config import Checked, InputError, ParallelConfig
 from bert_jax.data.tasks import Kind, Record, Task, TaskData
 
@@ -100,6 +100,8 @@ class FinetuneConfig(Checked):
     """similarity, ranking: what cosines are divided by."""
     null_threshold: float | None = None
     """question_answering: how much likelier no answer must be. Default: what is best on the dev set."""
+    label_threshold: float | None = None
+    """multi_label: probability from which on a text has a label. Default: what is best on the dev set, for each label."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,6 +130,10 @@ class FinetuneConfig(Checked):
             "lora_rank leaves the encoder as it is: layer_decay and freeze_layers do not go with it",
         )
         self._require(self.lora_alpha > 0, f"lora_alpha={self.lora_alpha} must be positive")
+        self._require(
+            self.label_threshold is None or 0 <= self.label_threshold <= 1,
+            f"label_threshold={self.label_threshold} is not in [0, 1]",
+        )
         self._require(0 <= self.label_smoothing < 1, f"label_smoothing={self.label_smoothing} is not in [0, 1)")
         self._require(self.dropout is None or 0 <= self.dropout < 1, f"dropout={self.dropout} is not in [0, 1)")
         self._require(self.temperature > 0, f"temperature={self.temperature} must be positive")
@@ -161,6 +167,7 @@ class FinetuneConfig(Checked):
 
 _ONLY_FOR: dict[str, tuple[Kind, ...]] = {
     "label_smoothing": ("classification", "tagging", "multiple_choice"), "null_threshold": ("question_answering",),
+    "label_threshold": ("multi_label",),
 }  # fmt: skip
 
 
@@ -203,16 +210,17 @@ def claim_workdir(cfg: FinetuneConfig, first: bool = True) -> None:
     Before the first checkpoint nothing is lost by another config: it replaces the old one.
     """
     path = Path(cfg.workdir or "") / "config.json"
-    begun = ("checkpoints/*", "runs/checkpoints/*", "runs/*/checkpoints/*", "results.json")
+    begun = [f"{folder}{made}" for folder in ("", "runs/", "runs/*/") for made in ("checkpoints/*", "run.json")]
     with workdir.errors(path):
         if first:
             workdir.hold(path.parent)
+            files.remove_temporary(path.parent)
         if path.exists():
             old = json.loads(path.read_text())
             if not isinstance(old, dict) or not {"task", "task_data"} <= old.keys():  # of a model, maybe
                 raise InputError(f"{path} is not a fine-tuning run's config: use another --workdir, or delete that folder")
             different = workdir.changed(old, cfg, FREE_FIELDS)
-            if different and any(next(path.parent.glob(pattern), None) for pattern in begun):
+            if different and any(next(path.parent.glob(pattern), None) for pattern in [*begun, "results.json"]):
                 flags = [(name.removeprefix("task_data."), there, here) for name, there, here in different]
                 workdir.refuse(cfg, flags, ", or delete that folder")
         workdir.write(path, cfg)

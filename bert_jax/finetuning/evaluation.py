@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,13 +13,14 @@ import jax
 import numpy as np
 
 from bert_jax.config import InputError
-from bert_jax.data.finetuning import Encoded
+from bert_jax.data.finetuning import IGNORED, Encoded
 from bert_jax.data.layout import Layout, most_context
 from bert_jax.data.tasks import Record, Task
 from bert_jax.inference import Answer, Answerer, Embedder, Predictor, nearest
 from bert_jax.pooling import Pooling
 from bert_jax.pretrained import Model
 from bert_jax.training import task_metrics
+from bert_jax.tuned import Tuned
 
 Candidates = tuple[list[Answer], float]
 
@@ -36,6 +37,14 @@ class Split:
     def labelled(self) -> bool:
         """Whether all have a label."""
         return all(record.label is not None for record in self.records)
+
+
+class Predictions(list[Any]):
+    """One for each record, in order, and the mean loss where it can not be told from them (tagging, question_answering)."""
+
+    def __init__(self, each: Iterable[Any], loss: float | None = None) -> None:
+        super().__init__(each)
+        self.loss = loss
 
 
 class _Logits(Predictor):
@@ -56,6 +65,45 @@ class _TokenLogits(Predictor):
         return {"logits": self.model.apply(params, batch)["logits"]}
 
 
+def _best_answer(answers: list[Answer], null: float) -> tuple[str, float]:
+    """The best that is not empty ("" where there is none), and how much likelier no answer is."""
+    return (answers[0].text, null - answers[0].logit) if answers else ("", 1e9)
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Of labels that go together or not, each by itself: logistic, in the type of `logits`."""
+    return np.exp(-np.logaddexp(0, -logits))
+
+
+def has_labels(logits: np.ndarray, tuned: Tuned) -> np.ndarray:
+    """Which labels texts have, by their logits [N, C]: bool [N, C]."""
+    return probabilities(logits) >= (tuned.label_thresholds or 0.5)
+
+
+def _nats(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Negative log-likelihood of targets [N] by logits [N, C]."""
+    logits = logits.astype(np.float64)
+    return np.logaddexp.reduce(logits, axis=-1) - logits[np.arange(len(targets)), targets]
+
+
+def _tag_loss(split: Split, logits: Sequence[np.ndarray]) -> float | None:
+    """Of a word, in the window that it is labelled in."""
+    each = [
+        _nats(own[item.target != IGNORED], item.target[item.target != IGNORED])
+        for own, item in zip(logits, split.encoded.items, strict=True)
+    ]
+    return float(np.mean(np.concatenate(each))) if split.labelled and any(map(np.size, each)) else None
+
+
+def _span_loss(split: Split, results: Sequence[dict[str, np.ndarray]]) -> float | None:
+    """Of the first and last token of an answer, in each window; [CLS] where the window has none."""
+    if not split.labelled:
+        return None
+    both = zip(results, split.encoded.items, strict=True)
+    each = [_nats(np.array([found["start"], found["end"]]), item.target) for found, item in both]
+    return float(np.mean(each))
+
+
 class Evaluator:
     """Predicts splits of one task and scores what it predicted.
 
@@ -63,12 +111,19 @@ class Evaluator:
       task: its kind decides what is predicted.
       model: configuration, tokenizer, head and labels; its parameters are not used.
       limit: tokens of a sequence.
-      null_threshold: question_answering: see FinetuneConfig.
+      null_threshold, label_threshold: see FinetuneConfig.
+
+    `tuned` is what predictors have to know of it, the thresholds that are given among it.
     """
 
-    def __init__(self, task: Task, model: Model, limit: int, null_threshold: float | None = None) -> None:
-        self.task, self.labels, self._null_threshold = task, model.labels, null_threshold
-        model, limit = dataclasses.replace(model, params={}), min(limit, model.config.max_length)
+    def __init__(
+        self, task: Task, model: Model, limit: int, null_threshold: float | None = None, label_threshold: float | None = None
+    ) -> None:
+        limit = min(limit, model.config.max_length)
+        given = () if label_threshold is None or task.kind != "multi_label" else (label_threshold,) * len(model.labels)
+        self.tuned = Tuned(task.name, limit, null_threshold, given)
+        self.task, self.labels = task, model.labels
+        model = dataclasses.replace(model, params={}, tuned=self.tuned)
         self._predictor: Predictor
         if task.kind == "question_answering":
             assert model.tokenizer is not None
@@ -80,25 +135,26 @@ class Evaluator:
         else:
             self._predictor = (_TokenLogits if task.kind == "tagging" else _Logits)(model)
 
-    def predict(self, split: Split, params: Any) -> list[Any]:
+    def predict(self, split: Split, params: Any) -> Predictions:
         """A prediction for each record, in order. `params` are NumPy's or on one device, where predictions run.
 
         classification, multi_label, multiple_choice: float32 logits [C]; regression: a float; tagging: a tag a word;
         question_answering: (answers, logit of no answer); similarity: float32 vectors [k, D] of its k texts.
         """
-        if split.encoded.reading is not None:
-            assert isinstance(self._predictor, Answerer)
-            return self._predictor.candidates(split.encoded.reading, params)
         sequences = [sequence for item in split.encoded.items for sequence in item.sequences]
         results = self._predictor.run(sequences, params)
+        if split.encoded.reading is not None:
+            assert isinstance(self._predictor, Answerer)
+            return Predictions(self._predictor.candidates(split.encoded.reading, results), _span_loss(split, results))
         if self.task.kind == "tagging":
-            return self._tags(split, [result["logits"] for result in results])
+            logits = [result["logits"] for result in results]
+            return Predictions(self._tags(split, logits), _tag_loss(split, logits))
         (name,) = results[0] if results else ("logits",)
         values = iter([result[name][0] for result in results])
         grouped = [np.array([next(values) for _ in item.sequences]) for item in split.encoded.items]
         if self.task.kind == "regression":
-            return [float(group[0, 0]) for group in grouped]
-        return grouped if self.task.kind in ("multiple_choice", "similarity") else [group[0] for group in grouped]
+            return Predictions(float(group[0, 0]) for group in grouped)
+        return Predictions(grouped if self.task.kind in ("multiple_choice", "similarity") else [group[0] for group in grouped])
 
     def _tags(self, split: Split, logits: Sequence[np.ndarray]) -> list[list[str]]:
         """The tag of each word's first token, from the window that it has most context in; O for words without tokens."""
@@ -117,9 +173,29 @@ class Evaluator:
             tags.append(picked)
         return tags
 
-    def scores(self, split: Split, predicted: Sequence[Any]) -> dict[str, float]:
-        """The task's metrics; `loss` too for classes and values. Every example counts once.
+    def tune(self, splits: Sequence[Split], predicted: Mapping[str, Sequence[Any]]) -> Tuned:
+        """`tuned` with the thresholds that are best on `splits`, the dev sets, where none were given.
 
+        A threshold of no answer where some question has none; of each label that has some rows, by F1.
+        """
+        tuned, pairs = self.tuned, [(r, p) for s in splits for r, p in zip(s.records, predicted[s.name], strict=True)]
+        pairs = [pair for pair in pairs if pair[0].label is not None]
+        if self.task.kind == "question_answering" and tuned.null_threshold is None and not all(r.label for r, _ in pairs):
+            golds = {number: [text for text, _ in record.label] for number, (record, _) in enumerate(pairs)}
+            texts, odds = zip(*(_best_answer(*candidates) for _, candidates in pairs), strict=True)
+            best, _ = task_metrics.best_null_threshold(dict(enumerate(texts)), dict(enumerate(odds)), golds)
+            return dataclasses.replace(tuned, null_threshold=best)
+        if self.task.kind == "multi_label" and not tuned.label_thresholds and pairs:
+            shares = probabilities(np.array([logits for _, logits in pairs]))
+            right = np.array([[name in record.label for name in self.labels] for record, _ in pairs])
+            best_each = [task_metrics.best_label_threshold(*columns) for columns in zip(shares.T, right.T, strict=True)]
+            return dataclasses.replace(tuned, label_thresholds=tuple(best_each))
+        return tuned
+
+    def scores(self, split: Split, predicted: Sequence[Any], tuned: Tuned | None = None) -> dict[str, float]:
+        """The task's metrics; `loss` too, but for similarity. Every example counts once.
+
+        `tuned` has the thresholds; default: those that are best on this split, as it should be for dev sets alone.
         Tags that are not of entities (B-, I-, ...) have `tag_accuracy` alone. Raises InputError where an example has no label.
         """
         missing = next((record for record in split.records if record.label is None), None)
@@ -127,11 +203,14 @@ class Evaluator:
             raise InputError(f"{missing.place} has no label: {split.name} cannot be scored")
         if len(predicted) != len(split.records):
             raise AssertionError(f"{len(predicted)} predictions of {len(split.records)} examples")
-        if self.task.kind == "question_answering":
-            return self._answer_scores(split, predicted)
-        return (self._similarity_scores if self.task.kind == "similarity" else self._label_scores)(split, predicted)
+        if self.task.kind == "similarity":
+            return self._similarity_scores(split, predicted)
+        tuned = tuned or self.tune([split], {split.name: predicted})
+        of_kind = self._answer_scores if self.task.kind == "question_answering" else self._label_scores
+        loss = predicted.loss if isinstance(predicted, Predictions) else None
+        return of_kind(split, predicted, tuned) | ({} if loss is None else {"loss": loss})
 
-    def _label_scores(self, split: Split, predicted: Sequence[Any]) -> dict[str, float]:
+    def _label_scores(self, split: Split, predicted: Sequence[Any], tuned: Tuned) -> dict[str, float]:
         kind, labels = self.task.kind, [record.label for record in split.records]
         if kind == "tagging":
             names = (*self.task.metrics, "entity_precision", "entity_recall") if self._of_entities else ("tag_accuracy",)
@@ -141,11 +220,12 @@ class Evaluator:
             loss = (guessed - right) ** 2
         elif kind == "multi_label":
             logits, right = np.array(predicted), np.array([[int(name in label) for name in self.labels] for label in labels])
-            guessed, loss = (logits >= 0).astype(int), np.logaddexp(0, logits) - logits * right
+            guessed = has_labels(logits, tuned).astype(int)
+            loss = np.logaddexp(0, logits) - logits * right
         else:
             logits = np.array(predicted)
             right = np.array([self.labels.index(label) for label in labels] if kind == "classification" else labels)
-            guessed, loss = logits.argmax(axis=-1), np.logaddexp.reduce(logits, axis=-1) - logits[np.arange(len(right)), right]
+            guessed, loss = logits.argmax(axis=-1), _nats(logits, right)
         scores = {name: task_metrics.METRICS[name](guessed, right) for name in self.task.metrics}
         return scores | {"loss": float(np.mean(loss))}
 
@@ -157,24 +237,24 @@ class Evaluator:
             return False
         return True
 
-    def _answer_scores(self, split: Split, predicted: Sequence[Candidates]) -> dict[str, float]:
+    def _answer_scores(self, split: Split, predicted: Sequence[Candidates], tuned: Tuned) -> dict[str, float]:
         golds = {record.id: [text for text, _ in record.label] for record in split.records}
-        texts, odds = self.answers(split, predicted)
-        if all(golds.values()):
-            return task_metrics.squad_scores(texts, golds)
-        threshold = self._null_threshold
-        if threshold is None:
-            threshold, _ = task_metrics.best_null_threshold(texts, odds, golds)
-        answered = {id: "" if odds[id] > threshold else text for id, text in texts.items()}
-        return task_metrics.squad_scores(answered, golds) | {"null_threshold": threshold}
+        threshold = tuned.null_threshold
+        scores = task_metrics.squad_scores(self.answers(split, predicted, threshold)[0], golds)
+        return scores | ({} if threshold is None else {"null_threshold": threshold})
 
     @staticmethod
-    def answers(split: Split, predicted: Sequence[Candidates]) -> tuple[dict[str, str], dict[str, float]]:
-        """By id: the best answer that is not empty, and how much likelier no answer is (the difference of logits)."""
+    def answers(
+        split: Split, predicted: Sequence[Candidates], threshold: float | None = None
+    ) -> tuple[dict[str, str], dict[str, float]]:
+        """By id: the answer, and how much likelier no answer is than the best (the difference of logits).
+
+        The answer is empty where that is above the threshold; None: only where there is no candidate.
+        """
         texts, odds = {}, {}
-        for record, (answers, null) in zip(split.records, predicted, strict=True):
-            texts[record.id] = answers[0].text if answers else ""
-            odds[record.id] = null - answers[0].logit if answers else 1e9
+        for record, candidates in zip(split.records, predicted, strict=True):
+            text, odds[record.id] = _best_answer(*candidates)
+            texts[record.id] = "" if threshold is not None and odds[record.id] > threshold else text
         return texts, odds
 
     def _similarity_scores(self, split: Split, predicted: Sequence[np.ndarray]) -> dict[str, float]:

@@ -19,10 +19,11 @@ from scipy.stats import rankdata  # type: ignore[import-untyped]
 
 from bert_jax.data.tasks import Kind, Record
 from bert_jax.files import write_text
-from bert_jax.finetuning.evaluation import Candidates, Evaluator, Split
+from bert_jax.finetuning.evaluation import Candidates, Evaluator, Split, has_labels
 from bert_jax.finetuning.results import cosine
 from bert_jax.finetuning.runs import Member
 from bert_jax.training import task_metrics, writer
+from bert_jax.tuned import Tuned
 
 MOST_ROWS = 20  # of a table of examples
 MOST_CLASSES = 20  # that a confusion matrix can be read with
@@ -43,6 +44,7 @@ def write_report(
     evaluator: Evaluator,
     splits: Sequence[Split],
     predicted: Mapping[str, Sequence[Any]],
+    tuned: Tuned,
 ) -> Path:
     """Writes WORKDIR/report.html, whole or not at all; its path.
 
@@ -52,6 +54,7 @@ def write_report(
       evaluator: knows the task and its classes.
       splits: whose mistakes are shown; of one without labels only similarity has something to show.
       predicted: by name of the split what `evaluator.predict` gave, an entry a record.
+      tuned: has the thresholds that labels and answers are given by.
 
     Raises:
       InputError: a metrics.jsonl is missing or damaged, or the page cannot be written.
@@ -66,7 +69,7 @@ def write_report(
         if split.labelled or evaluator.task.kind == "similarity":
             mistakes = _MISTAKES[evaluator.task.kind]
             parts.append(_tag("h2", f"{split.name}: {len(split.records):,} examples"))
-            parts += mistakes(split, predicted[split.name], evaluator.labels, results["exported"][split.name])
+            parts += mistakes(split, predicted[split.name], evaluator.labels, tuned)
     title, heading = _tag("title", f"{results['task']}: {results['model']}"), _tag("h1", results["task"])
     body = _tag("body", _joined([heading, _tag("p", results["model"]), *parts, *_origin(results)], "\n"))
     page = f"{_HEAD}{title}</head>\n{body}</html>\n"
@@ -277,7 +280,7 @@ def _origin(results: Mapping[str, Any]) -> list[_Html]:
     return [_tag("h2", "Command, data and versions"), command, _table("", [], [*data, *results["versions"].items()])]
 
 
-# ---- mistakes, by the kind of the task: (split, what was predicted, classes, scores) -> parts of the page
+# ---- mistakes, by the kind of the task: (split, what was predicted, classes, thresholds) -> parts of the page
 
 
 def _shares(logits: np.ndarray) -> np.ndarray:
@@ -303,7 +306,7 @@ def _surest(
     return _table(caption, ["id", "text", "right", "predicted", "probability"], rows)
 
 
-def _classes(split: Split, predicted: Sequence[Any], labels: Sequence[str], scores: Mapping[str, float]) -> list[_Html]:
+def _classes(split: Split, predicted: Sequence[Any], labels: Sequence[str], tuned: Tuned) -> list[_Html]:
     logits, right = np.array(predicted), np.array([labels.index(record.label) for record in split.records])
     counts = task_metrics.confusion_matrix(logits.argmax(axis=-1), right, len(labels))
     if len(labels) <= MOST_CLASSES:
@@ -316,7 +319,7 @@ def _classes(split: Split, predicted: Sequence[Any], labels: Sequence[str], scor
     return [table, _surest(split, logits, right, lambda _, label: labels[label])]
 
 
-def _choices(split: Split, predicted: Sequence[Any], labels: Sequence[str], scores: Mapping[str, float]) -> list[_Html]:
+def _choices(split: Split, predicted: Sequence[Any], labels: Sequence[str], tuned: Tuned) -> list[_Html]:
     right = np.array([record.label for record in split.records])
     return [_surest(split, np.array(predicted), right, lambda record, choice: _text(record.texts[1 + choice]), slice(1))]
 
@@ -326,16 +329,18 @@ def _per_label(each: Mapping[str, Mapping[str, float]]) -> _Html:
     return _table("By label", ["label", *columns], [[name, *(of[column] for column in columns)] for name, of in each.items()])
 
 
-def _multi_label(split: Split, predicted: Sequence[Any], labels: Sequence[str], scores: Mapping[str, float]) -> list[_Html]:
+def _multi_label(split: Split, predicted: Sequence[Any], labels: Sequence[str], tuned: Tuned) -> list[_Html]:
     logits, right = np.array(predicted), np.array([[name in record.label for name in labels] for record in split.records])
-    guessed = logits >= 0
+    guessed = has_labels(logits, tuned)
     hits, ours, theirs = (of.sum(axis=0).tolist() for of in (guessed & right, guessed, right))
     each = {
         name: {"precision": h / max(1, o), "recall": h / max(1, t), "f1": 2 * h / max(1, o + t), "support": t}
         for name, h, o, t in zip(labels, hits, ours, theirs, strict=True)
     }
     rows = []
-    for place in _most((guessed != right).ravel(), abs(logits).ravel()):
+    limits = np.clip(np.array(tuned.label_thresholds or 0.5), 1e-6, 1 - 1e-6)
+    sure = abs(logits - np.log(limits / (1 - limits)))
+    for place in _most((guessed != right).ravel(), sure.ravel()):
         i, j = divmod(place, len(labels))
         own = [labels[j], "yes" if right[i, j] else "no", "yes" if guessed[i, j] else "no"]
         rows.append([*_example(split.records[i], split.records[i].texts), *own, float(1 / (1 + np.exp(-logits[i, j])))])
@@ -351,13 +356,13 @@ def _furthest(caption: str, split: Split, right: np.ndarray, guessed: np.ndarray
     return _table(caption, ["id", "text", "right", "predicted", "difference"], rows)
 
 
-def _numbers(split: Split, predicted: Sequence[Any], labels: Sequence[str], scores: Mapping[str, float]) -> list[_Html]:
+def _numbers(split: Split, predicted: Sequence[Any], labels: Sequence[str], tuned: Tuned) -> list[_Html]:
     guessed, right = np.array(predicted, np.float64), np.array([record.label for record in split.records], np.float64)
     table = _furthest("Largest differences", split, right, guessed, guessed - right)
     return [_scatter(right, guessed, "predicted", diagonal=True), table]
 
 
-def _pairs(split: Split, predicted: Sequence[Any], labels: Sequence[str], scores: Mapping[str, float]) -> list[_Html]:
+def _pairs(split: Split, predicted: Sequence[Any], labels: Sequence[str], tuned: Tuned) -> list[_Html]:
     cosines = np.array([cosine(vectors[0], vectors[1]) for vectors in predicted])
     if not split.labelled:
         rows = [
@@ -370,7 +375,7 @@ def _pairs(split: Split, predicted: Sequence[Any], labels: Sequence[str], scores
     return [_scatter(right, cosines, "cosine", diagonal=False), table]
 
 
-def _tags(split: Split, predicted: Sequence[Any], labels: Sequence[str], scores: Mapping[str, float]) -> list[_Html]:
+def _tags(split: Split, predicted: Sequence[Any], labels: Sequence[str], tuned: Tuned) -> list[_Html]:
     right = [record.label for record in split.records]
     wrong = np.array([sum(a != b for a, b in zip(*both, strict=True)) for both in zip(right, predicted, strict=True)])
     rows = [
@@ -399,13 +404,12 @@ def _sentence(words: Sequence[str], right: Sequence[str], predicted: Sequence[st
     return _tag("div", _joined(parts, " "), dir="auto", title=" ".join(words))
 
 
-def _answers(split: Split, predicted: Sequence[Candidates], labels: Sequence[str], scores: Mapping[str, float]) -> list[_Html]:
-    texts, odds = Evaluator.answers(split, predicted)
-    threshold = scores.get("null_threshold", math.inf)  # there is none where every question has an answer
+def _answers(split: Split, predicted: Sequence[Candidates], labels: Sequence[str], tuned: Tuned) -> list[_Html]:
+    answered, _ = Evaluator.answers(split, predicted, tuned.null_threshold)
     none = _tag("em", "none")
     counts, rows = np.zeros((2, 2), int), []
     for record, (found, null) in zip(split.records, predicted, strict=True):
-        given = "" if odds[record.id] > threshold else texts[record.id]
+        given = answered[record.id]
         golds = list(dict.fromkeys(text for text, _ in record.label))
         counts[int(not golds), int(not given)] += 1
         f1 = task_metrics.squad_f1([given], [golds])

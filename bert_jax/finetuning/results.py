@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -15,16 +14,17 @@ from rich.console import Console
 from rich.table import Table
 
 from bert_jax.files import write_json, write_text
-from bert_jax.finetuning.evaluation import Evaluator, Split
+from bert_jax.finetuning.evaluation import Evaluator, Split, has_labels, probabilities
 from bert_jax.finetuning.runs import Outcome
 from bert_jax.training.task_metrics import summary
+from bert_jax.tuned import Tuned
 
 _LIBRARIES = ("bert_jax", "jax", "flax", "optax", "numpy", "scikit-learn", "scipy", "tokenizers")
 N_BEST = 20
 
 
 def write_predictions(
-    folder: Path, split: Split, predicted: Sequence[Any], evaluator: Evaluator, threshold: float | None
+    folder: Path, split: Split, predicted: Sequence[Any], evaluator: Evaluator, tuned: Tuned
 ) -> Path:
     """Writes the predictions of a split; the path of the file.
 
@@ -33,18 +33,18 @@ def write_predictions(
     word: the word, the right tag where there is one, the predicted tag. In both, `\\t`, `\\n`, `\\r` and `\\\\` stand for tabs,
     ends of lines and backslashes inside of a field.
 
-    question_answering: NAME.json (id -> answer), NAME.null_odds.json and NAME.nbest.json, as SQuAD's scripts read them. Answers
-    are "" where none is likelier by more than `threshold`; None, or a split all of which is known to have answers: never.
+    question_answering: NAME.json (id -> answer), NAME.null_odds.json and NAME.nbest.json, as SQuAD's scripts read them. Which
+    labels and answers are given follows the thresholds of `tuned`, as the predictors do.
     """
     if evaluator.task.kind == "question_answering":
-        return _write_answers(folder, split, predicted, threshold)
+        return _write_answers(folder, split, predicted, tuned.null_threshold)
     if evaluator.task.kind == "tagging":
         lines = []
         for record, tags in zip(split.records, predicted, strict=True):
             columns = [record.texts, record.label, tags] if record.label is not None else [record.texts, tags]
             lines += [_line(word) for word in zip(*columns, strict=True)] + [""]
         return write_text(folder / f"{split.name}.conll", "\n".join(lines) + "\n")
-    header, rows = _columns(evaluator, predicted)
+    header, rows = _columns(evaluator, predicted, tuned)
     labelled = split.labelled
     lines = [_line(["id", "prediction", *(["label"] if labelled else []), *header])]
     for record, (prediction, values) in zip(split.records, rows, strict=True):
@@ -60,7 +60,9 @@ def _line(fields: Sequence[Any]) -> str:
     return "\t".join(str(field).translate(_ESCAPES) for field in fields)
 
 
-def _columns(evaluator: Evaluator, predicted: Sequence[Any]) -> tuple[list[str], list[tuple[Any, Sequence[float]]]]:
+def _columns(
+    evaluator: Evaluator, predicted: Sequence[Any], tuned: Tuned
+) -> tuple[list[str], list[tuple[Any, Sequence[float]]]]:
     """(names of the columns behind the prediction, a row each)."""
     kind, labels = evaluator.task.kind, list(evaluator.labels)
     if kind == "regression":
@@ -68,8 +70,9 @@ def _columns(evaluator: Evaluator, predicted: Sequence[Any]) -> tuple[list[str],
     if kind == "similarity":
         return [], [(f"{cosine(vectors[0], vectors[1]):.6g}", []) for vectors in predicted]
     if kind == "multi_label":
-        shares = [np.exp(-np.logaddexp(0, -logits)) for logits in predicted]
-        return labels, [(",".join(n for n, p in zip(labels, row, strict=True) if p >= 0.5), row.tolist()) for row in shares]
+        logits = np.array(predicted).reshape(-1, len(labels))
+        both = zip(has_labels(logits, tuned), probabilities(logits).tolist(), strict=True)
+        return labels, [(",".join(n for n, has in zip(labels, given, strict=True) if has), shares) for given, shares in both]
     names = labels if kind == "classification" else [str(i) for i in range(max(map(len, predicted), default=0))]
     shares = [np.exp(logits - np.logaddexp.reduce(logits)) for logits in predicted]
     return names, [(names[int(row.argmax())], row.tolist()) for row in shares]
@@ -81,10 +84,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _write_answers(folder: Path, split: Split, predicted: Sequence[Any], threshold: float | None) -> Path:
-    texts, odds = Evaluator.answers(split, predicted)
-    if threshold is None or all(record.label for record in split.records):
-        threshold = math.inf
-    answers = {id: "" if odds[id] > threshold else text for id, text in texts.items()}
+    answers, odds = Evaluator.answers(split, predicted, threshold)
     n_best = {}
     for record, (found, null) in zip(split.records, predicted, strict=True):
         logits = np.array([answer.logit for answer in found[:N_BEST]] + [null])

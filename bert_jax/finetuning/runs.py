@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -29,6 +30,7 @@ from bert_jax.model.heads import Bert, pool
 from bert_jax.pooling import Pooling
 from bert_jax.training import checkpoint, loop, losses, memory, multihost, optim, parallel, steps, writer
 from bert_jax.training.losses import Sum
+from bert_jax.tuned import Tuned
 
 MOST_BETWEEN_CHECKPOINTS = 1000  # steps
 
@@ -293,7 +295,9 @@ class Runs:
                 continue
             own, history = self.params(here, i), self.history[i]
             with np.errstate(all="ignore"):  # NaN of a run that diverged is dealt with below
-                scores = {split.name: evaluator.scores(split, evaluator.predict(split, own)) for split in setting.dev}
+                predicted = {split.name: evaluator.predict(split, own) for split in setting.dev}
+                tuned = evaluator.tune(setting.dev, predicted)
+                scores = {split.name: evaluator.scores(split, predicted[split.name], tuned) for split in setting.dev}
             scores = multihost.from_first(scores)  # another host's may differ in the last bit
             score = float(np.mean([evaluator.main_score(of, cfg.metric) for of in scores.values()]))
             if not all(np.isfinite(value) for of in scores.values() for value in of.values()):
@@ -302,7 +306,7 @@ class Runs:
             history.append({"step": step, "score": score, "scores": scores})
             since = len(history) - 1 - _best(history)
             if multihost.is_first() and (cfg.select == "last" or since == 0):
-                self._export(i, own)
+                self._export(i, own, tuned)
             self.active[i] = cfg.early_stopping is None or since < cfg.early_stopping
             of = "" if len(self.members) == 1 else f"{member.name}/"
             for name, each in scores.items():
@@ -311,8 +315,12 @@ class Runs:
         stop.enough = not self.active.any()
         return values
 
-    def _export(self, number: int, params: Any) -> None:
-        model = dataclasses.replace(self.setting.start.model, params=jax.device_get(params))
+    def _export(self, number: int, params: Any, tuned: Tuned) -> None:
+        """With all that predictors need to predict as it was scored."""
+        model, pooling = self.setting.start.model, self.setting.start.model.pooling
+        if isinstance(pooling, Pooling):
+            pooling = dataclasses.replace(pooling, max_length=tuned.max_length)
+        model = dataclasses.replace(model, params=jax.device_get(params), tuned=tuned, pooling=pooling)
         pretrained.save(model, self.folder(number) / "export")
 
     # --- the run ---
@@ -329,7 +337,7 @@ class Runs:
                 key = values.pop("data")
                 found.append(Outcome(**values))
             except (ValueError, TypeError, KeyError) as error:
-                raise InputError(f"{path} is damaged ({error}): delete it, and the run goes on from its checkpoint") from None
+                raise InputError(f"{path} is damaged ({error}): delete it, and the run is made again") from None
             if key != self.setting.data_key:
                 raise InputError(_other_data(f"{path} was made"))
         return found
@@ -378,6 +386,11 @@ class Runs:
         multihost.barrier("the run is written")
         return outcomes
 
+    def drop_checkpoints(self) -> None:
+        """Of runs that are done, and will not go on: parameters and moments, three times what a model's file has."""
+        if multihost.is_first():
+            shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
+
     def _restore(self, saved: checkpoint.Checkpointer) -> tuple[steps.TrainState, int, float]:
         """(state, its step, seconds that it took)."""
         fresh = self.initial()
@@ -403,8 +416,14 @@ class Runs:
 
 
 def _best(history: Sequence[dict[str, Any]]) -> int:
-    """The first of the best evaluations."""
-    return max(range(len(history)), key=lambda i: (history[i]["score"], -i))
+    """The best evaluation; of equal scores, as accuracies often are, that of the lowest loss on dev, then the first."""
+
+    def rank(i: int) -> tuple[float, float, int]:
+        losses = [scores["loss"] for scores in history[i]["scores"].values() if "loss" in scores]
+        loss = float(np.mean(losses)) if losses else 0.0
+        return history[i]["score"], -loss if np.isfinite(loss) else float("-inf"), -i
+
+    return max(range(len(history)), key=rank)
 
 
 def _other_data(what: str) -> str:

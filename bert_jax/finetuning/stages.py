@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from bert_jax.data.splits import Splits
 from bert_jax.data.tasks import Kind, Record, Task
 from bert_jax.finetuning import results
 from bert_jax.finetuning.config import FinetuneConfig
-from bert_jax.finetuning.evaluation import Evaluator, Split
+from bert_jax.finetuning.evaluation import Evaluator, Predictions, Split
 from bert_jax.finetuning.runs import Member, Outcome, Runs, Setting
 from bert_jax.model.families import Head
 from bert_jax.pooling import Pooling
 from bert_jax.training import loop, memory, multihost, parallel, task_metrics
+from bert_jax.tuned import Tuned
 
 _HEADS: dict[Kind, Head] = {
     "classification": "sequence_classification", "multi_label": "sequence_classification",
@@ -91,9 +92,10 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Callable[[str]
     train = encoded("train", records).encoded.items
     dev = [encoded(name, records) for name, records in splits.dev.items()]
     test = [encoded(name, records) for name, records in splits.test.items()]
-    evaluator = Evaluator(task, model, limit, cfg.null_threshold)
+    evaluator = Evaluator(task, model, limit, cfg.null_threshold, cfg.label_threshold)
     for split in dev if cfg.metric is not None else ():  # no scores of training to be lost by a misspelt name
-        evaluator.main_score(evaluator.scores(split, [_guess(task.kind, r, len(labels)) for r in split.records]), cfg.metric)
+        guesses = Predictions((_guess(task.kind, r, len(labels)) for r in split.records), _LOSS.get(task.kind))
+        evaluator.main_score(evaluator.scores(split, guesses), cfg.metric)
     batches = None
     if train and cfg.num_epochs:
         num_steps = cfg.num_epochs * len(train) / cfg.batch_size
@@ -118,6 +120,9 @@ def _check_fit(cfg: FinetuneConfig, model: pretrained.Model) -> None:
         )
     if cfg.freeze_layers > layers:
         raise InputError(f"freeze_layers={cfg.freeze_layers}, but {cfg.model} has {layers} layers: choose 0 to {layers}")
+
+
+_LOSS = {"tagging": 0.0, "question_answering": 0.0}  # of kinds whose predictions do not tell it
 
 
 def _guess(kind: Kind, record: Record, num_labels: int) -> Any:
@@ -147,6 +152,7 @@ def fit_all(setting: Setting, workdir: Path, stop: loop.StopRequest) -> list[Out
             done = runs.fit(stop)
             if stop.signal is not None:
                 return outcomes
+        runs.drop_checkpoints()
         outcomes += done
     return outcomes
 
@@ -168,21 +174,31 @@ def export_folder(workdir: Path, outcomes: Sequence[Outcome], which: Outcome) ->
 
 def predict_all(
     setting: Setting, test: Sequence[Split], workdir: Path
-) -> tuple[dict[str, dict[str, float]], dict[str, list[Any]]]:
+) -> tuple[dict[str, dict[str, float]], dict[str, Predictions], Tuned]:
     """Predicts dev and test by the exported model, or, where nothing was trained, by the model itself.
 
-    Returns the scores of the splits that have labels, and the predictions of all, which it writes too.
+    Returns the scores of the splits that have labels, the predictions of all, which it writes too, and the thresholds that both
+    follow: those in the export, which were tuned on dev; where nothing was trained the model's, or else tuned on dev.
     """
-    params = setting.start.model.params
+    model, evaluator = setting.start.model, setting.evaluator
     if setting.batches is not None:
-        model = setting.start.model
-        params = pretrained.load(workdir / "export", head=model.head, labels=model.labels or None).params
-    scores, predictions = dict[str, dict[str, float]](), dict[str, list[Any]]()
-    threshold = setting.cfg.null_threshold
+        model = pretrained.load(workdir / "export", head=model.head)
+    predictions = {split.name: evaluator.predict(split, model.params) for split in [*setting.dev, *test]}
+    tuned = thresholds(setting, model.tuned, predictions)
+    scores = {}
     for split in [*setting.dev, *test]:
-        predicted = predictions[split.name] = setting.evaluator.predict(split, params)
+        predicted = predictions[split.name]
         if split.labelled or setting.task.kind == "similarity":
-            scores[split.name] = setting.evaluator.scores(split, predicted)
-            threshold = scores[split.name].get("null_threshold", threshold)
-        results.write_predictions(workdir / "predictions", split, predicted, setting.evaluator, threshold)
-    return scores, predictions
+            scores[split.name] = evaluator.scores(split, predicted, tuned)
+        results.write_predictions(workdir / "predictions", split, predicted, evaluator, tuned)
+    return scores, predictions, tuned
+
+
+def thresholds(setting: Setting, kept: Tuned, predictions: Mapping[str, Sequence[Any]]) -> Tuned:
+    """Those given, else those that the model has kept (from its training), else those that are best on dev."""
+    given = setting.evaluator.tuned
+    null = kept.null_threshold if given.null_threshold is None else given.null_threshold
+    labels = given.label_thresholds or kept.label_thresholds
+    if null is not None or labels:
+        return dataclasses.replace(given, null_threshold=null, label_thresholds=labels)
+    return setting.evaluator.tune(setting.dev, predictions)

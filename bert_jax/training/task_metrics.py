@@ -101,6 +101,31 @@ def macro_f1(predictions: Any, targets: Any) -> float:
     return float(np.mean([_f1(*columns, "binary") for columns in zip(predictions.T, targets.T, strict=True)]))
 
 
+_LEAST_ROWS = 5  # that a label must have for a threshold of its own: of fewer it would be chance
+
+
+def best_label_threshold(probabilities: Any, targets: Any) -> float:
+    """The probability from which on to give a label, so that its F1 is best (Lewis et al., 1996; SCut of Yang, 2001).
+
+    Args:
+      probabilities: of one label, [N].
+      targets: whether each of N has it; bool, or 0 and 1.
+
+    Of equally good cut points the one nearest to 0.5; halfway between the probabilities on both sides of it, or 0.5 itself. It
+    is 0.5 too where fewer than 5 of N have the label, and where probabilities are not finite.
+    """
+    from sklearn.metrics import precision_recall_curve
+
+    probabilities, targets = _arrays(probabilities, targets)
+    if targets.sum() < _LEAST_ROWS or not np.isfinite(probabilities).all():
+        return 0.5
+    precision, recall, cuts = precision_recall_curve(targets, probabilities.astype(np.float64))
+    scores = 2 * (precision * recall / np.maximum(precision + recall, 1e-12))[:-1]
+    below = np.concatenate([[0.0], cuts[:-1]])  # from there to the cut, the same examples have the label
+    points = np.where((below < 0.5) & (cuts >= 0.5), 0.5, (below + cuts) / 2)[scores > scores.max() - 1e-9]
+    return float(points[np.argmin(abs(points - 0.5))])
+
+
 def matthews_correlation(predictions: Any, targets: Any) -> float:
     """Matthews' correlation of class ids [N], of any number of classes (CoLA, AX). 0 where either has one class only."""
     from sklearn.metrics import matthews_corrcoef
@@ -313,22 +338,26 @@ def best_null_threshold(
 ) -> tuple[float, float]:
     """The threshold on `null_odds` that gives the best F1 if questions above it are not answered, and that F1.
 
-    As find_best_thresh of SQuAD's evaluate-v2.0.py. `predictions` are the best answers that are not empty; `null_odds` say how
-    much likelier it is that there is none. As there, the threshold is 0 where answering no question is best, even if some odds
-    are below 0, and questions of equal odds are taken one after the other.
+    The best over all cut points, from none answered to all, as find_best_thresh of SQuAD's evaluate-v2.0.py means it; of equal
+    ones that which answers fewest questions. That script takes odds for probabilities and says 0 where answering none is best;
+    differences of logits may be below 0, and there 0 would answer. The threshold lies halfway between the odds on both sides of
+    the cut, so that it does not depend on the last bit of one question's odds, or 1 past the least or the greatest.
+
+    Args:
+      predictions: by question the best answer that is not empty; "" where there is no such.
+      null_odds: how much likelier it is that there is no answer.
+      golds: the right answers, none where there is none.
     """
     _check_questions(golds, predictions, "predictions")
     _check_questions(golds, null_odds, "null odds")
-    total = best = float(sum(not answers for answers in golds.values()))  # no question is answered
-    threshold = 0.0
-    for question in sorted(null_odds, key=lambda q: null_odds[q]):  # then each is, the surest first
-        if golds[question]:
-            total += _answer_scores(predictions[question], golds[question])[1]
-        elif predictions[question]:
-            total -= 1
-        if total > best:
-            best, threshold = total, float(null_odds[question])
-    return threshold, best / len(golds)
+    unanswered = {question: _answer_scores("", golds[question])[1] for question in golds}
+    some = [question for question in golds if predictions[question] and math.isfinite(null_odds[question])]
+    gains = [_answer_scores(predictions[question], golds[question])[1] - unanswered[question] for question in some]
+    odds, place = np.unique([null_odds[question] for question in some], return_inverse=True)  # equal odds go together
+    totals = sum(unanswered.values()) + np.cumsum([0.0, *np.bincount(place, gains)])  # of the 0, 1, 2, ... least odds answered
+    cut = int(np.argmax(totals > totals.max() - 1e-9))  # sums of floats: equal ones may differ in the last bit
+    edges = [odds[0] - 2, *odds, odds[-1] + 2] if some else [0.0, 0.0]
+    return float(edges[cut] + edges[cut + 1]) / 2, float(totals[cut]) / len(golds)
 
 
 def _squad(name: str, predictions: Any, targets: Any) -> float:
