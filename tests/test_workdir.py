@@ -207,7 +207,8 @@ OTHER_VALUE = {
 
 
 @pytest.mark.parametrize("name", OTHER_VALUE)
-def test_free_fields_may_differ(run, name):
+def test_free_fields_may_differ(run, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a checkpoint_dir is made and locked
     claim(run)
     values = to_dict(run)
     *groups, last = name.split(".")
