@@ -6,7 +6,6 @@ it is used, so that errors in the command line come at once.
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 import shutil
 import sys
@@ -39,7 +38,8 @@ def finetune(cfg: FinetuneConfig, command: str) -> int:
     if cfg.via is not None:
         first, data = cfg.via.split("=", 1)
         before = FinetuneConfig(
-            model=cfg.model, task=first, task_data=dataclasses.replace(type(cfg.task_data)(), data=data),
+            model=cfg.model, task=first,
+            task_data=type(cfg.task_data)(data=data, text_column=cfg.via_text_column, label_column=cfg.via_label_column),
             workdir=str(Path(cfg.workdir) / "via"), dtype=cfg.dtype, parallel=cfg.parallel,
         )  # fmt: skip
         if multihost.is_first():

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+import finetune
 from bert_jax.config import InputError, ParallelConfig
 from bert_jax.data.tasks import TASKS, Record, TaskData, find_task
 from bert_jax.finetuning.config import FinetuneConfig, claim_workdir, load_finetune_config
@@ -199,6 +200,19 @@ def test_the_data_options_have_no_prefix_and_the_rest_is_as_it_is_called():
 def test_what_is_missing_is_named(argv, missing):
     with pytest.raises(InputError, match=f"^{missing} is missing: python finetune.py MODEL --task NAME --data PATH"):
         load_finetune_config(argv)
+
+
+def test_the_columns_of_a_first_task_are_its_own(monkeypatch, tmp_path):
+    argv = [*COMMAND, "--text-column", "sentence", "--via", "multi_label=a=b.csv", "--workdir", str(tmp_path)]
+    cfg = load_finetune_config([*argv, "--via-text-column", "Review Text", "--via-label-column", "good", "bad"])
+    seen = []
+    monkeypatch.setattr(finetune, "run", lambda cfg, task, command: seen.append((task.name, cfg.model, cfg.task_data)) or 0)
+    assert finetune.finetune(cfg, "the command") == 0
+    first = TaskData(data="a=b.csv", text_column=("Review Text",), label_column=("good", "bad"))
+    assert seen == [("multi_label", "model", first), ("sst2", str(tmp_path / "via" / "export"), cfg.task_data)]
+    for name in ("via_text_column", "via_label_column"):
+        with pytest.raises(InputError, match=rf"{name}=\('x',\) is of a task before: give via"):
+            FinetuneConfig(**{name: ("x",)})
 
 
 def test_a_first_task_without_its_data_is_refused():

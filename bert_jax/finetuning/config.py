@@ -87,6 +87,10 @@ class FinetuneConfig(Checked):
     )
     via: str | None = None
     """TASK=DATA: fine-tune on that first, and start from the result, as `--via mnli=GLUE/MNLI` for rte, mrpc and stsb."""
+    via_text_column: tuple[str, ...] = ()
+    """Columns of the text in the data of `via`, as text_column."""
+    via_label_column: tuple[str, ...] = ()
+    """Column of the label in the data of `via`, as label_column."""
     together: Literal["auto", "yes", "no"] = "auto"
     """Whether the runs are trained in one program; auto: where that is faster."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -136,6 +140,8 @@ class FinetuneConfig(Checked):
         )
         self._require(0 <= self.label_smoothing < 1, f"label_smoothing={self.label_smoothing} is not in [0, 1)")
         self._require(self.dropout is None or 0 <= self.dropout < 1, f"dropout={self.dropout} is not in [0, 1)")
+        for name, value in (("via_text_column", self.via_text_column), ("via_label_column", self.via_label_column)):
+            self._require(self.via is not None or not value, f"{name}={value} is of a task before: give via")
         self._require(self.temperature > 0, f"temperature={self.temperature} must be positive")
         self._require(
             self.early_stopping is None or self.select == "best", "early_stopping waits for a better one: it needs select='best'"
