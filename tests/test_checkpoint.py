@@ -410,7 +410,7 @@ checkpointer = Checkpointer(sys.argv[1])
 checkpointer.save(1, {"w": jnp.ones(8)}, {})
 checkpointer.wait()
 rename = os.rename
-os.rename = lambda *a, **k: time.sleep(60) if "2.orbax" in str(a[0]) else rename(*a, **k)  # never becomes whole
+os.rename = lambda *a, **k: time.sleep(600) if "2.orbax" in str(a[0]) else rename(*a, **k)  # never becomes whole
 checkpointer.save(2, {"w": jnp.ones(8) * 2}, {})
 while not list(Path(sys.argv[1]).glob("2.orbax-checkpoint-tmp/*")):
     time.sleep(0.01)
@@ -420,7 +420,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_a_process_killed_while_saving_leaves_the_checkpoint_before_and_no_litter(tmp_path, lines):
     root = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=root, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=root, timeout=600, check=False)
     assert done.returncode == -signal.SIGKILL
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2.orbax-checkpoint-tmp"]
     checkpointer = Checkpointer(tmp_path, report=lines.append)

@@ -435,7 +435,7 @@ def start():
         )
         command = [sys.executable, "-c", program, *map(str, arguments)]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **streams)
-        begun.append((process, threading.Timer(60, process.kill)))
+        begun.append((process, threading.Timer(600, process.kill)))
         begun[-1][1].start()
         return process
 

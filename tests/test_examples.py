@@ -74,19 +74,19 @@ def test_a_long_run_of_spaces_gives_no_empty_sentence():
 
 def test_fifty_megabytes_without_a_space_are_cut_fast():
     text = "x" * 50_000_000
-    begun = time.perf_counter()
+    begun = time.process_time()
     pieces = split_sentences(text)
-    assert time.perf_counter() - begun < 10
+    assert time.process_time() - begun < 10
     assert max(map(len, pieces)) <= MAX_SENTENCE_CHARS
     assert sum(map(len, pieces)) == len(text)
 
 
 @pytest.mark.parametrize("unit", [". ", '."', ".", '"', ". (", "A. ", ". A", "!’ ", "\n", ". \"'"])
 def test_no_text_takes_quadratic_time(unit):
-    begun = time.perf_counter()
+    begun = time.process_time()
     split_sentences(unit * 300_000)
     split_sentences("." + unit * 300_000 + " A")
-    assert time.perf_counter() - begun < 5
+    assert time.process_time() - begun < 5
 
 
 # ---- full sentences

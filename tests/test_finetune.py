@@ -587,14 +587,14 @@ def test_a_signal_saves_and_the_same_command_goes_on_to_the_bit(model, finished,
     check_equal(tmp_path, two_seeds)
 
 
-def start(argv):
+def start(argv, program=("finetune.py",)):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "NPROC": "16", "PYTHONPATH": str(ROOT),
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }  # fmt: skip
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "finetune.py"), *argv], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [sys.executable, *map(str, program), *argv], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True,
     )  # fmt: skip
 
@@ -609,7 +609,9 @@ def kill_when(process, seen):
 
 def test_a_killed_run_goes_on_to_the_bit(model, finished, two_seeds, tmp_path):
     argv = arguments(model, "sst2", finished(sst2).workdir.parent, tmp_path, seeds=2)
-    kill_when(start(argv), (tmp_path / "runs" / "seed1-lr0.01" / "checkpoints" / "18").exists)
+    process = start(argv, ["tests/dying.py", "finetune", tmp_path / "runs" / "seed1-lr0.01" / "checkpoints", 18])
+    output = process.communicate()[0]
+    assert process.returncode == -signal.SIGKILL, output
     assert (tmp_path / "runs" / "seed0-lr0.01" / "run.json").exists()
     assert not (tmp_path / "runs" / "seed1-lr0.01" / "run.json").exists()
     for folder in (tmp_path, tmp_path / "runs" / "seed0-lr0.01" / "export", tmp_path / "runs" / "seed1-lr0.01" / "export"):

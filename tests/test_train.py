@@ -159,21 +159,15 @@ def environment(devices):
     }  # fmt: skip
 
 
-def run(project, workdir, *more, devices=8):
-    command = [sys.executable, str(ROOT / "train.py"), *arguments(project, workdir, *more)]
-    return subprocess.Popen(command, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def kill_behind_step_4(process, workdir):
-    while process.poll() is None and not (workdir / "checkpoints" / "4").exists():
-        time.sleep(0.001)
-    process.kill()
-    output = process.communicate()[0]
-    assert process.returncode == -signal.SIGKILL, output
+def run(project, workdir, *more, devices=8, program=("train.py",)):
+    command = [sys.executable, *map(str, program), *arguments(project, workdir, *more)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def test_a_killed_run_continues_to_the_bit(project, whole_run, tmp_path):
-    kill_behind_step_4(run(project, tmp_path), tmp_path)
+    process = run(project, tmp_path, program=["tests/dying.py", "train", tmp_path / "checkpoints", 4])
+    output = process.communicate()[0]
+    assert process.returncode == -signal.SIGKILL, output
     assert not (tmp_path / "export").exists()
     process = run(project, tmp_path)
     output = process.communicate()[0]

@@ -112,13 +112,17 @@ def from_first(value: Any) -> Any:
 
 
 def check_equal(what: str, value: str) -> None:
-    """Raises InputError in all processes unless all have the same text, naming those that differ from process 0."""
+    """Raises InputError in all processes unless all have the same text, naming those that differ from process 0.
+
+    They part before it, together: one that ended first would have JAX abort the others before they can say why.
+    """
     if jax.process_count() == 1:
         return
     own = np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8)
     everyone = np.asarray(multihost_utils.process_allgather(own))
     other = [i for i, theirs in enumerate(everyone) if not np.array_equal(theirs, everyone[0])]
     if other:
+        jax.distributed.shutdown()
         raise InputError(
             f"{what} of process {', '.join(map(str, other))} is not that of process 0: give all processes the same command and "
             "the same files"
