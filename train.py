@@ -81,6 +81,7 @@ def pretrain(cfg: TrainConfig, devices: Any, data: Any, training: Any, held_out:
         if batches:
             eval_step = program.eval_step.compile(state.params, devices.put_whole(batches[0]))
         log.timing(start, {"compile_seconds": time.perf_counter() - begun_at})
+        multihost.barrier("compiled")  # or the first collective gives up on a slow one, on CPUs
 
         def evaluate(params: Any) -> dict[str, float]:
             if not batches:

@@ -265,7 +265,7 @@ def test_a_process_that_raises_ends_the_other_too(project, tmp_path):
     argv = [project / "config.py", "--workdir", tmp_path / "run", "--data.source", project / "text.txt"]
     job = start(project, tmp_path, program=tmp_path / "broken.py", argv=argv, heartbeat_timeout=20)
     (status, output), (raised, reason) = finish(job)
-    assert raised == 1
+    assert raised == 1, reason + output
     assert "RuntimeError: this host is broken" in reason
     assert status != 0
     assert any(word in output.lower() for word in GONE), output

@@ -164,10 +164,14 @@ def run(project, workdir, *more, devices=8, program=("train.py",)):
     return subprocess.Popen(command, cwd=ROOT, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def test_a_killed_run_continues_to_the_bit(project, whole_run, tmp_path):
-    process = run(project, tmp_path, program=["tests/dying.py", "train", tmp_path / "checkpoints", 4])
+def run_and_kill_behind_step_4(project, workdir, *more):
+    process = run(project, workdir, *more, program=["tests/dying.py", "train", workdir / "checkpoints", 4])
     output = process.communicate()[0]
     assert process.returncode == -signal.SIGKILL, output
+
+
+def test_a_killed_run_continues_to_the_bit(project, whole_run, tmp_path):
+    run_and_kill_behind_step_4(project, tmp_path)
     assert not (tmp_path / "export").exists()
     process = run(project, tmp_path)
     output = process.communicate()[0]
@@ -227,7 +231,7 @@ def test_one_device_sees_the_same_batches_and_losses_as_eight(project, whole_run
 
 
 def test_a_run_continues_on_another_number_of_devices(project, whole_run, tmp_path):
-    kill_behind_step_4(run(project, tmp_path, "--parallel.num-devices", "2"), tmp_path)
+    run_and_kill_behind_step_4(project, tmp_path, "--parallel.num-devices", "2")
     assert train.main(arguments(project, tmp_path)) == 0
     losses = [[json.loads(x).get("train/loss", 0.0) for x in recorded(d)] for d in (tmp_path, whole_run)]
     np.testing.assert_allclose(losses[0], losses[1], atol=2e-4)

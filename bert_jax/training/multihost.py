@@ -23,12 +23,14 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from bert_jax.config import InputError, ParallelConfig
 
 T = TypeVar("T")
-_calls = itertools.count()
+_calls, _barriers = itertools.count(), itertools.count()
+_A_WEEK = 7 * 24 * 3600 * 1000  # milliseconds
 STUCK = 75  # exit status: a temporary failure (sysexits.h), worth a restart
 
 
@@ -86,9 +88,14 @@ def is_first() -> bool:
 
 
 def barrier(name: str) -> None:
-    """Waits until all processes are here."""
+    """Waits until all processes are here, for as long as that takes.
+
+    By the coordination service, not by a collective: that of CPUs (gloo) gives up after 30 seconds, and what the first process
+    makes for all may take hours.
+    """
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        client = distributed.global_state.client  # JAX has no public barrier but a collective
+        client.wait_at_barrier(f"{next(_barriers)}: {name}", _A_WEEK)
 
 
 def first_then_others(make: Callable[[], T]) -> T:
