@@ -1,4 +1,4 @@
-"""Runs one of the programs until it has a checkpoint of STEP in FOLDER and is about to save the next: there it kills itself (SIGKILL).
+"""Runs a program until it has a checkpoint of STEP in FOLDER and is about to save the next one: there it kills itself (SIGKILL).
 
     python tests/dying.py train FOLDER STEP ARGUMENTS...
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bert_jax import console  # noqa: E402
+from bert_jax import console
 
 if __name__ == "__main__":
     program, folder, last, *arguments = sys.argv[1:]

@@ -68,7 +68,7 @@ def start(
     project, workdir, *more, processes=2, devices=2, program="train.py", argv=None, heartbeat_timeout=100, folders=None, own=None,
     dying=None,
 ):  # fmt: skip
-    """The processes of one job, each with some devices; the one of number `dying` kills itself behind its checkpoint of step 4."""
+    """The processes of one job, each with some devices; number `dying` kills itself behind the checkpoint of step 4."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "NPROC": "8", "PYTHONPATH": str(ROOT),
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -82,7 +82,7 @@ def start(
         joined = [part for name, value in flags.items() for part in (prefix + name.replace("_", "-"), value)]
         run = [ROOT / "tests/dying.py", "train", workdir / "checkpoints", 4] if i == dying else [ROOT / program]
         command = [sys.executable, *run, *argv, *(joined if processes > 1 else []), *more, *(own[i] if own else [])]
-        output = tempfile.TemporaryFile("w+")  # not a pipe, which fills up while the other is waited for
+        output = tempfile.TemporaryFile("w+")  # noqa: SIM115  not a pipe, which fills up while the other is waited for
         process = subprocess.Popen(
             list(map(str, command)), env=environment, cwd=folders[i] if folders else None, stdout=output,
             stderr=subprocess.STDOUT, start_new_session=True,

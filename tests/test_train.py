@@ -161,7 +161,8 @@ def environment(devices):
 
 def run(project, workdir, *more, devices=8, program=("train.py",)):
     command = [sys.executable, *map(str, program), *arguments(project, workdir, *more)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, cwd=ROOT, env=environment(devices), **pipes)
 
 
 def run_and_kill_behind_step_4(project, workdir, *more):
