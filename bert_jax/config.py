@@ -93,8 +93,14 @@ class BertConfig(Checked):
     """Width of the embeddings, projected to hidden_size (ALBERT, ELECTRA); default: hidden_size, no projection."""
     num_hidden_groups: int | None = None
     """Groups of consecutive layers that share their parameters (ALBERT: 1); default: none do."""
-    hidden_act: Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"] = "gelu"
-    """`gelu` is the exact (erf) form of the paper's models; `gelu_new` and `gelu_pytorch_tanh` the tanh form."""
+    hidden_act: Literal[
+        "gelu", "gelu_python", "gelu_10", "gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate",
+        "quick_gelu", "relu", "silu", "swish",
+    ] = "gelu"  # fmt: skip
+    (
+        "Of the feed-forward layers. `gelu` (`gelu_python`) is the exact (erf) form of the paper's models, `gelu_10` that cut at "
+        "-10 and 10; `gelu_new` and its other names the tanh form, `quick_gelu` a sigmoid form. `silu` is `swish`."
+    )
     hidden_dropout_prob: float = 0.1
     """Dropout after the embeddings and after both sublayers of each layer."""
     attention_probs_dropout_prob: float = 0.1
@@ -128,11 +134,13 @@ class BertConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-                     "max_position_embeddings", "embedding_size", "num_hidden_groups"):  # fmt: skip
+        for name, most in _LARGEST.items():  # before anything is built of this size
             value = getattr(self, name)
-            self._require(value is None or value > 0, f"{name}={value} must be positive")
-        self._require(self.type_vocab_size >= 0, f"type_vocab_size={self.type_vocab_size} is negative")
+            least = 0 if name == "type_vocab_size" else 1
+            self._require(value is None or value >= least, f"{name}={value} {'must be positive' if least else 'is negative'}")
+            self._require(value is None or value <= most, f"{name}={value} is more than {most}, which no model has")
+        for name in ("layer_norm_eps", "initializer_range"):
+            self._require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} is not in [0, 1]")
         counts_padding = self.model_type in ("roberta", "xlm-roberta")
         self._require(
             self.pad_token_id is None or (counts_padding and 0 <= self.pad_token_id < self.vocab_size),
@@ -202,6 +210,12 @@ class BertConfig(Checked):
 
 
 TRAINED = ("unigram", "bpe", "wordpiece")  # values of data.tokenizer that are no path: vocabularies that are trained
+_LARGEST = {  # far beyond any model: what is larger is a damaged or hostile file
+    "vocab_size": 2**28, "hidden_size": 2**20, "num_hidden_layers": 1024, "num_attention_heads": 2**20,
+    "intermediate_size": 2**22, "max_position_embeddings": 2**24, "embedding_size": 2**20, "num_hidden_groups": 1024,
+    "type_vocab_size": 2**16,
+}  # fmt: skip
+
 COMPUTED = frozenset(["dtype", "remat", "scan_layers", "attention"])  # fields that say how, not what: no part of a model
 # and those that are a run's: a model is the same with other dropout, or drawn from another distribution
 OF_A_RUN = COMPUTED | {"hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "initializer_range"}

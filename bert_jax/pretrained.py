@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from bert_jax.config import COMPUTED, OF_A_RUN, BertConfig, InputError, TrainConfig, did_you_mean, differences, from_dict, to_dict
 from bert_jax.data.tokenizer import Tokenizer, has_tokenizer
-from bert_jax.formats.tensors import has_weights, read_directory
+from bert_jax.formats.tensors import has_weights, read_directory, say_not_read
 from bert_jax.formats.tf1 import find_tf1, read_tf1
 from bert_jax.model import convert
 from bert_jax.model.families import FAMILIES, HEADS, Head
@@ -31,6 +31,7 @@ from bert_jax.tuned import Tuned, read_tuned
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 _LABELLED = ("sequence_classification", "token_classification")
+_MOST_LABELS = 100_000  # without names
 _CLASSIFIERS = ("classifier.weight", "classifier.out_proj.weight")  # [classes, ...]
 
 
@@ -129,11 +130,20 @@ def initialize(module: Bert, seed: Any) -> dict[str, Any]:
     return module.init(jax.random.key(seed), {"input_ids": ids})["params"]
 
 
+def _scanned(module: Bert) -> Bert:
+    """The same parameters, traced in a time that does not depend on the number of layers."""
+    return module.clone(cfg=module.cfg.replace(scan_layers=True))
+
+
+def _shapes(module: Bert) -> dict[str, Any]:
+    return jax.eval_shape(partial(initialize, _scanned(module)), 0)
+
+
 def _initial(module: Bert, paths: Sequence[str], seed: int = 0) -> dict[str, Any]:
     """Initial values of some parameters; what is not asked for is not computed."""
 
     def pick(seed: Any) -> dict[str, Any]:
-        flat = convert.flatten(initialize(module, seed))
+        flat = convert.flatten(initialize(_scanned(module), seed))
         return {path: flat[path] for path in paths}
 
     return jax.device_get(jax.jit(pick)(seed))
@@ -167,7 +177,7 @@ def _read(directory: Path) -> _Files:
     if path is None:
         raise InputError(
             f"{directory} has no config.json (or bert_config.json): a pretrained directory holds that, "
-            "model.safetensors, pytorch_model.bin or bert_model.ckpt.*, and the tokenizer's files"
+            f"model.safetensors, pytorch_model.bin or bert_model.ckpt.*, and the tokenizer's files{say_not_read(directory)}"
         )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -176,9 +186,13 @@ def _read(directory: Path) -> _Files:
     if not isinstance(values, dict):
         raise InputError(f"{path} holds a {type(values).__name__}, not an object of names and values")
     config = convert.config_from_hugging_face(values, str(path))
+    tensors: Mapping[str, np.ndarray]
     if prefix is not None:
-        return _Files(values, config, convert.from_tf1(read_tf1(prefix)), str(prefix), directory)
-    tensors, file = read_directory(directory)
+        tensors, file = convert.from_tf1(read_tf1(prefix)), prefix
+    else:
+        tensors, file = read_directory(directory)
+    tensors = convert.without_wrapper(tensors, FAMILIES[config.model_type])
+    convert.check_size(tensors, config, str(file))
     return _Files(values, config, tensors, str(file), directory)
 
 
@@ -214,7 +228,7 @@ def _load(path_or_name: str | Path, head: Head | None, labels: Sequence[str] | N
     labels = tuple(labels or ())
     module = Bert(files.config, head, max(1, len(labels)))
     converted = convert.from_hugging_face(
-        files.tensors, jax.eval_shape(partial(initialize, module), 0), files.config, head, files.where,
+        files.tensors, _shapes(module), files.config, head, files.where,
         partial(_initial, module), _put,
     )  # fmt: skip
     _say(converted, files.where)
@@ -296,8 +310,8 @@ def _check_labels(labels: Sequence[str], head: Head) -> None:
 def _labels(files: _Files, where: str) -> tuple[str, ...]:
     """Names of the classes by id. Raises InputError where id2label is no list of them, or num_labels says another number."""
     named, count = files.values.get("id2label"), files.values.get("num_labels")
-    if not (count is None or (isinstance(count, int) and count > 0)):
-        raise InputError(f"{where}: num_labels={count!r}; expected a number of classes")
+    if not (count is None or (isinstance(count, int) and 0 < count <= _MOST_LABELS)):
+        raise InputError(f"{where}: num_labels={count!r}; expected a number of classes, at most {_MOST_LABELS}")
     if named is None:
         there = next((len(files.tensors[name]) for name in _CLASSIFIERS if name in files.tensors), 2)
         return tuple(f"LABEL_{i}" for i in range(there if count is None else count))
@@ -437,7 +451,7 @@ def load_for_task(
     module = Bert(files.config, head, max(1, len(labels)))
     converted = convert.from_hugging_face(
         files.tensors if kept or not layer else _Without(files.tensors, f"{layer}."),
-        jax.eval_shape(partial(initialize, module), 0), files.config, head, files.where, partial(_initial, module), _put,
+        _shapes(module), files.config, head, files.where, partial(_initial, module), _put,
     )  # fmt: skip
     _say(replace(converted, fresh=[path for path in converted.fresh if not path.startswith(f"{ours}/")]), files.where)
     if not has_tokenizer(files.home):
@@ -611,7 +625,7 @@ def save(model: Model, directory: str | Path) -> None:
 
 
 def _check_params(model: Model) -> None:
-    wanted = {path: leaf.shape for path, leaf in convert.flatten(jax.eval_shape(partial(initialize, model.module), 0)).items()}
+    wanted = {path: leaf.shape for path, leaf in convert.flatten(_shapes(model.module)).items()}
     there = {path: jnp.shape(leaf) for path, leaf in convert.flatten(model.params).items()}
     wrong = [
         f"{path}: {there.get(path, 'missing')}, expected {wanted.get(path, 'no such parameter')}"

@@ -116,7 +116,12 @@ NUMPY_ACTIVATIONS = {
     "gelu_new": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "relu": lambda x: np.maximum(x, 0),
 }
-NUMPY_ACTIVATIONS["gelu_pytorch_tanh"] = NUMPY_ACTIVATIONS["gelu_new"]
+for name in ("gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate"):
+    NUMPY_ACTIVATIONS[name] = NUMPY_ACTIVATIONS["gelu_new"]
+NUMPY_ACTIVATIONS["gelu_python"] = NUMPY_ACTIVATIONS["gelu"]
+NUMPY_ACTIVATIONS["gelu_10"] = lambda x: np.clip(NUMPY_ACTIVATIONS["gelu"](x), -10, 10)
+NUMPY_ACTIVATIONS["silu"] = NUMPY_ACTIVATIONS["swish"] = lambda x: x / (1 + np.exp(-x))
+NUMPY_ACTIVATIONS["quick_gelu"] = lambda x: x / (1 + np.exp(-1.702 * x))
 
 
 def numpy_bert(params: dict, batch: dict, act: str) -> dict:
@@ -186,9 +191,13 @@ def test_activations_are_the_formulas_they_are_named_for(name: str) -> None:
     np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x)), NUMPY_ACTIVATIONS[name](x.astype(np.float64)), atol=1e-6)
 
 
+def test_the_clipped_activation_is_clipped() -> None:
+    assert ACTIVATIONS["gelu_10"](jnp.array([9.5, 12.0, -12.0])).tolist() == [9.5, 10.0, 0.0]
+
+
 def test_an_unknown_activation_is_refused() -> None:
-    with pytest.raises(InputError, match="hidden_act='swish'"):
-        CFG.replace(hidden_act="swish")
+    with pytest.raises(InputError, match="hidden_act='mish'"):
+        CFG.replace(hidden_act="mish")
 
 
 def test_what_stands_at_padding_does_not_change_outputs_at_real_positions() -> None:

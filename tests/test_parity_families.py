@@ -2,6 +2,7 @@
 
 import json
 from functools import cache
+from typing import get_args, get_type_hints
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file
 import bert_jax
 from bert_jax.model import convert
 from bert_jax.model.families import FAMILIES
+from bert_jax.model.layers import ACTIVATIONS
 
 pytestmark = pytest.mark.parity
 CASES = [(family, head) for family, row in FAMILIES.items() for head in row.heads]
@@ -126,6 +128,15 @@ def test_outputs_are_those_of_transformers(family, head, saved):
     model = load(directory)
     assert (model.config.model_type, model.head) == (family, head)
     assert_same_outputs(model, theirs, family, head)
+
+
+@pytest.mark.parametrize("act", get_args(get_type_hints(bert_jax.BertConfig)["hidden_act"]))
+def test_activations_are_those_of_transformers(act):
+    import torch
+    from transformers.activations import ACT2FN
+
+    x = np.linspace(-20, 20, 401, dtype=np.float32)
+    np.testing.assert_allclose(ACTIVATIONS[act](x), ACT2FN[act](torch.from_numpy(x)).numpy(), atol=2e-6)
 
 
 @pytest.mark.parametrize("pad", [1, 3])

@@ -174,6 +174,21 @@ def test_a_tensorflow_checkpoint_of_google_is_read(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
+SLOTS = [  # what optimizers call theirs
+    ("BERTAdam", "BERTAdam_1"), ("AdamWeightDecayOptimizer", "AdamWeightDecayOptimizer_1"), ("lamb_m", "lamb_v"),
+    ("Adam", "Adam_1"), ("ExponentialMovingAverage",), ("adam_m", "adam_m/ExponentialMovingAverage"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("slots", SLOTS, ids=lambda slots: slots[-1])
+def test_what_an_optimizer_adds_to_a_checkpoint_is_left_out_whatever_it_is_called(tmp_path, capsys, slots):
+    variables = as_tf1(tensors_of())
+    added = {f"{name}/{slot}": np.zeros_like(v) for name, v in variables.items() for slot in slots}
+    added |= {"beta1_power": np.float32(0.9), "current_loss_scale": np.float32(1), "good_steps": np.array(5)}
+    assert_params(load(write_google(tmp_path, variables | added)).params, params_of(TINY, "pretraining"))
+    assert capsys.readouterr().err == ""
+
+
 def test_a_tensorflow_checkpoint_of_the_bare_encoder_is_read(tmp_path, capsys):
     encoder = {n.removeprefix("bert/"): v for n, v in as_tf1(tensors_of()).items() if not n.startswith("cls/")}
     model = load(write_google(tmp_path, encoder))
@@ -219,6 +234,16 @@ def test_names_with_and_without_prefix_and_of_old_are_read(tmp_path, capsys, mod
     for i, names in enumerate([tensors, with_prefix, old]):
         folder = write(tmp_path / str(i), names, config_json(cfg, "encoder"))
         assert_params(load(folder).params, params_of(cfg, "encoder"))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "model.", "_forward_module.module.", "0.auto_model."])
+@pytest.mark.parametrize("head", ["pretraining", "encoder"])
+def test_what_stands_before_every_name_is_left_out(tmp_path, capsys, wrapper, head):
+    tensors = {f"{wrapper}{name}": x for name, x in tensors_of(head=head).items()}
+    model = load(write(tmp_path, tensors, config_json(architectures=...)))
+    assert model.head == head
+    assert_params(model.params, params_of(TINY, head))
     assert capsys.readouterr().err == ""
 
 
@@ -436,7 +461,11 @@ def test_a_config_that_is_no_object_is_refused(tmp_path, content, match):
         ({"model_type": ["bert"]}, r"model_type \['bert'\] is not known"),
         ({"hidden_size": 30, "num_attention_heads": 4}, "hidden_size=30 is not divisible by num_attention_heads=4"),
         ({"hidden_size": "32"}, "hidden_size='32' is a str"),
-        ({"hidden_act": "silu"}, "hidden_act='silu'.*gelu_new"),
+        ({"hidden_act": "mish"}, "hidden_act='mish'.*gelu_new"),
+        ({"hidden_size": 10**12}, "hidden_size=1000000000000 is more than"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000 is more than 1024"),
+        ({"num_hidden_layers": 1000}, r"holds 46 tensors, too few for num_hidden_layers=1000"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps=nan is not in"),
         ({"vocab_size": None}, "vocab_size=None"),
         ({"is_decoder": True}, "is_decoder=True is not supported"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key' is not supported"),
@@ -463,6 +492,7 @@ LABELLED = {"architectures": ["BertForSequenceClassification"]}
         ({"id2label": {}}, "id2label"),
         ({"id2label": ..., "num_labels": "2"}, "num_labels='2'"),
         ({"id2label": ..., "num_labels": 0}, "num_labels=0"),
+        ({"id2label": ..., "num_labels": 10**10}, "num_labels=10000000000; expected a number of classes, at most 100000"),
         ({"id2label": {"0": "a", "1": "b"}, "problem_type": "ranking"}, "problem_type='ranking'.*known: single_label"),
     ],
 )
@@ -529,7 +559,32 @@ def test_a_strange_tensor_in_the_encoder_is_refused(tmp_path):
 def test_a_directory_without_weights_is_refused(tmp_path):
     write(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    refused(tmp_path, r"has no weights: none of model\.safetensors .*pytorch_model\.bin.*TensorFlow")
+    refused(tmp_path, r"has no weights: none of model\.safetensors .*pytorch_model\.bin.*TensorFlow checkpoint$")
+
+
+@pytest.mark.parametrize("config", [True, False])
+@pytest.mark.parametrize(
+    "file, what",
+    [
+        ("tf_model.h5", "Keras weights.*from_tf=True"), ("onnx/model.onnx", "a graph to be run"), ("rust_model.ot", "rust-bert"),
+        ("epoch=3.ckpt", "Lightning"), ("best.pt", r"rename it pytorch_model\.bin"),
+        ("adapter_model.safetensors", "adapter of PEFT"), ("bert.safetensors", r"rename it model\.safetensors"),
+    ],
+)  # fmt: skip
+def test_weights_that_are_not_read_are_named_where_there_are_no_others(tmp_path, file, what, config):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    for name in (file, "training_args.bin", "optimizer.pt"):
+        (tmp_path / name).touch()
+    if config:
+        (tmp_path / "config.json").write_text(json.dumps(config_json()))
+    refused(tmp_path, rf"{'has no weights' if config else 'has no config.json'}.*; it has {file}, which is not read \(.*{what}")
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64, np.bool_])
+def test_tensors_of_integers_are_refused(tmp_path, dtype):
+    name = "bert.encoder.layer.1.output.dense.weight"
+    tensors = tensors_of() | {name: np.ones((32, 64), dtype)}
+    refused(write(tmp_path, tensors), rf"{name} is of {np.dtype(dtype)}, as quantized files have it")
 
 
 @pytest.mark.parametrize(
@@ -603,8 +658,10 @@ def test_modules_of_sentence_transformers_that_are_not_known_are_refused(tmp_pat
 
 
 def test_both_lists_of_names_are_shown_where_none_fits(tmp_path):
-    message = refused(write(tmp_path, {f"module.{name}": x for name, x in tensors_of().items()}), "no tensor bert")
-    assert "no place for the tensor module." in message
+    message = refused(
+        write(tmp_path, {f"{i % 2}.{name}": x for i, (name, x) in enumerate(tensors_of().items())}), "no tensor bert"
+    )
+    assert "no place for the tensor 0." in message
 
 
 def test_a_missing_table_of_token_types_is_zeros_and_said(tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,34 @@ def read_directory(directory: Path) -> tuple[dict[str, np.ndarray], Path]:
         if index.is_file():
             return _read_shards(index, read), index
     tried = ", ".join(f"{name} (or {name}.index.json)" for name, _ in _FILES)
-    raise InputError(f"{directory} has no weights: none of {tried}, nor a TensorFlow checkpoint")
+    raise InputError(f"{directory} has no weights: none of {tried}, nor a TensorFlow checkpoint{say_not_read(directory)}")
+
+
+_NOT_READ = {  # glob: what it is, and the way to a file that is read
+    "adapter_*.*": "an adapter of PEFT: merge it into its model, merge_and_unload() and save_pretrained(DIR) in Python",
+    "tf_model*.h5": "Keras weights: from_pretrained(DIR, from_tf=True) and save_pretrained(DIR) in transformers 4",
+    "*.h5": "Keras weights, perhaps: save them by save_pretrained(DIR) of transformers 4",
+    "*.onnx": "a graph to be run: get the model.safetensors that it was made from",
+    "onnx/*.onnx": "a graph to be run: get the model.safetensors that it was made from",
+    "*.ot": "weights for rust-bert: get the model.safetensors that they were made from",
+    "*.gguf": "quantized weights: get the model.safetensors that they were made from",
+    "*.npz": "arrays of NumPy: save them by safetensors.numpy.save_file(arrays, 'model.safetensors')",
+    "*.safetensors": "rename it model.safetensors, if it is this model's",
+    "*.ckpt": "a checkpoint of Lightning: torch.save(torch.load(PATH)['state_dict'], 'pytorch_model.bin') in Python",
+    "*.pt": "rename it pytorch_model.bin, if torch.save wrote it of a state dict",
+    "*.pth": "rename it pytorch_model.bin, if torch.save wrote it of a state dict",
+    "*.bin": "rename it pytorch_model.bin, if torch.save wrote it of a state dict",
+}
+_OF_TRAINING = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)")
+
+
+def say_not_read(directory: Path) -> str:
+    """`; it has FILE (what that is, and what to do)` for the first file of weights that cannot be read, else the empty string."""
+    for pattern, advice in _NOT_READ.items():
+        found = [path for path in sorted(directory.glob(pattern)) if not _OF_TRAINING.fullmatch(path.name)]
+        if found:
+            return f"; it has {found[0].relative_to(directory)}, which is not read ({advice})"
+    return ""
 
 
 def _read_shards(index: Path, read: Callable[[Path], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

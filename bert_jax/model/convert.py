@@ -204,7 +204,12 @@ def _misfits(
     wrong = []
     for path, theirs in wanted.items():
         if theirs in there:
-            shape = tensors[there[theirs]].shape
+            tensor = tensors[there[theirs]]
+            shape = tensor.shape
+            if tensor.dtype.kind in "biuc":
+                wrong.append(
+                    f"{there[theirs]} is of {tensor.dtype}, as quantized files have it; weights are floating-point numbers"
+                )
             if (shape[::-1] if path.endswith("/kernel") else shape) != like[path].shape:
                 wrong.append(f"{there[theirs]} is {list(shape)}, which does not fit {path} {list(like[path].shape)}")
     masked_lm = "masked_lm/dense/kernel" in wanted  # only its output layer is tied
@@ -219,8 +224,32 @@ def _misfits(
     return wrong
 
 
+def without_wrapper(tensors: Mapping[str, np.ndarray], family: Family) -> Mapping[str, np.ndarray]:
+    """The tensors without what stands before every name: `module.`, `_orig_mod.`, `model.` or the like, of a class around it.
+
+    >>> sorted(without_wrapper({"model.bert.embeddings.word_embeddings.weight": 1, "model.classifier.bias": 2}, FAMILIES["bert"]))
+    ['bert.embeddings.word_embeddings.weight', 'classifier.bias']
+    """
+    table = family.embeddings["embeddings/word_embeddings/embedding"]
+    before = [name.removesuffix(table) for name in tensors if f".{name}".endswith(f".{table}")]
+    wrapper = before[0].removesuffix(family.prefix) if len(before) == 1 else ""
+    if not wrapper or not all(name.startswith(wrapper) for name in tensors):
+        return tensors
+    return {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
+
+
+def check_size(tensors: Mapping[str, np.ndarray], cfg: BertConfig, where: str) -> None:
+    """Raises InputError where the config has more layers than the file can have, before they are built."""
+    layers = cfg.num_hidden_groups or cfg.num_hidden_layers
+    if layers > max(64, len(tensors)):
+        raise InputError(f"{where} holds {len(tensors)} tensors, too few for num_hidden_layers={cfg.num_hidden_layers}")
+
+
 def from_tf1(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Variables of google-research/bert under the names of the Hugging Face layout; the optimizer's are left out.
+    """Variables of google-research/bert under the names of the Hugging Face layout.
+
+    What optimizers add is left out, whatever they call it: NAME/SLOT beside the variable NAME (moments, moving averages), and
+    counters, which are scalars.
 
     >>> {k: v.shape for k, v in from_tf1({"bert/encoder/layer_3/output/dense/kernel": np.ones((4, 2))}).items()}
     {'bert.encoder.layer.3.output.dense.weight': (2, 4)}
@@ -228,7 +257,7 @@ def from_tf1(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     renamed = {}
     for variable, tensor in tensors.items():
         *modules, leaf = variable.split("/")
-        if leaf in ("adam_m", "adam_v", "lamb_m", "lamb_v", "global_step"):
+        if "/".join(modules) in tensors or tensor.ndim == 0:
             continue
         if leaf.startswith("output_"):  # cls/predictions/output_bias, cls/seq_relationship/output_weights, heads of fine-tuning
             modules, leaf = {(): ["classifier"], ("cls", "squad"): ["qa_outputs"]}.get(tuple(modules), modules), leaf[7:]

@@ -52,11 +52,14 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
-ACTIVATIONS = {
-    "gelu": gelu,
-    "gelu_new": partial(jax.nn.gelu, approximate=True),
-    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+_tanh_gelu = partial(jax.nn.gelu, approximate=True)
+ACTIVATIONS = {  # by the names of transformers' activations.py
+    **dict.fromkeys(("gelu", "gelu_python"), gelu),
+    "gelu_10": lambda x: jnp.clip(gelu(x), -10, 10),
+    **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate"), _tanh_gelu),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu": jax.nn.relu,
+    **dict.fromkeys(("silu", "swish"), jax.nn.silu),
 }
 
 
