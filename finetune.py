@@ -7,13 +7,11 @@ it is used, so that errors in the command line come at once.
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bert_jax.config import InputError
 from bert_jax.finetuning.config import FinetuneConfig, claim_workdir, load_finetune_config
 
 
@@ -32,6 +30,11 @@ def finetune(cfg: FinetuneConfig, command: str) -> int:
     from bert_jax.training import multihost
 
     task = find_task(cfg.task)
+    if cfg.num_epochs == 0 and cfg.max_seq_length is None:  # what the model reads, as nothing is trained
+        from bert_jax import pretrained
+
+        there = pretrained.describe(cfg.model)
+        cfg = cfg.replace(max_seq_length=there.max_length if there.tuned.task else None)
     cfg = cfg.resolved(task)
     assert cfg.workdir is not None
     multihost.first_then_others(lambda: claim_workdir(cfg, multihost.is_first()))
@@ -55,6 +58,7 @@ def run(cfg: FinetuneConfig, task: Any, command: str) -> int:
     """Reads the data, trains the runs, picks the best, predicts with it and writes what came of it."""
     from bert_jax.data.splits import load_splits
     from bert_jax.finetuning import runs, stages
+    from bert_jax.finetuning.finish import finish
     from bert_jax.training import loop, multihost
 
     def say(line: str) -> None:
@@ -76,47 +80,9 @@ def run(cfg: FinetuneConfig, task: Any, command: str) -> int:
             say("stopped and saved; the same command continues")
             return 128 + stop.signal
     if multihost.is_first():
-        tell(cfg, task, splits, setting, test, outcomes, command)
+        finish(setting, splits, test, outcomes, command)
     multihost.barrier("all is written")
     return 0
-
-
-def tell(cfg: FinetuneConfig, task: Any, splits: Any, setting: Any, test: Any, outcomes: Any, command: str) -> None:
-    """Picks the best run, predicts with it and writes what came of it."""
-    from rich.console import Console
-
-    from bert_jax import files
-    from bert_jax.finetuning import report, results, stages
-
-    workdir = Path(cfg.workdir or "")
-    scored = [outcome for outcome in outcomes if outcome.history]
-    if setting.batches is not None and not scored:
-        raise InputError(f"all runs diverged: {outcomes[0].failed}. Give a lower --learning-rates")
-    best = max(scored, key=lambda outcome: outcome.score, default=None)
-    if best is not None:
-        _keep_best(workdir, stages.export_folder(workdir, outcomes, best))
-    scores, predicted, tuned = stages.predict_all(setting, test, workdir)
-    data = {"hash": splits.data_hash, "train": len(splits.train)} | {
-        name: len(records) for name, records in [*splits.dev.items(), *splits.test.items()]
-    }
-    found = results.results(task.name, cfg.model, command, outcomes, best, data, scores)
-    files.write_json(workdir / "results.json", found)
-    page = report.write_report(workdir, found, setting.evaluator, [*setting.dev, *test], predicted, tuned)
-    screen = Console(stderr=True)
-    if best is not None:
-        results.show(outcomes, best, screen)
-        print(f"The best is in {workdir}/export: bert_jax.load reads it, transformers too. Scores: {workdir}/results.json")
-    for name, values in scores.items():
-        if name in splits.test or best is None:
-            print(f"{name}: " + "  ".join(f"{metric} {value:.4f}" for metric, value in values.items()))
-    print(f"Predictions: {workdir}/predictions; curves and the worst errors: {page}")
-
-
-def _keep_best(workdir: Path, export: Path) -> None:
-    """Copies the best run's model to WORKDIR/export."""
-    if export != workdir / "export":
-        shutil.rmtree(workdir / "export", ignore_errors=True)
-        shutil.copytree(export, workdir / "export", ignore=shutil.ignore_patterns("*.tmp"))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from bert_jax import workdir
-from bert_jax.commands import glue, plan, predictors
+from bert_jax.commands import evaluate, glue, plan, predictors
 from bert_jax.config import BertConfig, DataConfig, InputError, TrainConfig, did_you_mean, load_train_config
 
 
@@ -135,6 +135,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], Callable[..., None]]] = {
     "tag": (_cli(predictors.tag), predictors.tag),
     "answer": (_cli(predictors.answer), predictors.answer),
     "embed": (_cli(predictors.embed), predictors.embed),
+    "evaluate": (_cli(evaluate.evaluate), evaluate.evaluate),
     "glue-zip": (_cli(glue.glue_zip), glue.glue_zip),
     "glue-check": (_cli(glue.glue_check), glue.glue_check),
 }

@@ -502,7 +502,7 @@ class Answerer(Predictor):
         self.null_threshold = (tuned.null_threshold or 0.0) if null_threshold is None else null_threshold
         self.max_answer_length, self.stride, self.n_best = max_answer_length, stride, max(n_best, top_k)
         if max_length is None:
-            max_length = model.max_length if tuned.task else min(384, model.max_length)
+            max_length = model.window
         self.max_length = self._longest = min(max_length, model.config.max_length)
         if max_question_length is None:
             max_question_length = self._layout.longest_question(self.max_length)

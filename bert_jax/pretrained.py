@@ -97,6 +97,11 @@ class Model:
         return min(self.tuned.max_length or self.config.max_length, self.config.max_length)
 
     @property
+    def window(self) -> int:
+        """Tokens of a question and a stretch of its context that are read at once: as in fine-tuning, of other models 384."""
+        return self.max_length if self.tuned.task else min(384, self.max_length)
+
+    @property
     def module(self) -> Bert:
         """The Flax module that `params` belong to."""
         return Bert(self.config, self.head, max(1, len(self.labels)))
@@ -213,6 +218,15 @@ def load(path_or_name: str | Path, head: Head | None = None, labels: Sequence[st
     that config.json describes.
     """
     return _load(path_or_name, head, labels)[0]
+
+
+def describe(path_or_name: str | Path) -> Model:
+    """What `load` would say of a model, without its parameters and its tokenizer; no device is touched."""
+    directory = _find(path_or_name)
+    files = _read(directory)
+    head = _head(files, None, directory)
+    labels = _labels(files, str(directory)) if head in _LABELLED else ()
+    return Model(files.config, {}, None, head, labels, tuned=read_tuned(files.home, files.values, len(labels) or None))
 
 
 def _load(path_or_name: str | Path, head: Head | None, labels: Sequence[str] | None) -> tuple[Model, convert.Converted]:

@@ -1039,3 +1039,57 @@ def test_a_submission_of_two_small_runs_is_refused_with_what_is_missing(finished
     with pytest.raises(InputError, match=r"predictions/test\.tsv: 5 predictions, expected 1821: predict the whole"):
         command(["glue-zip", *workdirs, "--out", str(zipped), "--fill-missing"])
     assert not zipped.exists()
+
+
+# --- evaluate ---
+
+
+EVALUATED = [odd_csv, mnli, multi_label, stsb, tagging, squad2, swag, scored_pairs]
+
+
+@pytest.mark.parametrize("build", EVALUATED)
+def test_evaluating_an_export_gives_the_scores_and_predictions_of_its_training(finished, tmp_path, build):
+    """On the dev file, as if it were new."""
+    run = finished(build)
+    predictions = run.workdir / "predictions"
+    dev = next(name for name in run.case.counts if name.startswith("dev"))
+    file = next(name for name in run.case.files if name.startswith((dev, "val", "held out")))
+    named = [name for name in ("text_column", "label_column") if name in run.options]
+    columns = [(f"--{name.replace('_', '-')}", run.options[name]) for name in named]
+    argv = [str(run.export), "--data", str(run.workdir.parent / file), "--out", str(tmp_path), *(x for c in columns for x in c)]
+    command(["evaluate", *argv])
+    found = results_of(tmp_path)
+    assert (found["task"], found["runs"], found["data"]["test"]) == (run.case.task, [], run.case.counts[dev])
+    assert found["exported"]["test"] == run.results["exported"][dev]
+    for path in predictions.glob(f"{dev}.*"):
+        assert (tmp_path / "predictions" / path.name.replace(dev, "test", 1)).read_bytes() == path.read_bytes()
+    assert "<h2>test: " in (tmp_path / "report.html").read_text()
+
+
+def test_a_file_that_can_not_be_evaluated_is_refused(model, finished, tmp_path):
+    run = finished(sst2)
+
+    def evaluate(directory, file, *options):
+        command(["evaluate", str(directory), "--data", str(run.workdir.parent / file), "--out", str(tmp_path / "out"), *options])
+
+    with pytest.raises(InputError, match=r"test\.tsv: no row has a label, so there is nothing to score; --label-column"):
+        evaluate(run.export, "test.tsv")
+    with pytest.raises(InputError, match=r"tiny does not say what it was fine-tuned on: give --task"):
+        evaluate(model, "dev.tsv")
+    with pytest.raises(InputError, match=r"has no head for regression, and there is nothing to train it on"):
+        evaluate(model, "dev.tsv", "--task", "regression", "--text-column", "sentence")
+    with pytest.raises(InputError, match=r"--data is missing"):
+        command(["evaluate", str(run.export)])
+    (tmp_path / "odd.conll").write_text("bako B-X\n")
+    with pytest.raises(InputError, match=r"tag 'B-X' is none of the model's: O, B-LOC, B-PER, I-LOC, I-PER"):
+        evaluate(finished(tagging).export, tmp_path / "odd.conll")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_is_only_to_predict_reads_what_it_was_trained_on(finished, tmp_path):
+    run = finished(odd_csv)
+    options = {name: value for name, value in run.options.items() if name != "max_seq_length"}
+    argv = arguments(run.export, "classification", workdir=tmp_path, **options, num_epochs=0)
+    del argv[(at := argv.index("--max-seq-length")) : at + 2]
+    assert finetune.main(argv) == 0
+    assert (tmp_path / "predictions" / "dev.tsv").read_bytes() == (run.workdir / "predictions" / "dev.tsv").read_bytes()

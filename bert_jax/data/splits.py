@@ -478,6 +478,11 @@ def _labels(task: Task, train: list[Record], others: list[list[Record]], notes: 
     found = {name for record in train for name in classes_of(task.kind, record.label)}
     if task.kind == "tagging":
         fresh = Counter(name for record in rest for name in classes_of(task.kind, record.label) if name not in found)
+        if task.labels:
+            if odd := sorted(fresh.keys() - set(task.labels)):
+                near = did_you_mean(odd[0], task.labels)
+                raise InputError(f"tag {odd[0]!r} is none of the model's: {', '.join(task.labels)}{near}")
+            return task.labels
         notes += [
             f"warning: tag {name!r} is {count} times in dev or test, never in training" for name, count in sorted(fresh.items())
         ]

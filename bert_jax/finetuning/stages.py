@@ -24,6 +24,7 @@ from bert_jax.finetuning.evaluation import Evaluator, Predictions, Split
 from bert_jax.finetuning.runs import Member, Outcome, Runs, Setting
 from bert_jax.model.families import Head
 from bert_jax.pooling import Pooling
+from bert_jax.pretrained import Model
 from bert_jax.training import loop, memory, multihost, parallel, task_metrics
 from bert_jax.tuned import Tuned
 
@@ -92,7 +93,7 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Callable[[str]
     train = encoded("train", records).encoded.items
     dev = [encoded(name, records) for name, records in splits.dev.items()]
     test = [encoded(name, records) for name, records in splits.test.items()]
-    evaluator = Evaluator(task, model, limit, cfg.null_threshold, cfg.label_threshold)
+    evaluator = Evaluator(task, model, limit, _null_threshold(cfg, task, splits, model, say), cfg.label_threshold)
     for split in dev if cfg.metric is not None else ():  # no scores of training to be lost by a misspelt name
         guesses = Predictions((_guess(task.kind, r, len(labels)) for r in split.records), _LOSS.get(task.kind))
         evaluator.main_score(evaluator.scores(split, guesses), cfg.metric)
@@ -111,7 +112,18 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Callable[[str]
     return Setting(cfg, task, start, batches, dev, evaluator, devices, key, baseline(task, splits, cfg.metric)), test
 
 
-def _check_fit(cfg: FinetuneConfig, model: pretrained.Model) -> None:
+def _null_threshold(cfg: FinetuneConfig, task: Task, splits: Splits, model: Model, say: Callable[[str], None]) -> float | None:
+    """The one given; 0, as in run_squad.py, where none was ever tuned, nor can be, and some questions may have no answer."""
+    known = cfg.null_threshold is not None or model.tuned.null_threshold is not None or bool(splits.dev)
+    if known or task.kind != "question_answering":
+        return cfg.null_threshold
+    if task.name != "squad2" and all(record.label != () for records in splits.test.values() for record in records):
+        return None
+    say(f"{cfg.model} has no threshold of its own for no answer: it is 0 (--null-threshold)")
+    return 0.0
+
+
+def _check_fit(cfg: FinetuneConfig, model: Model) -> None:
     """Raises InputError where the config asks for more than the model has."""
     longest, layers = model.config.max_length, model.config.num_hidden_layers
     if (cfg.max_seq_length or 0) > longest:

@@ -1,0 +1,76 @@
+"""The command that scores a fine-tuned model on a file, as fine-tuning scores its test set."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from bert_jax.config import InputError
+from bert_jax.data.tasks import TaskData, find_task
+
+
+@dataclass(frozen=True)
+class Data(TaskData):
+    """The examples, and what stands where in them."""
+
+    data: str = ""
+    """The file to evaluate on, or a folder with test.*: what finetune.py takes."""
+    dev: tyro.conf.Suppress[str | None] = None
+    test: tyro.conf.Suppress[str | None] = None
+    dev_size: tyro.conf.Suppress[float] = 0.1
+    group_column: tyro.conf.Suppress[str | None] = None
+    max_train_rows: tyro.conf.Suppress[int | None] = None
+
+
+def evaluate(
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")],
+    task_data: Data,
+    task: str | None = None,
+    out: str = "evaluation",
+    max_seq_length: int | None = None,
+    null_threshold: float | None = None,
+    label_threshold: float | None = None,
+) -> None:
+    """Score a fine-tuned model on a file with labels: results.json, report.html and predictions/, as finetune.py makes them.
+
+    Args:
+        model: Directory that finetune.py made, or any pretrained one with the head of the task.
+        task_data: What is read.
+        task: As of finetune.py; default: the one that the model was fine-tuned on.
+        out: Folder to write; what an earlier evaluation has left there is replaced.
+        max_seq_length: Tokens an example is cut to. Default: as many as the predictors read, which is what fine-tuning did.
+        null_threshold: question_answering: how much likelier no answer must be. Default: the model's.
+        label_threshold: multi_label: probability from which on a text has a label. Default: the model's, for each label.
+    """
+    if not task_data.data:
+        raise InputError("--data is missing: python -m bert_jax evaluate MODEL --data FILE; --help says more")
+    from bert_jax import pretrained
+    from bert_jax.data.splits import load_splits
+    from bert_jax.finetuning import stages
+    from bert_jax.finetuning.config import FinetuneConfig
+    from bert_jax.finetuning.finish import finish
+
+    described = pretrained.describe(model)
+    name = task or described.tuned.task
+    if name is None:
+        raise InputError(f"{model} does not say what it was fine-tuned on: give --task")
+    row = dataclasses.replace(find_task(name), test_only=True)
+    if row.kind in ("classification", "multi_label", "tagging"):
+        row = dataclasses.replace(row, labels=described.labels)
+    length = described.window if row.kind == "question_answering" else described.max_length
+    cfg = FinetuneConfig(
+        model=model, task=row.name, task_data=task_data, workdir=out, num_epochs=0, max_seq_length=max_seq_length or length,
+        null_threshold=null_threshold, label_threshold=label_threshold,
+    ).resolved(row).for_data(row, [])  # fmt: skip
+    splits = load_splits(row, task_data)
+    for note in splits.notes:
+        print(note, file=sys.stderr)
+    if row.kind != "similarity" and not any(record.label is not None for records in splits.test.values() for record in records):
+        raise InputError(f"{task_data.data}: no row has a label, so there is nothing to score; --label-column names its column")
+    setting, test = stages.prepare(cfg, row, splits, lambda line: print(line, file=sys.stderr))
+    finish(setting, splits, test, [], "python -m bert_jax " + shlex.join(sys.argv[1:]))

@@ -1,0 +1,52 @@
+"""What a run came to: the best model kept, what it predicts, its scores and the page about them, written and told."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from bert_jax import files
+from bert_jax.config import InputError
+from bert_jax.data.splits import Splits
+from bert_jax.finetuning import report, results, stages
+from bert_jax.finetuning.evaluation import Split
+from bert_jax.finetuning.runs import Outcome, Setting
+
+
+def finish(setting: Setting, splits: Splits, test: Sequence[Split], outcomes: Sequence[Outcome], command: str) -> None:
+    """Picks the best of the runs, if any, predicts with it (else with the model itself), and writes what came of it.
+
+    Into the config's workdir: export/ (the best run's), predictions/, results.json and report.html. Raises InputError where all
+    runs diverged, and where a file cannot be written.
+    """
+    workdir = Path(setting.cfg.workdir or "")
+    scored = [outcome for outcome in outcomes if outcome.history]
+    if setting.batches is not None and not scored:
+        raise InputError(f"all runs diverged: {outcomes[0].failed}. Give a lower --learning-rates")
+    best = max(scored, key=lambda outcome: outcome.score, default=None)
+    if best is not None:
+        _keep_best(workdir, stages.export_folder(workdir, outcomes, best))
+    scores, predicted, tuned = stages.predict_all(setting, test, workdir)
+    data = {"hash": splits.data_hash, "train": len(splits.train)} | {
+        name: len(records) for name, records in [*splits.dev.items(), *splits.test.items()]
+    }
+    found = results.results(setting.task.name, setting.cfg.model, command, outcomes, best, data, scores)
+    files.write_json(workdir / "results.json", found)
+    page = report.write_report(workdir, found, setting.evaluator, [*setting.dev, *test], predicted, tuned)
+    if best is not None:
+        results.show(outcomes, best, Console(stderr=True))
+        print(f"The best is in {workdir}/export: bert_jax.load reads it, transformers too. Scores: {workdir}/results.json")
+    for name, values in scores.items():
+        if name in splits.test or best is None:
+            print(f"{name}: " + "  ".join(f"{metric} {value:.4f}" for metric, value in values.items()))
+    print(f"Predictions: {workdir}/predictions; curves and the worst errors: {page}")
+
+
+def _keep_best(workdir: Path, export: Path) -> None:
+    """Copies the best run's model to WORKDIR/export."""
+    if export != workdir / "export":
+        shutil.rmtree(workdir / "export", ignore_errors=True)
+        shutil.copytree(export, workdir / "export", ignore=shutil.ignore_patterns("*.tmp"))
