@@ -339,20 +339,40 @@ def test_pairs_without_scores_are_ranked_among_all_partners(tokenizer):
     })  # fmt: skip
 
 
+def test_every_partner_of_an_anchor_is_right_for_it(tokenizer):
+    """The first two rows are one anchor with two partners, which it finds in places 1 and 3 of three."""
+    records = [Record(pair, None, str(i), "") for i, pair in enumerate([("a", "x"), ("a", "y"), ("b", "z")])]
+    vectors = [([1, 0], [1, 0]), ([1, 0], [-1, 0.1]), ([0.0, 1], [0.1, 1])]
+    scores = evaluator_of("similarity", tokenizer).scores(Split("dev", records, None), [np.array(pair) for pair in vectors])
+    two_of_three = (1 + 1 / 2) / (1 + 1 / np.log2(3))
+    assert scores == pytest.approx({"ndcg_at_10": (2 * two_of_three + 1) / 3, "mrr_at_10": 1})
+
+
 def test_vectors_of_nothing_have_no_direction_and_no_warning(tokenizer):
     vectors = [np.zeros((2, 3)), np.ones((2, 3)), np.array([[1, 0, 0], [0, 1.0, 0]])]
     scores = evaluator_of("similarity", tokenizer).scores(plain(0.1, 0.9, 0.2), vectors)
     assert scores["spearman"] == pytest.approx(stats.spearmanr([0, 1, 0], [0.1, 0.9, 0.2]).statistic)
 
 
+@pytest.mark.parametrize("kind", HEADS)
+def test_scores_of_a_split_that_is_labelled_in_part_are_those_of_that_part(kind, tokenizer):
+    records = random_records(kind, 9)
+    partly = [dataclasses.replace(record, label=None) if i in (1, 4, 8) else record for i, record in enumerate(records)]
+    of_part = [record for record in partly if record.label is not None]
+    evaluator, params = evaluator_of(kind, tokenizer), params_of(HEADS[kind], len(LABELS) if kind in NAMED else 1)
+    splits = [split_of(kind, some, tokenizer) for some in (partly, of_part)]
+    assert [split.labelled for split in splits] == [6, 6]
+    found, expected = (evaluator.scores(split, evaluator.predict(split, params)) for split in splits)
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert ("loss" in found) == (kind != "similarity")
+
+
 @pytest.mark.parametrize("kind", [kind for kind in HEADS if kind != "similarity"])
-def test_an_example_without_label_cannot_be_scored_and_is_named(kind, tokenizer):
-    records = random_records(kind, 3)
-    records[1] = dataclasses.replace(records[1], label=None)
-    with pytest.raises(InputError, match=r"dev.tsv:3 has no label: dev cannot be scored"):
+def test_a_split_without_any_label_cannot_be_scored(kind, tokenizer):
+    records = [dataclasses.replace(record, label=None) for record in random_records(kind, 3)]
+    with pytest.raises(InputError, match=r"dev.tsv:2 has no label, as all rows: dev cannot be scored"):
         evaluator_of(kind, tokenizer).scores(Split("dev", records, None), [None] * 3)
     assert not Split("dev", records, None).labelled
-    assert Split("dev", records[:1], None).labelled
 
 
 def test_a_prediction_too_few_is_never_passed_over(tokenizer):
@@ -426,7 +446,8 @@ def test_tags_and_answers_have_their_mean_loss_too(tokenizer, monkeypatch):
             share = np.mean(rows[rows != IGNORED] == 0)
             assert evaluator.predict(split, {}).loss == pytest.approx(math.log(math.e + 2) - share)
             assert np.sum(rows != IGNORED) == sum(len(record.texts) for record in split.records)
-        unlabelled = dataclasses.replace(split, records=[dataclasses.replace(split.records[0], label=None), *split.records[1:]])
+        none = [dataclasses.replace(record, label=None) for record in split.records]
+        unlabelled = split_of(kind, none, tokenizer, limit=limit, stride=stride)
         assert evaluator.predict(unlabelled, {}).loss is None
 
 

@@ -175,8 +175,12 @@ def test_long_texts_are_cut_and_whole_in_the_title_and_have_their_own_direction(
     assert found.attributes.count(("dir", "auto")) == 2
 
 
-def test_a_split_without_labels_has_no_mistakes(page):
+def test_a_split_without_labels_has_no_mistakes_and_one_with_some_those_of_them(page):
     assert "dev" not in "".join(page("sst2", records((("a",), None)), [np.zeros(2)], ["bad", "good"]).tables)
+    logits = [np.array([0.0, 1.0])] * 3
+    found = page("sst2", records((("a",), None), (("b",), "bad"), (("c",), "good")), logits, ["bad", "good"])
+    assert "<h2>dev: 2 of 3 examples have a label</h2>" in found.html
+    assert [row[0] for row in found.rows("Surest mistakes")] == ["id1"]
 
 
 # ---- scores

@@ -55,10 +55,13 @@ def test_classes_are_written_with_the_right_one_and_each_ones_probability(tmp_pa
     ]
 
 
-def test_without_labels_there_is_no_column_of_them(tmp_path):
-    path = write(tmp_path, "classification", [record(None), record("a")], [np.zeros(2)] * 2, ("a", "b"), name="test")
-    assert path.name == "test.tsv"
-    assert rows(path) == [["id", "prediction", "a", "b"], *[["0", "a", "0.5", "0.5"]] * 2]
+def test_without_labels_there_is_no_column_of_them_and_some_leave_it_empty_for_the_others(tmp_path):
+    for labels, header, cells in (((None, None), [], []), ((None, "a"), ["label"], [""])):
+        records = [record(label, str(i)) for i, label in enumerate(labels)]
+        path = write(tmp_path, "classification", records, [np.zeros(2)] * 2, ("a", "b"), name="test")
+        assert path.name == "test.tsv"
+        assert rows(path)[:2] == [["id", "prediction", *header, "a", "b"], ["0", "a", *cells, "0.5", "0.5"]]
+    assert rows(path)[2] == ["1", "a", "a", "0.5", "0.5"]
 
 
 def test_several_labels_are_those_of_a_probability_of_one_half_or_more(tmp_path):
@@ -110,6 +113,8 @@ def test_tags_are_written_as_they_are_read(tmp_path):
 def test_words_without_tags_and_with_tabs_keep_to_their_lines(tmp_path):
     path = write(tmp_path, "tagging", [record(None, texts=("a\tb", "c\nd"))], [["O", "B-X"]])
     assert path.read_text() == "a\\tb\tO\nc\\nd\tB-X\n\n"
+    path = write(tmp_path, "tagging", [record(None, texts=("a", "b")), record(("O",), texts=("c",))], [["O", "B-X"], ["O"]])
+    assert path.read_text() == "a\t_\tO\nb\t_\tB-X\n\nc\tO\tO\n\n"
 
 
 # ---- answers

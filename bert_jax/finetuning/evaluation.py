@@ -34,9 +34,16 @@ class Split:
     encoded: Encoded
 
     @property
-    def labelled(self) -> bool:
-        """Whether all have a label."""
-        return all(record.label is not None for record in self.records)
+    def labelled(self) -> int:
+        """How many have a label: those that are scored."""
+        return sum(record.label is not None for record in self.records)
+
+    def of_labelled(self, predicted: Sequence[Any]) -> tuple[Split, Sequence[Any]]:
+        """The records that have a label, with what was predicted of them; all where none has one. `encoded` stays whole."""
+        if self.labelled in (0, len(self.records)):
+            return self, predicted
+        both = [both for both in zip(self.records, predicted, strict=True) if both[0].label is not None]
+        return dataclasses.replace(self, records=[record for record, _ in both]), [each for _, each in both]
 
 
 class Predictions(list[Any]):
@@ -92,16 +99,17 @@ def _tag_loss(split: Split, logits: Sequence[np.ndarray]) -> float | None:
         _nats(own[item.target != IGNORED], item.target[item.target != IGNORED])
         for own, item in zip(logits, split.encoded.items, strict=True)
     ]
-    return float(np.mean(np.concatenate(each))) if split.labelled and any(map(np.size, each)) else None
+    return float(np.mean(np.concatenate(each))) if any(map(np.size, each)) else None  # no word of a text without tags counts
 
 
 def _span_loss(split: Split, results: Sequence[dict[str, np.ndarray]]) -> float | None:
     """Of the first and last token of an answer, in each window; [CLS] where the window has none."""
-    if not split.labelled:
-        return None
-    both = zip(results, split.encoded.items, strict=True)
-    each = [_nats(np.array([found["start"], found["end"]]), item.target) for found, item in both]
-    return float(np.mean(each))
+    each = [
+        _nats(np.array([found["start"], found["end"]]), item.target)
+        for found, item, window in zip(results, split.encoded.items, split.encoded.windows, strict=True)
+        if split.records[window.text].label is not None
+    ]
+    return float(np.mean(each)) if each else None
 
 
 class Evaluator:
@@ -193,21 +201,21 @@ class Evaluator:
         return tuned
 
     def scores(self, split: Split, predicted: Sequence[Any], tuned: Tuned | None = None) -> dict[str, float]:
-        """The task's metrics; `loss` too, but for similarity. Every example counts once.
+        """The task's metrics; `loss` too, but for similarity. Every example counts once, where only some have a label those.
 
         `tuned` has the thresholds; default: those that are best on this split, as it should be for dev sets alone.
-        Tags that are not of entities (B-, I-, ...) have `tag_accuracy` alone. Raises InputError where an example has no label.
+        Tags that are not of entities (B-, I-, ...) have `tag_accuracy` alone. Raises InputError where no example has a label.
         """
-        missing = next((record for record in split.records if record.label is None), None)
-        if missing is not None and self.task.kind != "similarity":
-            raise InputError(f"{missing.place} has no label: {split.name} cannot be scored")
+        if not split.labelled and self.task.kind != "similarity":
+            raise InputError(f"{split.records[0].place} has no label, as all rows: {split.name} cannot be scored")
         if len(predicted) != len(split.records):
             raise AssertionError(f"{len(predicted)} predictions of {len(split.records)} examples")
+        loss = predicted.loss if isinstance(predicted, Predictions) else None
+        split, predicted = split.of_labelled(predicted)
         if self.task.kind == "similarity":
             return self._similarity_scores(split, predicted)
         tuned = tuned or self.tune([split], {split.name: predicted})
         of_kind = self._answer_scores if self.task.kind == "question_answering" else self._label_scores
-        loss = predicted.loss if isinstance(predicted, Predictions) else None
         return of_kind(split, predicted, tuned) | ({} if loss is None else {"loss": loss})
 
     def _label_scores(self, split: Split, predicted: Sequence[Any], tuned: Tuned) -> dict[str, float]:
@@ -264,11 +272,13 @@ class Evaluator:
         if split.labelled:
             cosines, labels = (anchors * partners).sum(axis=-1), [record.label for record in split.records]
             return {name: task_metrics.METRICS[name](cosines, labels) for name in ("spearman", "pearson")}
-        own = [record.texts[1] for record in split.records]
-        _, found = nearest(anchors, partners, 10)
-        ranked = [[float(own[j] == own[i]) for j in row] for i, row in enumerate(found.tolist())]
-        times = Counter(own)  # a partner of several anchors is right for each of them, wherever it stands
-        judged = [[1.0] * times[text] for text in own]
+        texts, own = ([record.texts[i] for record in split.records] for i in (0, 1))
+        right: dict[str, set[str]] = {}  # all partners of an anchor are, wherever they stand, and each as often as it does
+        for text, partner in zip(texts, own, strict=True):
+            right.setdefault(text, set()).add(partner)
+        times, (_, found) = Counter(own), nearest(anchors, partners, 10)
+        ranked = [[float(own[j] in right[text]) for j in row] for text, row in zip(texts, found.tolist(), strict=True)]
+        judged = [[1.0] * sum(times[partner] for partner in right[text]) for text in texts]
         return {"ndcg_at_10": task_metrics.ndcg_at_10(ranked, judged), "mrr_at_10": task_metrics.mrr_at_10(ranked, judged)}
 
     def main_score(self, scores: dict[str, float], metric: str | None) -> float:

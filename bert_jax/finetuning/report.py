@@ -67,9 +67,10 @@ def write_report(
     ]
     for split in splits:
         if split.labelled or evaluator.task.kind == "similarity":
-            mistakes = _MISTAKES[evaluator.task.kind]
-            parts.append(_tag("h2", f"{split.name}: {len(split.records):,} examples"))
-            parts += mistakes(split, predicted[split.name], evaluator.labels, tuned)
+            scored, of_scored = split.of_labelled(predicted[split.name])
+            among = f" of {len(split.records):,}" * (len(scored.records) < len(split.records))
+            parts.append(_tag("h2", f"{split.name}: {len(scored.records):,}{among} examples{' have a label' * bool(among)}"))
+            parts += _MISTAKES[evaluator.task.kind](scored, of_scored, evaluator.labels, tuned)
     title, heading = _tag("title", f"{results['task']}: {results['model']}"), _tag("h1", results["task"])
     body = _tag("body", _joined([heading, _tag("p", results["model"]), *parts, *_origin(results)], "\n"))
     page = f"{_HEAD}{title}</head>\n{body}</html>\n"

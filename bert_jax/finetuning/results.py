@@ -29,26 +29,27 @@ def write_predictions(
     """Writes the predictions of a split; the path of the file.
 
     classification, multi_label, regression, multiple_choice, similarity: NAME.tsv with `id`, `prediction` (similarity: the
-    cosine), the right `label` where all have one, and a column for each class's probability. tagging: NAME.conll, a line a
-    word: the word, the right tag where there is one, the predicted tag. In both, `\\t`, `\\n`, `\\r` and `\\\\` stand for tabs,
-    ends of lines and backslashes inside of a field.
+    cosine), the right `label` where some have one (empty for the others), and a column for each class's probability. tagging:
+    NAME.conll, a line a word: the word, the right tag where some have one (_ for the others), the predicted tag. In both, `\\t`,
+    `\\n`, `\\r` and `\\\\` stand for tabs, ends of lines and backslashes inside of a field.
 
     question_answering: NAME.json (id -> answer), NAME.null_odds.json and NAME.nbest.json, as SQuAD's scripts read them. Which
     labels and answers are given follows the thresholds of `tuned`, as the predictors do.
     """
     if evaluator.task.kind == "question_answering":
         return _write_answers(folder, split, predicted, tuned.null_threshold)
+    labelled = split.labelled
     if evaluator.task.kind == "tagging":
         lines = []
         for record, tags in zip(split.records, predicted, strict=True):
-            columns = [record.texts, record.label, tags] if record.label is not None else [record.texts, tags]
+            right = ["_"] * len(tags) if record.label is None else record.label
+            columns = [record.texts, right, tags] if labelled else [record.texts, tags]
             lines += [_line(word) for word in zip(*columns, strict=True)] + [""]
         return write_text(folder / f"{split.name}.conll", "\n".join(lines) + "\n")
     header, rows = _columns(evaluator, predicted, tuned)
-    labelled = split.labelled
     lines = [_line(["id", "prediction", *(["label"] if labelled else []), *header])]
     for record, (prediction, values) in zip(split.records, rows, strict=True):
-        label = record.label if not isinstance(record.label, tuple) else ",".join(record.label)
+        label = ",".join(record.label) if isinstance(record.label, tuple) else "" if record.label is None else record.label
         lines.append(_line([record.id, prediction, *([label] if labelled else []), *(f"{value:.6g}" for value in values)]))
     return write_text(folder / f"{split.name}.tsv", "\n".join(lines) + "\n")
 
