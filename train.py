@@ -57,7 +57,8 @@ def architecture(init_from: str, folder: str) -> BertConfig:
 def pretrain(cfg: TrainConfig, devices: Any, data: Any, training: Any, held_out: Any) -> int:
     """Builds the model, the steps and the state, fits, and exports."""
     from bert_jax import pretrained, pretraining
-    from bert_jax.data.pretraining import unigram_loss
+    from bert_jax.data.pretraining import tokenizer_folder, unigram_loss
+    from bert_jax.data.tokenizer import Tokenizer
     from bert_jax.training import checkpoint, loop, memory, metrics, multihost, steps, writer
 
     pretrained.check_padding(cfg.model, data.tokenizer)
@@ -113,9 +114,10 @@ def pretrain(cfg: TrainConfig, devices: Any, data: Any, training: Any, held_out:
             print(f"stopped at step {int(state.step)} and saved; the same command continues", file=sys.stderr)
         return 128 + stop.signal
     reached = evaluate(state.params)
-    model = pretrained.Model(cfg.model, devices.gather(state.params), data.tokenizer, program.module.head)
+    params = devices.gather(state.params)
     if first:
-        finish(cfg, model, reached)
+        published = Tokenizer.load(tokenizer_folder(cfg))  # which reads special tokens, whatever the run did
+        finish(cfg, pretrained.Model(cfg.model, params, published, program.module.head), reached)
     return 0
 
 

@@ -246,6 +246,11 @@ class DataConfig(Checked):
     )
     lowercase: bool = True
     """Whether a vocabulary trained here is uncased."""
+    special_tokens: Literal["text", "read"] = "text"
+    (
+        "What the characters of a special token, as `[MASK]` or `<ent>`, are in the text: text like any other, or that token. "
+        "The exported tokenizer reads them, as published ones do."
+    )
     max_seq_length: int = 128
     """Tokens a row."""
     examples: Literal["full_sentences", "sentence_pairs"] = "full_sentences"

@@ -38,15 +38,14 @@ class Predictor:
     needs: tuple[str, ...] = ()  # heads that it works with; empty: all
 
     def __init__(self, model: Model) -> None:
-        if model.tokenizer is None:
-            raise InputError("this model has no tokenizer: put its tokenizer.json or vocab.txt beside its config.json")
+        tokenizer = model.need_tokenizer()
         if self.needs and model.head not in self.needs:
             heads, advice = " or ".join(self.needs), "" if "masked_lm" in self.needs else ": finetune.py makes such a model of it"
             raise InputError(f"{type(self).__name__} needs a model with the head {heads}; this one has {model.head!r}{advice}")
         if self.needs and model.untrained and (warning := model.untrained.warning(model.params)):
             warnings.warn(warning, stacklevel=3)
-        self.model, self.tokenizer = model, model.tokenizer
-        self._layout = Layout(model.tokenizer, model.config)
+        self.model, self.tokenizer = model, tokenizer
+        self._layout = Layout(tokenizer, model.config)
         self._longest = model.max_length
         self._compile()
         self._tokens = 1024 if jax.default_backend() == "cpu" else 16384  # a batch; on CPUs it should stay in the caches
@@ -139,12 +138,17 @@ class Filling(NamedTuple):
 
 
 class FillMask(Predictor):
-    """The likeliest tokens for each mask (`[MASK]`, `<mask>`: the tokenizer's `mask_token`) of each text."""
+    """The likeliest tokens for each mask (`[MASK]`, `<mask>`: the tokenizer's `mask_token`) of each text.
+
+    Special tokens in a text are read as such, whatever the tokenizer's `special_tokens`: the mask is one.
+    """
 
     needs = ("masked_lm", "pretraining")
 
     def __init__(self, model: Model, top_k: int = 5) -> None:
         super().__init__(model)
+        self.tokenizer = self.tokenizer.replace(special_tokens="read")
+        self._layout = Layout(self.tokenizer, model.config)
         most = min(model.config.vocab_size, self.tokenizer.vocab_size)
         if not 1 <= top_k <= most:
             raise InputError(f"top_k={top_k} is not in [1, {most}]")
@@ -167,14 +171,15 @@ class FillMask(Predictor):
         Texts that are too long are read around their masks. Raises InputError for a text without a mask.
         """
         texts = _as_list(texts)
-        examples, owners, room = [], [], self._longest - 2
-        for i, ids in enumerate(self.tokenizer.encode_with_mask(texts)):
+        examples, owners, around = [], [], self.tokenizer.single
+        room = self._longest - len(around)
+        for i, ids in enumerate(self.tokenizer.encode_batch(texts)):
             masks = np.flatnonzero(ids == self.tokenizer.mask_id).astype(np.int32)
             if not len(masks):
                 raise InputError(f"texts[{i}] has no {self.tokenizer.mask_token}: {texts[i][:60]!r}")
             for group in _together(masks.tolist(), room):
                 start, stop = _window(len(ids), group[0], group[-1], room)
-                examples.append(self._layout.example([ids[start:stop]], np.array(group, np.int32) - start + 1))
+                examples.append(self._layout.example([ids[start:stop]], np.array(group, np.int32) - start + len(around.ids[0])))
                 owners.append(i)
         found: list[list[Filling]] = [[] for _ in texts]
         for i, result in zip(owners, self.run(examples), strict=True):
@@ -397,12 +402,13 @@ class Tagger(Predictor):
         """The entities of each text in the order they stand in. Long texts are read in windows that overlap by half."""
         texts = _as_list(texts)
         encodings = self.tokenizer.encode_with_offsets(texts)
-        room = self._longest - 2
+        around = self.tokenizer.single
+        room = self._longest - len(around)
         windows = [w for i, e in enumerate(encodings) for w in cut_windows(i, len(e.ids), room, max(1, room // 2))]
         results = self.run([self._layout.example([encodings[w.text].ids[w.start : w.stop]]) for w in windows])
         found: list[list[tuple[Window, np.ndarray]]] = [[] for _ in texts]
         for window, result in zip(windows, results, strict=True):
-            found[window.text].append((window, result["scores"][1:-1]))
+            found[window.text].append((window, result["scores"][len(around.ids[0]) :][: window.stop - window.start]))
         return [self._entities(*each) for each in zip(texts, encodings, found, strict=True)]
 
     def _entities(self, text: str, encoding: Encoding, found: list[tuple[Window, np.ndarray]]) -> list[Entity]:
@@ -507,7 +513,7 @@ class Answerer(Predictor):
         if max_question_length is None:
             max_question_length = self._layout.longest_question(self.max_length)
         self.max_question_length = max_question_length
-        least = max_question_length + 3 + self.tokenizer.pair_separators
+        least = max_question_length + 1 + len(self.tokenizer.pair)
         for name, value in (("top_k", top_k), ("stride", stride), ("max_answer_length", max_answer_length)):
             if value < 1:
                 raise InputError(f"{name}={value} is below 1")
@@ -549,7 +555,7 @@ class Answerer(Predictor):
         for window, result in zip(reading.windows, results, strict=True):
             found[window.text].append((window, result))
         return [
-            self._candidates(context, encoding, len(question) + self._layout.special_tokens(2) - 1, each)
+            self._candidates(context, encoding, self._layout.before([question, encoding.ids]), each)
             for (_, context), encoding, question, each in zip(
                 reading.pairs, reading.contexts, reading.questions, found, strict=True
             )

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from bert_jax.config import COMPUTED, OF_A_RUN, BertConfig, InputError, TrainConfig, did_you_mean, differences, from_dict, to_dict
-from bert_jax.data.tokenizer import Tokenizer, has_tokenizer
+from bert_jax.data.tokenizer import SpecialTokens, Tokenizer, has_tokenizer
 from bert_jax.formats.tensors import has_weights, read_directory, say_not_read
 from bert_jax.formats.tf1 import find_tf1, read_tf1
 from bert_jax.model import convert
@@ -70,11 +70,12 @@ class Model:
     Attributes:
       config: the encoder.
       params: {encoder, pooler?, <head>}, float32.
-      tokenizer: None where the directory had none; predictions need one.
+      tokenizer: None where the directory had none that is read; predictions need one.
       head: what stands on the encoder.
       labels: names of the classes, where the head has classes.
       problem_type: what a sequence classifier's logits mean; None: single_label_classification, or regression if there is one.
       pooling: how sentence-transformers makes embeddings of it, where its files say so; a str says why they cannot be followed.
+      no_tokenizer: why the tokenizer's files were not read, where there are any.
       activation: the class that sentence-transformers' CrossEncoder puts behind a head with one value, where config.json has it.
       untrained: what of the head the file lacked; predictors that read it warn.
       tuned: how long texts were in fine-tuning, and thresholds: predictors follow it.
@@ -90,11 +91,19 @@ class Model:
     activation: str | None = None
     untrained: Untrained | None = field(default=None, repr=False)
     tuned: Tuned = field(default_factory=Tuned)
+    no_tokenizer: str | None = None
 
     @property
     def max_length(self) -> int:
         """Tokens of a sequence that predictors read by default: what it was trained on, at most what it takes."""
         return min(self.tuned.max_length or self.config.max_length, self.config.max_length)
+
+    def need_tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises InputError where there is none, with the reason."""
+        if self.tokenizer is None:
+            nothing_there = "this model has no tokenizer: put its tokenizer.json or vocab.txt beside its config.json"
+            raise InputError(self.no_tokenizer or nothing_there)
+        return self.tokenizer
 
     @property
     def window(self) -> int:
@@ -185,7 +194,7 @@ def _read(directory: Path) -> _Files:
             f"model.safetensors, pytorch_model.bin or bert_model.ckpt.*, and the tokenizer's files{say_not_read(directory)}"
         )
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as e:
         raise InputError(f"{path} is not JSON: {e}") from None
     if not isinstance(values, dict):
@@ -201,7 +210,10 @@ def _read(directory: Path) -> _Files:
     return _Files(values, config, tensors, str(file), directory)
 
 
-def load(path_or_name: str | Path, head: Head | None = None, labels: Sequence[str] | None = None) -> Model:
+def load(
+    path_or_name: str | Path, head: Head | None = None, labels: Sequence[str] | None = None,
+    special_tokens: SpecialTokens | None = None,
+) -> Model:  # fmt: skip
     """Reads a pretrained model.
 
     Args:
@@ -211,13 +223,15 @@ def load(path_or_name: str | Path, head: Head | None = None, labels: Sequence[st
       head: the head wanted; default: the one that config.json's `architectures` says, else what the tensors are of. A head
         that the file lacks is initialised, and said on stderr.
       labels: names of the classes of a new classification head, instead of config.json's.
+      special_tokens: what the characters `[SEP]` in a text are: that token ("read"), or text like any other ("text"). Default:
+        what the tokenizer's files say; that is "read" but for models that were fine-tuned with "text".
 
     Returns a model whose parameters are jax arrays on the default device, in float32.
 
     Raises InputError where a file is missing or damaged, the family is not known, or the tensors are not those of the model
     that config.json describes.
     """
-    return _load(path_or_name, head, labels)[0]
+    return _load(path_or_name, head, labels, special_tokens)[0]
 
 
 def describe(path_or_name: str | Path) -> Model:
@@ -229,7 +243,9 @@ def describe(path_or_name: str | Path) -> Model:
     return Model(files.config, {}, None, head, labels, tuned=read_tuned(files.home, files.values, len(labels) or None))
 
 
-def _load(path_or_name: str | Path, head: Head | None, labels: Sequence[str] | None) -> tuple[Model, convert.Converted]:
+def _load(
+    path_or_name: str | Path, head: Head | None, labels: Sequence[str] | None, special_tokens: SpecialTokens | None = None
+) -> tuple[Model, convert.Converted]:
     directory = _find(path_or_name)
     files = _read(directory)
     head = _head(files, head, directory)
@@ -246,7 +262,13 @@ def _load(path_or_name: str | Path, head: Head | None, labels: Sequence[str] | N
         partial(_initial, module), _put,
     )  # fmt: skip
     _say(converted, files.where)
-    tokenizer = Tokenizer.load(files.home, model_type=files.config.model_type) if has_tokenizer(files.home) else None
+    tokenizer, no_tokenizer = None, None
+    if has_tokenizer(files.home):
+        try:
+            tokenizer = Tokenizer.load(files.home, model_type=files.config.model_type, special_tokens=special_tokens)
+        except InputError as error:  # the weights are as good
+            no_tokenizer = str(error)
+            print(f"no tokenizer, and so no predictions from texts: {no_tokenizer}", file=sys.stderr)
     problem_type = files.values.get("problem_type") if head == "sequence_classification" else None
     if problem_type not in (None, *get_args(ProblemType)):
         raise InputError(f"{directory}: {problem_type=} is not known; known: {', '.join(get_args(ProblemType))}")
@@ -259,7 +281,7 @@ def _load(path_or_name: str | Path, head: Head | None, labels: Sequence[str] | N
     tuned = read_tuned(files.home, files.values, num_labels)
     untrained = _untrained(converted, files.where)
     model = Model(
-        files.config, converted.params, tokenizer, head, labels, problem_type, pooling, activation, untrained, tuned
+        files.config, converted.params, tokenizer, head, labels, problem_type, pooling, activation, untrained, tuned, no_tokenizer
     )
     return model, converted
 
@@ -439,9 +461,10 @@ class Start:
 
 
 def load_for_task(
-    path_or_name: str | Path, head: Head, labels: Sequence[str], problem_type: ProblemType | None, init_head: InitHead
-) -> Start:
-    """Reads a pretrained or fine-tuned model to be fine-tuned with `head` and `labels`; `init_head`: see FinetuneConfig.
+    path_or_name: str | Path, head: Head, labels: Sequence[str], problem_type: ProblemType | None, init_head: InitHead,
+    special_tokens: SpecialTokens = "text",
+) -> Start:  # fmt: skip
+    """Reads a pretrained or fine-tuned model to be fine-tuned with `head` and `labels`; the rest: see FinetuneConfig.
 
     Raises InputError as `load` does, and where the head is to be kept, or its rows matched, but is of another task.
     """
@@ -470,7 +493,7 @@ def load_for_task(
     _say(replace(converted, fresh=[path for path in converted.fresh if not path.startswith(f"{ours}/")]), files.where)
     if not has_tokenizer(files.home):
         raise InputError(f"{directory} has no tokenizer: put its tokenizer.json or vocab.txt beside its config.json")
-    tokenizer = Tokenizer.load(files.home, model_type=files.config.model_type)
+    tokenizer = Tokenizer.load(files.home, model_type=files.config.model_type, special_tokens=special_tokens)
     pooling = read_pooling(files.home) or Pooling() if head == "encoder" else None
     tuned = read_tuned(files.home, files.values, len(theirs) or None) if kept else Tuned()
     model = Model(files.config, converted.params, tokenizer, head, labels, problem_type, pooling, tuned=tuned)

@@ -1,6 +1,9 @@
 """A made-up language for the data tests, and small things they share."""
 
 import numpy as np
+import tokenizers
+
+from bert_jax.data.tokenizer import Tokenizer
 
 
 def make_words(count=250):
@@ -31,6 +34,14 @@ def write_documents(path, documents):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n\n".join("\n".join(doc) for doc in documents) + "\n")
     return str(path)
+
+
+def with_template(tokenizer, single, pair):
+    """`tokenizer`, whose roles have BERT's names, with other things around texts, as `[CLS] $A`."""
+    engine = tokenizers.Tokenizer.from_str(tokenizer._engine.to_str())
+    special = [(name, engine.token_to_id(name)) for name in ("[CLS]", "[SEP]", "[MASK]")]
+    engine.post_processor = tokenizers.processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
+    return Tokenizer(engine)
 
 
 def quiet(items, count, what):

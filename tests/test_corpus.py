@@ -103,6 +103,18 @@ def test_no_row_crosses_a_shard(build, documents, tokenizer, folder):
     assert first == len(ids)
 
 
+def test_special_tokens_are_text_unless_asked_and_are_part_of_the_key(folder, build, tokenizer):
+    write_documents(folder / "text" / "e.txt", [["Bako [MASK] tine.", "Rodusi."]])
+    as_text, read = build(), build(special_tokens="read")
+    assert as_text.summary["key"] != read.summary["key"]
+    assert [int((everything(made) == tokenizer.mask_id).sum()) for made in (as_text, read)] == [0, 1]
+    assert build().summary == as_text.summary
+    write_documents(folder / "text" / "e.txt", [["Bako [SEP] tine.", "Rodusi."]])
+    with pytest.raises(InputError, match=r"the text has the special token \[SEP\], .*: 'Bako \[SEP\] tine.'; remove it, or "):
+        build(special_tokens="read")
+    build()
+
+
 def test_shards_are_consecutive_segments_of_about_the_size():
     def segment(path, start, size):
         return Segment(path, start, start + 1, 0, size)

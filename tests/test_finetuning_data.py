@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from helpers import make_words
+from helpers import make_words, with_template
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -609,6 +609,38 @@ def test_another_number_of_texts_is_refused_with_both_places():
 
 
 # ---- layout
+
+
+def test_what_the_tokenizer_puts_around_texts_is_followed_by_every_kind(wordpiece):
+    marked = with_template(wordpiece, "[CLS] [MASK] $A", "[CLS] [MASK] $A [SEP] [SEP] $B:1")
+    layout = Layout(marked, CFG)
+
+    def one(kind, texts, label, labels=TAGS):
+        (item,) = encode(kind, [record(texts, label)], labels, layout, 10).items
+        return shown(marked, item.sequences[0].input_ids), item
+
+    found, item = one("classification", ("ann", "saw a"), "O")
+    assert found == "[CLS] [MASK] ann [SEP] [SEP] saw a"
+    assert item.sequences[0].token_type_ids.tolist() == [0, 0, 0, 0, 0, 1, 1]
+    assert one("classification", ("a " * 30,), "O")[0] == "[CLS] [MASK]" + " a" * 8
+    assert one("classification", ("a " * 30, "b " * 30), "O")[0] == "[CLS] [MASK] a a a [SEP] [SEP] b b b"
+    found, item = one("tagging", ("John", "saw"), ("B", "O"))
+    assert found == "[CLS] [MASK] jo ##hn saw"
+    assert item.target.tolist() == [-100, -100, 1, -100, 0]
+    found, item = one("question_answering", ("the", "ann saw john"), (("john", 8),))
+    assert found == "[CLS] [MASK] the [SEP] [SEP] ann saw jo ##hn"
+    assert item.target.tolist() == [7, 8]
+
+
+def test_a_tokenizer_that_puts_nothing_around_texts_serves_all_that_needs_nothing(wordpiece):
+    layout = Layout(with_template(wordpiece, "$A", "$A $B:1"), CFG)
+    example = layout.example(wordpiece.encode_batch(["ann saw", "john"]))
+    assert shown(wordpiece, example.input_ids) == "ann saw jo ##hn"
+    assert example.token_type_ids.tolist() == [0, 0, 1, 1]
+    with pytest.raises(InputError, match="a text has no tokens, and this model's tokenizer puts none around it"):
+        layout.examples(["ann", ""])
+    with pytest.raises(InputError, match=r'question answering needs a tokenizer that puts a token before .*"no answer" is there'):
+        encode("question_answering", [record(("ann", "saw"), ())], (), layout, 64)
 
 
 def test_a_cut_keeps_as_much_as_there_is_room_for_and_the_shorter_part_whole():

@@ -10,12 +10,12 @@ from itertools import pairwise
 import jax
 import numpy as np
 import pytest
-from helpers import make_documents
+from helpers import make_documents, with_template
 
 from bert_jax import pretrained
 from bert_jax.config import BertConfig, InputError
 from bert_jax.data.batching import Example, batches
-from bert_jax.data.layout import cut_windows, most_context
+from bert_jax.data.layout import Window, cut_windows, most_context
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.inference import Answer, Answerer, Classifier, Embedder, FillMask, Tagger, nearest
 from bert_jax.model.heads import Bert
@@ -228,6 +228,38 @@ def test_a_model_too_short_for_any_text_is_refused(tokenizer):
         Embedder(model_of(tokenizer, "encoder", cfg=TINY.replace(max_position_embeddings=2)))
 
 
+def test_what_the_tokenizer_puts_around_texts_is_followed(tokenizer, fill, tagger, answerer, embedder):
+    marked = with_template(tokenizer, "[CLS] [SEP] $A", "[CLS] [SEP] $A [SEP] [SEP] $B:1")
+    cls, sep, mask = tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id
+    text, context = "bako tine", "rodusi gale bako"
+    ids, more = (each.tolist() for each in tokenizer.encode_batch([text, context]))
+
+    def of(predictor):
+        return dataclasses.replace(predictor.model, tokenizer=marked)
+
+    hidden = run(embedder.model, alone([cls, sep, *ids]))["last_hidden_state"][0, : 2 + len(ids)].mean(0)
+    close(Embedder(of(embedder))([text])[0], hidden / np.linalg.norm(hidden))
+    (found,) = FillMask(of(fill), top_k=1)(["bako tine [MASK]"])
+    best = run(fill.model, alone([cls, sep, *ids, mask]))["masked_lm_logits"][0, 2 + len(ids)].argmax()
+    assert found[0].token == (tokenizer.decode([best]).strip() or tokenizer.tokens([best])[0])
+    logits = run(tagger.model, alone([cls, sep, *ids]))["logits"][0, 2 : 2 + len(ids)]
+    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    simple, (encoding,) = Tagger(of(tagger), aggregation="simple"), tokenizer.encode_with_offsets([text])
+    expected = simple._entities(text, encoding, [(Window(0, 0, len(ids)), shares)])
+    assert expected
+    close(simple([text])[0], expected)
+    outputs = run(answerer.model, alone([cls, sep, *ids, sep, sep, *more]) | {
+        "token_type_ids": np.repeat([[0, 1, 0]], [4 + len(ids), len(more), 92 - len(ids) - len(more)], axis=1).astype(np.int32)
+    })  # fmt: skip
+    start, end = (outputs[f"{name}_logits"][0, 4 + len(ids) :][: len(more)] for name in ("start", "end"))
+    (answer,) = Answerer(of(answerer), max_question_length=24)([(text, context)])[0]
+    pairs = [(start[i] + end[j], i, j) for i in range(len(more)) for j in range(i, len(more))]
+    score, i, j = max(pairs)
+    offsets = tokenizer.encode_with_offsets([context])[0].offsets
+    close(answer.logit, float(score))
+    assert (answer.start, answer.end) == (offsets[i, 0], offsets[j, 1])
+
+
 MEGABYTE = " ".join(TEXTS) * (2**20 // sum(map(len, TEXTS)) + 1)
 
 
@@ -271,7 +303,7 @@ def test_results_hold_no_more_memory_than_they_have(embedder):
 def test_a_mask_is_filled_by_the_likeliest_tokens(fill, tokenizer):
     text = "bako [MASK] tine"
     (found,) = fill([text])
-    (ids,) = tokenizer.encode_with_mask([text])
+    (ids,) = tokenizer.encode_batch([text])
     row = alone([tokenizer.cls_id, *ids, tokenizer.sep_id])
     logits = run(fill.model, row)["masked_lm_logits"]
     logits = logits[0, 1 + list(ids).index(tokenizer.mask_id)]
@@ -308,7 +340,7 @@ def test_a_text_longer_than_the_model_is_read_around_its_mask(fill, tokenizer, p
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         (found,) = fill([text])
-    (ids,) = tokenizer.encode_with_mask([text])
+    (ids,) = tokenizer.encode_batch([text])
     (mask,) = np.flatnonzero(ids == tokenizer.mask_id)
     start = int(np.clip(mask - 47, 0, len(ids) - 94))
     row = alone([tokenizer.cls_id, *ids[start : start + 94], tokenizer.sep_id])
@@ -333,11 +365,31 @@ def test_a_text_without_mask_is_refused_with_its_index(fill):
             fill(["a [MASK]", text])
 
 
-def test_other_special_tokens_in_a_text_are_text(fill, tokenizer):
-    (found,) = fill(["[CLS] bako [SEP] [MASK] [PAD]"])
-    assert len(found) == 3
-    (ids,) = tokenizer.encode_with_mask(["[CLS] bako [SEP] [MASK] [PAD]"])
-    assert not {tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id} & set(ids.tolist())
+def test_other_special_tokens_in_a_text_are_read_too(fill, tokenizer):
+    text = "bako [SEP] [MASK] tine"
+    (found,) = fill([text])
+    (bako,), (tine,) = (ids.tolist()[-1:] for ids in tokenizer.encode_batch(["bako", "tine"]))
+    ids = tokenizer.encode_batch([text])[0].tolist()
+    assert (ids.count(tokenizer.sep_id), ids.count(tokenizer.mask_id), bako in ids, tine in ids) == (1, 1, True, True)
+    logits = run(fill.model, alone([tokenizer.cls_id, *ids, tokenizer.sep_id]))["masked_lm_logits"]
+    logits = logits[0, 1 + ids.index(tokenizer.mask_id)]
+    best = int(np.argmax(logits))
+    assert found[0].token == (tokenizer.decode([best]).strip() or tokenizer.tokens([best])[0])
+
+
+def test_a_mask_is_found_whatever_the_tokenizer_does_with_special_tokens(fill, tokenizer):
+    as_text = dataclasses.replace(fill.model, tokenizer=tokenizer.replace(special_tokens="text"))
+    assert FillMask(as_text, top_k=3)(["bako [MASK] tine"]) == fill(["bako [MASK] tine"])
+
+
+def test_special_tokens_are_read_or_text_as_the_tokenizer_says(embedder, tokenizer):
+    joined, spelt = embedder(["bako[SEP]tine", "bako [ SEP ] tine"])
+    assert not np.allclose(joined, spelt, atol=1e-3)
+    pair = np.concatenate([[tokenizer.cls_id], *tokenizer.encode_batch(["bako"]), [tokenizer.sep_id],
+                           *tokenizer.encode_batch(["tine"]), [tokenizer.sep_id]])  # fmt: skip
+    close(joined, embedder.run([Example(pair, np.zeros_like(pair), np.zeros(1, np.int32))])[0]["vectors"][0])
+    as_text = Embedder(dataclasses.replace(embedder.model, tokenizer=tokenizer.replace(special_tokens="text")))
+    assert not np.allclose(as_text(["bako[SEP]tine"])[0], joined, atol=1e-3)
 
 
 @pytest.mark.parametrize("top_k", [0, 281, -1])

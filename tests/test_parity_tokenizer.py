@@ -7,7 +7,6 @@ import random
 from collections import Counter
 from pydoc_data.topics import topics
 
-import numpy as np
 import pytest
 
 from bert_jax.data.tokenizer import Tokenizer
@@ -202,22 +201,14 @@ def test_roles_and_special_ids_are_those_of_transformers(family, route):
     assert ours[route].vocab_size == len(theirs)
 
 
-def laid_out(tokenizer, a, b):
-    """Ids and token types of a pair, as a caller writes them."""
-    first = np.concatenate([[tokenizer.cls_id], a, [tokenizer.sep_id] * tokenizer.pair_separators])
-    second = np.append(b, tokenizer.sep_id)
-    types = np.repeat([0, int(tokenizer.token_types)], [len(first), len(second)])
-    return np.concatenate([first, second]).tolist(), types.tolist()
-
-
 @pytest.mark.parametrize("route", ROUTES)
 def test_pairs_are_laid_out_as_transformers_does(family, route):
     model_type, theirs, ours, _ = family
     tokenizer = ours[route]
-    assert tokenizer.pair_separators == (2 if "roberta" in model_type else 1)
+    assert len(tokenizer.pair.ids[1]) == (2 if "roberta" in model_type else 1)
     assert tokenizer.token_types == (model_type in ("bert", "electra", "albert"))
     for text_a, text_b in zip(NASTY[1:], reversed(NASTY[1:]), strict=True):  # to transformers an empty second text is none
-        ids, types = laid_out(tokenizer, *tokenizer.encode_batch([text_a, text_b]))
+        ids, types = (each.tolist() for each in tokenizer.pair.lay_out(tokenizer.encode_batch([text_a, text_b])))
         expected = theirs(text_a, text_b, return_token_type_ids=True)
         assert ids == expected["input_ids"]
         if model_type != "distilbert":  # whose post-processor is BERT's; the model has no use for them
@@ -255,9 +246,27 @@ def test_masks_in_text_are_those_of_transformers(family, route):
         text.replace("@", theirs.mask_token) for text in [*MASKED, *(t.replace(" ", " @ ", 2) for t in NASTY if "@" not in t)]
     ]
     expected = theirs(texts, add_special_tokens=False)["input_ids"]
-    for text, ids, theirs_ids in zip(texts, ours[route].encode_with_mask(texts), expected, strict=True):
+    for text, ids, theirs_ids in zip(texts, ours[route].encode_batch(texts), expected, strict=True):
         assert ids.tolist() == theirs_ids, text
-    assert not any(ours[route].mask_id in ids for ids in ours[route].encode_batch(texts))
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_special_tokens_in_text_are_those_of_transformers(family, route, tmp_path):
+    from transformers import AutoTokenizer
+
+    _, theirs, ours, _ = family
+    names = [getattr(theirs, f"{role}_token") for role in ("pad", "unk", "cls", "sep", "mask")]
+    patterns = [*MASKED, "a title@the abstract", "é@é@", "@@ @\u00a0x", "ﬁ@\u0301a"]
+    texts = [pattern.replace("@", name) for pattern in patterns for name in [*names, *(n.lower() for n in names)]]
+    texts += ["".join(names), " ".join(names), "a".join(names)]
+    as_text = ours[route].replace(special_tokens="text")
+    as_text.save(tmp_path)
+    for tokenizer, peer in ((ours[route], theirs), (as_text, AutoTokenizer.from_pretrained(tmp_path))):
+        expected = peer(texts, add_special_tokens=False)
+        for i, (text, encoding) in enumerate(zip(texts, tokenizer.encode_with_offsets(texts), strict=True)):
+            ids = encoding.ids.tolist()
+            assert ids == expected["input_ids"][i] or tied(tokenizer, ids, expected["input_ids"][i]), text
+            assert ids != expected["input_ids"][i] or encoding.word_ids.tolist() == expected.word_ids(i), text
 
 
 def test_user_defined_pieces_of_albert_are_pieces_as_in_the_published_tokenizer_json(tmp_path):
@@ -313,7 +322,7 @@ def test_tokens_added_beside_old_files_are_those_of_transformers(tmp_path, name,
     texts = ["the <new> x<New>y", "<NEW><b> b", "the", "a the  <new>", *NASTY]
     assert [ids.tolist() for ids in ours.encode_batch(texts)] == theirs(texts, add_special_tokens=False)["input_ids"]
     texts = [text.replace("@", theirs.mask_token) for text in MASKED]
-    assert [ids.tolist() for ids in ours.encode_with_mask(texts)] == theirs(texts, add_special_tokens=False)["input_ids"]
+    assert [ids.tolist() for ids in ours.encode_batch(texts)] == theirs(texts, add_special_tokens=False)["input_ids"]
 
 
 @pytest.mark.parametrize("beside", [None, "bert", "distilbert", "roberta"])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -652,9 +653,55 @@ def test_modules_of_sentence_transformers_that_are_not_known_are_refused(tmp_pat
     (tmp_path / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]')
     model = load(tmp_path)  # for all else the model is as good
     assert model.encode(model.params, np.ones((1, 3), np.int32)).shape == (1, 3, 32)
-    model = dataclasses.replace(model, tokenizer=SimpleNamespace(pair_separators=1))
+    model = dataclasses.replace(model, tokenizer=SimpleNamespace(pair=()))
     with pytest.raises(InputError, match=r"Dense modules are not supported.*Embedder"):
         bert_jax.Embedder(model)
+
+
+@pytest.mark.parametrize(
+    "config, reason",
+    [
+        ({"tokenizer_class": "BertJapaneseTokenizer"}, '"tokenizer_class": "BertJapaneseTokenizer" cuts text by rules'),
+        ({"mask_token": "<m>"}, r"no mask token \(<m>\)"),
+    ],
+)
+def test_a_tokenizer_that_is_not_read_leaves_the_weights_readable_and_its_reason_to_who_needs_it(
+    tmp_path, capsys, config, reason
+):
+    write(tmp_path)
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    model = load(tmp_path)
+    assert model.tokenizer is None
+    assert re.search(f"no tokenizer, and so no predictions.*{reason}", capsys.readouterr().err)
+    assert_params(model.params, params_of(TINY, "pretraining"))
+    for make in (bert_jax.Embedder, bert_jax.FillMask):
+        with pytest.raises(InputError, match=reason):
+            make(model)
+    with pytest.raises(InputError, match=reason):
+        load_for_task(tmp_path, "sequence_classification", ("a", "b"), None, "auto")
+    save(model, tmp_path / "saved")
+    with pytest.raises(InputError, match=r"no tokenizer: put its tokenizer\.json"):
+        bert_jax.Embedder(load(tmp_path / "saved"))
+
+
+def test_special_tokens_are_read_but_after_fine_tuning_as_it_was_trained(tmp_path, tokenizer):
+    save(Model(TINY, params_of(TINY, "encoder"), tokenizer, "encoder"), tmp_path)
+    assert load(tmp_path).tokenizer.special_tokens == "read"
+    assert load(tmp_path, special_tokens="text").tokenizer.special_tokens == "text"
+    for asked, expected in (((), "text"), (("read",), "read")):
+        start = load_for_task(tmp_path, "sequence_classification", ("a", "b"), None, "auto", *asked)
+        assert start.model.tokenizer.special_tokens == expected
+        save(dataclasses.replace(start.model, params=start.params(0)), tmp_path / expected)
+        assert load(tmp_path / expected).tokenizer.special_tokens == expected
+        assert (tokenizer.sep_id in load(tmp_path / expected).tokenizer.encode_batch(["a[SEP]b"])[0]) == (expected == "read")
+
+
+def test_json_files_may_begin_with_a_byte_order_mark(tmp_path, tokenizer):
+    save(Model(TINY, params_of(TINY, "encoder"), tokenizer, "encoder"), tmp_path)
+    for file in tmp_path.glob("*.json"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert load(tmp_path).tokenizer.fingerprint() == tokenizer.fingerprint()
 
 
 def test_both_lists_of_names_are_shown_where_none_fits(tmp_path):

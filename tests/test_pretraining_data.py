@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import make_documents, quiet, write_documents
+from helpers import make_documents, quiet, with_template, write_documents
 
 from bert_jax.config import BertConfig, DataConfig, InputError, MaskingConfig, OptimConfig, TrainConfig
 from bert_jax.data import corpus
 from bert_jax.data.corpus import Rows
-from bert_jax.data.pretraining import BatchSource, load_data, unigram_loss
+from bert_jax.data.pretraining import BatchSource, load_data, load_tokenizer, tokenizer_folder, unigram_loss
 from bert_jax.data.tokenizer import Tokenizer
 
 L = 32
@@ -236,6 +236,21 @@ def test_a_tokenizer_with_more_ids_than_the_table_has_rows_is_refused(config, tm
         load_data(small, quiet)
 
 
+def test_a_run_reads_special_tokens_as_text_and_keeps_a_tokenizer_that_reads_them_and_lays_out_as_it_trained(
+    config, tmp_path, tokenizer
+):
+    with_template(tokenizer, "[CLS] [MASK] $A", "[CLS] $A [SEP] [SEP] $B").save(tmp_path / "other")
+    cls, sep = (tokenizer.cls_id,), (tokenizer.sep_id,)
+    for examples, special_tokens in (("full_sentences", "text"), ("sentence_pairs", "read")):
+        data = config.data.replace(examples=examples, special_tokens=special_tokens, tokenizer=str(tmp_path / "other"))
+        run = config.replace(workdir=str(tmp_path / examples), data=data)
+        assert load_tokenizer(run, quiet).special_tokens == special_tokens
+        kept = Tokenizer.load(tokenizer_folder(run))
+        assert kept.special_tokens == "read"
+        assert kept.single == ((cls, sep), ((0,), (0,)), (0,))
+        assert kept.pair == ((cls, sep, sep), ((0,), (0,), (1,)), (0, 1))
+
+
 def test_no_source_is_an_input_error(config):
     with pytest.raises(InputError, match=r"no text: give --data\.source"):
         load_data(config.replace(data=config.data.replace(source=())), quiet)
@@ -315,7 +330,8 @@ def test_weights_are_not_put_under_another_vocabulary_of_the_same_size(config, t
     with pytest.raises(InputError, match=r"--init-from model has another vocabulary than .*other: id \d+ is .* there, .* here"):
         load_data(other, quiet, start=tmp_path / "model")
     cfg = cfg.replace(workdir=str(tmp_path / "taken"), data=config.data.replace(tokenizer="bpe"))
-    assert load_data(cfg, quiet, start=tmp_path / "model").tokenizer.fingerprint() == tokenizer.fingerprint()
+    taken = load_data(cfg, quiet, start=tmp_path / "model").tokenizer
+    assert taken.fingerprint() == tokenizer.replace(special_tokens="text").fingerprint()
     with pytest.raises(InputError, match=r"--init-from model has no tokenizer: give .* --data.tokenizer"):
         load_data(cfg, quiet)
     assert capsys.readouterr().err == ""

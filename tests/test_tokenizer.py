@@ -96,6 +96,7 @@ def varied_strings(n):
 
 def assert_same_ids(theirs, ours, texts):
     """Equal ids, or in fewer than one text of a hundred other pieces of the same total score: a tie that rounding decides."""
+    ours = ours.replace(special_tokens="text")  # as SentencePiece reads its control pieces
     pairs = zip(texts, theirs.encode(texts), ours.encode_batch(texts), strict=True)
     differing = [(text, a, b.tolist()) for text, a, b in pairs if a != b.tolist()]
     ties = [(t, a, b) for t, a, b in differing if abs(sum(map(theirs.get_score, a)) - sum(map(theirs.get_score, b))) < 1e-4]
@@ -167,10 +168,11 @@ def test_encoding_gives_int32_ids_without_special_tokens_or_padding(trained):
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe", "wordpiece"])
-def test_special_tokens_in_text_are_text(kind):
-    tokenizer = Tokenizer.train([*TEXTS, "[ MASK ] [ CLS ]"] * 2, 600, kind, lowercase=False)
+def test_special_tokens_in_text_are_text_if_asked(kind):
+    tokenizer = Tokenizer.train([*TEXTS, "[ MASK ] [ CLS ]"] * 2, 600, kind, lowercase=False).replace(special_tokens="text")
     specials = [i for i in tokenizer.special_ids if i != tokenizer.unk_id]
     for again in (tokenizer, pickle.loads(pickle.dumps(tokenizer))):
+        assert again.special_tokens == "text"
         for ids in again.encode_batch(["[MASK]", "a [MASK] b", "a[SEP]b", "[CLS][PAD]", "[CLS] [MASK] [SEP]"]):
             assert len(ids) > 0
             assert not np.isin(ids, specials).any()
@@ -186,7 +188,7 @@ def test_special_tokens_in_text_are_text_in_a_foreign_unigram_tokenizer_json(tmp
     engine.enable_truncation(2)
     engine.enable_padding(length=50)
     engine.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = Tokenizer.load(tmp_path)
+    tokenizer = Tokenizer.load(tmp_path, special_tokens="text")
     assert tokenizer.mask_id == len(pieces) - 1
     ids = tokenizer.encode_batch(["<s>a</s>"])[0]
     assert tokenizer.tokens(ids) == ["▁", "<", "s", ">", "a", "<", "/", "s", ">"]
@@ -194,14 +196,17 @@ def test_special_tokens_in_text_are_text_in_a_foreign_unigram_tokenizer_json(tmp
 
 def test_every_control_piece_of_a_sentencepiece_model_is_special(tmp_path):
     path = sentencepiece_model(tmp_path / "spm.model", **ALL_ROLES | {"control_symbols": ["[MASK]", "[EXTRA]"]})
-    tokenizer = Tokenizer.load(path)
+    tokenizer = Tokenizer.load(path, special_tokens="text")
     assert tokenizer.tokens(tokenizer.special_ids) == ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]", "[EXTRA]"]
     assert not np.isin(tokenizer.encode_batch(["[EXTRA]"])[0], tokenizer.special_ids[1:]).any()
-
-
-def test_user_defined_mask_is_not_read_from_text(tmp_path):
-    path = sentencepiece_model(tmp_path / "spm.model", **ALL_ROLES | {"control_symbols": [], "user_defined_symbols": ["[MASK]"]})
     tokenizer = Tokenizer.load(path)
+    assert tokenizer.tokens(tokenizer.encode_batch(["[EXTRA]"])[0]) == ["[EXTRA]"]
+
+
+def test_user_defined_mask_is_text_if_asked(tmp_path):
+    path = sentencepiece_model(tmp_path / "spm.model", **ALL_ROLES | {"control_symbols": [], "user_defined_symbols": ["[MASK]"]})
+    assert Tokenizer.load(path).mask_id in Tokenizer.load(path).encode_batch(["say [MASK] now"])[0]
+    tokenizer = Tokenizer.load(path, special_tokens="text")
     assert tokenizer.mask_id == sentencepiece.SentencePieceProcessor(model_file=str(path)).piece_to_id("[MASK]")
     assert tokenizer.mask_id in tokenizer.special_ids
     assert tokenizer.mask_id not in tokenizer.encode_batch(["say [MASK] now"])[0]
@@ -243,7 +248,7 @@ def test_transformers_gives_the_same_ids_and_pairs(trained, tmp_path):
 
 
 def test_vocab_txt_is_bert(tmp_path):
-    tokenizer = Tokenizer.load(vocab_file(tmp_path, VOCAB))
+    tokenizer = Tokenizer.load(vocab_file(tmp_path, VOCAB), special_tokens="text")
     ids = tokenizer.encode_batch(["  Playing THE café!", "hello中[MASK]", "thee", "the\x00s \ufffd plays" + "a" * 101])
     assert [tokenizer.tokens(i) for i in ids] == [
         ["play", "##ing", "the", "cafe", "!"],
@@ -253,7 +258,7 @@ def test_vocab_txt_is_bert(tmp_path):
     ]
     assert tokenizer.decode([2, *ids[0].tolist(), 3]) == "playing the cafe !"
     assert tokenizer.vocab_size == len(VOCAB)
-    assert Tokenizer.load(tmp_path).fingerprint() == tokenizer.fingerprint()
+    assert Tokenizer.load(tmp_path, special_tokens="text").fingerprint() == tokenizer.fingerprint()
 
 
 def test_a_word_of_more_than_100_characters_is_unknown(tmp_path):
@@ -403,8 +408,10 @@ def test_tokens_added_beside_a_vocabulary_are_read_from_text_unless_special(tmp_
     tokenizer = Tokenizer.load(path)
     assert tokenizer.vocab_size == size + 2
     assert tokenizer.special_ids == (0, 1, 2, 3, 4, size)
-    assert tokenizer.encode_batch(["the<new>play <NEW>"])[0].tolist() == [5, size + 1, 6, size + 1]
-    assert size not in tokenizer.encode_batch(["[X]"])[0]
+    assert tokenizer.encode_batch(["the<new>play <NEW>[X]"])[0].tolist() == [5, size + 1, 6, size + 1, size]
+    as_text = Tokenizer.load(path, special_tokens="text")
+    assert as_text.encode_batch(["the<new>play <NEW>"])[0].tolist() == [5, size + 1, 6, size + 1]
+    assert size not in as_text.encode_batch(["[X]"])[0]
     tokenizer.save(tmp_path / "saved")
     assert Tokenizer.load(tmp_path / "saved").fingerprint() == tokenizer.fingerprint()
 
@@ -435,24 +442,25 @@ def test_a_role_may_be_an_added_token(tmp_path):
     write_config(tmp_path, "added_tokens.json", **{"<mask>": len(tokens)})
     tokenizer = Tokenizer.load(path)
     assert tokenizer.mask_id == len(tokens)
-    assert tokenizer.tokens(tokenizer.encode_with_mask(["a <mask> a"])[0]) == ["a", "<mask>", "Ġa"]
+    assert tokenizer.tokens(tokenizer.encode_batch(["a <mask> a"])[0]) == ["a", "<mask>", "Ġa"]
 
 
 def test_the_flags_of_added_tokens_decoder_go_before_those_of_the_family(tmp_path):
     path = byte_level(tmp_path)
     write_config(tmp_path, added_tokens_decoder={"4": added("<mask>", True, lstrip=False), "11": added("<n>", rstrip=True)})
     tokenizer = Tokenizer.load(path)
-    assert tokenizer.tokens(tokenizer.encode_with_mask(["a <mask> a"])[0]) == ["a", "Ġ", "<mask>", "Ġa"]
+    assert tokenizer.tokens(tokenizer.encode_batch(["a <mask> a"])[0]) == ["a", "Ġ", "<mask>", "Ġa"]
     assert tokenizer.tokens(tokenizer.encode_batch(["a<n>  ab"])[0]) == ["a", "<n>", "ab"]
 
 
 def test_tokens_added_beside_a_sentencepiece_model_come_after_its_pieces(tmp_path):
     path = sentencepiece_model(tmp_path / "spm.model", **ALL_ROLES)
     write_config(tmp_path, added_tokens_decoder={"400": added("<new>"), "401": added("[X]", True)})
-    tokenizer = Tokenizer.load(path)
+    tokenizer = Tokenizer.load(path, special_tokens="text")
     assert tokenizer.vocab_size == 402
     assert 400 in tokenizer.encode_batch(["the<new>class"])[0]
     assert not {400, 401} & set(tokenizer.encode_batch(["[X]"])[0].tolist())
+    assert 401 in Tokenizer.load(path).encode_batch(["[X]"])[0]
 
 
 @pytest.mark.parametrize(
@@ -482,6 +490,9 @@ def test_added_tokens_whose_ids_do_not_fit_are_refused_by_name(tmp_path, name, c
 def test_no_token_can_be_added_after_unused_ids(tmp_path):
     path = vocab_file(tmp_path, [*VOCAB, "", "cat"])
     write_config(tmp_path, "added_tokens.json", **{"<new>": 18})
+    assert Tokenizer.load(path).encode_batch(["cat <new>"])[0].tolist() == [17, 18]
+    path = vocab_file(tmp_path, [*VOCAB, "", "", "cat"])
+    write_config(tmp_path, "added_tokens.json", **{"<new>": 19})
     with pytest.raises(InputError, match=r"vocab.txt: leaves ids unused, so that '<new>' of added_tokens.json cannot be added"):
         Tokenizer.load(path)
 
@@ -546,9 +557,10 @@ def test_a_sentencepiece_model_without_a_mask_is_refused_by_name(tmp_path):
         Tokenizer.load(path)
 
 
-def test_duplicate_lines_of_vocab_txt_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"'the' stands on lines 6 and 17; remove one"):
-        Tokenizer.load(vocab_file(tmp_path, [*VOCAB, "the "]))
+def test_of_equal_lines_of_vocab_txt_the_last_counts_as_in_bert(tmp_path):
+    tokenizer = Tokenizer.load(vocab_file(tmp_path, [*VOCAB, "the ", "cat"]))
+    assert tokenizer.encode_batch(["the cat"])[0].tolist() == [16, 17]
+    assert tokenizer.vocab_size == 18
 
 
 @pytest.mark.parametrize(
@@ -721,21 +733,27 @@ def family(request, tmp_path_factory):
     return request.param, directory, Tokenizer.load(directory, model_type=request.param)
 
 
-def test_each_family_has_its_layout_of_pairs_and_keeps_it(family, tmp_path):
+def test_each_family_has_its_template_and_keeps_it(family, tmp_path):
     import tokenizers
 
     model_type, _, tokenizer = family
-    doubled = model_type in ("roberta", "xlm-roberta")
+    cls, sep, t = tokenizer.cls_id, tokenizer.sep_id, int(model_type in ("bert", "electra", "albert"))
+    between = (sep, sep) if model_type in ("roberta", "xlm-roberta") else (sep,)
     tokenizer.save(tmp_path)
     for again in (tokenizer, pickle.loads(pickle.dumps(tokenizer)), Tokenizer.load(tmp_path)):
-        assert again.pair_separators == (2 if doubled else 1)
-        assert again.token_types == (not doubled and model_type != "distilbert")
+        assert again.single == (((cls,), (sep,)), ((0,), (0,)), (0,))
+        assert again.pair == (((cls,), between, (sep,)), ((0,), (0,) * len(between), (t,)), (0, t))
+        assert (len(again.single), len(again.pair), again.token_types) == (2, 2 + len(between), bool(t))
         assert again.fingerprint() == tokenizer.fingerprint()
-    a, b = (ids.tolist() for ids in tokenizer.encode_batch(["a", "b"]))
-    cls, sep, t = tokenizer.cls_id, [tokenizer.sep_id], int(tokenizer.token_types)
+    parts = tokenizer.encode_batch(["a", "b"])
+    ids, types = tokenizer.pair.lay_out(parts)
+    assert ids.dtype == types.dtype == np.int32
+    a, b = (part.tolist() for part in parts)
+    assert ids.tolist() == [cls, *a, *between, *b, sep]
+    assert types.tolist() == [0] * (len(a) + 1 + len(between)) + [t] * (len(b) + 1)
     pair = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("a", "b")
-    assert pair.ids == [cls, *a, *sep * tokenizer.pair_separators, *b, *sep]
-    assert pair.type_ids == [0] * (len(a) + 1 + tokenizer.pair_separators) + [t] * (len(b) + 1)
+    assert pair.ids == ids.tolist()
+    assert model_type == "distilbert" or pair.type_ids == types.tolist()  # whose file has BERT's
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert config["model_input_names"] == ["input_ids", *["token_type_ids"] * t, "attention_mask"]
 
@@ -767,29 +785,65 @@ TEMPLATE = {
 }
 TYPED = TEMPLATE | {"pair": [*DOUBLED[:2], DOUBLED[3], {"Sequence": {"id": "B", "type_id": 1}}, DOUBLED[5]]}
 ROBERTA = {"type": "RobertaProcessing", "sep": SEP, "cls": CLS, "trim_offsets": True, "add_prefix_space": False}
+BERT = {"type": "BertProcessing", "sep": SEP, "cls": CLS}
+OPEN = TEMPLATE | {"single": DOUBLED[:2], "pair": [*DOUBLED[:3], DOUBLED[4]]}
+MARKED = TEMPLATE | {"single": [DOUBLED[0], DOUBLED[2], *DOUBLED[1:3]], "pair": [DOUBLED[0], DOUBLED[2], *DOUBLED[1:]]}
+NAKED = TEMPLATE | {"single": [DOUBLED[1]], "pair": [DOUBLED[1], {"Sequence": {"id": "B", "type_id": 1}}]}
+AS_ROBERTA = "0 a 2", "0 a 2 2 b 2", "0 0 0 0 0 0"
+AS_BERT = "0 a 2", "0 a 2 b 2", "0 0 0 1 1"
+
+
+def file_with_template(directory, processor):
+    """A tokenizer.json of byte-level BPE, without anything beside it."""
+    Tokenizer.load(byte_level(directory)).save(directory / "saved")
+    file = directory / "saved" / "tokenizer.json"
+    (directory / "saved" / "tokenizer_config.json").unlink()
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"post_processor": processor}))
+    return file
 
 
 @pytest.mark.parametrize(
-    "processor, model_type, separators, types",
+    "processor, model_type, expected",
     [
-        (ROBERTA, None, 2, False),
-        ({"type": "BertProcessing", "sep": SEP, "cls": CLS}, "roberta", 1, True),
-        (TEMPLATE, None, 2, False),
-        (TEMPLATE | {"pair": [*DOUBLED[:3], *DOUBLED[4:]]}, None, 1, False),
-        (TYPED, None, 1, True),
-        ({"type": "Sequence", "processors": [ROBERTA, TEMPLATE]}, None, 2, False),
-        (None, None, 1, True),
-        (None, "roberta", 2, False),
-        (TYPED, "distilbert", 1, False),
+        (ROBERTA, None, AS_ROBERTA),
+        (BERT, None, AS_BERT),
+        (BERT, "roberta", AS_ROBERTA),  # whose class in transformers does so, whatever the file says
+        (TEMPLATE, None, AS_ROBERTA),
+        (TEMPLATE | {"pair": [*DOUBLED[:3], *DOUBLED[4:]]}, None, ("0 a 2", "0 a 2 b 2", "0 0 0 0 0")),
+        (TYPED, None, ("0 a 2", "0 a 2 b 2", "0 0 0 1 0")),
+        ({"type": "Sequence", "processors": [ROBERTA, TEMPLATE]}, None, ("0 0 a 2 2", "0 0 a 2 2 2 2 b 2 2", "0 " * 10)),
+        ({"type": "Sequence", "processors": [{"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True,
+                                              "use_regex": True}, ROBERTA]}, None, AS_ROBERTA),
+        (None, None, ("a", "a b", "0 1")),
+        (None, "roberta", AS_ROBERTA),
+        (TYPED, "distilbert", ("0 a 2", "0 a 2 b 2", "0 0 0 0 0")),
+        (OPEN, None, ("0 a", "0 a 2 b", "0 0 0 0")),
+        (MARKED, None, ("0 2 a 2", "0 2 a 2 2 b 2", "0 0 0 0 0 0 0")),
+        (NAKED, None, ("a", "a b", "0 1")),
     ],
-)
-def test_pairs_are_laid_out_as_the_post_processor_of_a_tokenizer_json_says(tmp_path, processor, model_type, separators, types):
-    Tokenizer.load(byte_level(tmp_path)).save(tmp_path / "saved")
-    file = tmp_path / "saved" / "tokenizer.json"
-    (tmp_path / "saved" / "tokenizer_config.json").unlink()
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"post_processor": processor}))
+)  # fmt: skip
+def test_texts_are_laid_out_as_the_post_processor_of_a_tokenizer_json_says(tmp_path, processor, model_type, expected):
+    file = file_with_template(tmp_path, processor)
     tokenizer = Tokenizer.load(file, model_type=model_type)
-    assert (tokenizer.pair_separators, tokenizer.token_types) == (separators, types)
+    single, pair, types = expected
+    a, b = np.array([5]), np.array([6])
+
+    def ids(spelt):
+        return [{"a": 5, "b": 6}.get(each) or int(each) for each in spelt.split()]
+
+    tokenizer.save(tmp_path / "again")
+    for again in (tokenizer, Tokenizer.load(tmp_path / "again", model_type=model_type)):
+        assert again.single.lay_out([a])[0].tolist() == ids(single)
+        found = again.pair.lay_out([a, b])
+        assert (found[0].tolist(), found[1].tolist()) == (ids(pair), [int(each) for each in types.split()])
+        assert again.token_types == ("1" in types)
+
+
+@pytest.mark.parametrize("pieces", [[1, 1], [4, 2, 1], [0, 2]])
+def test_a_template_that_repeats_swaps_or_drops_texts_is_refused(tmp_path, pieces):
+    file = file_with_template(tmp_path, TEMPLATE | {"pair": [DOUBLED[i] for i in pieces]})
+    with pytest.raises(InputError, match="template for a pair repeats, drops or swaps texts"):
+        Tokenizer.load(file)
 
 
 def test_a_config_without_token_type_ids_says_that_there_are_no_types(tmp_path):
@@ -938,30 +992,58 @@ def test_whatever_the_text_its_spans_stay_inside_it_and_never_go_back(trained, t
     assert_sound(text, encoding)
 
 
-def test_a_mask_in_text_is_the_mask_if_asked_and_other_special_tokens_stay_text(family):
-    _, _, tokenizer = family
-    mask, others = tokenizer.mask_token, set(tokenizer.special_ids) - {tokenizer.mask_id, tokenizer.unk_id}
-    texts = [f"a {mask} b", f"a{mask}b", mask, f"{mask}{mask}", f" {mask}  {mask} ", f"[SEP] {mask} </s> [CLS]<s><pad>[PAD]"]
-    for again in (tokenizer, pickle.loads(pickle.dumps(tokenizer))):
-        for text, masked, plain in zip(texts, again.encode_with_mask(texts), again.encode_batch(texts), strict=True):
-            assert (masked == tokenizer.mask_id).sum() == text.count(mask)
-            assert not others & set(masked.tolist())
-            assert tokenizer.mask_id not in plain
+def test_special_tokens_in_a_text_are_read_unless_asked_otherwise(family, tmp_path):
+    _, directory, tokenizer = family
+    mask, sep, cls = (tokenizer.tokens([id])[0] for id in (tokenizer.mask_id, tokenizer.sep_id, tokenizer.cls_id))
+    counts = {f"a {mask} b": (1, 0), f"a{mask}b": (1, 0), f"{mask}{mask}": (2, 0)}
+    counts |= {f" {mask}  {sep}a": (1, 1), f"a{sep}b{cls}": (0, 1)}
+    special = set(tokenizer.special_ids) - {tokenizer.unk_id}
+    tokenizer.save(tmp_path / "read")
+    as_text = tokenizer.replace(special_tokens="text")
+    as_text.save(tmp_path / "text")
+    assert Tokenizer.load(directory, model_type=family[0], special_tokens="text").special_tokens == "text"
+    for again in (tokenizer, pickle.loads(pickle.dumps(tokenizer)), Tokenizer.load(tmp_path / "read"),
+                  Tokenizer.load(tmp_path / "text", special_tokens="read"), as_text.replace(special_tokens="read")):  # fmt: skip
+        assert again.special_tokens == "read"
+        for ids, numbers in zip(again.encode_batch(list(counts)), counts.values(), strict=True):
+            assert ((ids == tokenizer.mask_id).sum(), (ids == tokenizer.sep_id).sum()) == numbers
+    assert Tokenizer.load(tmp_path / "read").fingerprint() == tokenizer.fingerprint()
+    for again in (as_text, pickle.loads(pickle.dumps(as_text)), Tokenizer.load(tmp_path / "text")):
+        assert again.special_tokens == "text"
+        assert again.fingerprint() == as_text.fingerprint() != tokenizer.fingerprint()
+        for ids in again.encode_batch(list(counts)):
+            assert not special & set(ids.tolist())
     without = ["a b", *NASTY]
-    for masked, plain in zip(tokenizer.encode_with_mask(without), tokenizer.encode_batch(without), strict=True):
-        np.testing.assert_array_equal(masked, plain)
+    for read, plain in zip(tokenizer.encode_batch(without), as_text.encode_batch(without), strict=True):
+        np.testing.assert_array_equal(read, plain)
+    assert [json.loads((tmp_path / name / "tokenizer_config.json").read_text())["split_special_tokens"]
+            for name in ("read", "text")] == [False, True]  # fmt: skip
+
+
+def test_special_tokens_have_the_ids_and_places_that_bert_gives_them(tmp_path):
+    tokenizer = Tokenizer.load(vocab_file(tmp_path, VOCAB))
+    (encoding,) = tokenizer.encode_with_offsets(["The[SEP] hello [MASK]!"])
+    assert encoding.ids.tolist() == [5, 3, 15, 4, 10]
+    assert encoding.offsets.tolist() == [[0, 3], [3, 8], [9, 14], [15, 21], [21, 22]]
+    assert encoding.word_ids.tolist() == [0, 1, 2, 3, 4]
+    assert tokenizer.encode_batch(["[sep] [ SEP ]"])[0].tolist() == [11, 1, 12, 11, 1, 12]
+    write_config(tmp_path, split_special_tokens=True)
+    assert Tokenizer.load(tmp_path).encode_batch(["[SEP]"])[0].tolist() == [11, 1, 12]
+    assert Tokenizer.load(tmp_path, special_tokens="read").encode_batch(["[SEP]"])[0].tolist() == [3]
+    with pytest.raises(InputError, match="special_tokens='reed': expected one of read, text; did you mean 'read'"):
+        Tokenizer.load(tmp_path, special_tokens="reed")
 
 
 def test_the_mask_of_roberta_takes_the_space_before_it_unless_the_config_says_otherwise(tmp_path):
     byte_level(tmp_path)
     tokenizer = Tokenizer.load(tmp_path)
-    assert tokenizer.tokens(tokenizer.encode_with_mask(["a <mask> a"])[0]) == ["a", "<mask>", "Ġa"]
+    assert tokenizer.tokens(tokenizer.encode_batch(["a <mask> a"])[0]) == ["a", "<mask>", "Ġa"]
     (tmp_path / "tokenizer_config.json").write_text('{"mask_token": {"content": "<mask>", "lstrip": false}}')
     tokenizer = Tokenizer.load(tmp_path)
-    assert tokenizer.tokens(tokenizer.encode_with_mask(["a <mask> a"])[0]) == ["a", "Ġ", "<mask>", "Ġa"]
+    assert tokenizer.tokens(tokenizer.encode_batch(["a <mask> a"])[0]) == ["a", "Ġ", "<mask>", "Ġa"]
 
 
-METHODS = ["encode_batch", "encode_with_mask", "encode_with_offsets"]
+METHODS = ["encode_batch", "encode_with_offsets"]
 
 
 @pytest.mark.parametrize("method", METHODS)

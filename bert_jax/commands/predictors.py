@@ -42,6 +42,8 @@ class Texts:
     """A text a line; .jsonl, a JSON object a line; .csv or .tsv with a header; .parquet. `-` is standard input."""
     text_column: str | None = None
     """Column, or field of the JSON objects, that holds the text; default: text. Where given, standard input is JSON too."""
+    special_tokens: Literal["read", "text"] | None = None
+    """Whether `[SEP]` in a text is that token, or text like any other; default: as the model's files say, mostly read."""
 
 
 # --- reading ---
@@ -208,7 +210,7 @@ def _predict(
     path = texts.file
     lines, ready = _open(path)
     _cache_compilations()
-    predictor, fields = make(bert_jax.load(texts.model))
+    predictor, fields = make(bert_jax.load(texts.model, special_tokens=texts.special_tokens))
     mask = predictor.tokenizer.mask_token if isinstance(predictor, bert_jax.FillMask) else ""
     place = f"{_name(path)}{', question ' if _suffix(path) == '.json' else ':'}"
     rows = (_row(f"{place}{number}", line, columns, jsonl, mask) for number, line in enumerate(lines, 1))
@@ -325,6 +327,7 @@ def tag(texts: Texts, aggregation: Literal["simple", "first", "average", "max"] 
 def answer(
     model: _Model, file: _File = "-", top_k: int = 1, no_answer: _Flag = False, null_threshold: float | None = None,
     max_answer_length: int = 30, max_length: int | None = None, stride: int = 128, max_question_length: int | None = None,
+    special_tokens: Literal["read", "text"] | None = None,
 ) -> None:  # fmt: skip
     """Answer questions out of contexts: {"id", "question", "answers": [{"text", "start", "end", "score"}]}.
 
@@ -342,6 +345,8 @@ def answer(
             of other models 384.
         stride: Tokens from the start of one window to the next.
         max_question_length: Tokens of a question that are read. Default: 64, or half of a shorter window.
+        special_tokens: Whether `[SEP]` in a text is that token, or text like any other; default: as the model's files say, mostly
+            read.
     """
     if os.path.isfile(file) and _suffix(file) not in (".json", ".jsonl"):
         raise InputError(f'{file}: expected .jsonl, with {{"question": ..., "context": ...}} a line, or .json: {_SQUAD}')
@@ -353,7 +358,7 @@ def answer(
         names = ("text", "start", "end", "score")
         return answerer, lambda found: {"answers": [{name: getattr(one, name) for name in names} for one in found]}
 
-    _predict(Texts(model, file), {"question": "question", "context": "context"}, True, make)
+    _predict(Texts(model, file, None, special_tokens), {"question": "question", "context": "context"}, True, make)
 
 
 def embed(

@@ -35,7 +35,7 @@ import numpy as np
 from bert_jax.config import DataConfig, InputError
 from bert_jax.data import examples, packing, places, sources
 from bert_jax.data.places import Place, Progress, Remote, place, write
-from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.data.tokenizer import SpecialTokens, Tokenizer
 from bert_jax.files import seal
 
 FORMAT = 1  # of the cache; raise it when the same text would give other rows
@@ -190,7 +190,7 @@ def _make(
 ) -> tuple[Place, list[_Task]]:
     """The folder of the finished cache, and how its shards are made."""
     files = sources.list_files(cfg.source)
-    tokenizer = _load_tokenizer(str(tokenizer_path))
+    tokenizer = _load_tokenizer(str(tokenizer_path), cfg.special_tokens)
     cache = place(cache_dir)
     places.make_folder(cache)
     segments, hashes = _scan(files, cfg, cache, run)
@@ -324,16 +324,17 @@ def _run(function: Callable[[Any], Any], items: Sequence[Any], what: str, worker
             raise
 
 
-def _load_tokenizer(path: str) -> Tokenizer:
+def _load_tokenizer(path: str, special_tokens: SpecialTokens) -> Tokenizer:
     if isinstance(remote := place(path), Remote):
         with tempfile.TemporaryDirectory() as folder:
-            return Tokenizer.load(places.fetch(remote, Path(folder), lambda items, *_: items))
-    return Tokenizer.load(path)
+            path = str(places.fetch(remote, Path(folder), lambda items, *_: items))
+            return Tokenizer.load(path, special_tokens=special_tokens)
+    return Tokenizer.load(path, special_tokens=special_tokens)
 
 
 @lru_cache(maxsize=2)
-def _tokenizer(path: str) -> Tokenizer:
-    return _load_tokenizer(path)
+def _tokenizer(path: str, special_tokens: SpecialTokens) -> Tokenizer:
+    return _load_tokenizer(path, special_tokens)
 
 
 def _make_shard(task: _Task) -> None:
@@ -349,7 +350,7 @@ def _make_shard(task: _Task) -> None:
 
 
 def _write_shard(task: _Task, rows_path: Place, counts_path: Place) -> None:
-    cfg, tokenizer = task.cfg, _tokenizer(task.tokenizer_path)
+    cfg, tokenizer = task.cfg, _tokenizer(task.tokenizer_path, task.cfg.special_tokens)
     documents, counted = _tokenize(task, tokenizer)
     sides = [
         _examples([tokens for tokens, held_out in documents if held_out == side], cfg, tokenizer, task.number)
@@ -386,6 +387,8 @@ def _tokenize(task: _Task, tokenizer: Tokenizer) -> tuple[list[tuple[list[np.nda
             lengths.append(len(own))
             sentences += own
     ids = tokenizer.encode_batch(sentences)
+    if cfg.special_tokens == "read":
+        _check_special_tokens(ids, sentences, tokenizer)
     held_out = [is_held_out(h, cfg.eval_fraction) for h in hashes]
     each = iter(ids)
     documents = [([next(each) for _ in range(n)], held) for n, held in zip(lengths, held_out, strict=True)]
@@ -404,6 +407,16 @@ def _tokenize(task: _Task, tokenizer: Tokenizer) -> tuple[list[tuple[list[np.nda
         "skipped_first": np.array(json.dumps(report.first)),
         "empty": np.array(json.dumps(report.empty)),
     }  # fmt: skip
+
+
+def _check_special_tokens(ids: Sequence[np.ndarray], sentences: Sequence[str], tokenizer: Tokenizer) -> None:
+    """Raises InputError where the text has a special token that says in rows where examples begin, are divided and end."""
+    for own, sentence in zip(ids, sentences, strict=True):
+        if found := {tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id} & set(own.tolist()):
+            raise InputError(
+                f"the text has the special token {tokenizer.tokens(found)[0]}, which has a meaning of its own in pretraining: "
+                f"{sentence[:80]!r}; remove it, or read special tokens as text (--data.special-tokens text)"
+            )
 
 
 def _examples(

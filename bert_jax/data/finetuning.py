@@ -98,7 +98,8 @@ def _target(kind: Kind, record: Record, labels: Sequence[str]) -> np.ndarray:
 def _encode_tagging(records: Sequence[Record], labels: Sequence[str], layout: Layout, limit: int) -> Encoded:
     """Sentences that are too long are read in windows that overlap by half; each word is labelled in one of them."""
     encodings = layout.tokenizer.encode_with_offsets([" ".join(record.texts) for record in records])
-    room = limit - layout.special_tokens(1)
+    before, behind = map(len, layout.template(1).ids)
+    room = limit - before - behind
     items, found, firsts = [], [], []
     for number, (record, encoding) in enumerate(zip(records, encodings, strict=True)):
         ends = np.cumsum([len(word) + 1 for word in record.texts])
@@ -118,9 +119,8 @@ def _encode_tagging(records: Sequence[Record], labels: Sequence[str], layout: La
         for i, window in enumerate(windows):
             inside = slice(window.start, window.stop)
             own = np.where(home[inside] == i, target[inside], IGNORED)
-            edge = [IGNORED]
             sequence = layout.example([encoding.ids[inside]], _NO_PLACES)
-            items.append(Item((sequence,), np.concatenate([edge, own, edge]).astype(np.int32)))
+            items.append(Item((sequence,), np.pad(own, (before, behind), constant_values=IGNORED).astype(np.int32)))
         found += windows
     return Encoded(items, windows=found, first_tokens=firsts)
 
@@ -133,7 +133,7 @@ def _encode_questions(records: Sequence[Record], layout: Layout, limit: int, str
     items = []
     for window, example in zip(reading.windows, reading.examples, strict=True):
         first, last = spans[window.text]
-        before = len(reading.questions[window.text]) + layout.special_tokens(2) - 1
+        before = layout.before([reading.questions[window.text], reading.contexts[window.text].ids])
         inside = window.start <= first and last < window.stop
         target = np.array([first, last], np.int32) - window.start + before if inside else np.zeros(2, np.int32)
         items.append(Item((example,), target.astype(np.int32)))

@@ -1,4 +1,4 @@
-"""Token ids -> `[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]`, cut to a length or read in windows."""
+"""Token ids -> `[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]`, or as else the tokenizer says; cut to a length or read in windows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from bert_jax.config import BertConfig, InputError
 from bert_jax.data.batching import Example
-from bert_jax.data.tokenizer import Encoding, Tokenizer
+from bert_jax.data.tokenizer import Encoding, Template, Tokenizer
 
 Text = str | tuple[str, ...]  # a text, or a pair of texts
 AT_FIRST = np.zeros(1, np.int32)
@@ -24,29 +24,33 @@ class Layout:
     cfg: BertConfig
 
     def __post_init__(self) -> None:
-        if self.cfg.max_length < 3 + self.tokenizer.pair_separators:
+        if self.cfg.max_length <= len(self.tokenizer.pair):
             raise InputError(f"max_position_embeddings={self.cfg.max_position_embeddings} leaves no room for a text")
 
-    def special_tokens(self, parts: int) -> int:
-        """How many stand around and between `parts` parts (1 or 2)."""
-        return 2 + self.tokenizer.pair_separators * (parts - 1)
+    def template(self, parts: int) -> Template:
+        """What stands around and between `parts` parts (1 or 2)."""
+        return self.tokenizer.single if parts == 1 else self.tokenizer.pair
+
+    def before(self, parts: Sequence[np.ndarray]) -> int:
+        """Tokens before the last of `parts`."""
+        around = self.template(len(parts)).ids
+        return sum(map(len, parts[:-1])) + sum(map(len, around[: len(parts)]))
 
     def longest_question(self, limit: int) -> int:
         """Tokens of a question that are read in windows of `limit` tokens: 64 (run_squad.py), or half of a shorter window."""
-        return min(64, max(1, (limit - self.special_tokens(2)) // 2))
+        return min(64, max(1, (limit - len(self.tokenizer.pair)) // 2))
 
     def example(self, parts: Sequence[np.ndarray], places: np.ndarray = AT_FIRST) -> Example:
-        """`[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`, as the tokenizer lays pairs out; `places` are where the head runs.
+        """A text, or a pair, with what its tokenizer puts around it: `[CLS] a [SEP] b [SEP]`; `places` are where the head runs.
 
-        Raises InputError for an id past the model's vocabulary.
+        Raises InputError for an id past the model's vocabulary, and where there is no token at all.
         """
         t = self.tokenizer
-        middle = [t.sep_id] * t.pair_separators
-        ids = [[t.cls_id], parts[0], *(x for part in parts[1:] for x in (middle, part)), [t.sep_id]]
-        input_ids = np.concatenate(ids).astype(np.int32)
-        types = np.zeros_like(input_ids)
-        if len(parts) > 1 and t.token_types and self.cfg.type_vocab_size > 1:
-            types[1 + len(parts[0]) + len(middle) :] = 1
+        input_ids, types = self.template(len(parts)).lay_out(parts)
+        if not len(input_ids):
+            raise InputError("a text has no tokens, and this model's tokenizer puts none around it: leave it out")
+        if self.cfg.type_vocab_size < 2:
+            types = np.zeros_like(types)
         if input_ids.max() >= self.cfg.vocab_size:
             raise InputError(
                 f"the tokenizer gives id {input_ids.max()} ({t.tokens([int(input_ids.max())])[0]!r}), past the model's "
@@ -64,7 +68,7 @@ class Layout:
         examples, lost = [], 0
         for pair, a, b in zip(pairs, first, second, strict=True):
             parts = [a, b] if pair else [a]
-            shorter = cut(parts, limit - self.special_tokens(len(parts)))
+            shorter = cut(parts, limit - len(self.template(len(parts))))
             lost += shorter is not parts
             examples.append(self.example(shorter))
         return examples, lost
@@ -126,14 +130,19 @@ class Reading(NamedTuple):
 def read_windows(
     layout: Layout, pairs: Sequence[tuple[str, str]], max_length: int, stride: int, max_question_length: int
 ) -> Reading:
-    """Questions before stretches of their contexts, at most `max_length` tokens, each `stride` tokens behind the one before."""
+    """Questions before stretches of their contexts, at most `max_length` tokens, each `stride` tokens behind the one before.
+
+    Raises InputError where no special token stands first: "no answer" is there.
+    """
+    if not layout.tokenizer.pair.ids[0]:
+        raise InputError('question answering needs a tokenizer that puts a token before a pair, as [CLS]: "no answer" is there')
     questions = layout.tokenizer.encode_batch([question for question, _ in pairs])
     long = sum(len(ids) > max_question_length for ids in questions)
     questions = [ids[:max_question_length] for ids in questions]
     contexts = layout.tokenizer.encode_with_offsets([context for _, context in pairs])
     found: list[Window] = []
     for i, (question, context) in enumerate(zip(questions, contexts, strict=True)):
-        room = max_length - len(question) - layout.special_tokens(2)
+        room = max_length - len(question) - len(layout.tokenizer.pair)
         found += cut_windows(i, len(context.ids), room, min(stride, room))
     examples = [layout.example([questions[w.text], contexts[w.text].ids[w.start : w.stop]]) for w in found]
     return Reading(pairs, questions, contexts, found, examples, long)

@@ -101,20 +101,26 @@ def load_tokenizer(
         else:
             training_texts = corpus.read_texts(texts(data)[0], progress)
             tokenizer = Tokenizer.train(training_texts, cfg.model.vocab_size, data.tokenizer, data.lowercase)  # type: ignore[arg-type]
-        tokenizer.save(kept, model_max_length=cfg.model.max_length)
-    tokenizer = Tokenizer.load(kept)
+        _as_rows_are(tokenizer, data).replace(special_tokens="read").save(kept, model_max_length=cfg.model.max_length)
+    tokenizer = Tokenizer.load(kept, special_tokens=data.special_tokens)
     _check_kept(cfg, tokenizer, begun or {})
     if start and not begun:
-        _check_start(cfg, tokenizer, Tokenizer.load(start))
+        _check_start(cfg, tokenizer, _as_rows_are(Tokenizer.load(start, special_tokens=data.special_tokens), data))
     if tokenizer.vocab_size > cfg.model.vocab_size:
         raise InputError(
             f"the tokenizer has {tokenizer.vocab_size} ids and model.vocab_size={cfg.model.vocab_size}: ids past the table would "
             f"be read from nowhere; set --model.vocab-size {tokenizer.vocab_size} or more"
         )
-    for i, ids in enumerate(tokenizer.encode_with_mask(cfg.fill_masks)):
-        if tokenizer.mask_id not in ids:
-            raise InputError(f"fill_masks[{i}] has no {tokenizer.mask_token}: {cfg.fill_masks[i]!r}")
+    for i, text in enumerate(cfg.fill_masks):
+        if tokenizer.mask_id not in tokenizer.replace(special_tokens="read").encode_batch([text])[0]:
+            raise InputError(f"fill_masks[{i}] has no {tokenizer.mask_token}: {text!r}")
     return tokenizer
+
+
+def _as_rows_are(tokenizer: Tokenizer, data: DataConfig) -> Tokenizer:
+    """The tokenizer with what a run puts around texts: so the exported model is used as it was trained."""
+    as_bert = tokenizer.lays_out_as_bert(pairs=data.examples == "sentence_pairs")
+    return tokenizer if as_bert else tokenizer.replace(bert_template=True)
 
 
 def _check_kept(cfg: TrainConfig, tokenizer: Tokenizer, begun: Mapping[str, Any]) -> None:

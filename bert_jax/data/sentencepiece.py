@@ -111,13 +111,18 @@ def convert(model: bytes, source: str) -> tokenizers.Tokenizer:
     return engine
 
 
-def _words_as_hugging_face(parsed: _Model, source: str, scored: list[tuple[str, float]], unk_id: int) -> tokenizers.Tokenizer:
+def words_as_hugging_face(add_prefix_space: bool = True) -> pre_tokenizers.PreTokenizer:
+    """Words between white space, each with `▁` before it."""
+    prefix = pre_tokenizers.Metaspace(prepend_scheme="always" if add_prefix_space else "never")
+    return pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), prefix])
+
+
+def _pieces_over_words(parsed: _Model, source: str, scored: list[tuple[str, float]], unk_id: int) -> tokenizers.Tokenizer:
     """The pieces `scored` over words cut at white space, each with `▁` before it; the mask takes the space before it."""
     if parsed.trainer.get(3, 1) != 1:
         raise InputError(f"{source}: a model of this family is of type unigram")
     engine = tokenizers.Tokenizer(models.Unigram(scored, unk_id, False))
-    prefix = pre_tokenizers.Metaspace(prepend_scheme="always")
-    engine.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), prefix])
+    engine.pre_tokenizer = words_as_hugging_face()
     engine.decoder = decoders.Metaspace(prepend_scheme="always")
     vocab = {name for name, _ in scored}
     special = {*parsed.of_kind(_UNKNOWN, _CONTROL), *(name for usual in ROLES.values() for name in usual)} & vocab
@@ -139,7 +144,7 @@ def convert_fairseq(model: bytes, source: str) -> tokenizers.Tokenizer:
         raise InputError(f"{source}: fairseq's models begin with <unk> <s> </s>, this one with {' '.join(parsed.names[:3])}")
     scored = [(name, 0.0) for name in ("<s>", "<pad>", "</s>", "<unk>")]
     scored += [*zip(parsed.names[3:], parsed.scores[3:], strict=True), ("<mask>", 0.0)]
-    engine = _words_as_hugging_face(parsed, source, scored, unk_id=3)
+    engine = _pieces_over_words(parsed, source, scored, unk_id=3)
     if parsed.norm.get(2):
         engine.normalizer = normalizers.Precompiled(parsed.norm[2])
     return engine
@@ -156,16 +161,20 @@ def convert_albert(model: bytes, source: str, lowercase: bool, keep_accents: boo
       InputError: `model` is no unigram SentencePiece model.
     """
     parsed = _parse(model, source)
-    engine = _words_as_hugging_face(parsed, source, [*zip(parsed.names, parsed.scores, strict=True)], parsed.unk_id)
+    engine = _pieces_over_words(parsed, source, [*zip(parsed.names, parsed.scores, strict=True)], parsed.unk_id)
+    engine.normalizer = albert_normalizer(parsed.norm.get(2, b""), lowercase, keep_accents)
+    return engine
+
+
+def albert_normalizer(charsmap: bytes, lowercase: bool, keep_accents: bool) -> normalizers.Normalizer:
     steps: list[normalizers.Normalizer] = [normalizers.Replace(quotes, '"') for quotes in ("``", "''")]
     if not keep_accents:
         steps += [normalizers.NFKD(), normalizers.StripAccents()]
     if lowercase:
         steps.append(normalizers.Lowercase())
-    if parsed.norm.get(2):
-        steps.append(normalizers.Precompiled(parsed.norm[2]))
-    engine.normalizer = normalizers.Sequence(steps)
-    return engine
+    if charsmap:
+        steps.append(normalizers.Precompiled(charsmap))
+    return normalizers.Sequence(steps)
 
 
 def _sentencepiece_normalizer(norm: dict[int, Any]) -> normalizers.Normalizer:

@@ -6,12 +6,13 @@ turned into one on load, so the ids of training are the ids of the exported toke
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
 import re
 from collections.abc import Collection, Iterable, Sequence
-from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -25,6 +26,7 @@ from bert_jax.data import sentencepiece
 from bert_jax.data.sentencepiece import ROLES
 
 Kind = Literal["unigram", "bpe", "wordpiece"]
+SpecialTokens = Literal["read", "text"]
 MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "distilbert", "albert", "electra")
 _FILES = ("tokenizer.json", "vocab.txt", "*.model", "vocab.json")  # in a directory, the first found
 _BERT_NAMES = {role: names[0] for role, names in ROLES.items()}
@@ -59,6 +61,32 @@ class Encoding(NamedTuple):
     word_ids: np.ndarray
 
 
+class Template(NamedTuple):
+    """What stands around a text, or around and between the texts of a pair: `[CLS] a [SEP]`, `<s> a </s></s> b </s>`, ...
+
+    Attributes:
+      ids: tuples of ids: before the first text, behind it, and of a pair behind the second; each may be empty.
+      types: their token types, likewise.
+      text_types: the token type of each text.
+    """
+
+    ids: tuple[tuple[int, ...], ...]
+    types: tuple[tuple[int, ...], ...]
+    text_types: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.ids))
+
+    def lay_out(self, parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and token types, int32 [n], of the texts (ids each) with the template around them."""
+        ids: list[Any] = [self.ids[0]]
+        types: list[Any] = [self.types[0]]
+        for part, text_type, behind, behind_types in zip(parts, self.text_types, self.ids[1:], self.types[1:], strict=True):
+            ids += [part, behind]
+            types += [np.full(len(part), text_type), behind_types]
+        return np.concatenate(ids).astype(np.int32), np.concatenate(types).astype(np.int32)
+
+
 class Tokenizer:
     """One face over tokenizer.json, vocab.txt, vocab.json + merges.txt and SentencePiece .model.
 
@@ -67,56 +95,72 @@ class Tokenizer:
       mask_token: the text of the mask, `[MASK]` or `<mask>`.
       vocab_size: V; ids are 0..V-1, added tokens included.
       special_ids: sorted ids of the roles and of every other special token.
+      special_tokens: "read" where the characters `[SEP]` in a text are that token, as published models expect; "text" where
+        they are characters like others. (transformers' `split_special_tokens`, false and true.)
       starts_word: bool [V], False where the token continues a word: `##` in WordPiece, no leading `▁` in SentencePiece
         (its unknown piece continues too), no leading `Ġ` in byte-level BPE. All True if the file marks no words.
-      pair_separators: separators between the parts of a pair: 1 in `[CLS] a [SEP] b [SEP]`, 2 in `<s> a </s></s> b </s>`.
-      token_types: True if the second part of a pair, with its last separator, has token type 1; False if all are 0.
+      single, pair: what stands around a text, and around the texts of a pair.
+      token_types: whether the second text of a pair has token type 1.
     """
 
     def __init__(
         self,
         engine: tokenizers.Tokenizer,
         roles: dict[str, str] = _BERT_NAMES,
-        pair_separators: int | None = None,
-        token_types: bool | None = None,
+        special_tokens: SpecialTokens = "read",
+        token_types: bool = True,
     ) -> None:
-        """Takes over `engine`; `roles` maps pad, unk, cls, sep, mask to tokens that it has.
+        """Takes over `engine`, whose post-processor says what stands around a text; without any, nothing does.
 
-        `pair_separators` and `token_types` are, unless given, what the engine's post-processor does; without any, BERT's.
+        Args:
+          engine: a tokenizer of Hugging Face's library.
+          roles: pad, unk, cls, sep, mask -> tokens that the engine has.
+          special_tokens: see the attribute.
+          token_types: False makes all of them 0, whatever the post-processor says.
+
+        Raises:
+          InputError: the post-processor repeats, drops or swaps texts; `special_tokens` is unknown.
         """
+        if special_tokens not in (known := get_args(SpecialTokens)):
+            nearest = did_you_mean(str(special_tokens), known)
+            raise InputError(f"special_tokens={special_tokens!r}: expected one of {', '.join(known)}{nearest}")
         engine.no_padding()
         engine.no_truncation()
         special = {token.content for token in engine.get_added_tokens_decoder().values() if token.special}
         engine.add_special_tokens([name for name in roles.values() if name not in special])  # others may have lstrip
-        engine.encode_special_tokens = True
         added = engine.get_added_tokens_decoder()
-        _guard(engine, sorted(token.content for token in added.values() if token.special))
-        self._engine, self._roles = engine, dict(roles)
+        engine.encode_special_tokens = special_tokens == "text"
+        if special_tokens == "text":
+            _guard(engine, sorted(token.content for token in added.values() if token.special))
+        if engine.post_processor is None:
+            engine.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B:1")  # as transformers
+        self._engine, self._roles, self.special_tokens = engine, dict(roles), special_tokens
         ids = {role: _id(engine, name) for role, name in roles.items()}
         self.pad_id, self.unk_id, self.cls_id = ids["pad"], ids["unk"], ids["cls"]
         self.sep_id, self.mask_id = ids["sep"], ids["mask"]
         self.mask_token = roles["mask"]
-        separators, types = _pair_layout(engine) or (pair_separators or 1, pair_separators != 2)
-        self.pair_separators: int = separators if pair_separators is None else pair_separators
-        self.token_types: bool = types if token_types is None else token_types
-        engine.post_processor = self._post_processor()
+        self.single, self.pair = (_template(engine, texts) for texts in (1, 2))
+        if not token_types:
+            self.single, self.pair = map(_untyped, (self.single, self.pair))
+        self.token_types = any(self.pair.text_types) or any(map(any, self.pair.types))
         vocab = engine.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocab.values()) + 1
         self.special_ids = tuple(sorted(id for id, token in added.items() if token.special))
         self.starts_word = self._word_starts(vocab)
 
-    def _post_processor(self) -> processors.PostProcessor:
-        cls, sep, second = self._roles["cls"], self._roles["sep"], int(self.token_types)
-        template = processors.TemplateProcessing(
-            single=f"{cls} $A {sep}",
-            pair=f"{cls} $A {f'{sep} ' * self.pair_separators}$B:{second} {sep}:{second}",
-            special_tokens=[(cls, self.cls_id), (sep, self.sep_id)],
-        )
-        prefix = re.search(r'"ByteLevel","add_prefix_space":(true|false)', _state(self._engine.pre_tokenizer))
-        if not prefix:
-            return template
-        trim = processors.ByteLevel(trim_offsets=True, add_prefix_space=prefix[1] == "true")
-        return processors.Sequence([trim, template])
+    def replace(self, special_tokens: SpecialTokens | None = None, bert_template: bool = False) -> Tokenizer:
+        """One that reads special tokens in a text as such, or as text; or that lays texts out as BERT does."""
+        if special_tokens in (None, self.special_tokens) and not bert_template:
+            return self
+        engine = tokenizers.Tokenizer.from_str(self._engine.to_str())
+        if bert_template:
+            engine.post_processor = _post_processor(engine, self._roles)
+        return Tokenizer(engine, self._roles, special_tokens or self.special_tokens, self.token_types or bert_template)
+
+    def lays_out_as_bert(self, pairs: bool) -> bool:
+        """Whether texts, or `pairs` too, are laid out as `[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]`."""
+        cls, sep = (self.cls_id,), (self.sep_id,)
+        return self.single.ids == (cls, sep) and (not pairs or self.pair == Template((cls, sep, sep), ((0,), (0,), (1,)), (0, 1)))
 
     def _word_starts(self, vocab: dict[str, int]) -> np.ndarray:
         starts = np.ones(self.vocab_size, np.bool_)
@@ -132,37 +176,32 @@ class Tokenizer:
         return starts
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, int32 [n_i]: no special tokens added, no truncation, no padding.
+        """Ids of each text, int32 [n_i]: nothing put around it, no truncation, no padding.
 
-        Special tokens in a text are text: the characters `[MASK]` never give `mask_id`. Releases the GIL, and
-        runs on several cores unless the environment says TOKENIZERS_PARALLELISM=false.
+        What the characters `[SEP]` in a text are, `special_tokens` says; added tokens that are not special are always read.
+        Releases the GIL, and runs on several cores unless the environment says TOKENIZERS_PARALLELISM=false.
 
         Raises:
           InputError: a text is no str, or has half of a surrogate pair, which no UTF-8 can hold; names its index.
         """
-        return [np.array(encoding.ids, np.int32) for encoding in self._encode(self._engine, texts)]
-
-    def encode_with_mask(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """As `encode_batch`, but the characters of `mask_token` in a text give `mask_id`; `[SEP]` and the like stay text."""
-        return [np.array(encoding.ids, np.int32) for encoding in self._encode(self._mask_engine, texts)]
+        return [np.array(encoding.ids, np.int32) for encoding in self._encode(texts)]
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[Encoding]:
         """As `encode_batch`, with where each token stands in its text and the word that it belongs to."""
-        encodings = self._encode(self._engine, texts, offsets=True)
+        encodings = self._encode(texts, offsets=True)
         return [
             Encoding(np.array(encoding.ids, np.int32), _spans(text, encoding), np.array(encoding.word_ids, np.int32))
             for text, encoding in zip(texts, encodings, strict=True)
         ]
 
-    @staticmethod
-    def _encode(engine: tokenizers.Tokenizer, texts: Sequence[str], offsets: bool = False) -> list[tokenizers.Encoding]:
+    def _encode(self, texts: Sequence[str], offsets: bool = False) -> list[tokenizers.Encoding]:
         if isinstance(texts, str):
             raise TypeError("expected a list of texts, not one string")
         texts = list(texts)
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 raise InputError(f"texts[{i}] is a {type(text).__name__}, not a str")
-        encode = engine.encode_batch if offsets else engine.encode_batch_fast
+        encode = self._engine.encode_batch if offsets else self._engine.encode_batch_fast
         try:
             return encode(texts, add_special_tokens=False)
         except TypeError:
@@ -172,16 +211,6 @@ class Tokenizer:
                         f"texts[{i}]: character {half.start()} is {half[0]!a}, half of a surrogate pair; remove it"
                     ) from None
             raise
-
-    @cached_property
-    def _mask_engine(self) -> tokenizers.Tokenizer:
-        """The engine, but its mask is no special token: `tokenizers` then finds it in text."""
-        spec = json.loads(self._engine.to_str())
-        for token in spec["added_tokens"]:
-            token["special"] = token["special"] and token["content"] != self.mask_token
-        engine = tokenizers.Tokenizer.from_str(json.dumps(spec))
-        engine.encode_special_tokens = True
-        return engine
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`, special tokens left out."""
@@ -195,8 +224,8 @@ class Tokenizer:
         return json.dumps(json.loads(self._engine.to_str()), ensure_ascii=False, sort_keys=True, indent=1)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the tokenizer.json that `save` writes: equal fingerprints give equal ids."""
-        return hashlib.sha256(self._json().encode()).hexdigest()
+        """SHA-256 (hex) of the tokenizer.json that `save` writes and of `special_tokens`: equal fingerprints give equal ids."""
+        return hashlib.sha256((self._json() + "read" * (self.special_tokens == "read")).encode()).hexdigest()
 
     def difference(self, other: Tokenizer) -> str:
         """Where the two vocabularies differ, as `id 7 is 'the' there, 'of' here`; empty where each id has the same token."""
@@ -209,13 +238,14 @@ class Tokenizer:
     def save(self, directory: str | os.PathLike[str], model_max_length: int = 512) -> None:
         """Writes tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer loads with equal ids.
 
-        Pairs too are laid out as `pair_separators` and `token_types` say. Each file appears whole or not at all.
-        Raises InputError where they cannot be written.
+        `special_tokens` goes along, as `split_special_tokens`. Each file appears whole or not at all. Raises InputError where
+        they cannot be written.
         """
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": model_max_length,
             "clean_up_tokenization_spaces": False,
+            "split_special_tokens": self.special_tokens == "text",
             "model_input_names": ["input_ids", *["token_type_ids"] * self.token_types, "attention_mask"],
             **{f"{role}_token": name for role, name in self._roles.items()},
         }
@@ -227,23 +257,27 @@ class Tokenizer:
         for name, text in texts.items():
             files.write_text(directory / name, text + "\n")
 
-    def __getstate__(self) -> tuple[str, dict[str, str]]:
-        return self._engine.to_str(), self._roles  # `tokenizers` itself forgets encode_special_tokens
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self._engine.to_str(), self._roles, self.special_tokens, self.token_types
 
-    def __setstate__(self, state: tuple[str, dict[str, str]]) -> None:
-        self.__init__(tokenizers.Tokenizer.from_str(state[0]), state[1])  # type: ignore[misc]
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.__init__(tokenizers.Tokenizer.from_str(state[0]), *state[1:])  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.vocab_size} tokens)"
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], lowercase: bool | None = None, model_type: str | None = None) -> Tokenizer:
+    def load(
+        cls, path: str | os.PathLike[str], lowercase: bool | None = None, model_type: str | None = None,
+        special_tokens: SpecialTokens | None = None,
+    ) -> Tokenizer:  # fmt: skip
         """Loads a directory, tokenizer.json, vocab.txt, SentencePiece .model, or vocab.json with merges.txt beside it.
 
-        Beside a vocab.txt, vocab.json or .model, the tokens that added_tokens.json or tokenizer_config.json add count too.
-        As in transformers v5, a tokenizer.json of class BertTokenizer (DistilBert's, Electra's; with no class stated, of
-        these model types) is normalised as `do_lower_case`, `strip_accents` and `tokenize_chinese_chars` of
-        tokenizer_config.json say, by default True, None and True, whatever BERT's normaliser in the file says.
+        Ids are those of transformers' AutoTokenizer (v5): the tokens that tokenizer_config.json or added_tokens.json add count
+        too, and a tokenizer.json whose `tokenizer_class` (with none stated, `model_type`) is BERT's, DistilBERT's, ELECTRA's,
+        RoBERTa's, XLM-R's or ALBERT's, and which is of the kind that such a class makes, is normalised, cut into words and
+        put between special tokens as that class does by the keys of tokenizer_config.json (`do_lower_case`, `strip_accents`,
+        `tokenize_chinese_chars`, `add_prefix_space`). Of any other class the file alone says how. `dropout` of BPE is off.
 
         Args:
           path: the file; in a directory, the first found in the order above.
@@ -251,50 +285,47 @@ class Tokenizer:
             tokenizer.json; else `do_lower_case`, and without it uncased unless an entry of a vocab.txt has an upper-case
             letter.
           model_type: `model_type` of a config.json, one of `MODEL_TYPES`. Decides what the file leaves open: the ids and
-            normalisation of a .model (else SentencePiece's own), pairs where a tokenizer.json has no post-processor,
-            and no token types for distilbert. None asks `tokenizer_class` of a tokenizer_config.json or config.json
-            beside, then the config.json's `model_type`.
+            normalisation of a .model (else SentencePiece's own), what stands around texts where a file does not say, and no
+            token types for distilbert. None asks `tokenizer_class` of a tokenizer_config.json or config.json beside, then
+            the config.json's `model_type`.
+          special_tokens: "read" or "text", see the attribute. None: what `split_special_tokens` of tokenizer_config.json
+            says, else "read".
 
         Raises:
-          InputError: the file is missing, of another kind, damaged, has duplicates, or lacks one of the five roles; the
-            files beside name rules that are not read, or ids for added tokens that are not the next ones.
+          InputError: the file is missing, of another kind, damaged, or lacks one of the five roles; the files beside name
+            rules that are not read, or ids for added tokens that are not the next ones.
         """
         path = _find(Path(path))
         config = _config_beside(path)
         _refuse_other_rules(path, config)
         model_type = _model_type(model_type, config)
+        if special_tokens is None:
+            special_tokens = "text" if config.get("split_special_tokens") else "read"
         typed = model_type != "distilbert" and "token_type_ids" in config.get("model_input_names", ["token_type_ids"])
-        token_types = None if typed else False
+        doubled = path.name.endswith("vocab.json") or model_type in ("roberta", "xlm-roberta")
         if path.suffix == ".txt":
             vocab = _read_vocab_txt(path)
-            engine = _wordpiece(vocab, config, lowercase, _find_role("unk", vocab, path, config))
-            return cls(engine, _add_tokens_beside(engine, path, config), token_types=token_types)
-        if path.suffix == ".model":
+            engine = _wordpiece(vocab, config, lowercase, _find_role("unk", vocab, path, config), _longest_word(path))
+            doubled = False
+        elif path.suffix == ".model":
             engine = _read_sentencepiece(path, config, lowercase, model_type)
         elif path.name.endswith("vocab.json"):
             engine = _read_byte_level(path, config)
         elif path.suffix == ".json":
-            try:
-                engine = tokenizers.Tokenizer.from_file(str(path))
-                engine.encode("\U0010fffd")  # a vocabulary without its own unk_token fails only where a text needs it
-            except Exception as error:  # `tokenizers` raises plain Exception
-                raise InputError(f"{path}: not a tokenizer.json: {error}") from error
-            if isinstance(engine.normalizer, normalizers.BertNormalizer) and _is_rebuilt(config, model_type):
-                engine.normalizer = _bert_normalizer(config, bool(config.get("do_lower_case", True)))
+            engine = _read_tokenizer_json(path)
         else:
             raise InputError(f"{path}: expected a directory, tokenizer.json, vocab.txt, vocab.json or *.model")
-        if lowercase is not None and not (path.suffix == ".model" and model_type == "albert"):
+        named = _class(config) or _CLASS_OF.get(model_type or "", "")
+        rebuilt = _rebuild(engine, named, config) if _is_tokenizer_json(path) else path.name
+        if lowercase is not None and path.suffix != ".txt" and not (path.suffix == ".model" and model_type == "albert"):
             if not isinstance(engine.normalizer, normalizers.BertNormalizer):
                 raise InputError(f"{path}: lowercase={lowercase} does not apply: the file has its own rule")
             engine.normalizer.lowercase = lowercase
-        doubled = path.name.endswith("vocab.json") or model_type in ("roberta", "xlm-roberta")
-        separators = 2 if doubled and not _pair_layout(engine) else None
-        if _is_tokenizer_json(path):
-            roles = _find_roles(engine.get_vocab(with_added_tokens=True), path, config)
-        else:
-            raw = path.suffix == ".model" and model_type not in ("xlm-roberta", "albert")
-            roles = _add_tokens_beside(engine, path, config, raw)
-        return cls(engine, roles, separators, token_types)
+        raw = path.suffix == ".model" and model_type not in ("xlm-roberta", "albert")
+        roles = _add_tokens_beside(engine, path, config, raw)
+        if rebuilt and not (rebuilt == "AlbertTokenizer" and engine.post_processor):  # which alone keeps the file's
+            engine.post_processor = _post_processor(engine, roles, doubled)
+        return cls(engine, roles, special_tokens, typed)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, kind: Kind, lowercase: bool = True) -> Tokenizer:
@@ -310,13 +341,14 @@ class Tokenizer:
         if kind not in (kinds := get_args(Kind)):
             raise InputError(f"kind={kind!r}: expected one of {', '.join(kinds)}{did_you_mean(kind, kinds)}")
         if kind != "wordpiece":
-            model = sentencepiece.train(texts, vocab_size, kind, lowercase)
-            return cls(sentencepiece.convert(model, "trained model"))
-        specials = list(_BERT_NAMES.values())
-        engine = _wordpiece({name: id for id, name in enumerate(specials)}, {}, lowercase, "[UNK]")
-        trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=specials, show_progress=False)
-        engine.train_from_iterator(sentencepiece.training_lines(texts), trainer)
-        sentencepiece.require_size(vocab_size, engine.get_vocab_size())
+            engine = sentencepiece.convert(sentencepiece.train(texts, vocab_size, kind, lowercase), "trained model")
+        else:
+            specials = list(_BERT_NAMES.values())
+            engine = _wordpiece({name: id for id, name in enumerate(specials)}, {}, lowercase, "[UNK]")
+            trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=specials, show_progress=False)
+            engine.train_from_iterator(sentencepiece.training_lines(texts), trainer)
+            sentencepiece.require_size(vocab_size, engine.get_vocab_size())
+        engine.post_processor = _post_processor(engine, _BERT_NAMES)
         return cls(engine)
 
 
@@ -336,19 +368,35 @@ def _state(part: Any) -> str:
     return "null" if part is None else part.__getstate__().decode()
 
 
-def _pair_layout(engine: tokenizers.Tokenizer) -> tuple[int, bool] | None:
-    """Separators between the parts of a pair, and whether the second has type 1, as the engine's post-processor says."""
-    spec = json.loads(_state(engine.post_processor)) or {"type": None}
-    for step in spec.get("processors", [spec]):
-        if step["type"] == "RobertaProcessing":
-            return 2, False
-        if step["type"] == "BertProcessing":
-            return 1, True
-        if step["type"] == "TemplateProcessing":
-            pair = [(kind, part["id"], part["type_id"]) for entry in step["pair"] for kind, part in entry.items()]
-            first, second = ([(kind, id) for kind, id, _ in pair].index(("Sequence", name)) for name in "AB")
-            return min(max(second - first - 1, 1), 2), any(type_id == 1 for _, _, type_id in pair)
-    return None
+def _post_processor(engine: tokenizers.Tokenizer, roles: dict[str, str], doubled: bool = False) -> processors.PostProcessor:
+    """BERT's layout, or with `doubled` separators and without types RoBERTa's; offsets as byte-level BPE has them."""
+    cls, sep = roles["cls"], roles["sep"]
+    pair = f"{cls} $A {sep} {sep} $B {sep}" if doubled else f"{cls} $A {sep} $B:1 {sep}:1"
+    ids = [(name, _id(engine, name)) for name in (cls, sep)]
+    template = processors.TemplateProcessing(single=f"{cls} $A {sep}", pair=pair, special_tokens=ids)
+    prefix = re.search(r'"ByteLevel","add_prefix_space":(true|false)', _state(engine.pre_tokenizer))
+    if not prefix:
+        return template
+    trim = processors.ByteLevel(trim_offsets=True, add_prefix_space=prefix[1] == "true")
+    return processors.Sequence([trim, template])
+
+
+def _template(engine: tokenizers.Tokenizer, texts: int) -> Template:
+    """What the engine's post-processor puts around one text or two, found by giving it texts of one token each."""
+    pieces = models.WordPiece({"a": 0, "b": 1}, unk_token="a")
+    letters = tokenizers.Tokenizer(pieces)
+    a, b = (letters.encode(letter) for letter in "ab")
+    whole = engine.post_process(a) if texts == 1 else engine.post_process(a, b)
+    places = [i for i, special in enumerate(whole.special_tokens_mask) if not special]
+    if [whole.ids[i] for i in places] != [0, 1][:texts]:
+        raise InputError(f"the tokenizer's template for {('a text', 'a pair')[texts - 1]} repeats, drops or swaps texts")
+    cuts = [(before + 1, at) for before, at in pairwise([-1, *places, len(whole.ids)])]
+    ids, types = (tuple(tuple(values[start:stop]) for start, stop in cuts) for values in (whole.ids, whole.type_ids))
+    return Template(ids, types, tuple(whole.type_ids[i] for i in places))
+
+
+def _untyped(template: Template) -> Template:
+    return Template(template.ids, tuple((0,) * len(some) for some in template.ids), (0,) * len(template.text_types))
 
 
 def _spans(text: str, encoding: tokenizers.Encoding) -> np.ndarray:
@@ -395,7 +443,7 @@ def _find(path: Path) -> Path:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text: {error}") from error
 
@@ -460,9 +508,57 @@ def _model_type(model_type: str | None, config: dict[str, Any]) -> str | None:
     return model_type
 
 
-def _is_rebuilt(config: dict[str, Any], model_type: str | None) -> bool:
-    """Whether transformers builds the normaliser of a tokenizer.json anew, from the keys of tokenizer_config.json."""
-    return _class(config) in _BERT_CLASSES or (not _class(config) and model_type in ("bert", "distilbert", "electra"))
+_FAIRSEQ_STEPS = {"Precompiled", "Replace"}  # of the normalisers that converters of XLM-R's .model have written
+_ALBERT_STEPS = _FAIRSEQ_STEPS | {"NFKD", "StripAccents", "Lowercase"}
+# What transformers takes where no `tokenizer_class` is stated
+_CLASS_OF = {"bert": "BertTokenizer", "distilbert": "BertTokenizer", "electra": "BertTokenizer"}
+_CLASS_OF |= {"roberta": "RobertaTokenizer", "xlm-roberta": "XLMRobertaTokenizer", "albert": "AlbertTokenizer"}
+
+
+def _read_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
+    try:
+        engine = tokenizers.Tokenizer.from_str(_read(path))
+        engine.encode("\U0010fffd")  # a vocabulary without its own unk_token fails only where a text needs it
+    except InputError:
+        raise
+    except Exception as error:  # `tokenizers` raises plain Exception
+        raise InputError(f"{path}: not a tokenizer.json: {error}") from error
+    if isinstance(engine.model, models.BPE):
+        engine.model.dropout = None  # a regularisation of training
+    return engine
+
+
+def _rebuild(engine: tokenizers.Tokenizer, name: str, config: dict[str, Any]) -> str:
+    """Sets what transformers' class `name` sets anew whatever a tokenizer.json says; `name`, or "" for any other file.
+
+    transformers rebuilds any file; one of another kind than the class makes would be spoilt, and is read as it is.
+    """
+    model, normalizer = engine.model, engine.normalizer
+    if name in _BERT_CLASSES:
+        ours = isinstance(model, models.WordPiece) and isinstance(normalizer, normalizers.BertNormalizer)
+        if ours:
+            engine.normalizer = _bert_normalizer(config, bool(config.get("do_lower_case", True)))
+            model.max_input_chars_per_word = 100
+        return name * ours
+    if name == "RobertaTokenizer":
+        ours = isinstance(model, models.BPE) and isinstance(engine.pre_tokenizer, pre_tokenizers.ByteLevel) and normalizer is None
+        if ours:
+            engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space", False)))
+        return name * ours
+    known = {"XLMRobertaTokenizer": _FAIRSEQ_STEPS, "AlbertTokenizer": _ALBERT_STEPS}.get(name)
+    steps = json.loads(_state(normalizer)) or {"normalizers": []}
+    steps = steps.get("normalizers", [steps])
+    words = "Metaspace" in _state(engine.pre_tokenizer)
+    if known is None or not isinstance(model, models.Unigram) or not words or not {step["type"] for step in steps} <= known:
+        return ""
+    charsmap = next((base64.b64decode(step["precompiled_charsmap"]) for step in steps if step["type"] == "Precompiled"), b"")
+    lowercase, keep_accents = (bool(config.get(key, usual)) for key, usual in (("do_lower_case", True), ("keep_accents", False)))
+    if name == "AlbertTokenizer":
+        engine.normalizer = sentencepiece.albert_normalizer(charsmap, lowercase, keep_accents)
+    else:
+        engine.normalizer = normalizers.Precompiled(charsmap) if charsmap else None
+    engine.pre_tokenizer = sentencepiece.words_as_hugging_face(bool(config.get("add_prefix_space", True)))
+    return name
 
 
 def _added_token(value: Any, file: Path, **flags: bool) -> AddedToken:
@@ -492,7 +588,7 @@ def _stated_ids(path: Path, config: dict[str, Any]) -> tuple[Path, list[tuple[in
 
 
 def _add_tokens_beside(engine: tokenizers.Tokenizer, path: Path, config: dict[str, Any], raw: bool = False) -> dict[str, str]:
-    """Adds the tokens stated beside a vocabulary as transformers v5 does; returns the roles, which may be among them.
+    """Adds the tokens stated beside a file as transformers v5 does; returns the roles, which may be among them.
 
     Those with ids come first, then special ones without. `raw` finds them in the text as it comes, not normalised.
 
@@ -545,14 +641,18 @@ def _find_role(role: str, vocab: Collection[str], path: Path, config: dict[str, 
 
 
 def _read_vocab_txt(path: Path) -> dict[str, int]:
+    """Token -> line, from 0; of lines that are equal the last, as BERT's own reader and transformers do."""
     vocab: dict[str, int] = {}
-    for number, line in enumerate(_read(path).split("\n")):  # not splitlines: U+2028 and the like are entries
-        token = line.strip() or line.rstrip("\r")
-        if token in vocab:
-            raise InputError(f"{path}: {token!r} stands on lines {vocab[token] + 1} and {number + 1}; remove one")
-        if token:
-            vocab[token] = number
+    lines = _read(path).removesuffix("\n").split("\n")  # not splitlines: U+2028 and the like are entries
+    for number, line in enumerate(lines):
+        vocab[line.strip() or line.rstrip("\r")] = number
     return vocab
+
+
+def _longest_word(path: Path) -> int:
+    """Letters of the longest word that is looked up: 200 where the files are Google's, 100 in transformers."""
+    googles = path.with_name("bert_config.json").is_file()
+    return 200 if googles and not any(path.with_name(name).is_file() for name in ("config.json", _CONFIG)) else 100
 
 
 def _bert_normalizer(config: dict[str, Any], lowercase: bool) -> normalizers.BertNormalizer:
@@ -560,12 +660,14 @@ def _bert_normalizer(config: dict[str, Any], lowercase: bool) -> normalizers.Ber
     return normalizers.BertNormalizer(lowercase=lowercase, handle_chinese_chars=chinese, strip_accents=strip)
 
 
-def _wordpiece(vocab: dict[str, int], config: dict[str, Any], lowercase: bool | None, unk: str) -> tokenizers.Tokenizer:
-    """BERT's tokenizer (tokenization.py of google-research/bert; words of more than 100 characters as transformers)."""
+def _wordpiece(
+    vocab: dict[str, int], config: dict[str, Any], lowercase: bool | None, unk: str, longest_word: int = 100
+) -> tokenizers.Tokenizer:
+    """BERT's tokenizer (tokenization.py of google-research/bert); longer words are unknown."""
     if lowercase is None:
         words = [token for token in vocab if not re.fullmatch(r"\[.*\]|<.*>", token)]
         lowercase = bool(config.get("do_lower_case", all(word == word.lower() for word in words)))
-    engine = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=unk, max_input_chars_per_word=100))
+    engine = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=unk, max_input_chars_per_word=longest_word))
     engine.normalizer = _bert_normalizer(config, lowercase)
     engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     engine.decoder = decoders.WordPiece(cleanup=False)
@@ -589,8 +691,14 @@ def _read_byte_level(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer
     merges = path.with_name(path.name.replace("vocab.json", "merges.txt"))
     if not merges.is_file():
         raise InputError(f"{path}: byte-level BPE needs {merges.name} beside it")
+    lines = [line for line in _read(merges).split("\n") if line.strip("\r") and not line.startswith("#version")]
+    pairs = [tuple(line.rstrip("\r").split(" ")) for line in lines]
     try:
-        engine = tokenizers.Tokenizer(models.BPE.from_file(str(path), str(merges)))
+        if wrong := next((line for line, pair in zip(lines, pairs, strict=True) if len(pair) != 2), None):
+            raise ValueError(f"{wrong!r} is no pair of pieces")
+        engine = tokenizers.Tokenizer(models.BPE(_object(path), pairs))  # type: ignore[arg-type]
+    except InputError:
+        raise
     except Exception as error:  # `tokenizers` raises plain Exception
         raise InputError(f"{path} with {merges.name}: not a byte-level BPE vocabulary: {error}") from error
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space", False)))

@@ -132,6 +132,7 @@ class Evaluator:
         self.tuned = Tuned(task.name, limit, null_threshold, given)
         self.task, self.labels = task, model.labels
         model = dataclasses.replace(model, params={}, tuned=self.tuned)
+        self._before = len(model.tokenizer.single.ids[0]) if model.tokenizer else 0  # special tokens
         self._predictor: Predictor
         if task.kind == "question_answering":
             assert model.tokenizer is not None
@@ -173,7 +174,7 @@ class Evaluator:
             of_text[window.text].append(number)
         for numbers, first in zip(of_text, split.encoded.first_tokens, strict=True):
             home = most_context([windows[n] for n in numbers], windows[numbers[-1]].stop)
-            best = [logits[n][1:-1].argmax(axis=-1) for n in numbers]
+            best = [logits[n][self._before :].argmax(axis=-1) for n in numbers]  # also behind the text
             picked = [
                 outside if token < 0 else self.labels[best[w := int(home[token])][token - windows[numbers[w]].start]]
                 for token in first

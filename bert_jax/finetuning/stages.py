@@ -66,7 +66,8 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Callable[[str]
     if devices.pmap and task.kind in ("similarity", "multiple_choice"):
         raise InputError(f"parallel.strategy='pmap' sees each device's rows alone, and {task.kind} needs all: use 'mesh'")
     labels = splits.labels
-    start = pretrained.load_for_task(cfg.model, _HEADS[task.kind], labels, _PROBLEM_TYPES.get(task.kind), cfg.init_head)
+    problem_type = _PROBLEM_TYPES.get(task.kind)
+    start = pretrained.load_for_task(cfg.model, _HEADS[task.kind], labels, problem_type, cfg.init_head, cfg.special_tokens)
     if start.note:
         say(start.note)
     model = start.model
