@@ -6,6 +6,7 @@ import contextlib
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -20,6 +21,7 @@ from bert_jax.data.tokenizer import Encoding
 from bert_jax.model.heads import pool
 from bert_jax.pooling import Pooling
 from bert_jax.pretrained import Model
+from bert_jax.tags import entity_tags
 
 _MASKS = 4  # of a text that are filled at once
 _IN_FLIGHT = 4  # batches that are sent ahead of the one whose results are read
@@ -374,7 +376,8 @@ class Entity(NamedTuple):
 
 
 class Tagger(Predictor):
-    """Entities of texts, by a token classifier with B-, I- (E-, S-) labels or plain ones."""
+    """Entities of texts, by a token classifier whose labels are entities in any scheme (`tags.entity_tags`); where they are none,
+    as parts of speech, each word is found with its own label."""
 
     needs = ("token_classification",)
     per_token = frozenset(["scores"])
@@ -387,7 +390,7 @@ class Tagger(Predictor):
           model: a token classifier.
           aggregation: the label of a word of several tokens: each token's own (`simple`), that of its first token, that of
             the mean of their probabilities, or that of the token that is surest.
-          outside: the label of what is no entity.
+          outside: the label of what is no entity; a word with it is not found.
         """
         super().__init__(model)
         if aggregation not in (known := ("simple", "first", "average", "max")):
@@ -420,12 +423,12 @@ class Tagger(Predictor):
         words = self._words(encoding, scores)
         groups: list[list[tuple[int, int, str, float]]] = []
         for (_, _, before, _), word in pairwise([(0, 0, self.outside, 0.0), *words]):
-            if groups and groups[-1] and self._continues(before, word[2]):
+            if groups and self._continues(before, word[2]):
                 groups[-1].append(word)
             elif word[2] != self.outside:
                 groups.append([word])
         return [
-            Entity(_split(group[0][2])[1], group[0][0], group[-1][1], text[group[0][0] : group[-1][1]],
+            Entity(self._split(group[0][2])[1], group[0][0], group[-1][1], text[group[0][0] : group[-1][1]],
                    float(np.mean([score for *_, score in group])))
             for group in groups
             if group[0][0] < group[-1][1]  # a lone `▁` is no text
@@ -454,14 +457,19 @@ class Tagger(Predictor):
 
     def _continues(self, before: str, label: str) -> bool:
         """Whether a word with `label` belongs to the entity of the word before it."""
-        (prefix_before, kind_before), (prefix, kind) = _split(before), _split(label)
-        return label != self.outside and kind == kind_before and prefix not in "BSU" and prefix_before not in "ESLU"
+        (prefix_before, kind_before), (prefix, kind) = self._split(before), self._split(label)
+        return "O" not in (prefix, prefix_before) and kind == kind_before and prefix not in "BS" and prefix_before not in "ES"
 
+    @cached_property
+    def _tags(self) -> dict[str, str] | None:
+        return entity_tags(self.model.labels, self.outside)
 
-def _split(label: str) -> tuple[str, str]:
-    """(prefix, kind) of a label: `B-PER` is (`B`, `PER`); a plain label continues itself, as with `I-`."""
-    prefix, dash, kind = label.partition("-")
-    return (prefix, kind) if dash and prefix in {"B", "I", "E", "S", "L", "U"} else ("I", label)
+    def _split(self, label: str) -> tuple[str, str]:
+        """(prefix, kind) of a label: `B-PER` is (`B`, `PER`); a type alone continues itself, as with `I-`, a word's class not."""
+        if self._tags is None:
+            return ("O" if label == self.outside else "S"), label
+        prefix, _, kind = self._tags[label].partition("-")
+        return prefix, kind or "_"
 
 
 class Answer(NamedTuple):

@@ -308,6 +308,27 @@ def test_scores_of_tags_are_those_of_whole_entities(tokenizer):
     assert scores == {"entity_f1": 0.5, "entity_precision": 0.5, "entity_recall": 0.5}
 
 
+@pytest.mark.parametrize(
+    "labels, right, predicted, accuracy",
+    [
+        (("O", "I-PER", "I-LOC"), ("I-PER", "I-PER", "O"), ("I-PER", "O", "O"), None),
+        (("O", "PER-B", "PER-I"), ("PER-B", "PER-I", "O"), ("PER-B", "O", "O"), None),
+        (("O", "PER", "LOC"), ("PER", "PER", "O"), ("PER", "O", "O"), 2 / 3),
+        (("O", "PER", "LOC"), ("PER", "PER"), ("PER", "LOC"), 0.5),
+    ],
+)
+def test_entities_of_any_scheme_are_scored(tokenizer, labels, right, predicted, accuracy):
+    evaluator = evaluator_of("tagging", tokenizer, labels)
+    scores = evaluator.scores(plain(right, right), [list(right), list(predicted)])
+    expected = dict.fromkeys(("entity_f1", "entity_precision", "entity_recall"), 0.5)
+    if predicted == ("PER", "LOC"):
+        expected = {"entity_f1": 0.4, "entity_precision": 1 / 3, "entity_recall": 0.5}
+    if accuracy is not None:
+        expected["tag_accuracy"] = (1 + accuracy) / 2
+    assert scores == pytest.approx(expected)
+    assert evaluator.main_score(scores, None) == scores["entity_f1"]
+
+
 def test_tags_that_are_not_of_entities_have_their_accuracy_and_are_compared_by_it(tokenizer):
     evaluator = evaluator_of("tagging", tokenizer, ("NOUN", "VERB"))
     scores = evaluator.scores(plain(("NOUN", "VERB", "NOUN"), ("VERB",)), [["NOUN", "NOUN", "NOUN"], ["VERB"]])

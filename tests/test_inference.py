@@ -554,6 +554,38 @@ def test_other_schemes_of_prefixes_are_understood(tagger, words, expected):
     assert {e.label for e in found} == {"PER"}
 
 
+def tagged_by(tagger, labels, *found, outside="O"):
+    """What a tagger with these labels makes of words a, b, c ... that have the labels `found`."""
+    own = Tagger.__new__(Tagger)
+    own.model, own.outside, own.aggregation = dataclasses.replace(tagger.model, labels=labels), outside, "first"
+    text = " ".join("abcdef"[: len(found)])
+    own._words = lambda encoding, scores: [(2 * i, 2 * i + 1, label, 0.9) for i, label in enumerate(found)]
+    encoding = type("E", (), {"ids": np.zeros(len(found)), "word_ids": np.arange(len(found))})
+    (window,) = cut_windows(0, len(found), len(found), 1)
+    return [(e.label, e.text) for e in own._entities(text, encoding, [(window, np.zeros((len(found), 1)))])]
+
+
+def test_each_word_has_its_own_label_where_labels_are_no_entities(tagger):
+    words = [("NN", "a"), ("NN", "b"), ("VB-X", "c")]
+    assert tagged_by(tagger, ("NN", "VB-X", "."), "NN", "NN", "VB-X") == words
+    assert tagged_by(tagger, ("NN", "VB-X", "."), "NN", ".", "VB-X", outside=".") == [words[0], ("VB-X", "c")]
+    assert tagged_by(tagger, ("LABEL_0", "LABEL_1"), "LABEL_1", "LABEL_1") == [("LABEL_1", "a"), ("LABEL_1", "b")]
+
+
+@pytest.mark.parametrize(
+    "labels, found, expected",
+    [
+        (("O", "PER-B", "PER-I"), ("PER-B", "PER-I", "PER-B", "O"), [("PER", "a b"), ("PER", "c")]),
+        (("O", "B_PER", "I_PER"), ("B_PER", "I_PER", "O"), [("PER", "a b")]),
+        (("O", "PER", "LOC"), ("PER", "PER", "LOC", "O", "LOC"), [("PER", "a b"), ("LOC", "c"), ("LOC", "e")]),
+        (("X", "PER", "LOC"), ("PER", "X", "PER"), [("PER", "a"), ("PER", "c")]),
+        (("B", "M", "E", "S"), ("B", "M", "E", "S"), [("_", "a b c"), ("_", "d")]),
+    ],
+)
+def test_entities_of_any_scheme_are_put_together(tagger, labels, found, expected):
+    assert tagged_by(tagger, labels, *found, outside=labels[0] if labels[0] == "X" else "O") == expected
+
+
 def test_words_of_several_tokens_are_labelled_as_the_table_says(tagger, tokenizer, monkeypatch):
     text = "gale"
     (encoding,) = tokenizer.encode_with_offsets([text])

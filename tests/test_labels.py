@@ -6,7 +6,7 @@ import math
 import pytest
 
 from bert_jax.config import InputError
-from bert_jax.data.labels import Indicators, LabelReader, by_place, look_alikes, without_minus_one
+from bert_jax.data.labels import Indicators, LabelReader, Spans, by_place, look_alikes, without_minus_one
 from bert_jax.data.tables import ClassName
 from bert_jax.data.tasks import Record, TaskData, find_task
 
@@ -178,12 +178,43 @@ def test_tags_are_compared_with_the_users_marks_alone():
     assert read("tagging", ["-", "NA"]) == ("-", "NA")
     assert read("tagging", "B-PER O") == ("B-PER", "O")
     assert read("tagging", "['B-PER' 'O']") == ("B-PER", "O")
-    assert [read("tagging", value) for value in (None, [], "", "[]", [None, None])] == [None] * 5
+    assert [read("tagging", value) for value in (None, "", [None, None])] == [None] * 3
     assert read("tagging", ["?", "?"], unlabelled_mark=("?",)) is None
     with pytest.raises(InputError, match=r"the label is \['O', None\], not a list of tags: word 1 has none"):
         read("tagging", ["O", None])
     with pytest.raises(InputError, match="the label is 3, not a list with an entry a word"):
         read("tagging", 3)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [[0, 4, "PER"], [14, 19, " LOC"]],
+        '[[0, 4, "PER"], [14, 19, "LOC"]]',
+        "[[0, 4, 'PER'], (14, 19, 'LOC')]",
+        [{"start": 0, "end": 4, "label": "PER"}, {"start_offset": 14, "end_offset": 19, "type": "LOC", "id": 7}],
+        [{"start": 0, "end": 4, "labels": ["PER"]}, {"value": {"start": 14, "end": 19, "labels": ["LOC"]}}],
+    ],
+)
+def test_entities_may_be_given_by_characters(value):
+    spans = read("tagging", value)
+    assert isinstance(spans, Spans)
+    assert spans == ((0, 4, "PER", None), (14, 19, "LOC", None))
+
+
+def test_an_empty_list_is_no_entity_and_what_is_no_entity_is_named():
+    assert [read("tagging", value) for value in ([], "[]")] == [Spans(), Spans()]
+    assert read("tagging", [{"start": 0, "end": 1, "label": "X", "text": "a"}]) == ((0, 1, "X", "a"),)
+    for bad in (
+        [[0, "PER"]],
+        [["PER", 0, 4]],
+        [[0, 4, ""]],
+        [[0, 4.5, "PER"]],
+        [{"start": 0, "label": "X"}],
+        [[0, 4, ["A", "B"]]],
+    ):
+        with pytest.raises(InputError, match=r"a.csv:2: the label has .*, not \[start, end, type\] or"):
+            read("tagging", bad)
 
 
 @pytest.mark.parametrize(

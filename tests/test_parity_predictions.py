@@ -456,8 +456,10 @@ def test_entities_are_those_of_the_token_classification_pipeline(family, aggrega
 
 
 @pytest.mark.parametrize("aggregation", ["simple", "first"])
-def test_plain_labels_are_merged_as_the_pipeline_merges_them(aggregation, served, predictions):
-    model = served("bert", "token_classification")
+def test_types_without_letters_are_merged_as_the_pipeline_merges_them(aggregation, served, predictions):
+    types = {"0": "O", "1": "PER", "2": "LOC"}
+    labels = json.dumps({"num_labels": 3, "id2label": types, "label2id": {name: int(i) for i, name in types.items()}})
+    model = served("bert", "token_classification", labels)
     expected = model.pipeline("token-classification", "theirs")(TEXTS, aggregation_strategy=aggregation)
     found = aggregating(predictions(Tagger, model), aggregation)(TEXTS)
     assert_same_entities(found, expected, TEXTS)

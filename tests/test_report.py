@@ -153,7 +153,7 @@ def test_the_command_the_versions_and_the_hash_of_the_data_are_at_the_bottom(pag
         ("multi_label", Record((HOSTILE,), (HOSTILE,), HOSTILE, HOSTILE), np.array([-1.0]), (HOSTILE,)),
         ("stsb", Record((HOSTILE,), 1.0, HOSTILE, HOSTILE), 2.0, ()),
         ("similarity", Record((HOSTILE, HOSTILE), None, HOSTILE, HOSTILE), np.eye(2), ()),
-        ("ner", Record((HOSTILE,), ("O",), HOSTILE, HOSTILE), ["B-" + HOSTILE], ()),
+        ("ner", Record((HOSTILE,), ("O",), HOSTILE, HOSTILE), ["B-" + HOSTILE], ("O", "B-" + HOSTILE)),
         ("squad", Record((HOSTILE, HOSTILE), ((HOSTILE, 0),), HOSTILE, HOSTILE), ([Answer("<b>", 0, 3, 0.0, 1.0)], 0.0), ()),
     ],
 )
@@ -380,7 +380,8 @@ def test_tagged_sentences_have_scores_a_type_and_their_wrong_words_marked(page):
         (("in", "New", "York"), ("O", "B-LOC", "I-LOC")),
         (("fine",), ("O",)),
     )
-    found = page("ner", examples, [["B-PER", "O", "O"], ["O", "O", "B-LOC"], ["O"]])
+    labels = ("O", "B-LOC", "B-PER", "I-LOC")
+    found = page("ner", examples, [["B-PER", "O", "O"], ["O", "O", "B-LOC"], ["O"]], labels)
     assert found.rows("By label") == [["PER", "1.0000", "0.5000", "0.6667", "2"], ["LOC", "0.0000", "0.0000", "0.0000", "1"]]
     assert found.rows("Sentences with most wrong words, of 2") == [
         ["id1", "2 of 3", "in NewB-LOC O YorkI-LOC B-LOC"],
@@ -394,11 +395,21 @@ def test_tagged_sentences_have_scores_a_type_and_their_wrong_words_marked(page):
     ]
 
 
+def test_parts_of_speech_have_scores_a_tag(page):
+    examples = records((("Ann", "met", "Bo"), ("NNP", "VBD", "NNP")), (("go",), ("VB",)))
+    found = page("tagging", examples, [["NNP", "NNP", "NNP"], ["VB"]], ("NNP", "UH", "VB", "VBD"))
+    assert found.rows("By label") == [
+        ["NNP", "0.6667", "1.0000", "0.8000", "2"], ["VB", "1.0000", "1.0000", "1.0000", "1"],
+        ["VBD", "0.0000", "0.0000", "0.0000", "1"],
+    ]  # fmt: skip
+    assert found.rows("Sentences with most wrong words, of 1") == [["id0", "1 of 3", "AnnNNP metVBD NNP BoNNP"]]
+
+
 def test_of_long_sentences_the_words_around_the_wrong_ones_are_shown(page):
     words = tuple(f"w{i}" for i in range(60))
     predicted = ["O"] * 60
     predicted[20] = predicted[50] = "B-PER"
-    ((_, _, shown),) = page("ner", records((words, ("O",) * 60)), [predicted]).rows("Sentences")
+    ((_, _, shown),) = page("ner", records((words, ("O",) * 60)), [predicted], ("O", "B-PER")).rows("Sentences")
     left = " ".join(words[12:20])
     assert shown.startswith(f"… {left} w20O B-PER w21")
     assert " w28 … w42 " in shown

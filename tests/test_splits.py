@@ -630,6 +630,86 @@ def test_what_is_no_sentence_with_a_tag_a_word_is_named(tmp_path, row, message):
     fails(message, "tagging", write(tmp_path / "a.jsonl", jsonl(row)))
 
 
+JOHN = "john lives in Paris."
+SPANS = [[0, 4, "PER"], [14, 19, "LOC"]]
+
+
+@pytest.mark.parametrize("column", ["label", "labels", "entities", "spans"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json"])
+def test_entities_by_characters_become_tags_of_words(tmp_path, column, name):
+    rows = [{"text": JOHN, column: SPANS}, {"text": "no one", column: []}, {"text": "x", column: None}]
+    text = f"text,{column}\n" + "".join(f'"{r["text"]}","{r[column] or (r[column] == [] and "[]") or ""}"\n' for r in rows)
+    splits = only(tmp_path, "tagging", name, {"a.csv": text, "a.json": json.dumps(rows)}.get(name, jsonl(*rows)))
+    assert plain(splits.train) == [
+        (("john", "lives", "in", "Paris", "."), ("B-PER", "O", "O", "B-LOC", "O"), "0"),
+        (("no", "one"), ("O", "O"), "1"),
+    ]
+    assert "warning: train: 1 of 3 rows have no label (empty 1): left out" in splits.notes
+    test = write(tmp_path / "test.jsonl", jsonl({"text": JOHN}))
+    assert load("tagging", tmp_path / name, dev=str(tmp_path / name), test=test).test["test"][0].texts[-2:] == ("Paris", ".")
+
+
+@pytest.mark.parametrize("row, message", [
+    ({"text": JOHN, "label": [[0, 21, "PER"]]}, "a.jsonl:1: no text at 0 to 21 (PER); the text has 20 characters"),
+    ({"text": JOHN, "label": [[4, 5, "PER"]]}, "a.jsonl:1: no text at 4 to 5 (PER)"),
+    ({"text": JOHN, "label": [[4, 4, "PER"]]}, "a.jsonl:1: no text at 4 to 4 (PER)"),
+    ({"text": "\U0001f600 " + JOHN, "label": [{"start": 3, "end": 7, "label": "PER", "text": "john"}]},
+     "a.jsonl:1: PER at 3 to 7 is 'john', but the text there is 'ohn'; start and end count characters"),
+    ({"text": ["john"], "label": SPANS}, "a.jsonl:1: the label has entities by characters, but 'text' is a list of words"),
+])  # fmt: skip
+def test_entities_that_do_not_stand_in_the_text_are_named(tmp_path, row, message):
+    fails(message, "tagging", write(tmp_path / "a.jsonl", jsonl(row)))
+
+
+def test_of_entities_that_overlap_the_longer_is_kept_and_the_others_are_counted(tmp_path):
+    row = {"text": "New York City", "label": [[0, 8, "A"], [0, 13, "B"], [9, 13, "C"]]}
+    splits = only(tmp_path, "tagging", "a.jsonl", jsonl(row, {"text": "x", "label": []}))
+    assert splits.train[0].label == ("B-B", "I-B", "I-B")
+    assert "warning: train: 2 entities left out that overlap longer ones" in splits.notes
+
+
+def test_a_table_with_a_word_a_row_is_read_by_the_column_of_its_sentences(tmp_path):
+    text = "Sentence #,Word,POS,Tag\nSentence: 1,EU,N,B-ORG\n,rejects,V,O\nSentence: 2,x,N,O\n"
+    splits = only(tmp_path, "tagging", "a.csv", text)
+    expected = [(("EU", "rejects"), ("B-ORG", "O"), "Sentence: 1"), (("x",), ("O",), "Sentence: 2")]
+    assert plain(splits.train) == expected
+    named = dict(text_column=("w",), label_column="t", id_column="s")
+    text = text.replace("Sentence #,Word,POS,Tag", "s,w,p,t")
+    assert plain(only(tmp_path, "tagging", "b.csv", text, **named).train) == expected
+    message = "a.csv: 'w' has one word in every row, where a row is a sentence; name the column that says which sentence"
+    fails(message, "tagging", write(tmp_path / "a.csv", "w,tag\nEU,O\nx,O\n"), text_column=("w",))
+    again = write(tmp_path / "a.csv", text + "Sentence: 1,y,N,O\n")
+    fails(f"a.csv:5: id 'Sentence: 1' is also that of {again}:2", "tagging", again, **named)
+
+
+def test_sentences_of_a_table_may_be_lists_as_text_or_have_blanks_between_words(tmp_path):
+    text = "sentence_id,tokens,ner_tags\n1,\"['EU', 'rejects']\",\"['B-ORG', 'O']\"\n2,a b,O O\n"
+    text += "3,\"['x' 'y'\n 'z']\",\"['O' 'O' 'O']\"\n"
+    splits = only(tmp_path, "tagging", "a.csv", text)
+    assert [(r.texts, r.label) for r in splits.train] == [
+        (("EU", "rejects"), ("B-ORG", "O")), (("a", "b"), ("O", "O")), (("x", "y", "z"), ("O", "O", "O")),
+    ]  # fmt: skip
+
+
+def test_what_tags_are_taken_for_is_said(tmp_path):
+    def notes(*tags):
+        data = "".join(f"w{i} {tag}\n" for i, tag in enumerate(tags)) + "\n"
+        return [note for note in only(tmp_path, "tagging", "a.conll", data).notes if note.startswith("tags are ")]
+
+    assert notes("NNP", "VBZ", ".") == ["tags are classes of words, without entities (no B-, I- or O): scored by accuracy"]
+    assert notes("0", "1")[0].endswith("They are numbers: entities are found if the tags are given by name")
+    assert notes("PER", "O") == ["tags are types of entities, some without B- or I-: adjacent words of one type are one entity"]
+    assert notes("B-PER", "O") == notes("I-PER", "O") == notes("PER-B", "O") == []
+
+
+def test_bad_lines_are_left_out_and_counted_where_the_user_says_so(tmp_path):
+    path = write(tmp_path / "a.conll", "EU B-ORG\nbad\nx O\n")
+    fails("a.conll:2: 1 columns, where the first line has 2; --on-error skip leaves such lines out", "ner", path)
+    splits = load("ner", path, dev=path, on_error="skip")
+    assert plain(splits.train) == [(("EU", "x"), ("B-ORG", "O"), "0")]
+    assert f"train: 1 lines left out, that cannot be read: {path}:2" in splits.notes
+
+
 # ---- question answering
 
 

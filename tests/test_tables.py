@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from bert_jax.config import InputError
-from bert_jax.data.tables import Row, read_conll, read_squad, read_table, suffix_of
+from bert_jax.data.tables import Row, read_conll, read_squad, read_table, sentences_of_words, suffix_of
 
 CODECS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
 
@@ -103,7 +103,7 @@ def test_a_field_may_be_longer_than_the_csv_modules_default_limit(tmp_path):
 def test_a_row_with_another_number_of_fields_than_the_header_is_named_or_counted(tmp_path):
     path = write(tmp_path / "a.tsv", "a\tb\n1\t2\n3\n4\t5\t6\n7\t8\n")
     fails("a.tsv:3: 1 fields where 2 (a, b) are expected; if double quotes enclose fields, say --quotes csv", read_table, path)
-    table = read_table(path, skip_ragged=True)
+    table = read_table(path, skip_bad=True)
     assert rows(table) == [("a.tsv:2", {"a": "1", "b": "2"}), ("a.tsv:5", {"a": "7", "b": "8"})]
     assert table.skipped == [f"{path}:3", f"{path}:4"]
     path = write(tmp_path / "a.csv", "a,b\n1,2,3\n")
@@ -275,6 +275,44 @@ def test_comments_of_conll_u_are_left_out_and_words_in_tab_separated_lines_may_h
 def test_lines_of_docstart_and_blanks_that_are_no_ascii_do_not_count_as_columns(tmp_path):
     path = write(tmp_path / "a.conll", "-DOCSTART-\n\nNew\u00a0York  B-LOC \n-DOCSTART- O\n\n")
     assert rows(read_conll(path)) == [("a.conll:3", {"words": ["New\u00a0York"], "tags": ["B-LOC"]})]
+
+
+def test_a_line_of_docstart_is_a_boundary_wherever_it_stands(tmp_path):
+    for text in (
+        "EU O\n-DOCSTART- O\nPeter O\n", "EU O\n\n-DOCSTART- O\nPeter O\n", "EU O\n-DOCSTART- (12 testb)\nPeter O\n",
+        "-DOCSTART-\nEU O\n-DOCSTART-\tO\n\n\nPeter O", "EU O\n-DOCSTART-\nPeter O\n-DOCSTART-\n",
+    ):  # fmt: skip
+        table = read_conll(write(tmp_path / "a.conll", text))
+        assert [values["words"] for _, values in rows(table)] == [["EU"], ["Peter"]], text
+
+
+def test_bad_lines_are_left_out_and_counted_if_asked(tmp_path):
+    path = write(tmp_path / "a.conll", b"EU O\nbad\nPeter B-PER\n\ncaf\xe9 O\nx O O\n\ny O\n")
+    table = read_conll(path, skip_bad=True)
+    found = [{"words": ["EU", "Peter"], "tags": ["O", "B-PER"]}, {"words": ["y"], "tags": ["O"]}]
+    assert [values for _, values in rows(table)] == found
+    assert sorted(table.skipped) == [f"{path}:2", f"{path}:5", f"{path}:6"]
+    path = write(tmp_path / "a.jsonl", b'{"a": 1}\n{"a": \n[2]\n{"a": "\xe9"}\n{"a": 3}\n')
+    table = read_table(path, skip_bad=True)
+    assert [values for _, values in rows(table)] == [{"a": 1}, {"a": 3}]
+    assert table.skipped == [f"{path}:2", f"{path}:3", f"{path}:4"]
+    path = write(tmp_path / "a.tsv", b"a\tb\n1\t2\n\xe9\t2\n3\n4\t5\n")
+    table = read_table(path, skip_bad=True)
+    assert len(rows(table)) == 2
+    assert table.skipped == [f"{path}:3", f"{path}:4"]
+
+
+def test_words_a_row_are_put_together_to_sentences(tmp_path):
+    text = "Sentence #,Word,POS,Tag\nS1,EU,N,B-ORG\n,\"[\",X,O\n,rejects,V,O\nS2,one,N,O\nS3,a,X,O\nS3,b,Y,O\n"
+    table = read_table(write(tmp_path / "a.csv", text))
+    assert rows(table._replace(rows=sentences_of_words(table.rows, "Sentence #", ("Word", "Tag")))) == [
+        ("a.csv:2", {"Sentence #": "S1", "POS": "N", "Word": ["EU", "[", "rejects"], "Tag": ["B-ORG", "O", "O"]}),
+        ("a.csv:5", {"Sentence #": "S2", "POS": "N", "Word": ["one"], "Tag": ["O"]}),
+        ("a.csv:6", {"Sentence #": "S3", "POS": "X", "Word": ["a", "b"], "Tag": ["O", "O"]}),
+    ]
+    path = write(tmp_path / "a.csv", "s,w,t\n1,a,O\n1,,O\n")
+    with pytest.raises(InputError, match=r"a.csv:3: 'w' is empty, where each row is a word"):
+        list(sentences_of_words(read_table(path).rows, "s", ("w", "t")))
 
 
 @pytest.mark.parametrize("label_column", [-1, 3])

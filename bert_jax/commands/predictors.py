@@ -315,6 +315,8 @@ def classify(texts: Texts, pair_column: str | None = None, pairs: _Flag = False,
 def tag(texts: Texts, aggregation: Literal["simple", "first", "average", "max"] = "first", outside: str = "O") -> None:
     """Find the entities in texts: {"text", "entities": [{"label", "start", "end", "text", "score"}]}.
 
+    Of a model whose labels are no entities, as parts of speech, every word is given with its label.
+
     Args:
         texts: What is read.
         aggregation: Label of a word of several tokens: each token's own (simple), that of its first token, that of the mean

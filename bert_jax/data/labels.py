@@ -14,6 +14,7 @@ means that none of the classes applies. Tags are compared with the marks that th
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import json
 import math
@@ -31,6 +32,13 @@ from bert_jax.data.tasks import Kind, Record, Task, TaskData
 
 # What pandas.read_csv takes for a missing value, SNLI's "-" and the "?" of UCI's files. NONE and none are classes (of stances).
 MARKS = frozenset(["-", "?", "nan", "-nan", "NaN", "-NaN", "None", "null", "NULL", "NA", "N/A", "n/a", "#N/A", "#NA", "<NA>"])
+
+
+Span = tuple[int, int, str, str | None]  # start, end, type, and the text that the file says is there
+
+
+class Spans(tuple[Span, ...]):
+    """tagging: the entities in a text, by characters."""
 
 
 class Indicators(tuple[str, ...]):
@@ -132,7 +140,9 @@ class LabelReader:
         name = self._name(value, place)
         return None if name in (None, "-1") else whole_number(str(name), f"{place}: the label")
 
-    def _tags(self, value: Any, place: str) -> tuple[str, ...] | None:
+    def _tags(self, value: Any, place: str) -> tuple[str, ...] | Spans | None:
+        if (spans := _spans(value, f"{place}: the label")) is not None:
+            return spans
         items = tokens(value, f"{place}: the label")
         if not items:
             return None
@@ -269,6 +279,41 @@ def tokens(value: Any, place: str) -> list[Any] | None:
         raise InputError(f"{place} is {reprlib.repr(value)}, not a list with an entry a word")
     items = _items(value, place) if isinstance(value, list) or value.strip()[:1] == "[" else None
     return value.split() if isinstance(value, str) and items is None else items
+
+
+_SPAN_KEYS = (("start", "start_offset"), ("end", "end_offset"), ("label", "labels", "type", "entity", "entity_group"))
+
+
+def _spans(value: Any, place: str) -> Spans | None:
+    """Entities as [start, end, type] or objects with these, as doccano, spaCy, Prodigy and Label Studio (JSON-MIN) write them.
+
+    Also of the text of such a list. None for another list; no entity for an empty one.
+    """
+    if isinstance(value, str) and re.match(r"\s*\[\s*([\[({]|\])", value):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                value = ast.literal_eval(value.strip())
+    if not isinstance(value, list) or (value and not isinstance(value[0], list | tuple | dict)):
+        return None
+    return Spans(_span(item, place) for item in value)
+
+
+def _span(item: Any, place: str) -> Span:
+    found: Sequence[Any] = ()
+    said = None
+    if isinstance(item, dict):
+        item = item["value"] if isinstance(item.get("value"), dict) else item
+        said = item.get("text") if isinstance(item.get("text"), str) else None
+        found = [next((item[key] for key in keys if key in item), None) for keys in _SPAN_KEYS]
+    elif isinstance(item, list | tuple):
+        found = item
+    if len(found) == 3 and isinstance(found[2], list) and len(found[2]) == 1:
+        found = [*found[:2], found[2][0]]
+    if len(found) != 3 or not isinstance(found[2], str) or not found[2].strip() or any(type(at) is not int for at in found[:2]):
+        raise InputError(f"{place} has {reprlib.repr(item)}, not [start, end, type] or {{'start', 'end', 'label'}} of an entity")
+    return found[0], found[1], found[2].strip(), said
 
 
 # ---- what all rows say together

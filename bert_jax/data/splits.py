@@ -22,10 +22,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from bert_jax import tags
 from bert_jax.config import InputError, did_you_mean
 from bert_jax.data import holdout, sources, tables
 from bert_jax.data.labels import (
     LabelReader,
+    Span,
+    Spans,
     are_numbers,
     by_place,
     classes_of,
@@ -194,15 +197,17 @@ _USUAL_TEXTS: dict[Kind, tuple[tuple[str, ...], ...]] = {
     "classification": (*_PAIRS, ("text",), ("sentence",)),
     "multi_label": (*_PAIRS, ("text",), ("sentence",)),
     "regression": (*_PAIRS, ("text",), ("sentence",)),
-    "tagging": (("words",), ("tokens",)),
+    "tagging": (("words",), ("tokens",), ("word",), ("token",), ("text",), ("sentence",)),
     "question_answering": (("question", "context"),),
     "multiple_choice": (),
     "similarity": (("anchor", "positive", "negative"), ("anchor", "positive"), *_PAIRS),
 }
 _USUAL_LABEL: dict[Kind, tuple[str, ...]] = {
-    "classification": (), "multi_label": ("labels",), "regression": ("score",), "tagging": ("tags", "ner_tags"),
+    "classification": (), "multi_label": ("labels",), "regression": ("score",),
+    "tagging": ("tags", "ner_tags", "tag", "labels", "entities", "spans", "ents"),
     "question_answering": ("answers",), "multiple_choice": (), "similarity": ("score",),
 }  # fmt: skip
+_USUAL_SENTENCE = ("sentence #", "sentence_id", "sentence id", "sent_id", "sentence_idx", "sentence_number")
 
 
 def _columns(split: str, path: str, columns: Sequence[str], task: Task, cfg: TaskData) -> _Columns:
@@ -222,6 +227,8 @@ def _columns(split: str, path: str, columns: Sequence[str], task: Task, cfg: Tas
             raise InputError(f"--label-column {named}: three texts are an anchor, a like and an unlike one, without label")
         labels = ()
     ids = ("id",) if task.kind == "question_answering" else ("index", "idx") if task.texts else ()
+    if task.kind == "tagging" and tables.suffix_of(path) == ".csv":
+        ids = tuple(name for name in columns if name.lower() in _USUAL_SENTENCE)
     id = _existing(path, columns, cfg.id_column, "--id-column") if cfg.id_column else next((n for n in ids if n in columns), None)
     group = cfg.group_column
     if group is not None and (split == "train" or group in columns):
@@ -267,6 +274,7 @@ def _existing(path: str, columns: Sequence[str], name: str, option: str) -> str:
 def _usual_texts(path: str, columns: Sequence[str], task: Task) -> tuple[str, ...]:
     known = {name.lower(): name for name in columns}
     usual = [names for names in (task.texts, *_USUAL_TEXTS[task.kind]) if names and {n.lower() for n in names} <= set(known)]
+    usual = usual[:1] if task.kind == "tagging" else usual  # words go before the text that they are of
     if not usual or (usual[0] != task.texts and not all(set(names) <= set(usual[0]) for names in usual)):
         expected, near = f" (task {task.name}: {', '.join(task.texts)})" if task.texts else "", did_you_mean("text", columns)
         raise InputError(f"{path}: which column is the text? It has {', '.join(columns)}{expected}: say --text-column NAME{near}")
@@ -290,28 +298,32 @@ def _read(split: str, path: str, task: Task, cfg: TaskData, hasher: Any, notes: 
     table, columns = _open(split, path, task, cfg, hasher)
     stem = None if cfg.text_column else task.stem
     reader = LabelReader(task, cfg)
-    records = [
-        Record(
-            _texts(row, columns.texts, task.kind, stem),
-            _label(row, columns.labels, reader),
-            str(row.values.get(columns.id)) if columns.id else str(number),
-            row.place,
-            _group(row, columns.group),
-        )
-        for number, row in enumerate(table.rows)
-    ]
+    records, overlapping = list[Record](), 0
+    for number, row in enumerate(table.rows):
+        label = _label(row, columns.labels, reader)
+        if task.kind == "tagging":
+            texts, label, lost = _sentence(row, columns.texts[0], label, reader)
+            overlapping += lost
+        else:
+            texts = _texts(row, columns.texts, stem)
+        id = str(row.values.get(columns.id)) if columns.id else str(number)
+        records.append(Record(texts, label, id, row.place, _group(row, columns.group)))
     shown = " ".join(map(repr, (*columns.texts, *columns.labels)))
     notes.append(f"{split}: {len(records)} rows of {path} ({shown})")
     said = len(notes)
     notes += [f"{split}: {remark}" for remark in table.remarks]
     if table.skipped:
-        notes.append(f"{split}: {len(table.skipped)} lines left out, with a wrong number of fields: {_few(table.skipped)}")
+        why = "that cannot be read" if cfg.on_error == "skip" else "with a wrong number of fields"
+        notes.append(f"{split}: {len(table.skipped)} lines left out, {why}: {_few(table.skipped)}")
     one_word = task.kind == "tagging" and all(len(record.texts) == 1 for record in records)
     if one_word and len(records) > 1 and tables.suffix_of(path) == ".csv":
-        raise InputError(f"{path}: {columns.texts[0]!r} has one word in every row, where a row is a sentence")
+        fix = "name the column that says which sentence a word is of: --id-column NAME"
+        raise InputError(f"{path}: {columns.texts[0]!r} has one word in every row, where a row is a sentence; {fix}")
     notes += _empty_texts(split, path, task.kind, columns.texts, records)
-    if cfg.id_column or task.kind == "question_answering":
+    if cfg.id_column or (task.kind == "tagging" and columns.id) or task.kind == "question_answering":
         _check_ids(records)
+    if overlapping:
+        notes.append(f"warning: {split}: {overlapping} entities left out that overlap longer ones")
     if task.kind == "question_answering":
         records = _with_matching_answers(split, records, notes)
     if not records:
@@ -330,20 +342,55 @@ def _open(split: str, path: str, task: Task, cfg: TaskData, hasher: Any) -> tupl
     if task.kind == "tagging" and suffix in _CONLL:
         label = whole_number(" ".join(cfg.label_column) or "-1", "--label-column")
         word = whole_number(" ".join(cfg.text_column) or "0", "--text-column")
-        table, cfg = tables.read_conll(path, label, word, hasher), cfg.replace(label_column=(), text_column=())
+        table = tables.read_conll(path, label, word, hasher, skip_bad=cfg.on_error == "skip")
+        cfg = cfg.replace(label_column=(), text_column=())
     elif task.kind == "question_answering" and suffix == ".json":
         table = tables.read_squad(path, hasher)
     else:
-        table = tables.read_table(path, cfg.quotes, hasher, header=task.header, skip_ragged=task.skip_ragged)
-    return table, _columns(split, path, table.columns, task, cfg)
+        skip = cfg.on_error == "skip" or (task.skip_ragged and suffix in tables.DELIMITERS)
+        table = tables.read_table(path, cfg.quotes, hasher, header=task.header, skip_bad=skip)
+    columns = _columns(split, path, table.columns, task, cfg)
+    if task.kind == "tagging" and suffix == ".csv" and columns.id:
+        rows = tables.sentences_of_words(table.rows, columns.id, (*columns.texts, *columns.labels))
+        table = table._replace(rows=rows)
+    return table, columns
 
 
-def _texts(row: Row, columns: Sequence[str], kind: Kind, stem: str | None) -> tuple[str, ...]:
-    if kind == "tagging":
-        words = tokens(row.values.get(columns[0]), f"{row.place}: {columns[0]!r}")
-        if not words:
-            raise InputError(f"{row.place}: {columns[0]!r} has no words")
-        return tuple(_text(row, columns[0], word) for word in words)
+def _sentence(row: Row, column: str, label: Any, reader: LabelReader) -> tuple[tuple[str, ...], tuple[str, ...] | None, int]:
+    """(words, tags, entities that were left out because they overlap longer ones)."""
+    value, lost = row.values.get(column), 0
+    listed = isinstance(value, list) or (isinstance(value, str) and value.lstrip()[:1] == "[")
+    if isinstance(value, str) and not listed and (label is None or isinstance(label, Spans)):
+        text = _text(row, column, value)
+        spans = _checked(row, text, label or ())
+        kept = tags.without_overlaps(spans)
+        words, found = tags.tagged_words(text, kept)
+        label, lost = None if label is None else tuple(found), len(spans) - len(kept)
+    else:
+        words = tokens(value, f"{row.place}: {column!r}") or []
+    if isinstance(label, Spans):
+        if label:
+            raise InputError(f"{row.place}: the label has entities by characters, but {column!r} is a list of words, not a text")
+        label = None  # an empty list of tags, of a sentence that has words
+        reader.unlabelled["empty"] += 1
+    if not words:
+        raise InputError(f"{row.place}: {column!r} has no words")
+    return tuple(_text(row, column, word) for word in words), label, lost
+
+
+def _checked(row: Row, text: str, spans: Sequence[Span]) -> list[tuple[int, int, str]]:
+    """(start, end, type) of entities that lie in the text, and are there what they are said to be."""
+    for start, end, kind, said in spans:
+        there = text[start:end].strip() if 0 <= start < end <= len(text) else ""
+        if not there:
+            raise InputError(f"{row.place}: no text at {start} to {end} ({kind}); the text has {len(text)} characters")
+        if said is not None and said.strip() != there:
+            hint = "start and end count characters (Unicode code points) from 0"
+            raise InputError(f"{row.place}: {kind} at {start} to {end} is {said!r}, but the text there is {there!r}; {hint}")
+    return [span[:3] for span in spans]
+
+
+def _texts(row: Row, columns: Sequence[str], stem: str | None) -> tuple[str, ...]:
     texts = tuple(_cell(row, column) for column in columns)
     start = f"{_cell(row, stem)} " if stem else ""
     return (texts[0], *(start + text for text in texts[1:])) if stem else texts
@@ -528,6 +575,8 @@ def _look_at_labels(task: Task, train: list[Record], labels: tuple[str, ...]) ->
         notes += [f"labels: {sizes[0]} of {len(train)} training rows have none of them"] * (sizes[0] > 0)
         if set(sizes) == {1} and len(labels) > 1:
             notes.append("warning: every training row has one label: for classes that exclude each other, --task classification")
+    if task.kind == "tagging":
+        notes += _look_at_tags(labels)
     if task.kind not in ("classification", "multi_label"):
         return notes
     for group in look_alikes(labels):
@@ -540,3 +589,13 @@ def _look_at_labels(task: Task, train: list[Record], labels: tuple[str, ...]) ->
         more = "class has" if len(rare) == 1 else "classes have"
         notes.append(f"warning: {len(rare)} {more} one training row: {_few(rare)}")
     return notes
+
+
+def _look_at_tags(labels: tuple[str, ...]) -> list[str]:
+    """What tags are taken for, where they are not B- and I- of entities."""
+    if tags.entity_tags(labels) is None:
+        more = ". They are numbers: entities are found if the tags are given by name" if are_numbers(labels) else ""
+        return [f"tags are classes of words, without entities (no B-, I- or O): scored by accuracy{more}"]
+    if tags.are_types(labels):
+        return ["tags are types of entities, some without B- or I-: adjacent words of one type are one entity"]
+    return []

@@ -49,7 +49,7 @@ class Table(NamedTuple):
     remarks: tuple[str, ...] = ()
 
 
-_DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 
 
 def suffix_of(path: str) -> str:
@@ -58,7 +58,7 @@ def suffix_of(path: str) -> str:
 
 
 def read_table(
-    path: str, quotes: Quotes = "auto", hasher: Any = None, *, header: Sequence[str] = (), skip_ragged: bool = False
+    path: str, quotes: Quotes = "auto", hasher: Any = None, *, header: Sequence[str] = (), skip_bad: bool = False
 ) -> Table:
     """The rows of a file of any format but CoNLL's and SQuAD's.
 
@@ -67,41 +67,46 @@ def read_table(
       quotes: whether double quotes enclose a field; auto: in .csv yes, in .tsv and .txt if `looks_quoted` says so.
       hasher: sees all bytes of the file by the last row (of `tfds:`, the rows as JSON).
       header: columns of a delimited file whose first line has none of these names in it; "..." at the end: more may follow.
-      skip_ragged: leave out lines with a wrong number of fields.
+      skip_bad: leave out lines with a wrong number of fields, and those of .jsonl that are no JSON objects.
 
     Raises:
       InputError: a file that is missing, empty, of an unknown format, or not UTF-8; a row that does not fit the header or is no
         JSON object; a quote that is not closed. The message names the line.
     """
     suffix = "tfds" if path.startswith("tfds:") else suffix_of(path)
-    if suffix in _DELIMITERS:
-        found = quotes == "auto" and suffix != ".csv" and looks_quoted(path, _DELIMITERS[suffix])
+    if suffix in DELIMITERS:
+        found = quotes == "auto" and suffix != ".csv" and looks_quoted(path, DELIMITERS[suffix])
         quoted = found or quotes == "csv" or (quotes == "auto" and suffix == ".csv")
-        table = _delimited(path, _DELIMITERS[suffix], quoted, hasher, tuple(header), skip_ragged)
+        table = _delimited(path, DELIMITERS[suffix], quoted, hasher, tuple(header), skip_bad)
         remark = f"double quotes enclose fields of {path}, and are taken off (--quotes none: they belong to the text)"
         return table._replace(remarks=(remark,) * found)
     if suffix not in _READERS:
-        raise InputError(f"{path}: {suffix or 'no suffix'!r} is not a known format ({', '.join([*_DELIMITERS, *_READERS])})")
-    rows = _READERS[suffix](path, hasher)
+        raise InputError(f"{path}: {suffix or 'no suffix'!r} is not a known format ({', '.join([*DELIMITERS, *_READERS])})")
+    skipped = list[str]()
+    rows = _json_lines(path, hasher, skipped) if suffix == ".jsonl" and skip_bad else _READERS[suffix](path, hasher)
     if (first := next(rows, None)) is None:
         raise InputError(f"{path}: holds no rows")
-    return Table(tuple(first.values), chain([first], rows), [])
+    return Table(tuple(first.values), chain([first], rows), skipped)
 
 
-def _lines(path: str, hasher: Any) -> Iterator[tuple[str, str]]:
-    """(place, line) without its end."""
+def _lines(path: str, hasher: Any, skipped: list[str] | None = None) -> Iterator[tuple[str, str]]:
+    """(place, line) without its end. Places of lines that are not UTF-8 are added to `skipped`; without one, they are errors."""
     for number, (_, raw) in enumerate(sources.read_lines(path, 0, hasher), 1):
         line = sources.decode(raw)
-        if isinstance(line, sources.Bad):
+        if not isinstance(line, sources.Bad):
+            yield f"{path}:{number}", line
+        elif skipped is not None:
+            skipped.append(f"{path}:{number}")
+        else:
             raise InputError(f"{path}:{number}: {line.reason}; save the file as UTF-8")
-        yield f"{path}:{number}", line
 
 
 # ---- delimited text
 
 
-def _delimited(path: str, delimiter: str, quoted: bool, hasher: Any, header: tuple[str, ...], skip_ragged: bool) -> Table:
-    split = ((place, line.split(delimiter)) for place, line in _lines(path, hasher) if line)
+def _delimited(path: str, delimiter: str, quoted: bool, hasher: Any, header: tuple[str, ...], skip_bad: bool) -> Table:
+    skipped = list[str]()
+    split = ((place, line.split(delimiter)) for place, line in _lines(path, hasher, skipped if skip_bad else None) if line)
     lines = _quoted(path, delimiter, hasher) if quoted else split
     if (first := next(lines, None)) is None:
         raise InputError(f"{path}: is empty")
@@ -112,13 +117,12 @@ def _delimited(path: str, delimiter: str, quoted: bool, hasher: Any, header: tup
         columns, lines = header[: len(header) - more], chain([first], lines)
     if double := {name for name in columns if columns.count(name) > 1}:
         raise InputError(f"{first[0]}: the header has {', '.join(map(repr, sorted(double)))} twice: rename one")
-    skipped: list[str] = []
 
     def rows() -> Iterator[Row]:
         for place, fields in lines:
             if len(fields) == len(columns) or (more and len(fields) > len(columns)):
                 yield Row(place, dict(zip(columns, fields, strict=False)))
-            elif skip_ragged:
+            elif skip_bad:
                 skipped.append(place)
             else:
                 expected = f"{len(columns)}{' or more' if more else ''} ({', '.join(columns)}) are expected"
@@ -188,8 +192,15 @@ def _json_object(text: str, place: str) -> Row:
     return Row(place, value)
 
 
-def _json_lines(path: str, hasher: Any) -> Iterator[Row]:
-    return (_json_object(line, place) for place, line in _lines(path, hasher) if line.strip())
+def _json_lines(path: str, hasher: Any, skipped: list[str] | None = None) -> Iterator[Row]:
+    for place, line in _lines(path, hasher, skipped):
+        try:
+            if line.strip():
+                yield _json_object(line, place)
+        except InputError:
+            if skipped is None:
+                raise
+            skipped.append(place)
 
 
 def _load_json(path: str, lines: Sequence[str]) -> Any:
@@ -279,18 +290,21 @@ _READERS: dict[str, Callable[[str, Any], Iterator[Row]]] = {
 # ---- sentences with a tag a word
 
 
-def read_conll(path: str, label_column: int = -1, word_column: int = 0, hasher: Any = None) -> Table:
+def read_conll(path: str, label_column: int = -1, word_column: int = 0, hasher: Any = None, *, skip_bad: bool = False) -> Table:
     """Sentences of a file with a word a line, a blank line behind each: columns `words` and `tags`, lists of str.
 
         "EU B-ORG\\nrejects O\\n\\nPeter B-PER" -> {"words": ["EU", "rejects"], "tags": ["B-ORG", "O"]}, {"words": ["Peter"], ...}
 
     Columns are separated by tabs where the first line has one, else by blanks. A file of a single column has no `tags`. Lines
-    of -DOCSTART- are left out, and those that start with # and are one column where the others have several: comments.
+    of -DOCSTART- end a sentence as blank ones do; those that start with # and are one column where the others have several are
+    comments, and left out.
 
     Raises:
-      InputError: a line that has another number of columns than the first, or an empty word or tag; a file without words.
+      InputError: a line that has another number of columns than the first, or an empty word or tag, or is not UTF-8 (with
+        `skip_bad` such lines are left out instead); a file without words.
     """
-    lines = [(place, line if line.strip() else "") for place, line in _lines(path, hasher)]
+    skipped = list[str]()
+    lines = [(place, line if line.strip() else "") for place, line in _lines(path, hasher, skipped if skip_bad else None)]
     first = next((line for _, line in lines if line and not line.startswith(("#", "-DOCSTART-"))), "-").strip(" \t")
 
     def split(line: str) -> list[str]:
@@ -302,27 +316,66 @@ def read_conll(path: str, label_column: int = -1, word_column: int = 0, hasher: 
     for name, column in (("--label-column", label_column), ("--text-column", word_column)):
         if not -width <= column < width:
             raise InputError(f"{path}: has {width} columns, so {name} {column} is none of them")
-    rows = _sentences([(place, split(line) if line else []) for place, line in lines], width, word_column, label_column)
-    return Table(("words", "tags") if width > 1 else ("words",), rows, [])
+    divided = [(place, [] if line.startswith("-DOCSTART-") or not line else split(line)) for place, line in lines]
+    rows = _sentences(divided, width, word_column, label_column, skipped if skip_bad else None)
+    return Table(("words", "tags") if width > 1 else ("words",), rows, skipped)
 
 
-def _sentences(lines: list[tuple[str, list[str]]], width: int, word_column: int, label_column: int) -> Iterator[Row]:
-    """Rows of lines that are split into columns; no column: a blank line."""
+def _sentences(
+    lines: list[tuple[str, list[str]]], width: int, word_column: int, label_column: int, skipped: list[str] | None
+) -> Iterator[Row]:
+    """Rows of lines that are split into columns; no column: the end of a sentence."""
     start, words, tags = "", list[str](), list[str]()
     for place, fields in [*lines, ("", [])]:
-        if fields[:1] == ["-DOCSTART-"] or (len(fields) == 1 < width and fields[0].startswith("#")):
+        if len(fields) == 1 < width and fields[0].startswith("#"):
             continue
         if fields:
+            wrong = ""
             if len(fields) != width:
-                raise InputError(f"{place}: {len(fields)} columns, where the first line has {width}")
-            if not fields[word_column] or not fields[label_column]:
-                raise InputError(f"{place}: an empty word or tag")
+                wrong = f"{len(fields)} columns, where the first line has {width}"
+            elif not fields[word_column] or not fields[label_column]:
+                wrong = "an empty word or tag"
+            if wrong and skipped is None:
+                raise InputError(f"{place}: {wrong}; --on-error skip leaves such lines out")
+            if wrong and skipped is not None:
+                skipped.append(place)
+                continue
             start = start if words else place
             words.append(fields[word_column])
             tags.append(fields[label_column])
         elif words:
             yield Row(start, {"words": words, "tags": tags} if width > 1 else {"words": words})
             words, tags = [], []
+
+
+def sentences_of_words(rows: Iterator[Row], sentence: str, columns: Sequence[str]) -> Iterator[Row]:
+    """Rows of a table with a word a row -> a row a sentence, whose `columns` are lists; other rows as they are.
+
+    Rows belong together that follow each other with one value of the column `sentence`; an empty one is that of the row above.
+
+        {"Sentence #": "1", "Word": "EU"}, {"Sentence #": "", "Word": "rejects"} -> {"Sentence #": "1", "Word": ["EU", "rejects"]}
+    """
+    name, group = "", list[Row]()
+
+    def joined() -> Row:
+        cells = [str(group[0].values[column]).strip() for column in columns]
+        if len(group) == 1 and any(len(cell.split()) != 1 or cell[0] == "[" for cell in cells):
+            return group[0]  # a sentence a row
+        for row in group:
+            if empty := [column for column in columns if not str(row.values[column]).strip()]:
+                raise InputError(f"{row.place}: {empty[0]!r} is empty, where each row is a word")
+        words = {column: [row.values[column] for row in group] for column in columns}
+        return Row(group[0].place, {**group[0].values, sentence: name, **words})
+
+    for row in rows:
+        own = str(row.values[sentence]).strip() or name
+        if group and own != name:
+            yield joined()
+            group = []
+        name = own
+        group.append(row)
+    if group:
+        yield joined()
 
 
 # ---- SQuAD

@@ -101,6 +101,8 @@ class TaskData(Checked):
     )
     quotes: Literal["auto", "csv", "none"] = "auto"
     """Whether double quotes enclose a field; auto: in .csv yes, in .tsv where the whole file fits that (GLUE's do not)."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """Lines that cannot be read (of another number of columns, no JSON, not UTF-8): stop, or leave them out and count them."""
     dev_size: float = 0.1
     """Where there is no file to evaluate on: the share (below 1) or number of training rows held out, drawn by seed 0."""
     group_column: str | None = None

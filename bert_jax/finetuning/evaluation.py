@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from bert_jax import tags
 from bert_jax.config import InputError
 from bert_jax.data.finetuning import IGNORED, Encoded
 from bert_jax.data.layout import Layout, most_context
@@ -167,7 +168,7 @@ class Evaluator:
 
     def _tags(self, split: Split, logits: Sequence[np.ndarray]) -> list[list[str]]:
         """The tag of each word's first token, from the window that it has most context in; O for words without tokens."""
-        windows, tags = split.encoded.windows, []
+        windows, found = split.encoded.windows, []
         outside = "O" if "O" in self.labels else self.labels[0]
         of_text: list[list[int]] = [[] for _ in split.records]
         for number, window in enumerate(windows):
@@ -179,8 +180,8 @@ class Evaluator:
                 outside if token < 0 else self.labels[best[w := int(home[token])][token - windows[numbers[w]].start]]
                 for token in first
             ]
-            tags.append(picked)
-        return tags
+            found.append(picked)
+        return found
 
     def tune(self, splits: Sequence[Split], predicted: Mapping[str, Sequence[Any]]) -> Tuned:
         """`tuned` with the thresholds that are best on `splits`, the dev sets, where none were given.
@@ -205,7 +206,8 @@ class Evaluator:
         """The task's metrics; `loss` too, but for similarity. Every example counts once, where only some have a label those.
 
         `tuned` has the thresholds; default: those that are best on this split, as it should be for dev sets alone.
-        Tags that are not of entities (B-, I-, ...) have `tag_accuracy` alone. Raises InputError where no example has a label.
+        Tags that are no entities (see `tags.entity_tags`) have `tag_accuracy` alone, types without letters (B-, I-, ...) as well.
+        Raises InputError where no example has a label.
         """
         if not split.labelled and self.task.kind != "similarity":
             raise InputError(f"{split.records[0].place} has no label, as all rows: {split.name} cannot be scored")
@@ -222,8 +224,7 @@ class Evaluator:
     def _label_scores(self, split: Split, predicted: Sequence[Any], tuned: Tuned) -> dict[str, float]:
         kind, labels = self.task.kind, [record.label for record in split.records]
         if kind == "tagging":
-            names = (*self.task.metrics, "entity_precision", "entity_recall") if self._of_entities else ("tag_accuracy",)
-            return {name: task_metrics.METRICS[name](predicted, labels) for name in names}
+            return self._tag_scores(predicted, labels)
         if kind == "regression":
             guessed, right = np.array(predicted), np.array(labels)
             loss = (guessed - right) ** 2
@@ -239,12 +240,19 @@ class Evaluator:
         return scores | {"loss": float(np.mean(loss))}
 
     @cached_property
-    def _of_entities(self) -> bool:
-        try:
-            task_metrics.entities(self.labels)
-        except InputError:  # a tag of another form
-            return False
-        return True
+    def entity_tags(self) -> dict[str, str] | None:
+        """tagging: the tags in the form that entities are read from; None where the tags are no entities."""
+        return tags.entity_tags(self.labels)
+
+    def _tag_scores(self, predicted: Sequence[Sequence[str]], right: Sequence[Sequence[str]]) -> dict[str, float]:
+        read = self.entity_tags
+        accuracy = {"tag_accuracy": task_metrics.tag_accuracy(predicted, right)}
+        if read is None:
+            return accuracy
+        both = [[[read[tag] for tag in sentence] for sentence in of] for of in (predicted, right)]
+        names = (*self.task.metrics, "entity_precision", "entity_recall")
+        scores = {name: task_metrics.METRICS[name](*both) for name in names}
+        return scores | (accuracy if tags.are_types(self.labels) else {})
 
     def _answer_scores(self, split: Split, predicted: Sequence[Candidates], tuned: Tuned) -> dict[str, float]:
         golds = {record.id: [text for text, _ in record.label] for record in split.records}

@@ -7,6 +7,7 @@ for phones too, and for light and dark screens. Whatever is not `_Html` is escap
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from html import escape
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import rankdata  # type: ignore[import-untyped]
 
+from bert_jax import tags
 from bert_jax.data.tasks import Kind, Record
 from bert_jax.files import write_text
 from bert_jax.finetuning.evaluation import Candidates, Evaluator, Split, has_labels
@@ -334,10 +336,7 @@ def _multi_label(split: Split, predicted: Sequence[Any], labels: Sequence[str], 
     logits, right = np.array(predicted), np.array([[name in record.label for name in labels] for record in split.records])
     guessed = has_labels(logits, tuned)
     hits, ours, theirs = (of.sum(axis=0).tolist() for of in (guessed & right, guessed, right))
-    each = {
-        name: {"precision": h / max(1, o), "recall": h / max(1, t), "f1": 2 * h / max(1, o + t), "support": t}
-        for name, h, o, t in zip(labels, hits, ours, theirs, strict=True)
-    }
+    each = {name: _rates(*counts) for name, *counts in zip(labels, hits, ours, theirs, strict=True)}
     rows = []
     limits = np.clip(np.array(tuned.label_thresholds or 0.5), 1e-6, 1 - 1e-6)
     sure = abs(logits - np.log(limits / (1 - limits)))
@@ -385,8 +384,27 @@ def _tags(split: Split, predicted: Sequence[Any], labels: Sequence[str], tuned: 
         for i in _most(wrong > 0, wrong)
     ]  # fmt: skip
     caption = f"Sentences with most wrong words, of {np.sum(wrong > 0):,}. Over a word: its tag, and a wrong one struck out"
-    each = dict(sorted(task_metrics.entity_report(predicted, right).items(), key=lambda item: -item[1]["support"]))
+    each = dict(sorted(_each_tag(predicted, right, labels).items(), key=lambda item: -item[1]["support"]))
     return [_per_label(each), _table(caption, ["id", "wrong", "words"], rows)]
+
+
+def _each_tag(predicted: Sequence[Any], right: Sequence[Any], labels: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Precision, recall, F1 and support: of each type of entity, or of each tag where tags are no entities."""
+    read = tags.entity_tags(labels)
+    if read is not None:
+        return task_metrics.entity_report(*([[read[tag] for tag in sentence] for sentence in of] for of in (predicted, right)))
+    pairs = Counter(pair for both in zip(predicted, right, strict=True) for pair in zip(*both, strict=True))
+    ours, theirs = Counter[str](), Counter[str]()
+    for (guessed, tag), count in pairs.items():
+        ours[guessed] += count
+        theirs[tag] += count
+    return {tag: _rates(pairs[tag, tag], ours[tag], theirs[tag]) for tag in labels if ours[tag] or theirs[tag]}
+
+
+def _rates(hits: int, ours: int, theirs: int) -> dict[str, float]:
+    """Of `hits` among `ours`, which were predicted, and `theirs`, which are right."""
+    rates = {"precision": hits / max(1, ours), "recall": hits / max(1, theirs), "f1": 2 * hits / max(1, ours + theirs)}
+    return {**rates, "support": theirs}
 
 
 def _sentence(words: Sequence[str], right: Sequence[str], predicted: Sequence[str]) -> _Html:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bert_jax import pretrained
+from bert_jax import pretrained, tags
 from bert_jax.config import InputError
 from bert_jax.data import holdout
 from bert_jax.data.finetuning import Batches, check_choices, encode
@@ -52,6 +53,10 @@ def baseline(task: Task, splits: Splits, metric: str | None) -> float | None:
         return None
     if kind == "question_answering":
         return float(np.mean([np.mean([not record.label for record in records]) for records in dev]))
+    if kind == "tagging" and tags.entity_tags(splits.labels) is None:
+        words, *of_dev = ([tag for record in records for tag in record.label] for records in (splits.train, *dev))
+        commonest = Counter(words).most_common(1)[0][0] if words else None
+        return float(np.mean([np.mean([tag == commonest for tag in each]) for each in of_dev]))
     if kind != "classification":
         return 0.0
     train, *asked = ([splits.labels.index(record.label) for record in records] for records in (splits.train, *dev))
