@@ -203,7 +203,8 @@ def _split_tag(tag: str) -> tuple[str, str]:
         return "O", ""
     prefix, _, kind = tag.partition("-")
     if prefix not in _BIES:
-        raise InputError(f"tag {tag!r} is neither O nor one of B- I- E- S- L- U- and a type; other tags have tag_accuracy only")
+        known = "neither O nor one of B- I- E- S- L- U- and a type"
+        raise InputError(f"tag {tag!r} is {known}; tags.entity_tags reads other schemes, and classes of words have tag_accuracy")
     return _BIES[prefix], kind or "_"
 
 
