@@ -539,12 +539,14 @@ def test_the_same_files_split_in_another_way_are_refused(model, finished, tmp_pa
     ("cola", "001", "0011", 0.0), ("cola", "001", "00", None),
     ("stsb", [0.0, 1.0], [1.0, 2.0], 0.0), ("stsb", [0.0, 1.0], [1.0, 1.0], None),
     ("tagging", [("O", "B-X")], [("O", "B-X")], 0.0), ("tagging", [("O", "B-X")], [("O",), ("O", "O")], None),
+    ("tagging", [("NN", "VB", "NN")], [("NN", "VB"), ("NN", "UH", "VB")], 0.4), ("tagging", [("PER", "O")], [("PER", "O")], 0.0),
     ("squad2", [()], [(), (), (("a", 0),), ()], 0.75), ("squad", [()], [(("a", 0),)], 0.0),
     ("multiple_choice", [0, 1], [0, 1], None), ("sst2", "001", None, None),
 ])  # fmt: skip
 def test_what_learns_nothing_is_known_where_a_score_can_tell(task, train, dev, expected):
     splits = [[Record(("a",), label, "0", "f:1") for label in labels or ()] for labels in (train, dev)]
-    found = Splits(splits[0], {} if dev is None else {"dev": splits[1]}, {}, ("0", "1"), [], "")
+    labels = tuple({tag for record in splits[0] for tag in record.label}) if task == "tagging" else ("0", "1")
+    found = Splits(splits[0], {} if dev is None else {"dev": splits[1]}, {}, labels, [], "")
     assert stages.baseline(find_task(task), found, None) == expected
     assert stages.baseline(find_task(task), found, "loss") is None
 

@@ -226,7 +226,7 @@ def _columns(split: str, path: str, columns: Sequence[str], task: Task, cfg: Tas
             named = " ".join(cfg.label_column)
             raise InputError(f"--label-column {named}: three texts are an anchor, a like and an unlike one, without label")
         labels = ()
-    ids = ("id",) if task.kind == "question_answering" else ("index", "idx") if task.texts else ()
+    ids: tuple[str, ...] = ("id",) if task.kind == "question_answering" else ("index", "idx") if task.texts else ()
     if task.kind == "tagging" and tables.suffix_of(path) == ".csv":
         ids = tuple(name for name in columns if name.lower() in _USUAL_SENTENCE)
     id = _existing(path, columns, cfg.id_column, "--id-column") if cfg.id_column else next((n for n in ids if n in columns), None)

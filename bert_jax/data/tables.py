@@ -143,7 +143,7 @@ def looks_quoted(path: str, delimiter: str) -> bool:
       reason to, and quotes around one row of many are the text's own.
     """
     number, width, even, doubled, columns = 0, 0, True, False, set[int]()
-    for _, line in _lines(path, None):
+    for _, line in _lines(path, None, []):
         if not line:
             continue
         fields = line.split(delimiter) if '"' in line else []
