@@ -256,6 +256,9 @@ def test_tables_give_their_column(run, models, tmp_path):
     found = run("embed", models["masked_lm"], tmp_path / "a.csv", *column)
     assert [each["text"] for each in found] == ["bako, tine\nrodusi", "tine"]
     assert [each["text"] for each in run("embed", models["masked_lm"], tmp_path / "a.tsv", *column)] == ['bako "tine']
+    (tmp_path / "b.tsv").write_text('text\tn\n"bako ""tine"""\t1\n')
+    assert [each["text"] for each in run("embed", models["masked_lm"], tmp_path / "b.tsv")] == ['bako "tine"']
+    assert run.err.count(f"double quotes enclose fields of {tmp_path}/b.tsv, and are taken off\n") == 1
     pairs = run("classify", models["sequence_classification"], tmp_path / "a.csv", *column, "--pair-column", "Second")
     assert [each["text_pair"] for each in pairs] == ["bako", ""]
     with pytest.raises(InputError, match=r"a.csv:2: no 'text', it has id, Review Text, Second.* \(--text-column\)"):

@@ -162,7 +162,7 @@ def odd_csv():
     rows = [(f"x{i}", t, classes[i % 3]) for i, t in enumerate(texts)]
     columns = ["number", "What was said", "The Mood"]
     files = {"reviews.csv": csv_table(columns, rows[:48]), "held out.csv": csv_table(columns, rows[48:]),
-             "new.csv": csv_table(["What was said"], [[t] for t in texts[:3]])}  # fmt: skip
+             "new.csv": csv_table(columns[1:], [rows[0][1:], (texts[1], ""), rows[2][1:]])}  # fmt: skip
     options = {"dev": "held out.csv", "test": "new.csv", "text_column": "What was said", "label_column": "The Mood", **SHORT}
     return Case("classification", files, "sequence_classification", texts[48:], tuple(sorted(classes)),
                 {"dev": 16, "test": 3}, options, "reviews.csv")  # fmt: skip
@@ -465,6 +465,15 @@ def test_a_task_leaves_scores_predictions_and_a_model_that_predicts_the_same(bui
     assert fine_tuned.head == run.case.head
     assert (fine_tuned.tuned.task, fine_tuned.max_length) == (run.case.task, run.options.get("max_seq_length", 48))
     check(run.case, fine_tuned, predictions / f"{next(iter(run.case.counts))}.{suffix}")
+
+
+def test_a_test_file_with_some_labels_is_predicted_whole_and_scored_in_part(finished):
+    run = finished(odd_csv)
+    found = rows_of(run.workdir / "predictions" / "test.tsv")
+    assert [row["label"] for row in found] == ["so, so", "", 'very "fine"']
+    assert run.results["data"]["test_labelled"] == 2
+    right = np.mean([row["prediction"] == row["label"] for row in found if row["label"]])
+    assert run.results["exported"]["test"]["accuracy"] == pytest.approx(right)
 
 
 def test_classes_that_a_word_tells_are_learnt(finished):

@@ -90,8 +90,7 @@ def test_quotes_that_enclose_fields_of_a_tsv_are_found_and_told_of(tmp_path, nam
         assert table.remarks == ()
     else:
         assert (found[0][0], table.columns) == (expected, ("text", "label"))
-        remark = f"double quotes enclose fields of {path}, and are taken off (--quotes none: they belong to the text)"
-        assert table.remarks == (remark,)
+        assert table.remarks == (f"double quotes enclose fields of {path}, and are taken off",)
     assert hasher.hexdigest() == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()  # it is read twice, and seen once
 
 

@@ -57,15 +57,18 @@ def _suffix(path: str) -> str:
     return Path(path.removesuffix(sources.codec_of(path))).suffix.lower()
 
 
-def _open(path: str) -> tuple[Iterator[Any], Callable[[], bool]]:
+def _open(path: str, say: bool = True) -> tuple[Iterator[Any], Callable[[], bool]]:
     """The lines (of a .json: questions; of a table: rows), and a function that says whether the next one is there and need not be
-    waited for."""
+    waited for. `say`: what was found out about a table is shown."""
     if path != "-" and (os.path.isfile(path) or os.path.isdir(path) or not os.path.exists(path)):
         lines: Iterator[Any] = (line for _, line in sources.read_lines(path, 0, None))
         if _suffix(path) == ".json":
             lines = _questions(path)
         elif _suffix(path) in _TABLES:
-            lines = tables.read_table(path).rows
+            table = tables.read_table(path)
+            for remark in table.remarks if say else ():
+                print(remark, file=sys.stderr)
+            lines = table.rows
         # the first is read at once: a file that is missing is missed before the model is loaded
         return chain(list(islice(lines, 1)), lines), lambda: True
     handle = sys.stdin.fileno() if path == "-" else path
@@ -216,7 +219,7 @@ def _predict(
     rows = (_row(f"{place}{number}", line, columns, jsonl, mask) for number, line in enumerate(lines, 1))
     typed = path == "-" and sys.stdin.isatty()
     shown = sys.stderr.isatty() and not typed and (write is not None or not sys.stdout.isatty())
-    total = sum(1 for _ in _open(path)[0]) if shown and os.path.isfile(path) else None
+    total = sum(1 for _ in _open(path, say=False)[0]) if shown and os.path.isfile(path) else None
     with predicting(total, shown) as advance:
         for chunk in _chunks(rows, ready):
             some = [row for row in chunk if row]

@@ -311,7 +311,7 @@ def _read(split: str, path: str, task: Task, cfg: TaskData, hasher: Any, notes: 
     shown = " ".join(map(repr, (*columns.texts, *columns.labels)))
     notes.append(f"{split}: {len(records)} rows of {path} ({shown})")
     said = len(notes)
-    notes += [f"{split}: {remark}" for remark in table.remarks]
+    notes += [f"{split}: {remark} (--quotes none: they belong to the text)" for remark in table.remarks]
     if table.skipped:
         why = "that cannot be read" if cfg.on_error == "skip" else "with a wrong number of fields"
         notes.append(f"{split}: {len(table.skipped)} lines left out, {why}: {_few(table.skipped)}")

@@ -78,7 +78,7 @@ def read_table(
         found = quotes == "auto" and suffix != ".csv" and looks_quoted(path, DELIMITERS[suffix])
         quoted = found or quotes == "csv" or (quotes == "auto" and suffix == ".csv")
         table = _delimited(path, DELIMITERS[suffix], quoted, hasher, tuple(header), skip_bad)
-        remark = f"double quotes enclose fields of {path}, and are taken off (--quotes none: they belong to the text)"
+        remark = f"double quotes enclose fields of {path}, and are taken off"
         return table._replace(remarks=(remark,) * found)
     if suffix not in _READERS:
         raise InputError(f"{path}: {suffix or 'no suffix'!r} is not a known format ({', '.join([*DELIMITERS, *_READERS])})")

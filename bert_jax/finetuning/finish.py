@@ -33,6 +33,8 @@ def finish(setting: Setting, splits: Splits, test: Sequence[Split], outcomes: Se
     data = {"hash": splits.data_hash, "train": len(splits.train)} | {
         name: len(records) for name, records in [*splits.dev.items(), *splits.test.items()]
     }
+    part = {split.name: split.labelled for split in test if 0 < split.labelled < len(split.records)}
+    data |= {f"{name}_labelled": count for name, count in part.items()}
     found = results.results(setting.task.name, setting.cfg.model, command, outcomes, best, data, scores)
     files.write_json(workdir / "results.json", found)
     page = report.write_report(workdir, found, setting.evaluator, [*setting.dev, *test], predicted, tuned)
@@ -41,7 +43,8 @@ def finish(setting: Setting, splits: Splits, test: Sequence[Split], outcomes: Se
         print(f"The best is in {workdir}/export: bert_jax.load reads it, transformers too. Scores: {workdir}/results.json")
     for name, values in scores.items():
         if name in splits.test or best is None:
-            print(f"{name}: " + "  ".join(f"{metric} {value:.4f}" for metric, value in values.items()))
+            rows = f" ({part[name]} rows of {data[name]} have a label)" if name in part else ""
+            print(f"{name}{rows}: " + "  ".join(f"{metric} {value:.4f}" for metric, value in values.items()))
     print(f"Predictions: {workdir}/predictions; curves and the worst errors: {page}")
 
 
