@@ -22,6 +22,7 @@ def tokenizer(
     lowercase: bool = True,
     documents: Literal["blank_line", "line", "file"] = "blank_line",
     text_column: str = "text",
+    sample_mb: int | None = 200,
 ) -> None:
     """Train a vocabulary on text and write tokenizer.json.
 
@@ -33,12 +34,15 @@ def tokenizer(
         lowercase: Make it uncased.
         documents: What ends a document in a .txt file.
         text_column: Field of .jsonl, .parquet and TFDS records that holds the text.
+        sample_mb: Megabytes of text that are used at most, lines from all over it; training takes about 20 times as much memory.
+            None uses all.
     """
     from bert_jax.console import track
     from bert_jax.data.corpus import read_texts
     from bert_jax.data.tokenizer import Tokenizer
 
-    cfg = DataConfig(source=source, documents=documents, text_column=text_column, eval_fraction=0.0)
+    text = dict(source=source, documents=documents, text_column=text_column, tokenizer_sample_mb=sample_mb)
+    cfg = DataConfig(**text, eval_fraction=0.0)  # type: ignore[arg-type]
     made = Tokenizer.train(read_texts(cfg, track), vocab_size, kind, lowercase)
     made.save(out)
     print(f"{made.vocab_size} pieces in {Path(out) / 'tokenizer.json'}; use it with --data.tokenizer {out}")

@@ -251,6 +251,11 @@ class DataConfig(Checked):
         "What the characters of a special token, as `[MASK]` or `<ent>`, are in the text: text like any other, or that token. "
         "The exported tokenizer reads them, as published ones do."
     )
+    tokenizer_sample_mb: int | None = 200
+    (
+        "Megabytes of text that a vocabulary is trained on at most, lines from all over it; training takes about 20 times as "
+        "much memory. None: all text."
+    )
     max_seq_length: int = 128
     """Tokens a row."""
     examples: Literal["full_sentences", "sentence_pairs"] = "full_sentences"
@@ -271,6 +276,8 @@ class DataConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(self.max_seq_length >= 8, f"max_seq_length={self.max_seq_length} is below 8")
+        sample = self.tokenizer_sample_mb
+        self._require(sample is None or sample > 0, f"tokenizer_sample_mb={sample} must be positive; None: all text")
         self._require(0 <= self.eval_fraction < 1, f"eval_fraction={self.eval_fraction} is not in [0, 1)")
         self._require(0 <= self.short_seq_prob <= 1, f"short_seq_prob={self.short_seq_prob} is not in [0, 1]")
         self._require(self.dupe_factor >= 1, f"dupe_factor={self.dupe_factor} is below 1")
@@ -279,6 +286,11 @@ class DataConfig(Checked):
             f"dupe_factor={self.dupe_factor} is for examples='sentence_pairs'; full sentences are cut one way only",
         )
         self._require(self.num_workers is None or self.num_workers >= 1, f"num_workers={self.num_workers} is below 1")
+
+    @property
+    def tokenizer_sample_bytes(self) -> int | None:
+        """`tokenizer_sample_mb` in bytes."""
+        return None if self.tokenizer_sample_mb is None else self.tokenizer_sample_mb * 1_000_000
 
 
 @dataclass(frozen=True)

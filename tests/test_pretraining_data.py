@@ -274,7 +274,6 @@ def test_held_out_text_can_be_of_its_own(config, tmp_path, data):
     both = load_data(cfg, quiet)
     assert len(both.held_out) > 5
     assert both.evaluation.summary["files"] == [other]
-    assert not both.evaluation.document_held_out.all()
     assert both.training.summary["documents"] == 80
     assert len(both.training.held_out) == 0
     assert len(both.training.train) > len(data.training.train)

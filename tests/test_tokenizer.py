@@ -7,6 +7,7 @@ import json
 import pickle
 import random
 import re
+import time
 import unicodedata
 from pydoc_data.topics import topics
 
@@ -689,6 +690,12 @@ def test_training_lines_are_cut_at_white_space_and_nothing_is_lost():
     assert " ".join(lines[:-4]).split() == words
     assert "".join(lines[-4:-1]) == "中" * 2500
     assert lines[-1] == "a b c"
+
+
+def test_a_very_long_line_is_cut_in_linear_time():
+    begun = time.process_time()
+    assert sum(map(len, training_lines(["word " * 4_000_000]))) > 15_000_000
+    assert time.process_time() - begun < 5  # 40 s where each cut copies what is left
 
 
 def test_a_long_line_counts_in_training():

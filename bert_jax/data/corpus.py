@@ -16,13 +16,15 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import os
 import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -33,9 +35,10 @@ from typing import Any
 import numpy as np
 
 from bert_jax.config import DataConfig, InputError
-from bert_jax.data import examples, packing, places, sources
+from bert_jax.data import examples, packing, places, repeats, sentencepiece, sources
 from bert_jax.data.places import Place, Progress, Remote, place, write
-from bert_jax.data.tokenizer import SpecialTokens, Tokenizer
+from bert_jax.data.repeats import Sample
+from bert_jax.data.tokenizer import SpecialTokens, Tokenizer, in_portions
 from bert_jax.files import seal
 
 FORMAT = 1  # of the cache; raise it when the same text would give other rows
@@ -48,7 +51,7 @@ Run = Callable[[Callable[[Any], Any], Sequence[Any], str], list[Any]]
 
 def document_hash(text: str) -> int:
     """64 bits of a document's text, white space folded: equal documents have equal hashes."""
-    return int.from_bytes(hashlib.blake2b(" ".join(text.split()).encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(examples.fold(text).encode(), digest_size=8).digest(), "little")
 
 
 def is_held_out(document: int, fraction: float) -> bool:
@@ -122,12 +125,7 @@ class Corpus:
     held_out: Rows
     token_counts: np.ndarray  # int64 [V], of the training rows; 0 for special tokens, which are never predicted
     summary: dict[str, Any]
-    document_hashes: np.ndarray  # uint64 [documents], with the file and split of each below
-    document_files: np.ndarray  # int32: index into summary["files"]
-    document_held_out: np.ndarray  # bool
-    document_sentences: np.ndarray  # int32: sentences of each
-    document_unknown: np.ndarray  # int32: unknown tokens of each
-    sentence_hashes: np.ndarray  # uint64 [sentences], in the order of documents
+    sentences: Sample  # hashes of its sentences, or of a share of them
 
 
 @dataclass(frozen=True)
@@ -229,6 +227,8 @@ def _read_index(directory: Place) -> dict[str, Any]:
     summary: dict[str, Any] = json.loads((directory / "index.json").read_bytes())
     if "checksums" not in summary:
         raise ValueError("it has no checksums")
+    if "repeats" not in summary:
+        raise ValueError("it does not say what repeats in the text")
     if summary.pop("crc32") != seal(summary):
         raise ValueError("index.json does not match its checksum")
     return summary
@@ -239,13 +239,40 @@ def _reader(cfg: DataConfig) -> sources.Reader:
 
 
 def read_texts(cfg: DataConfig, progress: Progress) -> Iterator[str]:
-    """The documents of `cfg.source` that are not held out: what a vocabulary is trained on."""
-    report = sources.ReadReport()
-    for path in progress(files := sources.list_files(cfg.source), len(files), "read"):
-        for segment in sources.scan(path, _reader(cfg), SHARD_BYTES)[0]:
-            for text in sources.read(segment, _reader(cfg), report):
-                if not is_held_out(document_hash(text), cfg.eval_fraction):
-                    yield text
+    """What a vocabulary is trained on: the documents of `cfg.source` that are not held out.
+
+    Where these are more than `cfg.tokenizer_sample_mb`, about so much of them: lines, drawn by a hash from places all over the
+    text, so the same ones each time.
+    """
+    report, files = sources.ReadReport(), sources.list_files(cfg.source)
+    scanned = _run(partial(_scan_file, _reader(cfg), SHARD_BYTES), files, "scan", cfg.num_workers, progress)
+    segments = [sources.Segment(*values) for found, _ in scanned for values in found]
+    every, share = _sampling(sum(segment.num_bytes for segment in segments), cfg.tokenizer_sample_bytes)
+    some = segments[::every]
+    for segment in progress(some, len(some), "read"):
+        for text in sources.read(segment, _reader(cfg), report):
+            if is_held_out(document_hash(text), cfg.eval_fraction):
+                continue
+            if share == 1:
+                yield text
+            else:
+                yield from (line for line in sentencepiece.lines(text) if zlib.crc32(line.encode()) < share * 2**32)
+
+
+def _sampling(num_bytes: int, most_bytes: int | None) -> tuple[int, float]:
+    """(every which segment is read, which share of its lines is taken) to have about `most_bytes` of `num_bytes`.
+
+    >>> _sampling(100, 200), _sampling(400, 200), _sampling(8000, 200)
+    ((1, 1.0), (1, 0.5), (10, 0.25))
+    """
+    if most_bytes is None or num_bytes <= most_bytes:
+        return 1, 1.0
+    every = max(1, num_bytes // (4 * most_bytes))
+    print(
+        f"the vocabulary is trained on about {most_bytes / 1e6:,.0f} of {num_bytes / 1e6:,.0f} MB, lines from all over the text "
+        "(data.tokenizer_sample_mb)", file=sys.stderr,
+    )  # fmt: skip
+    return every, every * most_bytes / num_bytes
 
 
 def _scan(files: Sequence[str], cfg: DataConfig, cache: Place, run: Run) -> tuple[list[sources.Segment], list[str]]:
@@ -351,102 +378,123 @@ def _make_shard(task: _Task) -> None:
 
 def _write_shard(task: _Task, rows_path: Place, counts_path: Place) -> None:
     cfg, tokenizer = task.cfg, _tokenizer(task.tokenizer_path, task.cfg.special_tokens)
-    documents, counted = _tokenize(task, tokenizer)
-    sides = [
-        _examples([tokens for tokens, held_out in documents if held_out == side], cfg, tokenizer, task.number)
-        for side in (False, True)
-    ]
-    rows = np.concatenate([side[0] for side in sides])
-    train = sides[0][0][:, : cfg.max_seq_length]
-    counted["num_rows"], counted["num_train"] = np.array(len(rows)), np.array(len(train))
-    ordinary = train[~np.isin(train, tokenizer.special_ids)]
-    counted["token_counts"] = np.bincount(ordinary, minlength=tokenizer.vocab_size)
-    counted["real_tokens"] = np.array((rows[:, : cfg.max_seq_length] != tokenizer.pad_id).sum())
-    counted["examples"] = np.array(sum(side[1] for side in sides))
-    counted["row_lengths"] = np.bincount((train != tokenizer.pad_id).sum(1), minlength=cfg.max_seq_length + 1)
     small = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
+    text = _ShardText(task)
+    sides = _examples(text, cfg, tokenizer)
+    rows, counted = np.concatenate(sides, dtype=small, casting="unsafe"), text.counts()
+    num_train = len(sides[0])
+    del sides
+    train = rows[:num_train, : cfg.max_seq_length]
+    counted["num_rows"], counted["num_train"] = np.array(len(rows)), np.array(num_train)
+    counted["token_counts"] = np.bincount(train.reshape(-1), minlength=tokenizer.vocab_size)
+    counted["token_counts"][list(tokenizer.special_ids)] = 0
+    counted["real_tokens"] = np.array((rows[:, : cfg.max_seq_length] != tokenizer.pad_id).sum())
+    counted["row_lengths"] = np.bincount((train != tokenizer.pad_id).sum(1), minlength=cfg.max_seq_length + 1)
     buffer = io.BytesIO()
-    np.save(buffer, rows.astype(small))
+    np.save(buffer, rows)
     counted["crc32"] = np.array(zlib.crc32(buffer.getbuffer()))
     write(rows_path, lambda f: f.write(buffer.getbuffer()))
     write(counts_path, lambda f: np.savez(f, **counted))  # type: ignore[arg-type]
 
 
-def _tokenize(task: _Task, tokenizer: Tokenizer) -> tuple[list[tuple[list[np.ndarray], bool]], dict[str, np.ndarray]]:
-    """(sentences' ids, held out?) of each document of the shard, and what was counted."""
-    cfg, report = task.cfg, sources.ReadReport()
-    hashes: list[int] = []
-    files: list[int] = []
-    lengths: list[int] = []
-    sentences: list[str] = []
-    for segment, file_number in zip(task.shard, task.file_numbers, strict=True):
-        for text in sources.read(segment, _reader(cfg), report):
-            own = examples.split_sentences(text, cfg.sentences)
-            hashes.append(document_hash(text))
-            files.append(file_number)
-            lengths.append(len(own))
-            sentences += own
-    ids = tokenizer.encode_batch(sentences)
-    if cfg.special_tokens == "read":
-        _check_special_tokens(ids, sentences, tokenizer)
-    held_out = [is_held_out(h, cfg.eval_fraction) for h in hashes]
-    each = iter(ids)
-    documents = [([next(each) for _ in range(n)], held) for n, held in zip(lengths, held_out, strict=True)]
-    unknown = [sum(int((s == tokenizer.unk_id).sum()) for s in own) for own, _ in documents]
-    sentence_hashes = [hashlib.blake2b(s.encode(), digest_size=8).digest() for s in sentences]
-    return documents, {
-        "document_hashes": np.array(hashes, np.uint64),
-        "document_files": np.array(files, np.int32),
-        "document_held_out": np.array(held_out, bool),
-        "document_sentences": np.array(lengths, np.int32),
-        "sentence_hashes": np.frombuffer(b"".join(sentence_hashes), np.uint64),
-        "text_tokens": np.array(sum(map(len, ids))),
-        "document_unknown": np.array(unknown, np.int32),
-        "unknown_tokens": np.array(sum(unknown)),
-        "skipped": np.array(json.dumps(report.skipped)),
-        "skipped_first": np.array(json.dumps(report.first)),
-        "empty": np.array(json.dumps(report.empty)),
-    }  # fmt: skip
+class _ShardText:
+    """The text of a shard, read once, sentence after sentence, and what is counted on the way."""
+
+    def __init__(self, task: _Task) -> None:
+        self.number, self._task, self._report = task.number, task, sources.ReadReport()
+        self._hashes, self._files, self._held_out = list[int](), list[int](), list[bool]()
+        self._sentences, self._unknown, self._sentence_hashes = list[int](), list[int](), bytearray()
+        self._tokens = self.examples = 0
+
+    def documents(self, tokenizer: Tokenizer) -> Iterator[tuple[bool, Iterator[np.ndarray]]]:
+        """(held out?, ids of its sentences) of each document, to be gone through in this order."""
+        for number, each in itertools.groupby(self._encoded(tokenizer), key=lambda pair: pair[0]):
+            yield self._held_out[number], (ids for _, ids in each)
+
+    def _read(self) -> Iterator[tuple[int, str]]:
+        """(number of its document, sentence) of each sentence."""
+        cfg = self._task.cfg
+        for segment, file_number in zip(self._task.shard, self._task.file_numbers, strict=True):
+            for text in sources.read(segment, _reader(cfg), self._report):
+                self._hashes.append(document_hash(text))
+                self._held_out.append(is_held_out(self._hashes[-1], cfg.eval_fraction))
+                self._files.append(file_number)
+                self._sentences.append(0)
+                self._unknown.append(0)
+                for sentence in examples.iterate_sentences(text, cfg.sentences):
+                    self._sentences[-1] += 1
+                    self._sentence_hashes += hashlib.blake2b(sentence.encode(), digest_size=8).digest()
+                    yield len(self._hashes) - 1, sentence
+
+    def _encoded(self, tokenizer: Tokenizer) -> Iterator[tuple[int, np.ndarray]]:
+        """(number of its document, ids) of each sentence that has any."""
+        for portion in in_portions(self._read(), lambda pair: len(pair[1])):
+            for (number, sentence), ids in zip(portion, tokenizer.encode_batch([text for _, text in portion]), strict=True):
+                if self._task.cfg.special_tokens == "read":
+                    _check_special_tokens(ids, sentence, tokenizer)
+                self._tokens += len(ids)
+                self._unknown[number] += int((ids == tokenizer.unk_id).sum())
+                if len(ids):
+                    yield number, ids
+
+    def counts(self) -> dict[str, np.ndarray]:
+        """What was counted, when all has been read."""
+        return {
+            "document_hashes": np.array(self._hashes, np.uint64),
+            "document_files": np.array(self._files, np.int32),
+            "document_held_out": np.array(self._held_out, bool),
+            "document_sentences": np.array(self._sentences, np.int32),
+            "sentence_hashes": np.frombuffer(self._sentence_hashes, np.uint64),
+            "text_tokens": np.array(self._tokens),
+            "document_unknown": np.array(self._unknown, np.int32),
+            "unknown_tokens": np.array(sum(self._unknown)),
+            "examples": np.array(self.examples),
+            "skipped": np.array(json.dumps(self._report.skipped)),
+            "skipped_first": np.array(json.dumps(self._report.first)),
+            "empty": np.array(json.dumps(self._report.empty)),
+        }  # fmt: skip
 
 
-def _check_special_tokens(ids: Sequence[np.ndarray], sentences: Sequence[str], tokenizer: Tokenizer) -> None:
+def _check_special_tokens(ids: np.ndarray, sentence: str, tokenizer: Tokenizer) -> None:
     """Raises InputError where the text has a special token that says in rows where examples begin, are divided and end."""
-    for own, sentence in zip(ids, sentences, strict=True):
-        if found := {tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id} & set(own.tolist()):
-            raise InputError(
-                f"the text has the special token {tokenizer.tokens(found)[0]}, which has a meaning of its own in pretraining: "
-                f"{sentence[:80]!r}; remove it, or read special tokens as text (--data.special-tokens text)"
-            )
+    if found := {tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id} & set(ids.tolist()):
+        raise InputError(
+            f"the text has the special token {tokenizer.tokens(found)[0]}, which has a meaning of its own in pretraining: "
+            f"{sentence[:80]!r}; remove it, or read special tokens as text (--data.special-tokens text)"
+        )
 
 
-def _examples(
-    documents: list[list[np.ndarray]], cfg: DataConfig, tokenizer: Tokenizer, shard_number: int
-) -> tuple[np.ndarray, int]:
-    """Rows [n, L] of one side of a shard, and the number of examples in them; with sentence pairs [n, L + 1]: the
-    last column is the next-sentence label."""
-    documents = [[s for s in own if len(s)] for own in documents]
+def _examples(text: _ShardText, cfg: DataConfig, tokenizer: Tokenizer) -> list[np.ndarray]:
+    """Rows [n, L] of the training and of the held-out documents; with sentence pairs [n, L + 1]: the last column is the
+    next-sentence label."""
     length, ids = cfg.max_seq_length, (tokenizer.cls_id, tokenizer.sep_id)
     if cfg.examples == "full_sentences":
-        pieces = [piece for own in documents for piece in examples.full_sentences(own, length, *ids)]
-        packed = packing.pack([len(piece) for piece in pieces], length)
-        return packing.to_rows(pieces, packed, length, tokenizer.pad_id), len(pieces)
-    pairs, labels = [], []
-    for copy in range(cfg.dupe_factor):
-        rng = np.random.default_rng([shard_number, copy])
-        made = examples.sentence_pairs(documents, length, *ids, cfg.short_seq_prob, rng)
-        pairs += made[0]
-        labels += made[1]
-    rows = packing.to_rows(pairs, [[i] for i in range(len(pairs))], length, tokenizer.pad_id)
-    return np.concatenate([rows, np.array(labels, np.int32).reshape(-1, 1)], axis=1), len(pairs)
+        pieces: tuple[list[np.ndarray], ...] = [], []
+        for held_out, sentences in text.documents(tokenizer):
+            pieces[held_out].extend(examples.full_sentences(sentences, length, *ids))
+        text.examples = sum(map(len, pieces))
+        packed = (packing.pack([len(piece) for piece in own], length) for own in pieces)
+        return [packing.to_rows(own, rows, length, tokenizer.pad_id) for own, rows in zip(pieces, packed, strict=True)]
+    documents: tuple[list[list[np.ndarray]], ...] = [], []
+    for held_out, sentences in text.documents(tokenizer):
+        documents[held_out].append(list(sentences))
+    sides = []
+    for own in documents:
+        pairs, labels = [], []
+        for copy in range(cfg.dupe_factor):
+            rng = np.random.default_rng([text.number, copy])
+            made = examples.sentence_pairs(own, length, *ids, cfg.short_seq_prob, rng)
+            pairs += made[0]
+            labels += made[1]
+        text.examples += len(pairs)
+        rows = packing.to_rows(pairs, [[i] for i in range(len(pairs))], length, tokenizer.pad_id)
+        sides.append(np.concatenate([rows, np.array(labels, np.int32).reshape(-1, 1)], axis=1))
+    return sides
 
 
 def _shard_files(number: int) -> tuple[str, str]:
     """The names of a shard's rows and of what was counted."""
     return f"shard-{number:05d}.npy", f"shard-{number:05d}.npz"
-
-
-_PER_DOCUMENT = ("document_hashes", "document_files", "document_held_out", "document_sentences", "document_unknown",
-                 "sentence_hashes")  # fmt: skip
 
 
 def _read_counts(path: Place) -> dict[str, np.ndarray]:
@@ -466,50 +514,85 @@ def _lost(place: Place) -> str:
     return f"was lost before it came to {place}, which all workers must see; run the same command again: it keeps what is there"
 
 
+class _Counted:
+    """What shards counted, added up one after the other: memory is that of the sums."""
+
+    def __init__(self, num_files: int) -> None:
+        self.documents, self.sentences = Sample(), Sample()
+        self.rows, self.train_rows, self.checksums = list[int](), list[int](), list[int]()
+        self.number, self.skipped, self.empty = Counter[str](), Counter[str](), Counter[str]()
+        self.sums, self.first = dict[str, Any](), dict[str, str]()
+        self._unknown = np.zeros(num_files)
+
+    def add(self, shards: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """Adds the next shards."""
+        documents, sentences = [self.documents], [self.sentences]
+        for shard in shards:
+            files, held_out, each = (shard[f"document_{name}"] for name in ("files", "held_out", "sentences"))
+            documents.append(Sample(shard["document_hashes"], files, held_out))
+            sentences.append(Sample(shard["sentence_hashes"], np.repeat(files, each), np.repeat(held_out, each)))
+            self._unknown += np.bincount(files, shard["document_unknown"], len(self._unknown))
+            self.number.update(documents=len(files), held_out_documents=int(held_out.sum()))
+            self._add_counts(shard)
+        self.documents, self.sentences = repeats.joined(documents), repeats.joined(sentences)
+
+    def _add_counts(self, shard: Mapping[str, np.ndarray]) -> None:
+        self.rows.append(int(shard["num_rows"]))
+        self.train_rows.append(int(shard["num_train"]))
+        self.checksums.append(int(shard["crc32"]))
+        self.number.update({name: int(shard[name]) for name in ("text_tokens", "unknown_tokens", "real_tokens", "examples")})
+        self.sums = {name: shard[name] + self.sums.get(name, 0) for name in ("row_lengths", "token_counts")}
+        self.skipped.update(json.loads(str(shard["skipped"])))
+        self.empty.update(json.loads(str(shard["empty"])) if "empty" in shard else {})  # older shards did not count them
+        self.first = json.loads(str(shard["skipped_first"])) | self.first
+
+    def repeats(self) -> dict[str, Any]:
+        """What the doctor says of the text, made once a cache."""
+        worst = np.argsort(-self._unknown, kind="stable")[:3]
+        return {
+            "documents": repeats.copies(self.documents),
+            "sentences": repeats.copies(self.sentences),
+            "leaked": repeats.leaked(self.sentences, self.sentences),
+            "unknown": [[int(i), int(self._unknown[i])] for i in worst if self._unknown[i]],
+        }
+
+
 def _write_index(directory: Place, num_shards: int, files: Sequence[str], cfg: DataConfig, tokenizer: Tokenizer) -> None:
     """Adds up what the shards counted, checks it, and makes the folder a cache."""
     _require_shards(directory, num_shards)
     counts_paths = [directory / _shard_files(i)[1] for i in range(num_shards)]
-    counted = places.each(_read_counts, counts_paths)
-    joined = {name: np.concatenate([c[name] for c in counted]) for name in _PER_DOCUMENT}
-    total = {n: int(sum(c[n] for c in counted)) for n in ("text_tokens", "unknown_tokens", "real_tokens", "examples")}
-    held_out_documents = int(joined["document_held_out"].sum())
-    if cfg.eval_fraction and held_out_documents in (0, len(joined["document_hashes"])):
+    counted = _Counted(len(files))
+    for first in range(0, num_shards, 64):  # at a time: a store far away is read by several threads
+        counted.add(places.each(_read_counts, counts_paths[first : first + 64]))
+    documents, held_out = counted.number["documents"], counted.number["held_out_documents"]
+    if cfg.eval_fraction and held_out in (0, documents):
         raise InputError(
-            f"{held_out_documents} of {len(joined['document_hashes'])} documents of {', '.join(cfg.source)} are held out by "
+            f"{held_out} of {documents} documents of {', '.join(cfg.source)} are held out by "
             f"data.eval_fraction={cfg.eval_fraction}; change it, set it to 0, split the text into more documents "
             "(data.documents), or give data.eval_source"
         )
+    found = counted.repeats()
     summary = {
         "key": directory.name,
         "files": list(files),
-        "documents": len(joined["document_hashes"]),
-        "held_out_documents": held_out_documents,
-        "duplicated_documents": len(joined["document_hashes"]) - len(np.unique(joined["document_hashes"])),
-        "skipped": _sum_counts(json.loads(str(c["skipped"])) for c in counted),
-        "skipped_first": {k: v for c in reversed(counted) for k, v in json.loads(str(c["skipped_first"])).items()},
-        "empty": _sum_counts(json.loads(str(c.get("empty", "{}"))) for c in counted),  # older shards did not count them
-        **total,
+        "duplicated_documents": found["documents"]["count"],
+        "skipped": dict(counted.skipped),
+        "skipped_first": counted.first,
+        "empty": dict(counted.empty),
+        **counted.number,
         "vocab_size": tokenizer.vocab_size,
         "max_seq_length": cfg.max_seq_length,
         "columns": cfg.max_seq_length + (cfg.examples == "sentence_pairs"),
-        "rows": [int(c["num_rows"]) for c in counted],
-        "train_rows": [int(c["num_train"]) for c in counted],
-        "checksums": [int(c["crc32"]) for c in counted],
-        "row_lengths": np.sum([c["row_lengths"] for c in counted], axis=0).tolist(),
+        "rows": counted.rows,
+        "train_rows": counted.train_rows,
+        "checksums": counted.checksums,
+        "row_lengths": counted.sums["row_lengths"].tolist(),
+        "repeats": found,
     }
-    joined["token_counts"] = np.sum([c["token_counts"] for c in counted], axis=0)
-    write(directory / "counts.npz", lambda f: np.savez(f, **joined))  # type: ignore[arg-type]
+    arrays = {"token_counts": counted.sums["token_counts"], **dataclasses.asdict(counted.sentences)}
+    write(directory / "counts.npz", lambda f: np.savez(f, **arrays))
     write(directory / "index.json", lambda f: f.write(json.dumps(summary | {"crc32": seal(summary)}).encode()))
     places.each(lambda path: path.unlink(), counts_paths)
-
-
-def _sum_counts(counts: Iterable[dict[str, int]]) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for one in counts:
-        for name, count in one.items():
-            total[name] = total.get(name, 0) + count
-    return total
 
 
 def _open(directory: Path, tasks: Sequence[_Task]) -> Corpus:
@@ -517,6 +600,7 @@ def _open(directory: Path, tasks: Sequence[_Task]) -> Corpus:
     summary = _read_index(directory)
     with open(directory / "counts.npz", "rb") as f:
         counts = dict(np.load(f))
+    token_counts, halvings = counts.pop("token_counts"), int(counts.pop("halvings"))
     paths = [directory / _shard_files(i)[0] for i in range(len(summary["rows"]))]
 
     def remake(path: Path) -> None:
@@ -528,4 +612,5 @@ def _open(directory: Path, tasks: Sequence[_Task]) -> Corpus:
     train = [(path, 0, n) for path, n in zip(paths, summary["train_rows"], strict=True)]
     held_out = [(p, a, b) for p, a, b in zip(paths, summary["train_rows"], summary["rows"], strict=True)]
     columns = summary["columns"]
-    return Corpus(Rows(train, columns, check), Rows(held_out, columns, check), summary=summary, **counts)
+    sides = Rows(train, columns, check), Rows(held_out, columns, check)
+    return Corpus(*sides, token_counts, summary, Sample(**counts, halvings=halvings))

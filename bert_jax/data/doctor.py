@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from bert_jax.config import TrainConfig
+from bert_jax.data import repeats
 from bert_jax.data.corpus import Corpus
 from bert_jax.data.masking import target_counts
 from bert_jax.data.pretraining import BatchSource, PretrainingData
@@ -40,14 +43,13 @@ def _share(part: float, whole: float) -> str:
     return f"{part / max(1, whole):.2%}"
 
 
-def _worst(corpus: Corpus, numbers: np.ndarray) -> str:
-    """The three files that occur most often in `numbers`, each with how often."""
-    counts = np.bincount(numbers)
-    return ", ".join(f"{corpus.summary['files'][i]} ({counts[i]:,})" for i in np.argsort(-counts)[:3] if counts[i])
+def _worst(corpus: Corpus, worst: list[list[int]]) -> str:
+    """Files by number, each with how often it occurs."""
+    return ", ".join(f"{corpus.summary['files'][i]} ({count:,})" for i, count in worst)
 
 
-def _sentence_files(corpus: Corpus) -> np.ndarray:
-    return np.repeat(corpus.document_files, corpus.document_sentences)
+def _number(found: dict[str, Any]) -> str:
+    return f"{'about ' * found['estimated']}{found['count']:,}"
 
 
 def _text(corpus: Corpus) -> tuple[list[tuple[str, str]], list[str]]:
@@ -60,11 +62,11 @@ def _text(corpus: Corpus) -> tuple[list[tuple[str, str]], list[str]]:
         ("examples", f"{s['examples']:,}"),
         ("padding", _share(slots - s["real_tokens"], slots)),
         ("unknown tokens", _share(s["unknown_tokens"], s["text_tokens"])),
-        ("duplicated documents", f"{s['duplicated_documents']:,}"),
+        ("duplicated documents", _number(s["repeats"]["documents"])),
     ]
     warnings = []
     if s["unknown_tokens"] > 0.01 * s["text_tokens"]:
-        worst = _worst(corpus, np.repeat(corpus.document_files, corpus.document_unknown))
+        worst = _worst(corpus, s["repeats"]["unknown"])
         share = f"{s['unknown_tokens']:,} tokens ({_share(s['unknown_tokens'], s['text_tokens'])})"
         warnings.append(f"{share} are unknown, most in {worst}: is this the text's vocabulary?")
     worst_skipped = sorted(s["skipped"].items(), key=lambda item: -item[1])
@@ -95,35 +97,28 @@ def _predictions(corpus: Corpus, cfg: TrainConfig) -> list[tuple[str, str]]:
 
 def _repeats(corpus: Corpus) -> list[str]:
     """Duplicated documents and sentences: a model that sees a text again and again learns that text."""
-    warnings = []
-    _, first, inverse = np.unique(corpus.document_hashes, return_index=True, return_inverse=True)
-    copies = first[inverse] != np.arange(len(inverse))
-    if copies.mean() > 0.01:
-        worst = _worst(corpus, corpus.document_files[copies])
-        warnings.append(f"{copies.sum():,} documents ({copies.mean():.1%}) are copies of earlier ones, most in {worst}")
-    repeated = np.ones(len(corpus.sentence_hashes), bool)
-    repeated[np.unique(corpus.sentence_hashes, return_index=True)[1]] = False
-    if repeated.sum() > 0.2 * len(repeated):
-        worst = _worst(corpus, _sentence_files(corpus)[repeated])
-        share = f"{repeated.sum():,} of {len(repeated):,} sentences ({repeated.mean():.0%})"
+    warnings, documents, sentences = [], *(corpus.summary["repeats"][name] for name in ("documents", "sentences"))
+    if documents["share"] > 0.01:
+        worst = _worst(corpus, documents["worst"])
+        warnings.append(f"{_number(documents)} documents ({documents['share']:.1%}) are copies of earlier ones, most in {worst}")
+    if sentences["share"] > 0.2:
+        worst = _worst(corpus, sentences["worst"])
+        share = f"{_number(sentences)} of {sentences['of']:,} sentences ({sentences['share']:.0%})"
         warnings.append(f"{share} are repetitions, most in {worst}: is this boilerplate?")
     return warnings
 
 
 def _leaks(data: PretrainingData) -> list[str]:
     """Held-out text that is also trained on: the evaluation would flatter."""
-    if data.evaluation is not data.training:
-        trained, held_out = data.training.sentence_hashes, data.evaluation.sentence_hashes
-        files = _sentence_files(data.evaluation)
+    if data.evaluation is data.training:
+        found = data.training.summary["repeats"]["leaked"]
     else:
-        side = np.repeat(data.training.document_held_out, data.training.document_sentences)
-        trained, held_out = data.training.sentence_hashes[~side], data.training.sentence_hashes[side]
-        files = _sentence_files(data.training)[side]
-    shared = np.isin(held_out, trained)
-    if shared.sum() <= 0.1 * len(shared):
+        held_out = dataclasses.replace(data.evaluation.sentences, held_out=np.ones(len(data.evaluation.sentences.hashes), bool))
+        found = repeats.leaked(data.training.sentences, held_out)
+    if found["share"] <= 0.1:
         return []
-    share = f"{shared.sum():,} of {len(shared):,} held-out sentences ({shared.mean():.0%})"
-    return [f"{share} are also in the training text, most from {_worst(data.evaluation, files[shared])}"]
+    share = f"{_number(found)} of {found['of']:,} held-out sentences ({found['share']:.0%})"
+    return [f"{share} are also in the training text, most from {_worst(data.evaluation, found['worst'])}"]
 
 
 def _masks(source: BatchSource, cfg: TrainConfig) -> tuple[list[tuple[str, str]], list[str]]:

@@ -27,6 +27,7 @@ ROLES = {
     "mask": ("[MASK]", "<mask>"),
 }
 
+_SPACES = re.compile(r"\s*")
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # SentencePiece.Type
 
 
@@ -215,23 +216,33 @@ def require_size(vocab_size: int, possible: int) -> None:
         raise InputError(f"vocab_size={vocab_size}: these texts {bound} {possible} tokens; give {more}that as the size")
 
 
-def training_lines(texts: Iterable[str], longest: int = 1000) -> Iterator[str]:
+def _cut_line(line: str, longest: int) -> Iterator[str]:
+    """Pieces of at most `longest` characters, cut before white space, which is left out there."""
+    start = 0
+    while len(line) - start > longest:
+        cut = max(line.rfind(" ", start + 1, start + longest), line.rfind("\t", start + 1, start + longest))
+        cut = cut if cut > start else start + longest
+        yield line[start:cut]
+        start = _SPACES.match(line, cut).end()  # type: ignore[union-attr]
+    yield line[start:]
+
+
+def lines(text: str, longest: int = 1000) -> Iterator[str]:
     """Lines of at most `longest` characters, cut at white space, without what makes SentencePiece skip a line.
 
     It skips those of more than 4192 bytes, with NUL, and with its own sign for unknown, `▅`.
     """
+    for line in text.replace("\x00", " ").replace("▅", " ").splitlines():
+        yield from (piece for piece in _cut_line(line, longest) if piece.strip())
+
+
+def training_lines(texts: Iterable[str]) -> Iterator[str]:
+    """The `lines` of all texts. Raises InputError where there is none."""
     empty = True
     for text in texts:
-        text = text.replace("\x00", " ").replace("▅", " ")
-        empty = empty and not text.strip()
-        for line in text.splitlines():
-            while len(line) > longest:
-                cut = max(line.rfind(" ", 1, longest), line.rfind("\t", 1, longest))
-                cut = cut if cut > 0 else longest
-                yield line[:cut]
-                line = line[cut:].lstrip()
-            if line.strip():
-                yield line
+        for line in lines(text):
+            empty = False
+            yield line
     if empty:
         raise InputError("no text to train a vocabulary on: every line is empty")
 
@@ -241,7 +252,7 @@ def train(texts: Iterable[str], vocab_size: int, kind: str, lowercase: bool) -> 
 
     model, failed = io.BytesIO(), list[BaseException]()
 
-    def lines() -> Iterator[str]:
+    def passed_on() -> Iterator[str]:
         try:
             yield from training_lines(texts)
         except (Exception, KeyboardInterrupt) as error:
@@ -253,7 +264,7 @@ def train(texts: Iterable[str], vocab_size: int, kind: str, lowercase: bool) -> 
     pieces: Any = {f"{name}_piece": piece for name, piece in names.items()}
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines(),
+            sentence_iterator=passed_on(),
             model_writer=model,
             model_type=kind,
             vocab_size=vocab_size,
