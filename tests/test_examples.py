@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bert_jax.data.examples import MAX_SENTENCE_CHARS, MOST_EMPTY, full_sentences, sentence_pairs, split_sentences
+from bert_jax.data.examples import MAX_SENTENCE_CHARS, MOST_EMPTY, fold, full_sentences, sentence_pairs, split_sentences
 
 CLS, SEP = 1, 2
 
@@ -66,6 +66,12 @@ def test_a_very_long_sentence_is_cut_at_spaces_into_bounded_pieces(ends):
     assert " ".join(pieces) == text
     assert max(map(len, pieces)) <= MAX_SENTENCE_CHARS
     assert min(map(len, pieces[:-1])) > MAX_SENTENCE_CHARS - 10
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 7, 100])
+def test_white_space_is_folded_whatever_the_blocks(block):
+    for text in ("", "  ", "a", " a  b\n\tc\u2003d ", "word " * 9, "   x" * 5 + "  ", "no-spaces-in-here"):
+        assert fold(text, block) == " ".join(text.split())
 
 
 def test_a_long_run_of_spaces_gives_no_empty_sentence():
