@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax.config import InputError
-from bert_jax.data.batching import Example, PackedBatch, batches
+from bert_jax.data.batching import Example, PackedBatch, batches, exact_batches
 from bert_jax.data.layout import Layout, Reading, Text, Window, cut_windows, most_context, read_windows
 from bert_jax.data.tokenizer import Encoding
 from bert_jax.model.heads import pool
@@ -34,12 +34,17 @@ class Predictor:
 
     A subclass gives `_outputs(params, batch)`: float arrays by name, [B, S, ...] for the places that the head runs at, or
     [B, L, ...] for every token if the name is in `per_token`.
+
+    With `exact`, what is said of a text depends, to the last bit, on the model, the text and the machine alone, never on the
+    other texts of a list, their order, or the number of threads and devices. Every text is then computed in a row of its own,
+    in a batch whose shape follows from the text's length. docs/numerics.md says what it costs and what is not promised.
     """
 
     per_token: frozenset[str] = frozenset()
+    most_places = 1  # of an example, that the head runs at
     needs: tuple[str, ...] = ()  # heads that it works with; empty: all
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, exact: bool = False) -> None:
         tokenizer = model.need_tokenizer()
         if self.needs and model.head not in self.needs:
             heads, advice = " or ".join(self.needs), "" if "masked_lm" in self.needs else ": finetune.py makes such a model of it"
@@ -50,7 +55,9 @@ class Predictor:
         self._layout = Layout(tokenizer, model.config)
         self._longest = model.max_length
         self._compile()
-        self._tokens = 1024 if jax.default_backend() == "cpu" else 16384  # a batch; on CPUs it should stay in the caches
+        self.exact, on_cpu = exact, jax.default_backend() == "cpu"
+        self._tokens = 1024 if on_cpu else 16384  # a batch; on CPUs it should stay in the caches
+        self._exact_tokens = 256 if on_cpu else 2048  # fewer: a lone text takes a whole batch
 
     def _compile(self) -> None:
         self._params = jax.device_put(self.model.params)
@@ -92,7 +99,8 @@ class Predictor:
         pad_id = pad_id if pad_id < cfg.vocab_size else 0  # one past the table would be NaN, and spread
         # float32 means float32: TPUs and GPUs would multiply in less, and the numbers would not be those of the model's makers
         precise = jax.default_matmul_precision("highest") if cfg.dtype == "float32" else contextlib.nullcontext()
-        for batch in batches(examples, self._longest, self._tokens, self._slots, pad_id):
+        packed = batches(examples, self._longest, self._tokens, self._slots, pad_id)
+        for batch in exact_batches(examples, self._exact_tokens, self.most_places, pad_id) if self.exact else packed:
             with precise:
                 outputs = self._run_batch(params, batch.arrays | {"places": batch.positions})
             flying.append((batch, outputs))
@@ -146,9 +154,10 @@ class FillMask(Predictor):
     """
 
     needs = ("masked_lm", "pretraining")
+    most_places = _MASKS
 
-    def __init__(self, model: Model, top_k: int = 5) -> None:
-        super().__init__(model)
+    def __init__(self, model: Model, top_k: int = 5, *, exact: bool = False) -> None:
+        super().__init__(model, exact)
         self.tokenizer = self.tokenizer.replace(special_tokens="read")
         self._layout = Layout(self.tokenizer, model.config)
         most = min(model.config.vocab_size, self.tokenizer.vocab_size)
@@ -252,10 +261,10 @@ class Classifier(Predictor):
 
     needs = ("sequence_classification", "next_sentence", "pretraining")
 
-    def __init__(self, model: Model, threshold: float | None = None) -> None:
+    def __init__(self, model: Model, threshold: float | None = None, *, exact: bool = False) -> None:
         """`threshold`: probability from which on a text has a label, where it may have several; default: for each label the
         one that fine-tuning found best on its dev set, else 0.5."""
-        super().__init__(model)
+        super().__init__(model, exact)
         in_order = ("in_order", "swapped") if model.config.model_type == "albert" else ("is_next", "random")
         self.labels = _told_apart(model.labels or in_order)
         default = "regression" if len(self.labels) == 1 else "single_label_classification"
@@ -296,12 +305,12 @@ class Classifier(Predictor):
 class Embedder(Predictor):
     """One vector a text, for similarity, clustering and search."""
 
-    def __init__(self, model: Model, pooling: Pooling | None = None) -> None:
+    def __init__(self, model: Model, pooling: Pooling | None = None, *, exact: bool = False) -> None:
         """`pooling` says how; default: what the model's sentence-transformers files say, else the mean, normalised.
 
         Raises InputError where those files ask for what is not supported.
         """
-        super().__init__(model)
+        super().__init__(model, exact)
         chosen = pooling or model.pooling or Pooling()
         if isinstance(chosen, str):
             raise InputError(f"{chosen}; for other embeddings of this model say which: Embedder(model, Pooling(...))")
@@ -383,16 +392,18 @@ class Tagger(Predictor):
     per_token = frozenset(["scores"])
 
     def __init__(
-        self, model: Model, aggregation: Literal["simple", "first", "average", "max"] = "first", outside: str = "O"
-    ) -> None:
+        self, model: Model, aggregation: Literal["simple", "first", "average", "max"] = "first", outside: str = "O", *,
+        exact: bool = False,
+    ) -> None:  # fmt: skip
         """
         Args:
           model: a token classifier.
           aggregation: the label of a word of several tokens: each token's own (`simple`), that of its first token, that of
             the mean of their probabilities, or that of the token that is surest.
           outside: the label of what is no entity; a word with it is not found.
+          exact: same text, same bits (`Predictor`).
         """
-        super().__init__(model)
+        super().__init__(model, exact)
         if aggregation not in (known := ("simple", "first", "average", "max")):
             raise InputError(f"aggregation={aggregation!r} is not known; known: {', '.join(known)}")
         self.aggregation, self.outside = aggregation, outside
@@ -494,7 +505,7 @@ class Answerer(Predictor):
     def __init__(
         self, model: Model, top_k: int = 1, no_answer: bool | None = None, null_threshold: float | None = None,
         max_answer_length: int = 30, max_length: int | None = None, stride: int = 128, max_question_length: int | None = None,
-        n_best: int = 20,
+        n_best: int = 20, *, exact: bool = False,
     ) -> None:  # fmt: skip
         """
         Args:
@@ -509,8 +520,9 @@ class Answerer(Predictor):
           stride: tokens from the start of one window to the next.
           max_question_length: tokens of a question that are read; default: 64, or half of a shorter window.
           n_best: candidates kept.
+          exact: same text, same bits (`Predictor`).
         """
-        super().__init__(model)
+        super().__init__(model, exact)
         tuned = model.tuned
         self.top_k, self.no_answer = top_k, tuned.null_threshold is not None if no_answer is None else no_answer
         self.null_threshold = (tuned.null_threshold or 0.0) if null_threshold is None else null_threshold

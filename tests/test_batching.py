@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bert_jax.data.batching import Example, batch_sizes, batches, pack_rows, row_lengths
+from bert_jax.data.batching import Example, batch_sizes, batches, exact_batches, exact_shape, pack_rows, row_lengths
 
 
 def example(size, places=1, first=1):
@@ -130,3 +130,30 @@ def test_twenty_thousand_examples_are_packed(sizes, places):
     ladder = row_lengths(list(map(len, (e.input_ids for e in examples))), 512)
     rows = pack_rows(examples, ladder, lambda length: max(4, length // 16))
     assert sum(len(indices) for _, indices in rows) == 20_000
+
+
+@given(MIXES)
+@settings(deadline=None, max_examples=50)
+def test_an_exact_example_stands_alone_in_a_shape_of_its_own_length(mix):
+    examples = [example(size, min(size, places), 1000 * i + 1) for i, (size, places) in enumerate(mix)]
+    seen = []
+    for batch in exact_batches(examples, 256, 4, pad_id=-7):
+        shape, rows = batch.arrays["input_ids"].shape, [place.row for place in batch.places]
+        assert batch.positions.shape == (shape[0], 4)
+        assert len(set(rows)) == len(rows)
+        for place in batch.places:
+            ids = examples[place.example].input_ids
+            seen.append(place.example)
+            assert exact_shape(len(ids), 256) == shape
+            assert (place.tokens, place.slots.start) == (slice(0, len(ids)), 0)
+            np.testing.assert_array_equal(batch.arrays["input_ids"][place.row, : len(ids)], ids)
+            assert (batch.arrays["sequence_ids"][place.row] == (np.arange(shape[1]) < len(ids))).all()
+    assert sorted(seen) == list(range(len(examples)))
+
+
+def test_exact_shapes_are_powers_of_two_by_multiples_of_eight():
+    for size in range(1, 9000):
+        rows, length = exact_shape(size, 256)
+        assert (rows & (rows - 1), length % 8) == (0, 0)
+        assert size <= length < max(size + 8, 1.25 * size + 1)
+        assert rows == 1 or 256 <= rows * length < 512

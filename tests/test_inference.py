@@ -1,15 +1,21 @@
 """Predictions: the same packed as alone, in order, with exact offsets; long, empty and wrong input."""
 
 import dataclasses
+import json
+import os
 import pickle
+import subprocess
+import sys
 import warnings
 from collections import Counter
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import same_bits
 from helpers import make_documents, with_template
 
 from bert_jax import pretrained
@@ -25,6 +31,9 @@ from bert_jax.pretrained import Model
 TINY = BertConfig(vocab_size=280, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
                   max_position_embeddings=96)  # fmt: skip
 LABELS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
+ROOT = Path(__file__).parent.parent
+CACHE = {"JAX_COMPILATION_CACHE_DIR": ROOT / ".jax_cache", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0,
+         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": -1}  # fmt: skip
 TEXTS = [" ".join(doc[: 1 + i % 5]) for i, doc in enumerate(make_documents(60, seed=5))]
 SHORT = [text for text in TEXTS if len(text) < 120]
 
@@ -133,6 +142,58 @@ def test_no_shape_is_compiled_twice_and_shapes_are_few(predictor, inputs):
     for count in (1, 2, 5, len(inputs)):
         predictor(inputs[:count])
     assert predictor._run_batch._cache_size() == compiled
+
+
+# ---- same text, same bits
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer, tmp_path_factory):
+    """Models of a size that XLA computes as it does large ones, for same_bits.py."""
+    place = tmp_path_factory.mktemp("exact")
+    cfg = TINY.replace(hidden_size=96, num_attention_heads=4, intermediate_size=384)
+    labels = {"sequence_classification": ("no", "maybe", "yes"), "token_classification": LABELS}
+    for head in same_bits.NAMES.values():
+        pretrained.save(model_of(tokenizer, head, labels.get(head, ()), cfg), place / head)
+    return place
+
+
+def in_process(folder, count, shuffles, sizes, threads, devices):
+    """`same_bits.digests` by a process of that many threads and simulated devices."""
+    command = [sys.executable, same_bits.__file__, folder, count, shuffles, threads, devices, *sizes]
+    environment = os.environ | {name: str(value) for name, value in CACHE.items()} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_an_exact_text_has_the_same_bits_in_any_company_place_list_and_number_of_threads_and_devices(folder):
+    here = same_bits.digests(folder, 200, 2, [1, 6, 80])
+    assert list(here) == ["Embedder", "Classifier", "FillMask", "Tagger", "Answerer"]
+    for threads in (1, 2):
+        assert in_process(folder, 200, 1, [40], threads, devices=1) == here
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("devices", [1, 8])
+def test_two_thousand_exact_texts_have_the_same_bits_in_twenty_orders(folder, threads, devices):
+    found = in_process(folder, 2000, 20, [1, 5, 40, 300, 2000], threads, devices)
+    assert found == same_bits.digests(folder, 2000, 1, [2000])
+
+
+def test_exact_outputs_are_those_of_packed_rows_to_rounding(folder):
+    for (name, exact), (_, packed) in zip(same_bits.predictors(folder), same_bits.predictors(folder, exact=False), strict=True):
+        inputs = same_bits.texts_of(name, 6)
+        with warnings.catch_warnings(action="ignore"):
+            close(list(exact(inputs)), list(packed(inputs)))
+
+
+def test_an_exact_texts_shape_does_not_depend_on_what_the_predictor_takes_at_most(tokenizer, answerer):
+    shorter = Answerer(answerer.model, max_question_length=24, stride=16, top_k=3, max_length=64, exact=True)
+    longer = Answerer(answerer.model, max_question_length=24, stride=16, top_k=3, exact=True)
+    pair = ("bako?", "Tine rodusi bako.")
+    assert shorter([pair]) == longer([pair])
 
 
 @with_inputs

@@ -1,4 +1,7 @@
-"""Examples of any lengths -> batches of a few shapes: packed, so that little padding is computed and no shape compiled twice."""
+"""Examples of any lengths -> batches of a few shapes: packed, so that little padding is computed and no shape compiled twice.
+
+Or exact (`exact_batches`): each example alone in its row, in a shape that follows from its own length.
+"""
 
 from __future__ import annotations
 
@@ -132,6 +135,38 @@ def batches(
         for taken, count in batch_sizes(len(rows), full):
             yield fill_rows(examples, rows[start : start + taken], count, length, slots(length), pad_id)
             start += taken
+
+
+def exact_shape(size: int, tokens: int) -> tuple[int, int]:
+    """(rows, row length) that an example of `size` tokens is computed in: they follow from `size` alone, whatever comes with it.
+
+    Lengths are multiples of 8, four from one power of two to the next, and may be above the longest that a model takes. Rows are
+    a power of two, of `tokens` to twice as many tokens: kernels that take four rows at a time would take those of an odd end in
+    another way.
+
+    >>> exact_shape(3, 256), exact_shape(33, 256), exact_shape(64, 256), exact_shape(300, 256)
+    ((32, 8), (8, 40), (4, 64), (1, 320))
+    """
+    step = max(8, (1 << (size - 1).bit_length()) // 8)
+    length = -(-size // step) * step
+    return max(1, tokens >> (length.bit_length() - 1)), length
+
+
+def exact_batches(examples: Sequence[Example], tokens: int, slots: int, pad_id: int) -> Iterator[PackedBatch]:
+    """Batches that hold every example once, alone in its row, in its `exact_shape`; rows that lack an example are padding.
+
+    Args:
+      examples: none with more places than `slots`.
+      tokens: a power of two; those of a batch are as many, to twice as many.
+      slots: places of a row that the head runs at.
+      pad_id: fills up rows.
+    """
+    by_shape: dict[tuple[int, int], list[list[int]]] = {}
+    for index, example in enumerate(examples):
+        by_shape.setdefault(exact_shape(len(example.input_ids), tokens), []).append([index])
+    for (count, length), rows in sorted(by_shape.items()):
+        for start in range(0, len(rows), count):
+            yield fill_rows(examples, rows[start : start + count], count, length, slots, pad_id)
 
 
 def fill_rows(

@@ -37,7 +37,8 @@ import numpy as np
 import protocol
 
 PEERS = ("pipeline", "torch", "sentence-transformers", "onnxruntime")
-ALSO = ("pipeline-lists",)  # slower than `pipeline` by the conversion: only where asked for
+OURS = {"ours": (), "ours-exact": ("--exact",)}  # flags of ours_encoding.py
+ALSO = ("ours-exact", "pipeline-lists")  # only where asked for: pipeline-lists is slower than `pipeline` by the conversion
 TUNED = ("torch", "onnxruntime")
 STARTERS = ("ours", "ours, empty cache", "ours, warm cache", "torch", "sentence-transformers")
 REFERENCE, TOLERANCE = "torch", 1e-3
@@ -105,9 +106,9 @@ class Commands:
 
     def start(self, name: str, *flags: str, **environment: str) -> protocol.Participant:
         """The process of participant `name`, once it is ready."""
-        script = Path(__file__).with_name("ours_encoding.py" if name == "ours" else "peer_encoding.py")
-        command = [sys.executable if name == "ours" else self.args.peer_python, str(script)]
-        command += [] if name == "ours" else ["--participant", name]
+        script = Path(__file__).with_name("ours_encoding.py" if name in OURS else "peer_encoding.py")
+        command = [sys.executable if name in OURS else self.args.peer_python, str(script)]
+        command += OURS.get(name, ["--participant", name])
         command += ["--model", self.model, "--threads", str(self.args.threads), *flags]
         return protocol.Participant(name, command, self.environment | environment)
 

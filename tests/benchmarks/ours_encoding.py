@@ -8,13 +8,18 @@ The second writes a base-size encoder (12 layers of 768) of random weights for a
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import protocol
 
-args = protocol.encoding_arguments(
-    __doc__, lambda parser: parser.add_argument("--base-with-tokenizer-of", type=Path, metavar="DIR", default=None)
-)
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--base-with-tokenizer-of", type=Path, metavar="DIR", default=None)
+    parser.add_argument("--exact", action="store_true", help="Embedder(exact=True)")
+
+
+args = protocol.encoding_arguments(__doc__, options)
 
 import bert_jax  # noqa: E402  (after the limit on cores)
 
@@ -45,7 +50,7 @@ def main() -> None:
         write_base()
         protocol.say(ready=True)
         return
-    embed = bert_jax.Embedder(bert_jax.load(args.model))
+    embed = bert_jax.Embedder(bert_jax.load(args.model), exact=args.exact)
     protocol.serve_encoding(embed, args, **({} if args.first else {"versions": versions()}))
 
 
