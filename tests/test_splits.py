@@ -620,7 +620,7 @@ def test_words_and_tags_may_be_lists(tmp_path, columns, name):
 @pytest.mark.parametrize("row, message", [
     ({"words": ["a", "b"], "tags": ["O"]}, "a.jsonl:1: 2 words, but 1 tags"),
     ({"words": "a b", "tags": ["O"]}, "a.jsonl:1: 2 words, but 1 tags"),
-    ({"words": [], "tags": []}, "a.jsonl:1: 'words' has no words"),
+    ({"words": [], "tags": []}, "a.jsonl: holds no rows; warning: train: 1 rows left out that have no words: "),
     ({"words": 3, "tags": []}, "a.jsonl:1: 'words' is 3, not a list with an entry a word"),
     ({"words": ["a", 1], "tags": ["O", "O"]}, "a.jsonl:1: 'words' is 1, not a text"),
     ({"words": ["a", "b"], "tags": ["O", None]}, "a.jsonl:1: the label is ['O', None], not a list of tags: word 1 has none"),
@@ -628,6 +628,19 @@ def test_words_and_tags_may_be_lists(tmp_path, columns, name):
 ])  # fmt: skip
 def test_what_is_no_sentence_with_a_tag_a_word_is_named(tmp_path, row, message):
     fails(message, "tagging", write(tmp_path / "a.jsonl", jsonl(row)))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_sentences_without_words_are_left_out_and_counted(tmp_path, name):
+    rows = [{"words": words, "tags": words and ["O"] * len(words)} for words in (["a", "b"], None, [], ["c"])]
+    rows[3]["tags"] = ["B-X"]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "made.parquet")
+    splits = only(tmp_path, "tagging", name, jsonl(*rows) if name == "a.jsonl" else (tmp_path / "made.parquet").read_bytes())
+    assert plain(splits.train) == [(("a", "b"), ("O", "O"), "0"), (("c",), ("B-X",), "3")]
+    places = "a.jsonl:2" if name == "a.jsonl" else "a.parquet: row 1"
+    (note,) = [note for note in splits.notes if note.startswith("warning: train: 2 rows left out that have no words: ")]
+    assert places in note
+    assert not [note for note in splits.notes if "no label" in note]
 
 
 JOHN = "john lives in Paris."

@@ -298,8 +298,11 @@ def _read(split: str, path: str, task: Task, cfg: TaskData, hasher: Any, notes: 
     table, columns = _open(split, path, task, cfg, hasher)
     stem = None if cfg.text_column else task.stem
     reader = LabelReader(task, cfg)
-    records, overlapping = list[Record](), 0
+    records, wordless, overlapping = list[Record](), list[str](), 0
     for number, row in enumerate(table.rows):
+        if task.kind == "tagging" and _has_no_words(row, columns.texts[0]):
+            wordless.append(row.place)
+            continue
         label = _label(row, columns.labels, reader)
         if task.kind == "tagging":
             texts, label, lost = _sentence(row, columns.texts[0], label, reader)
@@ -315,6 +318,8 @@ def _read(split: str, path: str, task: Task, cfg: TaskData, hasher: Any, notes: 
     if table.skipped:
         why = "that cannot be read" if cfg.on_error == "skip" else "with a wrong number of fields"
         notes.append(f"{split}: {len(table.skipped)} lines left out, {why}: {_few(table.skipped)}")
+    if wordless:
+        notes.append(f"warning: {split}: {len(wordless)} rows left out that have no words: {_few(wordless)}")
     one_word = task.kind == "tagging" and all(len(record.texts) == 1 for record in records)
     if one_word and len(records) > 1 and tables.suffix_of(path) == ".csv":
         fix = "name the column that says which sentence a word is of: --id-column NAME"
@@ -354,6 +359,12 @@ def _open(split: str, path: str, task: Task, cfg: TaskData, hasher: Any) -> tupl
         rows = tables.sentences_of_words(table.rows, columns.id, (*columns.texts, *columns.labels))
         table = table._replace(rows=rows)
     return table, columns
+
+
+def _has_no_words(row: Row, column: str) -> bool:
+    """Whether a sentence is null or empty: there is nothing to tag in it."""
+    value = _value(row, column)
+    return not value.strip() if isinstance(value, str) else value is None or value == []
 
 
 def _sentence(row: Row, column: str, label: Any, reader: LabelReader) -> tuple[tuple[str, ...], tuple[str, ...] | None, int]:
@@ -402,11 +413,17 @@ def _group(row: Row, column: str | None) -> str | None:
 
 
 def _cell(row: Row, column: str) -> str:
-    """The text of a column: of null (NaN, where pandas wrote it) an empty one, but of a row without the column an error."""
+    """The text of a column; a null is an empty text."""
+    value = _value(row, column)
+    return _text(row, column, "" if value is None else value)
+
+
+def _value(row: Row, column: str) -> Any:
+    """What a column has, None for NaN, which is pandas' null. Raises InputError where the row has no such column."""
     if column not in row.values:
         raise InputError(f"{row.place}: no {column!r}, it has {', '.join(row.values) or 'nothing'}")
     value = row.values[column]
-    return _text(row, column, "" if value is None or value != value else value)
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _text(row: Row, column: str, value: Any) -> str:
