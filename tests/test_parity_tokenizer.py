@@ -294,13 +294,20 @@ ADDED = {
     "named": {"extra_special_tokens": {"image": "<img>"}, "bos_token": "<c>"},
     "both": {"extra_special_tokens": ["<img>"], "additional_special_tokens": ["<c>"]},
     "file": {"file": {"<b>": 1, "<New>": 0, "<ent>": 2}, "additional_special_tokens": ["<ent>", "<last>"]},
+    "a model's own": {"image_token": "<img>", "add_bos_token": True},
+    "flags": {
+        "added_tokens_decoder": {
+            0: {"content": "<ent>", "special": True, "lstrip": True, "normalized": False},
+            1: {"content": "<New>", "rstrip": True, "single_word": True},
+        }
+    },
     "decoder before file": {"file": {"<b>": 0}, "added_tokens_decoder": {0: {"content": "<new>"}}},
 }
 
 
 @pytest.mark.parametrize("case", ADDED)
 @pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta", "albert"])
-def test_tokens_added_beside_old_files_are_those_of_transformers(tmp_path, name, case):
+def test_tokens_added_beside_a_file_are_those_of_transformers(tmp_path, name, case):
     from transformers import AddedToken, AutoTokenizer
 
     model_type = write_files(tmp_path, name)
@@ -319,10 +326,75 @@ def test_tokens_added_beside_old_files_are_those_of_transformers(tmp_path, name,
     theirs, ours = AutoTokenizer.from_pretrained(tmp_path, **mask), Tokenizer.load(tmp_path, model_type=model_type)
     assert ours.vocab_size == len(theirs)
     assert set(ours.special_ids) == {id for id, token in theirs.added_tokens_decoder.items() if token.special}
+    assert_same_ids(theirs, ours)
+    # the same beside a tokenizer.json, of this class and of none
+    (tmp_path / "saved").mkdir()
+    plain.save(tmp_path / "saved")
+    beside = config | {"mask_token": plain.mask_token}
+    for name in ("config.json", "added_tokens.json"):
+        if (tmp_path / name).exists():
+            (tmp_path / "saved" / name).write_text((tmp_path / name).read_text())
+    for tokenizer_class in (None, "PreTrainedTokenizerFast"):
+        stated = {"tokenizer_class": tokenizer_class} if tokenizer_class else {}
+        (tmp_path / "saved" / "tokenizer_config.json").write_text(json.dumps(beside | stated))
+        theirs, ours = AutoTokenizer.from_pretrained(tmp_path / "saved"), Tokenizer.load(tmp_path / "saved")
+        assert ours.vocab_size == len(theirs)
+        assert_same_ids(theirs, ours)
+
+
+def assert_same_ids(theirs, ours):
+    """Of texts with the tokens of `ADDED`, with masks, and nasty ones."""
     texts = ["the <new> x<New>y", "<NEW><b> b", "the", "a the  <new>", *NASTY]
-    assert [ids.tolist() for ids in ours.encode_batch(texts)] == theirs(texts, add_special_tokens=False)["input_ids"]
-    texts = [text.replace("@", theirs.mask_token) for text in MASKED]
-    assert [ids.tolist() for ids in ours.encode_batch(texts)] == theirs(texts, add_special_tokens=False)["input_ids"]
+    texts += [text.replace("@", name) for text in MASKED for name in ("<ent>", "<New>", "[X]", "<img>", theirs.mask_token)]
+    expected = theirs(texts, add_special_tokens=False)["input_ids"]
+    for text, ids, theirs_ids in zip(texts, ours.encode_batch(texts), expected, strict=True):
+        assert ids.tolist() == theirs_ids, text
+
+
+ROLE_NAMES = {"bert": ("[CLS]", "[SEP]", "[MASK]"), "albert": ("[CLS]", "[SEP]", "[MASK]")}
+TEMPLATES = {
+    "none": None,
+    "empty": ("$A", "$A $B:1"),
+    "no last": ("C $A", "C $A S $B:1"),
+    "marked": ("C M $A S", "C M $A S S $B:1 S:1"),
+    "doubled": ("C $A S", "C $A S S $B S"),
+    "typed": ("C:1 $A:1 S:1", "C $A S $B:1 S"),
+}
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta", "albert"])
+def test_templates_and_prefixes_of_a_tokenizer_json_are_those_of_transformers(tmp_path, name):
+    import tokenizers
+    from transformers import AutoTokenizer
+
+    (tmp_path / "old").mkdir()
+    model_type = write_files(tmp_path / "old", name)
+    AutoTokenizer.from_pretrained(tmp_path / "old").save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    file, config_file = tmp_path / "tokenizer.json", tmp_path / "tokenizer_config.json"
+    config, engine = json.loads(config_file.read_text()), tokenizers.Tokenizer.from_file(str(file))
+    roles = dict(zip("CSM", ROLE_NAMES.get(name, ("<s>", "</s>", "<mask>")), strict=True))
+    special = [(token, engine.token_to_id(token)) for token in roles.values()]
+    for template, tokenizer_class, prefix in itertools.product(
+        TEMPLATES.values(), (None, "PreTrainedTokenizerFast", "Own", ...), (True, False)
+    ):
+        spec = json.loads(engine.to_str()) | {"post_processor": None}
+        if template is not None:
+            spelt = [" ".join(roles.get(part[0], part[0]) + part[1:] for part in each.split()) for each in template]
+            made = tokenizers.processors.TemplateProcessing(single=spelt[0], pair=spelt[1], special_tokens=special)
+            spec["post_processor"] = json.loads(made.__getstate__())
+        file.write_text(json.dumps(spec))
+        stated = config | {"tokenizer_class": tokenizer_class, "add_prefix_space": prefix}
+        if tokenizer_class is None:
+            del stated["tokenizer_class"]
+        elif tokenizer_class is ...:
+            stated["tokenizer_class"] = config["tokenizer_class"]
+        config_file.write_text(json.dumps(stated))
+        theirs, ours = AutoTokenizer.from_pretrained(tmp_path), Tokenizer.load(tmp_path)
+        for texts in (["the  class"], ["the class", " a\tb "]):
+            ids, types = (ours.single, ours.pair)[len(texts) - 1].lay_out(ours.encode_batch(texts))
+            expected = theirs(*texts, return_token_type_ids=True)
+            assert (ids.tolist(), types.tolist()) == (expected["input_ids"], expected["token_type_ids"]), (template, stated)
 
 
 @pytest.mark.parametrize("beside", [None, "bert", "distilbert", "roberta"])

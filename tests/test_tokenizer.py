@@ -262,9 +262,82 @@ def test_vocab_txt_is_bert(tmp_path):
     assert Tokenizer.load(tmp_path, special_tokens="text").fingerprint() == tokenizer.fingerprint()
 
 
-def test_a_word_of_more_than_100_characters_is_unknown(tmp_path):
-    tokenizer = Tokenizer.load(vocab_file(tmp_path, [*VOCAB, "a", "##a"]))
-    assert [len(ids) for ids in tokenizer.encode_batch(["a" * 100, "a" * 101])] == [100, 1]
+def test_a_word_of_more_than_100_characters_is_unknown_beside_bert_config_json_one_of_more_than_200(tmp_path):
+    path, texts = vocab_file(tmp_path, [*VOCAB, "a", "##a"]), ["a" * n for n in (100, 101, 200, 201)]
+
+    def lengths(tokenizer):
+        return [len(ids) for ids in tokenizer.encode_batch(texts)]
+
+    assert lengths(Tokenizer.load(path)) == [100, 1, 1, 1]
+    write_config(tmp_path, "bert_config.json", vocab_size=18)  # as Google published its files
+    assert lengths(Tokenizer.load(path)) == [100, 101, 200, 1]
+    Tokenizer.load(path).save(tmp_path / "saved")
+    assert lengths(Tokenizer.load(tmp_path / "saved")) == [100, 101, 200, 1]
+    write_config(tmp_path, "config.json", model_type="bert")  # as Hugging Face has them
+    assert lengths(Tokenizer.load(path)) == [100, 1, 1, 1]
+
+
+@pytest.mark.parametrize("odd", ["\u2028", "\u2029", "\x85", "\x1c", "\x0b", "\x0c", "\xa0"])
+def test_only_line_feeds_divide_the_lines_of_vocab_txt(tmp_path, odd):
+    path = vocab_file(tmp_path, [*VOCAB, odd, "cat"])
+    assert Tokenizer.load(path).encode_batch(["the cat"])[0].tolist() == [5, len(VOCAB) + 1]
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert Tokenizer.load(path).encode_batch(["the cat"])[0].tolist() == [5, len(VOCAB) + 1]
+
+
+def test_files_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "byte").mkdir()
+    write_config(tmp_path, added_tokens_decoder={str(len(VOCAB)): added("<new>")})
+    write_config(tmp_path, "special_tokens_map.json", mask_token="[MASK]")
+    Tokenizer.load(vocab_file(tmp_path, VOCAB)).save(tmp_path / "saved")
+    for path in (tmp_path / "vocab.txt", byte_level(tmp_path / "byte"), tmp_path / "saved" / "tokenizer.json"):
+        before = Tokenizer.load(path).fingerprint()
+        for file in [*path.parent.glob("*.json"), *path.parent.glob("*.txt")]:
+            file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+        assert Tokenizer.load(path).fingerprint() == before
+
+
+def test_dropout_of_merges_is_off(tmp_path):
+    Tokenizer.load(byte_level(tmp_path)).save(tmp_path / "saved")
+    file = tmp_path / "saved" / "tokenizer.json"
+    spec = json.loads(file.read_text())
+    spec["model"]["dropout"] = 0.9
+    file.write_text(json.dumps(spec))
+    tokenizer = Tokenizer.load(file)
+    assert {tuple(ids) for ids in tokenizer.encode_batch(["ab a ab"] * 50)} == {(9, 8, 8, 6)}
+    tokenizer.save(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "tokenizer.json").read_text())["model"]["dropout"] is None
+
+
+@pytest.mark.parametrize("name", ["RobertaTokenizer", "RobertaTokenizerFast", None, "PreTrainedTokenizerFast"])
+def test_the_prefix_of_a_tokenizer_json_is_that_of_the_config_where_its_class_is_robertas(tmp_path, name):
+    Tokenizer.load(byte_level(tmp_path)).save(tmp_path / "saved")
+    write_config(tmp_path / "saved", "config.json", model_type="roberta")
+    for prefix in (True, False):
+        write_config(tmp_path / "saved", add_prefix_space=prefix, **({"tokenizer_class": name} if name else {}))
+        tokenizer = Tokenizer.load(tmp_path / "saved")
+        followed = prefix and name != "PreTrainedTokenizerFast"
+        assert tokenizer.tokens(tokenizer.encode_batch(["a"])[0]) == (["Ġa"] if followed else ["a"])
+
+
+def test_a_token_of_the_config_that_is_no_role_is_one_of_the_models_own(tmp_path):
+    path = vocab_file(tmp_path, VOCAB)
+    write_config(tmp_path, image_token="<img>", add_bos_token=True)
+    tokenizer = Tokenizer.load(path)
+    assert tokenizer.encode_batch(["the <img>"])[0].tolist() == [5, len(VOCAB)]
+    assert tokenizer.special_ids[-1] == len(VOCAB)
+
+
+def test_a_role_keeps_its_flags_where_the_file_does_not_call_it_special(tmp_path):
+    Tokenizer.load(byte_level(tmp_path)).save(tmp_path / "saved")
+    file = tmp_path / "saved" / "tokenizer.json"
+    spec = json.loads(file.read_text())
+    for token in spec["added_tokens"]:
+        token["special"] = False
+    file.write_text(json.dumps(spec))
+    tokenizer = Tokenizer.load(file)
+    assert tokenizer.special_ids == (0, 1, 2, 3, 4)
+    assert tokenizer.tokens(tokenizer.encode_batch(["a <mask> a"])[0]) == ["a", "<mask>", "Ġa"]
 
 
 def test_vocab_txt_is_cased_if_the_config_or_an_entry_says_so(tmp_path):

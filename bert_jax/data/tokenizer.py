@@ -32,6 +32,7 @@ MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "distilbert", "albert", "electr
 _FILES = ("tokenizer.json", "vocab.txt", "*.model", "vocab.json")  # in a directory, the first found
 _BERT_NAMES = {role: names[0] for role, names in ROLES.items()}
 _CONFIG = "tokenizer_config.json"
+_NAMED = {f"{name}_token" for name in (*ROLES, "bos", "eos")}  # other keys of this form are a model's own tokens
 _BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
 # `tokenizer_class`, less a final `Fast`, of those whose vocab.txt, vocab.json or .model is read as they read it
 _READ_CLASSES: tuple[str, ...] = (*_BERT_CLASSES, "RobertaTokenizer", "XLMRobertaTokenizer", "AlbertTokenizer")
@@ -127,8 +128,12 @@ class Tokenizer:
             raise InputError(f"special_tokens={special_tokens!r}: expected one of {', '.join(known)}{nearest}")
         engine.no_padding()
         engine.no_truncation()
-        special = {token.content for token in engine.get_added_tokens_decoder().values() if token.special}
-        engine.add_special_tokens([name for name in roles.values() if name not in special])  # others may have lstrip
+        flags = {token.content: token for token in engine.get_added_tokens_decoder().values()}
+        for name in roles.values():
+            token = flags.get(name, AddedToken(name, normalized=False))  # which may have lstrip
+            if not token.special:
+                token.special = True
+                engine.add_special_tokens([token])
         added = engine.get_added_tokens_decoder()
         engine.encode_special_tokens = special_tokens == "text"
         if special_tokens == "text":
@@ -279,6 +284,8 @@ class Tokenizer:
         RoBERTa's, XLM-R's or ALBERT's, and which is of the kind that such a class makes, is normalised, cut into words and
         put between special tokens as that class does by the keys of tokenizer_config.json (`do_lower_case`, `strip_accents`,
         `tokenize_chinese_chars`, `add_prefix_space`). Of any other class the file alone says how. `dropout` of BPE is off.
+        Longer words than 100 letters are unknown to a vocab.txt; than 200 where bert_config.json stands beside it and neither
+        config.json nor tokenizer_config.json, as in Google's code.
 
         Args:
           path: the file; in a directory, the first found in the order above.
@@ -613,7 +620,8 @@ def _add_tokens_beside(engine: tokenizers.Tokenizer, path: Path, config: dict[st
     file, stated = _stated_ids(path, config)
     extra, older = (config.get(f"{kind}_special_tokens") or [] for kind in ("extra", "additional"))
     extra = [*extra.values(), *older] if isinstance(extra, dict) else extra or older
-    extra = [value for value in (config.get("bos_token"), config.get("eos_token"), *extra) if value]
+    own = [value for key, value in config.items() if key.endswith("_token") and isinstance(value, str) and key not in _NAMED]
+    extra = [value for value in (config.get("bos_token"), config.get("eos_token"), *own, *extra) if value]
     others = [_added_token(value, path.with_name(_CONFIG), special=True) for value in extra]
     tokens = [_added_token(value, file, **{"normalized": False} if raw else {}) for _, value in stated]
     vocab = engine.get_vocab(with_added_tokens=True)
