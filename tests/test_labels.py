@@ -111,6 +111,14 @@ def test_lists_of_0_and_1_say_which_classes_apply_where_all_are_of_one_length():
         by_place({"train": records(*each), "dev": records(("1",))})
 
 
+def test_lists_of_0_and_1_of_a_test_set_alone_are_about_the_models_classes():
+    labels = Indicators(["1", "0", "1"]), Indicators(["0", "1", "0"])
+    found, classes = by_place({"test": records(*labels)}, ("toxic", "obscene", "threat"))
+    assert classes == ("toxic", "obscene", "threat")
+    assert [r.label for r in found["test"]] == [("toxic", "threat"), ("obscene",)]
+    assert by_place({"test": records(*labels)}, ("0", "1"))[0]["test"][0].label == ("1", "0")
+
+
 def test_lists_of_0_and_1_beside_other_lists_are_numbers_of_classes():
     found, classes = by_place({"train": records(Indicators(["1", "0"]), ("2",), Indicators(["1", "1"]))})
     assert classes == ()

@@ -1,6 +1,7 @@
 """Every input is made here, in tmp_path: nothing is downloaded."""
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -518,6 +519,16 @@ def test_columns_of_0_and_1_are_a_label_each_in_the_order_they_are_named_in(tmp_
     fails("half.csv: no column 'obscene'", "multi_label", train, dev=train, test=half, label_column=given)
     if len(given) == 3:
         fails("classification takes one; columns of 0 and 1 are --task multi_label", "classification", train, label_column=given)
+
+
+def test_the_classes_of_a_model_keep_their_order_whatever_columns_say(tmp_path):
+    model = dataclasses.replace(find_task("multi_label"), test_only=True, labels=("threat", "toxic"))
+    path = write(tmp_path / "a.csv", "text,toxic,threat\na,1,0\nb,1,1\n")
+    splits = load_splits(model, TaskData(data=path, label_column=("toxic", "threat")))
+    assert splits.labels == ("threat", "toxic")
+    assert [r.label for r in splits.test["test"]] == [("toxic",), ("toxic", "threat")]
+    path = write(tmp_path / "b.csv", 'text,labels\na,"[0, 1]"\nb,"[1, 1]"\n')
+    assert [r.label for r in load_splits(model, TaskData(data=path)).test["test"]] == [("toxic",), ("threat", "toxic")]
 
 
 def test_lists_of_0_and_1_are_classes_called_by_their_place(tmp_path):

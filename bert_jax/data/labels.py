@@ -353,27 +353,32 @@ def without_minus_one(task: Task, splits: Mapping[str, list[Record]], given: boo
     }
 
 
-def by_place(splits: Mapping[str, list[Record]]) -> tuple[dict[str, list[Record]], tuple[str, ...]]:
-    """multi_label: lists of 0 and 1 by what they mean, and the classes if they are called by their place, else none.
+def by_place(
+    splits: Mapping[str, list[Record]], classes: tuple[str, ...] = ()
+) -> tuple[dict[str, list[Record]], tuple[str, ...]]:
+    """multi_label: lists of 0 and 1 by what they mean, and the classes that they are about, none where they are no such lists.
 
-    Where every label of training is such a list, and all are of one length, 1 at place i says that class i applies. Elsewhere the
-    numbers are the classes. Raises InputError for a list of another length in dev or test.
+    Where every label of training (of a test set alone, its own) is such a list, and all are of one length, that of `classes` if
+    there are any, 1 at place i says that class i applies; without `classes` it is called by its place. Elsewhere the numbers are
+    the classes. Raises InputError for a list of another length in dev or test.
     """
-    labels = [record.label for record in splits.get("train", []) if record.label]
+    first = splits["train"] if "train" in splits else next(iter(splits.values()), [])
+    labels = [record.label for record in first if record.label]
     number = len(labels[0]) if labels and all(isinstance(label, Indicators) for label in labels) else 0
-    if not number or any(len(label) != number for label in labels):
+    if any(len(label) != number for label in labels) or (classes and number != len(classes)):
         number = 0
+    called = classes or tuple(map(str, range(number)))
 
     def meant(record: Record) -> Record:
         if number and record.label and (not isinstance(record.label, Indicators) or len(record.label) != number):
             raise InputError(f"{record.place}: the label is {list(record.label)}, where training has lists of {number} 0 and 1")
         if not isinstance(record.label, Indicators):
             return record
-        applies = (str(i) for i, flag in enumerate(record.label) if _FLAGS[flag]) if number else record.label
+        applies = (name for name, flag in zip(called, record.label, strict=True) if _FLAGS[flag]) if number else record.label
         return dataclasses.replace(record, label=tuple(dict.fromkeys(applies)))
 
     settled = {split: [meant(record) for record in records] for split, records in splits.items()}
-    return settled, tuple(map(str, range(number)))
+    return settled, called if number else ()
 
 
 def look_alikes(found: Iterable[str]) -> list[list[str]]:

@@ -504,10 +504,10 @@ def _settled(task: Task, cfg: TaskData, files: Mapping[str, _File], notes: list[
     read = without_minus_one(task, read, given=cfg.unlabelled_mark is not None)
     classes = next((file.columns.labels for file in files.values() if len(file.columns.labels) > 1), ())
     if task.kind == "multi_label" and not classes:
-        read, classes = by_place(read)
-        if classes:
+        read, classes = by_place(read, task.labels)
+        if classes and not task.labels:
             notes.append(f"labels are lists of 0 and 1: the classes are called by their place in them, 0 to {len(classes) - 1}")
-    if classes:
+    if classes and not task.labels:
         task = dataclasses.replace(task, labels=classes)
     return task, {split: _labelled(split, files[split], task, records, notes) for split, records in read.items()}
 
