@@ -205,6 +205,7 @@ def _read(directory: Path) -> _Files:
         tensors, file = convert.from_tf1(read_tf1(prefix)), prefix
     else:
         tensors, file = read_directory(directory)
+        tensors = convert.from_flax(tensors)
     tensors = convert.without_wrapper(tensors, FAMILIES[config.model_type])
     convert.check_size(tensors, config, str(file))
     return _Files(values, config, tensors, str(file), directory)
@@ -217,9 +218,9 @@ def load(
     """Reads a pretrained model.
 
     Args:
-      path_or_name: a directory in the Hugging Face layout (model.safetensors or pytorch_model.bin, whole or in shards; what
-        `save` and `train.py` export), one of Google's TF1 checkpoints (bert_config.json, bert_model.ckpt.*, vocab.txt), a
-        work directory of `train.py` (its newest checkpoint) or of `finetune.py`, or a name on the Hugging Face hub.
+      path_or_name: a directory in the Hugging Face layout (model.safetensors, pytorch_model.bin or flax_model.msgpack, whole or
+        in shards; what `save` and `train.py` export), one of Google's TF1 checkpoints (bert_config.json, bert_model.ckpt.*,
+        vocab.txt), a work directory of `train.py` (its newest checkpoint) or of `finetune.py`, or a name on the Hugging Face hub.
       head: the head wanted; default: the one that config.json's `architectures` says, else what the tensors are of. A head
         that the file lacks is initialised, and said on stderr.
       labels: names of the classes of a new classification head, instead of config.json's.
@@ -377,9 +378,10 @@ def _find(path_or_name: str | Path) -> Path:
         raise InputError(f"no directory {name}; if it is a name on the hub: pip install 'bert_jax[hub]'") from None
     small = ["*.json", "*.txt", "*.model", "*/config.json"]
     try:
-        directory = Path(snapshot_download(name, allow_patterns=[*small, "model*.safetensors"]))
-        if not list(directory.glob("model*.safetensors")):
-            directory = Path(snapshot_download(name, allow_patterns=[*small, "pytorch_model*.bin"]))
+        for weights in ("model*.safetensors", "pytorch_model*.bin", "flax_model*.msgpack"):
+            directory = Path(snapshot_download(name, allow_patterns=[*small, weights]))
+            if list(directory.glob(weights)):
+                break
     except Exception as error:  # of many kinds, the HTTP library's among them
         reason = str(error).strip().splitlines()
         raise InputError(

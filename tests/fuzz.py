@@ -30,7 +30,7 @@ with atheris.instrument_imports(include=["bert_jax"]):
     from bert_jax.data import sources, splits
     from bert_jax.data.tasks import TaskData, find_task
     from bert_jax.data.tokenizer import Tokenizer
-    from bert_jax.formats import tensors, tf1, torch_bin
+    from bert_jax.formats import flax_msgpack, tensors, tf1, torch_bin
     from bert_jax.model import convert
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "the", "cat", "##s", "of", "."]
@@ -67,6 +67,20 @@ def torch() -> list[bytes]:
     for new, file in enumerate(files):
         torch.save({"a": torch.ones(2, 3), "b.c": torch.zeros(4).half()}, file, _use_new_zipfile_serialization=bool(new))
     return [file.getvalue() for file in files]
+
+
+def flax() -> list[bytes]:
+    """Small trees of arrays, one in pieces."""
+    import numpy as np
+    from flax import serialization
+
+    pieces = {"__msgpack_chunked_array__": True, "shape": {"0": 4}, "chunks": {"0": np.ones(2), "1": np.zeros(2)}}
+    return [serialization.to_bytes({"a": {"kernel": np.ones((2, 3), np.float32)}, "b": pieces, "step": 5})]
+
+
+def read_flax_file(path: Path) -> None:
+    for array in flax_msgpack.read_flax(path).values():
+        assert array.nbytes <= path.stat().st_size
 
 
 def tf1_blocks() -> list[bytes]:
@@ -136,6 +150,7 @@ ROWS = b'sentence\tlabel\nthe cat\t0\na "cat\t1\nof\t0\n' + b"the\t1\n" * 8
 TARGETS: dict[str, tuple[str, Callable[[], list[bytes]], Callable[[Path], object]]] = {  # name: (file, what is changed, reader)
     "safetensors": ("m.safetensors", safetensors_header, read_safetensors_header),
     "torch": ("m.bin", torch, torch_bin.read_torch),
+    "flax": ("m.msgpack", flax, read_flax_file),
     "tf1": ("block", tf1_blocks, read_tf1_block),
     "vocab": ("vocab.txt", lambda: ["\n".join(WORDS).encode()], read_tokenizer),
     "tokenizer": (

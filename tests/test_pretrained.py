@@ -11,6 +11,7 @@ from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import flax.serialization
 import huggingface_hub
 import jax
 import ml_dtypes
@@ -74,16 +75,32 @@ def shards_of(tensors, count=3):
     return [{name: tensors[name] for name in names[i::count]} for i in range(count)]
 
 
+def as_flax(tensors):
+    """Arrays as transformers' Flax models call and lay them, by the path in their tree."""
+    arrays = {}
+    for name, tensor in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        table, norm = module.endswith("_embeddings"), "LayerNorm" in module or module.endswith("layer_norm")
+        kind = leaf if leaf == "bias" else "embedding" if table else "scale" if norm else "kernel"
+        arrays[f"{module}.{kind}".replace(".", "/")] = tensor.T.copy() if kind == "kernel" else tensor
+    return arrays
+
+
+def flax_file(arrays, path):
+    path.write_bytes(flax.serialization.to_bytes(convert.unflatten(arrays)))
+
+
 def write_shards(folder, tensors, kind):
     name, write_one = {
         "safetensors": ("model-{:05}-of-00003.safetensors", save_file),
         "bin": ("pytorch_model-{:05}-of-00003.bin", lambda part, path: path.write_bytes(dumps(state(part)))),
+        "msgpack": ("flax_model-{:05}-of-00003.msgpack", flax_file),
     }[kind]
     index = {}
     for i, part in enumerate(shards_of(tensors), 1):
         write_one(part, folder / name.format(i))
         index |= dict.fromkeys(part, name.format(i))
-    whole = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}[kind]
+    whole = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin", "msgpack": "flax_model.msgpack"}[kind]
     (folder / f"{whole}.index.json").write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": index}))
 
 
@@ -123,6 +140,25 @@ def test_weights_are_read_from_every_kind_of_file(tmp_path, capsys, kind, whole)
     model = load(tmp_path)
     assert (model.config, model.head, model.tokenizer, model.labels) == (TINY, "pretraining", None, ())
     assert_params(model.params, params_of(TINY, "pretraining"))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("kind", ["msgpack", "msgpack in shards", "safetensors"])
+def test_what_flax_models_of_transformers_saved_is_read(tmp_path, capsys, model_type, kind):
+    cfg = family(model_type)
+    for head in ("masked_lm", "encoder", "sequence_classification"):
+        folder = tmp_path / head
+        tensors = tensors_of(cfg, head, 2)
+        arrays = as_flax(tensors)
+        write(folder, {name.replace("/", "."): x for name, x in arrays.items()}, config_json(cfg, head))
+        if kind != "safetensors":
+            (folder / "model.safetensors").unlink()
+        if kind == "msgpack":
+            flax_file(arrays, folder / "flax_model.msgpack")
+        elif kind == "msgpack in shards":
+            write_shards(folder, arrays, "msgpack")
+        assert_params(load(folder).params, params_of(cfg, head, 2))
     assert capsys.readouterr().err == ""
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from bert_jax.config import InputError
+from bert_jax.formats.flax_msgpack import read_flax
 from bert_jax.formats.torch_bin import read_torch
 
 _DTYPES: dict[str, Any] = {
@@ -53,6 +54,7 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
 _FILES: list[tuple[str, Callable[[Path], dict[str, np.ndarray]]]] = [
     ("model.safetensors", read_safetensors),
     ("pytorch_model.bin", read_torch),
+    ("flax_model.msgpack", read_flax),
 ]
 
 
@@ -62,7 +64,7 @@ def has_weights(directory: Path) -> bool:
 
 
 def read_directory(directory: Path) -> tuple[dict[str, np.ndarray], Path]:
-    """(tensors, the file they are of): model.safetensors or pytorch_model.bin, whole or in shards with an index.
+    """(tensors, the file they are of): the first that is there of `_FILES`, whole or in shards with an index.
 
     Raises InputError where there is none of them, a shard is missing, or a file is damaged.
     """

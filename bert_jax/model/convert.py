@@ -268,6 +268,26 @@ def from_tf1(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return renamed
 
 
+def from_flax(tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """The tensors of transformers' Flax models under the names of its others; all else as it is.
+
+    Flax calls weights by what they are (`kernel`, `scale`, `embedding`), joins names by `/` (.msgpack) or `.` (.safetensors), and
+    has kernels as [in, out].
+
+    >>> {k: v.shape for k, v in from_flax({"bert/encoder/layer/3/output/dense/kernel": np.ones((4, 2))}).items()}
+    {'bert.encoder.layer.3.output.dense.weight': (2, 4)}
+    """
+    parts = {name: name.replace("/", ".").rpartition(".") for name in tensors}
+    leaves = {leaf for _, _, leaf in parts.values()}
+    if "weight" in leaves or not leaves & {"kernel", "embedding"}:
+        return tensors
+    theirs = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+    return {
+        f"{module}{dot}{theirs.get(leaf, leaf)}": tensors[name].T if leaf == "kernel" else tensors[name]
+        for name, (module, dot, leaf) in parts.items()
+    }
+
+
 def guess_head(tensor_names: Mapping[str, Any], family: Family) -> Head:
     """The head that a file without `architectures` holds, as far as names tell: `classifier` may be of texts or of tokens."""
     heads: tuple[Head, ...] = ("pretraining", "masked_lm", "replaced_token", "question_answering")
