@@ -18,9 +18,9 @@ from bert_jax.config import InputError
 from bert_jax.data.batching import Example, PackedBatch, batches, exact_batches
 from bert_jax.data.layout import Layout, Reading, Text, Window, cut_windows, most_context, read_windows
 from bert_jax.data.tokenizer import Encoding
-from bert_jax.model.heads import pool
-from bert_jax.pooling import Pooling
-from bert_jax.pretrained import Model
+from bert_jax.model.heads import TORCH_ACTIVATIONS, pool
+from bert_jax.pooling import Pooling, activation_name
+from bert_jax.pretrained import Model, ProblemType
 from bert_jax.tags import entity_tags
 
 _MASKS = 4  # of a text that are filled at once
@@ -247,17 +247,41 @@ class Classification(NamedTuple):
     labels: tuple[str, ...]
 
 
-_ACTIVATIONS = {"Identity": lambda x: x, "Sigmoid": jax.nn.sigmoid}  # of a cross-encoder's value
-
-
 def _told_apart(labels: tuple[str, ...]) -> tuple[str, ...]:
     """("a", "b", "a") -> ("a (0)", "b", "a (2)"): classes of one name would be one entry of a dict."""
     told = tuple(f"{name} ({i})" if labels.count(name) > 1 else name for i, name in enumerate(labels))
     return told if len(set(told)) == len(told) else tuple(f"{name} ({i})" for i, name in enumerate(labels))
 
 
+_ACTIVATIONS = {**TORCH_ACTIVATIONS, "Softmax": jax.nn.softmax}  # of logits
+
+
+def _meaning(model: Model, labels: int) -> tuple[ProblemType, str]:
+    """What the logits of `labels` classes mean, and which activation makes scores of them.
+
+    One value goes through the activation of sentence-transformers' files; without that, it is itself where config.json says
+    "regression", else a probability, as in transformers and sentence-transformers.
+    """
+    if isinstance(model.pooling, str):
+        raise InputError(f"{model.pooling}; for scores of the head alone: Classifier(dataclasses.replace(model, pooling=None))")
+    problem = model.problem_type
+    named = None if model.activation is None else activation_name(model.activation, "the model's sentence-transformers files")
+    if labels == 1 or problem == "regression":
+        return problem or "regression", named or ("Identity" if problem == "regression" else "Sigmoid")
+    if problem is None and named not in (None, "Identity", "Sigmoid"):
+        raise InputError(f"the activation {model.activation!r} of {labels} labels is not supported, only Identity and Sigmoid")
+    if problem == "multi_label_classification" or (problem is None and named == "Sigmoid"):
+        return "multi_label_classification", "Sigmoid"
+    return "single_label_classification", "Softmax"
+
+
 class Classifier(Predictor):
-    """Classes of texts, or of pairs of texts; probabilities of several labels; a value, for regression."""
+    """Classes of texts, or of pairs of texts; probabilities of several labels; a value, for regression and for cross-encoders.
+
+    The scores of one class among several are probabilities, also where sentence-transformers' CrossEncoder would give logits
+    (its Identity). A head with one value and no statement of what it means gives the sigmoid, as CrossEncoder and transformers'
+    pipelines do; `problem_type` "regression" the value itself.
+    """
 
     needs = ("sequence_classification", "next_sentence", "pretraining")
 
@@ -267,24 +291,15 @@ class Classifier(Predictor):
         super().__init__(model, exact)
         in_order = ("in_order", "swapped") if model.config.model_type == "albert" else ("is_next", "random")
         self.labels = _told_apart(model.labels or in_order)
-        default = "regression" if len(self.labels) == 1 else "single_label_classification"
-        self.problem_type = model.problem_type or default
+        self.problem_type, self._activation = _meaning(model, len(self.labels))
         own = model.tuned.label_thresholds if threshold is None else ()
         self.thresholds = own or (0.5 if threshold is None else threshold,) * len(self.labels)
-        self._activation = (model.activation or "Identity").split(".")[-1]
-        if self._activation not in _ACTIVATIONS:
-            raise InputError(f"config.json: the activation {model.activation!r} is not supported, only Identity and Sigmoid")
 
     def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
         batch["cls_positions"] = batch.pop("places")
         outputs = self.model.apply(params, batch, head_only=True)  # all but pretraining's, which reads every token
         logits = outputs["logits"] if self.model.head == "sequence_classification" else outputs["next_sentence_logits"]
-        to_scores = {
-            "regression": _ACTIVATIONS[self._activation],
-            "multi_label_classification": jax.nn.sigmoid,
-            "single_label_classification": jax.nn.softmax,
-        }
-        return {"scores": to_scores[self.problem_type](logits)}
+        return {"scores": _ACTIVATIONS[self._activation](logits)}
 
     def __call__(self, texts: Sequence[Text]) -> list[Classification]:
         """A classification for each text, or tuple of two texts. Too long ones are cut, with a warning."""
@@ -302,6 +317,22 @@ class Classifier(Predictor):
 # --- texts to vectors ---
 
 
+def sentence_vectors(
+    pooling: Pooling, dense: Sequence[Sequence[Any]], hidden: jax.Array, sequence_ids: jax.Array, first: jax.Array
+) -> jax.Array:
+    """Embeddings [B, S, E], float32, of hidden states [B, L, D]; `first` [B, S] is where the tokens that count begin.
+
+    `dense`: the arrays of `pooling.dense`, which are arguments as parameters are: constants would be compiled in.
+    """
+    vectors = pool(hidden, sequence_ids, first, pooling.modes).astype(jnp.float32)
+    for layer, (kernel, *bias) in zip(pooling.dense, dense, strict=True):
+        vectors = jnp.matmul(vectors, kernel, precision="highest")
+        vectors = TORCH_ACTIVATIONS[layer.activation](vectors + bias[0] if bias else vectors)
+    if pooling.normalize:
+        vectors /= jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    return vectors[..., : pooling.truncate_dim]
+
+
 class Embedder(Predictor):
     """One vector a text, for similarity, clustering and search."""
 
@@ -315,21 +346,29 @@ class Embedder(Predictor):
         if isinstance(chosen, str):
             raise InputError(f"{chosen}; for other embeddings of this model say which: Embedder(model, Pooling(...))")
         self.pooling = chosen
+        self._width = chosen.width(model.config.hidden_size)
         self._longest = min(self.pooling.max_length or self._longest, model.config.max_length)
 
-    def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
-        places = batch.pop("places")
-        hidden = self.model.apply(params, batch)["last_hidden_state"].astype(jnp.float32)
-        vectors = pool(hidden, batch["sequence_ids"], places, self.pooling.mode)
-        if self.pooling.normalize:
-            vectors /= jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
-        return {"vectors": vectors}
+    def run(self, examples: Sequence[Example], params: Any = None) -> list[dict[str, np.ndarray]]:
+        return super().run(examples, (self._params if params is None else params, jax.device_put(self.pooling.arrays)))
 
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [N, D], a row each text. Too long texts are cut, with a warning."""
-        texts = [self.pooling.read(text) if isinstance(text, str) else text for text in _as_list(texts)]
-        results = self.run(self._encode(texts, self.pooling.max_length))
-        return np.array([result["vectors"][0] for result in results], np.float32).reshape(-1, self.model.config.hidden_size)
+    def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
+        first, (params, dense) = batch.pop("places"), params
+        hidden = self.model.apply(params, batch)["last_hidden_state"].astype(jnp.float32)
+        return {"vectors": sentence_vectors(self.pooling, dense, hidden, batch["sequence_ids"], first)}
+
+    def __call__(self, texts: Sequence[str], prompt_name: str | None = None) -> np.ndarray:
+        """float32 [N, E], a row each text. Too long texts are cut, with a warning.
+
+        Args:
+          texts: N of them.
+          prompt_name: the prompt put before each, one of `pooling.prompts`, such as "query"; default: `pooling.prompt`.
+        """
+        pooling = self.pooling if prompt_name is None else self.pooling.with_prompt(prompt_name)
+        texts = [pooling.read(text) if isinstance(text, str) else text for text in _as_list(texts)]
+        first = pooling.first_place(self._layout)
+        results = self.run([example.read_from(first) for example in self._encode(texts, pooling.max_length)])
+        return np.array([result["vectors"][0] for result in results], np.float32).reshape(-1, self._width)
 
 
 def nearest(queries: np.ndarray, corpus: np.ndarray, top_k: int = 10) -> tuple[np.ndarray, np.ndarray]:

@@ -3,43 +3,159 @@
 from __future__ import annotations
 
 import json
-import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from bert_jax.config import BertConfig, InputError
+import numpy as np
 
-PoolingMode = Literal["cls", "mean", "max"]
+from bert_jax.config import BertConfig, InputError, did_you_mean
+from bert_jax.data.layout import Layout
+from bert_jax.files import put
+from bert_jax.formats.tensors import read_directory, write_safetensors
+
+PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+_MODES: tuple[PoolingMode, ...] = get_args(PoolingMode)
+_LEGACY: dict[str, PoolingMode] = {  # in the order that their vectors are concatenated in
+    "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max", "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}  # fmt: skip
 _TRANSFORMERS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")  # as its files are called
-_LEGACY = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max"}
+# Of sentence_bert_config.json: names that do not change a vector, or change it only where the value is another one.
+_HARMLESS = {"max_seq_length", "do_lower_case", "unpad_inputs"}
+_EXPECTED: dict[str, Any] = {
+    "transformer_task": "feature-extraction", "module_output_name": "token_embeddings", "query_length": None,
+    "document_length": None, "query_expansion": None, "processing_kwargs": {}, "tokenizer_name_or_path": None,
+}  # fmt: skip
+_ARGUMENTS = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
+_HARMLESS_ARGUMENTS = {"trust_remote_code", "torch_dtype", "dtype", "attn_implementation", "add_pooling_layer", "use_cache"}
+# Classes of torch.nn, by the last part of their names, and where torch has them.
+ACTIVATIONS = {
+    "Identity": "torch.nn.modules.linear.Identity",
+    **{name: f"torch.nn.modules.activation.{name}" for name in ("Tanh", "Sigmoid", "ReLU", "GELU", "SiLU")},
+}
+
+
+def activation_name(named: Any, where: str) -> str:
+    """The key of ACTIVATIONS for a class such as torch.nn.modules.activation.Tanh. Raises InputError for any other."""
+    package, _, name = str(named).rpartition(".")
+    if name not in ACTIVATIONS or package.partition(".")[0] not in ("", "torch"):
+        raise InputError(f"{where}: the activation {named!r} is not supported; known: {', '.join(ACTIVATIONS.values())}")
+    return name
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """A layer behind the pooling: activation(x @ kernel + bias), in float32.
+
+    Attributes:
+      kernel: float32 [in, out].
+      bias: float32 [out], or None.
+      activation: a key of `ACTIVATIONS`, a class of torch.nn.
+    """
+
+    kernel: np.ndarray
+    bias: np.ndarray | None = None
+    activation: str = "Tanh"
+
+    def __post_init__(self) -> None:
+        activation_name(self.activation, "Dense")
+        if self.kernel.ndim != 2 or (self.bias is not None and self.bias.shape != self.kernel.shape[1:]):
+            biased = "" if self.bias is None else f" and a bias {self.bias.shape}"
+            raise InputError(f"Dense: a kernel {self.kernel.shape}{biased}; expected [in, out] and [out]")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Dense) and self.activation == other.activation and all(
+            np.array_equal(a, b) if a is not None and b is not None else a is b
+            for a, b in ((self.kernel, other.kernel), (self.bias, other.bias))
+        )  # fmt: skip
+
+    def __hash__(self) -> int:
+        return hash((self.kernel.shape, self.activation))
+
+    def __repr__(self) -> str:
+        return f"Dense({self.kernel.shape[0]} -> {self.kernel.shape[1]}, {self.activation})"
 
 
 @dataclass(frozen=True)
 class Pooling:
-    """Hidden states [L, D] of a text -> its embedding [D].
+    """Hidden states [L, D] of a text -> its embedding: pooled, through the dense layers, normalised, cut; in this order.
 
     Attributes:
-      mode: the first token's state, or the mean or maximum over all tokens, special ones included.
+      mode: what is taken of the tokens, special ones included: the first one's state (`cls`), the last one's (`lasttoken`), the
+        maximum, the mean, the sum over the square root of their number, or the mean weighted by the place from 1; or several of
+        these, side by side.
       normalize: whether the embedding is scaled to length 1.
       max_length: tokens of a text, special ones included, that count; None: as many as the model takes.
       lowercase: whether texts are lower-cased before they are tokenized.
       prompt: put before each text.
+      prompts: others by name, for `Embedder(...)(texts, prompt_name=...)`.
+      include_prompt: whether the tokens of the prompt, and the special token before them, are pooled too.
+      dense: layers between pooling and normalisation.
+      truncate_dim: values of an embedding that are kept, the first ones; None: all. What is left is not scaled again.
+      similarity_fn_name: how sentence-transformers compares embeddings; kept, and of no use here.
     """
 
-    mode: PoolingMode = "mean"
+    mode: PoolingMode | tuple[PoolingMode, ...] = "mean"
     normalize: bool = True
     max_length: int | None = None
     lowercase: bool = False
     prompt: str = ""
+    prompts: Mapping[str, str] = field(default_factory=dict, hash=False)
+    include_prompt: bool = True
+    dense: tuple[Dense, ...] = ()
+    truncate_dim: int | None = None
+    similarity_fn_name: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.modes or any(mode not in _MODES for mode in self.modes):
+            raise InputError(f"Pooling: mode={self.mode!r} is not supported; known: {', '.join(_MODES)}, or a tuple of some")
+        if self.max_length is not None and self.max_length < 3:
+            raise InputError(f"Pooling: max_length={self.max_length} leaves no token of a text between the two special ones")
+        if self.truncate_dim is not None and self.truncate_dim < 1:
+            raise InputError(f"Pooling: truncate_dim={self.truncate_dim} is below 1")
+
+    @property
+    def modes(self) -> tuple[PoolingMode, ...]:
+        """`mode` as a tuple."""
+        return (self.mode,) if isinstance(self.mode, str) else self.mode
+
+    @property
+    def arrays(self) -> list[list[np.ndarray]]:
+        """The kernel, and the bias where there is one, of each dense layer."""
+        return [[layer.kernel] if layer.bias is None else [layer.kernel, layer.bias] for layer in self.dense]
 
     def read(self, text: str) -> str:
         """The text as it is tokenized."""
         return (self.prompt + text).lower() if self.lowercase else self.prompt + text
 
-    def __post_init__(self) -> None:
-        if self.max_length is not None and self.max_length < 3:
-            raise InputError(f"Pooling: max_length={self.max_length} leaves no token of a text between the two special ones")
+    def with_prompt(self, name: str) -> Pooling:
+        """With the prompt of that name before each text. Raises InputError where there is none."""
+        if name not in self.prompts:
+            known = ", ".join(map(repr, self.prompts)) or "none"
+            raise InputError(f"no prompt {name!r}{did_you_mean(name, self.prompts)}; the model's prompts: {known}")
+        return replace(self, prompt=self.prompts[name])
+
+    def width(self, hidden_size: int) -> int:
+        """Values of an embedding. Raises InputError where a dense layer does not take what comes before it."""
+        width = hidden_size * len(self.modes)
+        for i, layer in enumerate(self.dense):
+            if layer.kernel.shape[0] != width:
+                raise InputError(f"Pooling: dense[{i}] takes {layer.kernel.shape[0]} values, and {width} come before it")
+            width = layer.kernel.shape[1]
+        return min(width, self.truncate_dim or width)
+
+    def first_place(self, layout: Layout) -> int:
+        """The place of the first token that is pooled: 0, or the number of tokens of the prompt alone, its [SEP] left out."""
+        if self.include_prompt or not self.prompt:
+            return 0
+        (example,), _ = layout.examples([self.read("")], self.max_length)
+        return len(example.input_ids) - (int(example.input_ids[-1]) in layout.tokenizer.special_ids)
+
+
+# --- reading ---
 
 
 def _json(path: Path, kind: type = dict) -> Any:
@@ -55,77 +171,224 @@ def _json(path: Path, kind: type = dict) -> Any:
     return content
 
 
-def read_pooling(directory: Path) -> Pooling | None:
-    """What modules.json and the files that it names say; None where there is no modules.json.
+def _typed(config: Mapping[str, Any], name: str, kind: type | tuple[type, ...], default: Any, path: Path) -> Any:
+    """config[name]; `default` where it is absent or null. Raises InputError where it is of another type."""
+    value = config.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise InputError(f"{path}: {name}={value!r} is not supported")
+    return value
 
-    Raises InputError for a module or mode that is not in the table: embeddings without it would be other ones.
+
+def read_modules(directory: Path) -> list[tuple[str, Path]]:
+    """(kind, folder) of each module that modules.json names, in order; nothing without the file.
+
+    Raises InputError for a class that is not sentence-transformers' own, and for a folder outside the directory.
     """
-    mode, normalize = None, False
-    for module in _json(directory / "modules.json", list):
+    path, found = directory / "modules.json", []
+    for module in _json(path, list):
         try:
-            kind = module["type"].rsplit(".", 1)[-1]
-            config = directory / module["path"] / "config.json"
+            package, _, kind = module["type"].rpartition(".")
+            folder = Path(module["path"])
         except (TypeError, LookupError, AttributeError):
-            raise InputError(f"{directory}/modules.json: {module!r} is no module with a type and a path") from None
-        if kind == "Pooling":
-            mode = _read_mode(config)
-        elif kind == "Normalize":
-            normalize = True
-        elif kind != "Transformer":
-            raise InputError(
-                f"{directory}/modules.json: {kind} modules are not supported; known: Transformer, Pooling, Normalize"
-            )
-    if mode is None:
+            raise InputError(f"{path}: {module!r} is no module with a type and a path") from None
+        if package.partition(".")[0] != "sentence_transformers":
+            raise InputError(f"{path}: {module['type']} modules are not supported: their code is not sentence-transformers'")
+        if folder.is_absolute() or ".." in folder.parts:
+            raise InputError(f"{path}: the folder {module['path']!r} is not inside {directory}")
+        found.append((kind, directory / folder))
+    return found
+
+
+def encoder_folder(directory: Path) -> Path:
+    """Where the encoder's files are: a folder such as 0_Transformer where modules.json says so, else the directory."""
+    try:
+        folders = [folder for kind, folder in read_modules(directory) if kind == "Transformer"]
+    except InputError:  # read_pooling tells
+        return directory
+    return folders[0] if folders and (folders[0] / "config.json").is_file() else directory
+
+
+def read_pooling(directory: Path) -> Pooling | None:
+    """What modules.json and the files that it names say; None where there is no modules.json, or no pooling in it.
+
+    Raises InputError for what is not supported: embeddings without it would be other ones.
+    """
+    modules = read_modules(directory)
+    kinds, known = [kind for kind, _ in modules], ("Transformer", "Pooling", "Dense", "Normalize")
+    for kind in kinds:
+        if kind not in known:
+            raise InputError(f"{directory}/modules.json: {kind} modules are not supported; known: {', '.join(known)}")
+    library = _read_library(directory / "config_sentence_transformers.json")
+    if "Pooling" not in kinds and "Dense" not in kinds:
         return None
+    order = [known.index(kind) for kind in kinds]
+    if order != sorted(order) or order.count(0) != 1 or order.count(1) != 1:
+        raise InputError(
+            f"{directory}/modules.json: {', '.join(kinds)} are not supported together; expected a Transformer, a Pooling, then "
+            "any number of Dense, then Normalize"
+        )
+    for kind, folder in modules:
+        if kind == "Normalize":
+            _check_names(_json(folder / "config.json"), folder / "config.json")
+    folders = dict(modules)
+    mode, include_prompt = _read_mode(folders["Pooling"] / "config.json")
+    length, lowercase = _read_transformer(folders["Transformer"])
+    dense = tuple(_read_dense(folder) for kind, folder in modules if kind == "Dense")
+    return Pooling(
+        mode, "Normalize" in kinds, length, lowercase, include_prompt=include_prompt, dense=dense, **library
+    )  # fmt: skip
+
+
+def read_activation(directory: Path, config: Mapping[str, Any]) -> Any:
+    """The class behind the logits of a CrossEncoder: what config_sentence_transformers.json says, else config.json, else None."""
     library = _json(directory / "config_sentence_transformers.json")
-    named, prompts = library.get("default_prompt_name"), library.get("prompts") or {}
+    followed = library.get("model_type") == "CrossEncoder" and (directory / "modules.json").is_file()
+    of_library = config.get("sentence_transformers")
+    said = [
+        library.get("activation_fn") if followed else None,
+        of_library.get("activation_fn") if isinstance(of_library, dict) else None,
+        config.get("sbert_ce_default_activation_function"),
+    ]
+    return next((named for named in said if named is not None), None)
+
+
+def _read_library(path: Path) -> dict[str, Any]:
+    """What config_sentence_transformers.json says, as arguments of Pooling."""
+    config = _json(path)
+    named, prompts = _typed(config, "default_prompt_name", str, None, path), _typed(config, "prompts", dict, {}, path)
+    prompts = {name: _typed(prompts, name, str, "", path) for name in prompts}
     if named and named not in prompts:
-        raise InputError(f"{directory}/config_sentence_transformers.json: default_prompt_name={named!r} is not among its prompts")
-    prompt = prompts[named] if named else ""
-    transformer: dict[str, Any] = next(
-        filter(None, (_json(directory / f"sentence_{name}_config.json") for name in _TRANSFORMERS)), {}
-    )
-    length = transformer.get("max_seq_length") or _json(directory / "tokenizer_config.json").get("model_max_length")
-    lowercase = bool(transformer.get("do_lower_case", False))
-    return Pooling(mode, normalize, length if isinstance(length, int) else None, lowercase, prompt)
+        raise InputError(f"{path}: default_prompt_name={named!r} is not among its prompts")
+    of = config.get("model_type") or "SentenceTransformer"
+    if of == "CrossEncoder" and named and prompts[named]:
+        raise InputError(f"{path}: the default prompt {prompts[named]!r} of a CrossEncoder is not supported")
+    if of not in ("SentenceTransformer", "CrossEncoder"):
+        raise InputError(f"{path}: {of} models are not supported; known: SentenceTransformer, CrossEncoder")
+    return {
+        "prompt": prompts[named] if named else "",
+        "prompts": prompts,
+        "truncate_dim": _typed(config, "truncate_dim", int, None, path),
+        "similarity_fn_name": _typed(config, "similarity_fn_name", str, None, path),
+    }
 
 
-def _read_mode(path: Path) -> PoolingMode:
+def _read_mode(path: Path) -> tuple[PoolingMode | tuple[PoolingMode, ...], bool]:
+    """(mode, include_prompt) of a Pooling module."""
     config = _json(path)
     named = config.get("pooling_mode")
     if named is None:
-        named = [_LEGACY.get(key, key) for key, on in config.items() if key.startswith("pooling_mode_") and on] or "mean"
-    if isinstance(named, list) and len(named) == 1:
-        named = named[0]
-    for mode in get_args(PoolingMode):
-        if named == mode:
-            return mode
-    raise InputError(f"{path}: pooling mode {named!r} is not supported; known: {', '.join(get_args(PoolingMode))}")
+        on = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
+        named = [mode for key, mode in _LEGACY.items() if key in on] + [key for key in on if key not in _LEGACY] or ["mean"]
+    modes = named if isinstance(named, list) else [named]
+    for mode in modes:
+        if mode not in _MODES:
+            raise InputError(f"{path}: pooling mode {mode!r} is not supported; known: {', '.join(_MODES)}")
+    if not modes:
+        raise InputError(f"{path}: pooling_mode names none; known: {', '.join(_MODES)}")
+    return modes[0] if len(modes) == 1 else tuple(modes), _typed(config, "include_prompt", bool, True, path)
+
+
+def _read_transformer(folder: Path) -> tuple[int | None, bool]:
+    """(max_length, lowercase) of a Transformer module."""
+    paths = [folder / f"sentence_{name}_config.json" for name in _TRANSFORMERS]
+    path, config = next(((path, config) for path in paths if (config := _json(path))), (paths[0], {}))
+    arguments: dict[str, Any] = {}
+    for name, value in config.items():
+        if name in _ARGUMENTS:
+            arguments |= _typed(config, name, dict, {}, path)
+        elif name == "modality_config":
+            text = _typed(config, name, dict, {}, path).get("text")
+            if text not in (None, {"method": "forward", "method_output_name": "last_hidden_state"}):
+                raise InputError(f"{path}: modality_config reads texts by {text!r}, which is not supported")
+        elif name not in _HARMLESS and (name not in _EXPECTED or value not in (None, _EXPECTED[name])):
+            raise InputError(f"{path}: {name}={value!r} is not supported")
+    for name, value in arguments.items():
+        if name not in (*_HARMLESS_ARGUMENTS, "model_max_length"):
+            raise InputError(f"{path}: {name}={value!r} is not supported")
+    tokenizer = folder / "tokenizer_config.json"
+    length = _typed(config, "max_seq_length", int, None, path) or _typed(arguments, "model_max_length", int, None, path)
+    length = length or _typed(_json(tokenizer), "model_max_length", (int, float), None, tokenizer)
+    return None if length is None else int(length), _typed(config, "do_lower_case", bool, False, path)
+
+
+def _check_names(config: Mapping[str, Any], path: Path) -> None:
+    """Raises InputError where a module reads or writes anything else than the embedding."""
+    for name in ("module_input_name", "module_output_name"):
+        if config.get(name) not in (None, "sentence_embedding"):
+            raise InputError(f"{path}: {name}={config[name]!r} is not supported, only 'sentence_embedding'")
+
+
+def _read_dense(folder: Path) -> Dense:
+    path = folder / "config.json"
+    config = _json(path)
+    _check_names(config, path)
+    if config.get("use_residual"):
+        raise InputError(f"{path}: use_residual is not supported")
+    activation = activation_name(config.get("activation_function") or ACTIVATIONS["Tanh"], str(path))
+    tensors, where = read_directory(folder)
+    wanted: dict[str, tuple[Any, ...]] = {"linear.weight": (config.get("out_features"), config.get("in_features"))}
+    if _typed(config, "bias", bool, True, path):
+        wanted["linear.bias"] = (config.get("out_features"),)
+    there = {name: tensor.shape for name, tensor in tensors.items()}
+    if there != wanted:
+        raise InputError(f"{where} holds {there}; {path} says {wanted}")
+    weights = {name: np.array(tensor, np.float32) for name, tensor in tensors.items()}
+    return Dense(np.ascontiguousarray(weights["linear.weight"].T), weights.get("linear.bias"), activation)
+
+
+# --- writing ---
+
+
+def _mode_keys(pooling: Pooling) -> dict[str, Any]:
+    """In the names that all versions know, where these say the order; what the first ones lack is left out at its default."""
+    order = [mode for mode in _LEGACY.values() if mode in pooling.modes]
+    prompt = {} if pooling.include_prompt else {"include_prompt": False}
+    if order != list(pooling.modes):
+        return {"pooling_mode": list(pooling.modes), **prompt}
+    return {key: mode in order for key, mode in _LEGACY.items() if mode in order or mode in ("cls", "mean", "max")} | prompt
 
 
 def write_pooling(directory: Path, pooling: Pooling, cfg: BertConfig) -> None:
-    """Writes the files that sentence-transformers reads, in the form that all its versions do."""
-    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")][: 3 if pooling.normalize else 2]
+    """Writes the files that sentence-transformers reads, in the form that all its versions do.
+
+    modules.json, which names the others, comes last; each file appears whole or not at all. Raises OSError where it cannot.
+    """
+    kinds = ["Transformer", "Pooling", *["Dense"] * len(pooling.dense), *["Normalize"] * pooling.normalize]
+    folders = ["", *(f"{i}_{kind}" for i, kind in enumerate(kinds[1:], 1))]
+    prompts = dict(pooling.prompts)
+    if pooling.prompt and pooling.prompt not in prompts.values():
+        prompts["default" if "default" not in prompts else f"default {len(prompts)}"] = pooling.prompt
+    library = {
+        "prompts": prompts,
+        "default_prompt_name": next(name for name in prompts if prompts[name] == pooling.prompt) if pooling.prompt else None,
+        "similarity_fn_name": pooling.similarity_fn_name,
+        **({} if pooling.truncate_dim is None else {"truncate_dim": pooling.truncate_dim}),
+    }
     files: dict[str, Any] = {
-        "modules.json": [
-            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-            for i, (path, kind) in enumerate(modules)
-        ],
-        "1_Pooling/config.json": {
-            "word_embedding_dimension": cfg.hidden_size,
-            **{key: mode == pooling.mode for key, mode in _LEGACY.items()},
-        },
+        "1_Pooling/config.json": {"word_embedding_dimension": cfg.hidden_size, **_mode_keys(pooling)},
         "sentence_bert_config.json": {
             "max_seq_length": min(pooling.max_length or cfg.max_length, cfg.max_length),
             "do_lower_case": pooling.lowercase,
         },
-        "config_sentence_transformers.json": {
-            "prompts": {"default": pooling.prompt},
-            "default_prompt_name": "default" if pooling.prompt else None,
-        },
+        "config_sentence_transformers.json": library,
     }
+    for folder, layer in zip(folders[2:], pooling.dense, strict=False):
+        files[f"{folder}/config.json"] = {
+            "in_features": layer.kernel.shape[0],
+            "out_features": layer.kernel.shape[1],
+            "bias": layer.bias is not None,
+            "activation_function": ACTIVATIONS[layer.activation],
+        }
+        weights = {"linear.weight": layer.kernel.T} | ({} if layer.bias is None else {"linear.bias": layer.bias})
+        (directory / folder).mkdir(exist_ok=True)
+        as_saved = {name: np.ascontiguousarray(array, np.float32) for name, array in weights.items()}
+        write_safetensors(directory / folder / "model.safetensors", as_saved)
+    types = [f"sentence_transformers.models.{kind}" for kind in kinds]
+    files["modules.json"] = [
+        {"idx": i, "name": str(i), "path": folder, "type": kind}
+        for i, (folder, kind) in enumerate(zip(folders, types, strict=True))
+    ]
     for name, content in files.items():
-        (directory / name).parent.mkdir(exist_ok=True)
-        temporary = directory / f"{name}.{os.getpid()}.tmp"
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(temporary, directory / name)
+        put(directory / name, json.dumps(content, indent=2) + "\n")

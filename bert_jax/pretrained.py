@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,16 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from bert_jax.config import COMPUTED, OF_A_RUN, BertConfig, InputError, TrainConfig, did_you_mean, differences, from_dict, to_dict
 from bert_jax.data.tokenizer import SpecialTokens, Tokenizer, has_tokenizer
-from bert_jax.formats.tensors import has_weights, read_directory, say_not_read
+from bert_jax.files import put
+from bert_jax.formats.tensors import has_weights, read_directory, say_not_read, write_safetensors
 from bert_jax.formats.tf1 import find_tf1, read_tf1
 from bert_jax.model import convert
 from bert_jax.model.families import FAMILIES, HEADS, Head
 from bert_jax.model.heads import Bert
-from bert_jax.pooling import Pooling, read_pooling, write_pooling
+from bert_jax.pooling import ACTIVATIONS, Pooling, encoder_folder, read_activation, read_modules, read_pooling, write_pooling
 from bert_jax.tuned import Tuned, read_tuned
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -76,7 +75,7 @@ class Model:
       problem_type: what a sequence classifier's logits mean; None: single_label_classification, or regression if there is one.
       pooling: how sentence-transformers makes embeddings of it, where its files say so; a str says why they cannot be followed.
       no_tokenizer: why the tokenizer's files were not read, where there are any.
-      activation: the class that sentence-transformers' CrossEncoder puts behind a head with one value, where config.json has it.
+      activation: the class of torch.nn that sentence-transformers' CrossEncoder puts behind the logits, where its files say so.
       untrained: what of the head the file lacked; predictors that read it warn.
       tuned: how long texts were in fine-tuning, and thresholds: predictors follow it.
     """
@@ -175,6 +174,7 @@ class _Files:
     tensors: Mapping[str, np.ndarray]
     where: str  # the file of the tensors, for messages
     home: Path  # of the tokenizer's files
+    library: Path  # of sentence-transformers' files
 
 
 def _read(directory: Path) -> _Files:
@@ -185,6 +185,7 @@ def _read(directory: Path) -> _Files:
         directory = directory / "export"  # of a work directory of finetune.py
     elif not has_weights(directory) and any((directory / name).is_dir() for name in ("checkpoints", "tokenizer")):
         return _read_workdir(directory)
+    library, directory = directory, encoder_folder(directory)
     prefix = None if has_weights(directory) else find_tf1(directory)  # `save` may have written beside a checkpoint
     names = ("config.json", "bert_config.json") if prefix is None else ("bert_config.json", "config.json")
     path = next((directory / name for name in names if (directory / name).is_file()), None)
@@ -208,7 +209,7 @@ def _read(directory: Path) -> _Files:
         tensors = convert.from_flax(tensors)
     tensors = convert.without_wrapper(tensors, FAMILIES[config.model_type])
     convert.check_size(tensors, config, str(file))
-    return _Files(values, config, tensors, str(file), directory)
+    return _Files(values, config, tensors, str(file), directory, library)
 
 
 def load(
@@ -273,12 +274,11 @@ def _load(
     problem_type = files.values.get("problem_type") if head == "sequence_classification" else None
     if problem_type not in (None, *get_args(ProblemType)):
         raise InputError(f"{directory}: {problem_type=} is not known; known: {', '.join(get_args(ProblemType))}")
+    pooling: Pooling | str | None
     try:
-        pooling: Pooling | str | None = read_pooling(files.home)
+        pooling, activation = read_pooling(files.library), read_activation(files.library, files.values)
     except InputError as error:
-        pooling = str(error)
-    of_library = files.values.get("sentence_transformers") or {}
-    activation = of_library.get("activation_fn") or files.values.get("sbert_ce_default_activation_function")
+        pooling, activation = str(error), None
     tuned = read_tuned(files.home, files.values, num_labels)
     untrained = _untrained(converted, files.where)
     model = Model(
@@ -376,12 +376,19 @@ def _find(path_or_name: str | Path) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise InputError(f"no directory {name}; if it is a name on the hub: pip install 'bert_jax[hub]'") from None
-    small = ["*.json", "*.txt", "*.model", "*/config.json"]
-    try:
+
+    def fetch(folder: str) -> Path:
         for weights in ("model*.safetensors", "pytorch_model*.bin", "flax_model*.msgpack"):
-            directory = Path(snapshot_download(name, allow_patterns=[*small, weights]))
-            if list(directory.glob(weights)):
+            patterns = ("*.json", "*.txt", "*.model", "*/config.json", weights)
+            directory = Path(snapshot_download(name, allow_patterns=[folder + pattern for pattern in patterns]))
+            if list((directory / folder).glob(weights)):
                 break
+        return directory
+
+    try:
+        directory = fetch("")
+        for folder in _module_folders(directory):
+            fetch(f"{folder}/")
     except Exception as error:  # of many kinds, the HTTP library's among them
         reason = str(error).strip().splitlines()
         raise InputError(
@@ -389,6 +396,16 @@ def _find(path_or_name: str | Path) -> Path:
             f"{_nearest(path)}"
         ) from None
     return directory
+
+
+def _module_folders(directory: Path) -> list[str]:
+    """Folders of modules that have weights of their own."""
+    with contextlib.suppress(InputError):  # read_pooling tells
+        modules = read_modules(directory)
+        return [
+            str(path.relative_to(directory)) for kind, path in modules if kind in ("Transformer", "Dense") and path != directory
+        ]
+    return []
 
 
 def _nearest(path: Path) -> str:
@@ -418,7 +435,7 @@ def _read_workdir(workdir: Path) -> _Files:
     print(f"step {restored[2]} of {workdir}", file=sys.stderr)
     values = {"architectures": [FAMILIES[cfg.model.model_type].architecture(head)]}
     tensors = convert.to_hugging_face(restored[0].params, cfg.model, head)
-    return _Files(values, cfg.model, tensors, str(workdir), workdir / "tokenizer")
+    return _Files(values, cfg.model, tensors, str(workdir), *[workdir / "tokenizer"] * 2)
 
 
 def pretraining_head(cfg: TrainConfig) -> Head:
@@ -496,9 +513,10 @@ def load_for_task(
     if not has_tokenizer(files.home):
         raise InputError(f"{directory} has no tokenizer: put its tokenizer.json or vocab.txt beside its config.json")
     tokenizer = Tokenizer.load(files.home, model_type=files.config.model_type, special_tokens=special_tokens)
-    pooling = read_pooling(files.home) or Pooling() if head == "encoder" else None
+    pooling = read_pooling(files.library) or Pooling() if head == "encoder" else None
+    activation = ACTIVATIONS["Identity"] if problem_type == "regression" else None  # CrossEncoder's would be a sigmoid
     tuned = read_tuned(files.home, files.values, len(theirs) or None) if kept else Tuned()
-    model = Model(files.config, converted.params, tokenizer, head, labels, problem_type, pooling, tuned=tuned)
+    model = Model(files.config, converted.params, tokenizer, head, labels, problem_type, pooling, activation, tuned=tuned)
     fate = "is kept" if kept else f"rows of {', '.join(shared)} are kept, the rest starts anew" if matched else "starts anew"
     of = f"{layer} of {directory}" + (f" ({', '.join(theirs)})" if theirs else "")
     there_is_one = f"{layer}.weight" in files.tensors
@@ -621,9 +639,12 @@ def convert_directory(source: str | Path, out: str | Path, head: Head | None, te
 def save(model: Model, directory: str | Path) -> None:
     """Writes a directory that `load` and transformers read, and sentence-transformers where the model has a pooling.
 
-    config.json, model.safetensors, the tokenizer's files; each appears whole or not at all. Raises InputError where it
-    cannot be written, and where parameters are not those of the model's config and head.
+    config.json, model.safetensors, the tokenizer's files, sentence-transformers' files; each appears whole or not at all. Raises
+    InputError where it cannot be written, where parameters are not those of the model's config and head, and where the model was
+    read with modules of sentence-transformers that are not supported: they would be lost.
     """
+    if isinstance(model.pooling, str):
+        raise InputError(f"{model.pooling}; to write the model without it: dataclasses.replace(model, pooling=None)")
     _check_params(model)
     if model.untrained and (warning := model.untrained.warning(model.params)):
         print(f"{directory}: {warning}; whoever reads them from here is not told", file=sys.stderr)
@@ -643,23 +664,19 @@ def save(model: Model, directory: str | Path) -> None:
         config["problem_type"] = model.problem_type
     if model.activation:
         config["sentence_transformers"] = {"activation_fn": model.activation}
-    temporary = directory / f"model.safetensors.{os.getpid()}.tmp"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         tensors = convert.to_hugging_face(model.params, model.config, model.head)
-        save_file(tensors, temporary, metadata={"format": "pt"})
-        os.replace(temporary, directory / "model.safetensors")
-        temporary.write_text(json.dumps(config, indent=2) + "\n")
-        os.replace(temporary, directory / "config.json")
+        write_safetensors(directory / "model.safetensors", tensors)
+        put(directory / "config.json", json.dumps(config, indent=2) + "\n")
         if model.tokenizer:
             model.tokenizer.save(directory, model_max_length=model.max_length)
         if isinstance(model.pooling, Pooling):
-            write_pooling(directory, model.pooling, model.config)
+            read = model.pooling.max_length or model.max_length
+            write_pooling(directory, replace(model.pooling, max_length=read), model.config)
         else:
             (directory / "modules.json").unlink(missing_ok=True)  # of the model that was there
     except (OSError, SafetensorError) as e:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise InputError(f"cannot write the model to {directory}: {e}") from None
 
 

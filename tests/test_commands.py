@@ -170,15 +170,21 @@ def test_embed_gives_vectors_of_seven_digits(run, models):
         ([], bert_jax.Pooling("max", False, 5)),
         (["--pooling", "cls"], bert_jax.Pooling("cls", False, 5)),
         (["--normalize", "--max-length", "4"], bert_jax.Pooling("max", True, 4)),
+        (["--pooling", "weightedmean", "--prompt-name", "query"], bert_jax.Pooling("weightedmean", False, 5, prompt="tine ")),
     ],
 )
 def test_embed_pools_as_the_model_says_but_for_the_options(run, tokenizer, tmp_path, options, pooling):
-    model = make_model(tokenizer, "encoder", pooling=bert_jax.Pooling("max", False, 5))
+    model = make_model(tokenizer, "encoder", pooling=bert_jax.Pooling("max", False, 5, prompts={"query": "tine "}))
     pretrained.save(model, tmp_path / "model")
     with warnings.catch_warnings(action="ignore"):
         expected = bert_jax.Embedder(model, pooling)(["bako tine rodusi bako"])
     found = run("embed", tmp_path / "model", *options, stdin=b"bako tine rodusi bako\n")
     np.testing.assert_allclose([each["embedding"] for each in found], expected, rtol=1e-6)
+
+
+def test_a_prompt_that_the_model_lacks_is_refused(run, models):
+    with pytest.raises(InputError, match="no prompt 'query'; the model's prompts: none"):
+        run("embed", models["masked_lm"], "--prompt-name", "query", stdin=b"bako\n")
 
 
 def test_no_normalize_leaves_lengths(run, models):

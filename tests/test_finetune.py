@@ -38,6 +38,7 @@ from bert_jax.finetuning import stages
 from bert_jax.finetuning.runs import Runs, _best
 from bert_jax.model.convert import flatten
 from bert_jax.model.heads import Bert
+from bert_jax.pooling import Dense
 from bert_jax.training import writer
 from bert_jax.training.task_metrics import entities
 
@@ -410,6 +411,7 @@ def check_choices(case, model, path):
 def check_cosines(case, model, path):
     embedder = bert_jax.Embedder(model)
     both = [embedder([pair[i] for pair in case.dev]) for i in (0, 1)]
+    both = [vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in both]
     np.testing.assert_allclose((both[0] * both[1]).sum(axis=1), [float(r["prediction"]) for r in rows_of(path)], atol=1e-5)
 
 
@@ -789,9 +791,13 @@ def test_via_fine_tunes_on_another_task_first(model, finished, tmp_path, monkeyp
     assert tune(model, "rte", then, tmp_path, **options) == found
 
 
-def test_a_model_of_sentence_transformers_is_trained_as_it_embeds(model, tmp_path):
-    """With its prompt, in lower case, and no longer than its texts may be."""
-    pooling = bert_jax.Pooling("max", normalize=False, max_length=8, lowercase=True, prompt=f"{WORDS[9]}: ")
+def test_a_model_of_sentence_transformers_is_trained_as_it_embeds(model, tmp_path, capsys):
+    """With its prompt, whose tokens are not pooled, in lower case, no longer than its texts may be, through its dense layer."""
+    rng = np.random.default_rng(0)
+    dense = Dense(rng.standard_normal((64, 24), np.float32) / 8, rng.standard_normal(24, np.float32))
+    prompts = {"ours": f"{WORDS[9]}: ", "other": "x: "}
+    pooling = bert_jax.Pooling(("max", "mean"), normalize=False, max_length=8, lowercase=True, prompt=prompts["ours"],
+                               prompts=prompts, include_prompt=False, dense=(dense,), truncate_dim=16)  # fmt: skip
     pretrained.save(dataclasses.replace(bert_jax.load(model, head="encoder"), pooling=pooling), tmp_path / "model")
     case = scored_pairs()
     case.files = {name: content.title() for name, content in case.files.items()}
@@ -800,10 +806,20 @@ def test_a_model_of_sentence_transformers_is_trained_as_it_embeds(model, tmp_pat
     tune(tmp_path / "model", "similarity", workdir=tmp_path / "run", **case.write(tmp_path))
     export = bert_jax.load(tmp_path / "run" / "export")
     assert export.pooling == pooling
+    said = capsys.readouterr().err
+    assert "Dense(64 -> 24, Tanh) behind the pooling: used as it is, and not trained" in said
+    assert "cut to their first 16 values (truncate_dim), in training too" in said
+    assert f"default prompt {prompts['ours']!r} is put before each text" in said
+    assert "prompts other are kept, but put before no text" in said
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "16 of 16 texts have more than 8 tokens")
-        check_cosines(case, dataclasses.replace(export, pooling=dataclasses.replace(pooling, normalize=True)),
-                      tmp_path / "run" / "predictions" / "dev.tsv")  # fmt: skip
+        check_cosines(case, export, tmp_path / "run" / "predictions" / "dev.tsv")
+
+
+def test_the_length_that_was_trained_at_is_that_of_the_export(model, tmp_path):
+    options = scored_pairs().write(tmp_path) | {"max_seq_length": 8, "num_epochs": 0.1}
+    tune(model, "similarity", workdir=tmp_path / "run", **options)
+    assert bert_jax.load(tmp_path / "run" / "export").pooling.max_length == 8
 
 
 # --- how it trains ---

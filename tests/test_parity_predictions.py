@@ -1,7 +1,6 @@
 """Checkpoints of every format, predictions and embeddings against transformers' pipelines and sentence-transformers."""
 
 import copy
-import dataclasses
 import json
 import re
 from collections import Counter
@@ -16,7 +15,6 @@ from tf1_writer import write_tf1
 
 import bert_jax
 from bert_jax import Classifier, Embedder, FillMask, Pooling, Tagger
-from bert_jax.config import InputError
 from bert_jax.model.families import FAMILIES
 
 pytestmark = pytest.mark.parity
@@ -486,110 +484,3 @@ def test_states_of_mixed_lengths_are_those_of_auto_model(family, route, served, 
     means = np.stack([state[mask].mean(axis=0) for state, mask in zip(states, real, strict=True)])
     vectors = predictions(Embedder, model, pooling=Pooling("mean", normalize=False))(TEXTS)
     np.testing.assert_allclose(vectors, means, atol=1e-5, rtol=0)
-
-
-# --- sentence-transformers ---
-
-OLD_TYPES = "sentence_transformers.models."
-
-
-def write_old_layout(directory, served, mode, normalize, length):
-    """The files of sentence-transformers 2, as all-MiniLM-L6-v2 has them."""
-    served.theirs.save_pretrained(directory)
-    served.tokenizer.save_pretrained(directory)
-    names = ["", "1_Pooling", "2_Normalize"][: 2 + normalize]
-    modules = [
-        {"idx": i, "name": str(i), "path": path, "type": OLD_TYPES + (path[2:] or "Transformer")} for i, path in enumerate(names)
-    ]
-    modes = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max", "mean_sqrt_len_tokens": "sqrt"}
-    pooling = {"word_embedding_dimension": 32} | {f"pooling_mode_{name}": key == mode for name, key in modes.items()}
-    versions = {"sentence_transformers": "2.0.0", "transformers": "4.6.1", "pytorch": "1.8.1"}
-    for path in names[1:]:
-        (directory / path).mkdir()
-    for file, content in {
-        "modules.json": modules,
-        "1_Pooling/config.json": pooling,
-        "sentence_bert_config.json": {"max_seq_length": length, "do_lower_case": False},
-        "config_sentence_transformers.json": {"__version__": versions},
-    }.items():
-        (directory / file).write_text(json.dumps(content))
-
-
-def write_new_layout(directory, served, mode, normalize, length):
-    """As the installed sentence-transformers saves it."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-
-    modules = [Transformer(served.directories["theirs"], max_seq_length=length), Pooling(32, mode)]
-    SentenceTransformer(modules=modules + [Normalize()] * normalize, device="cpu").save(str(directory))
-
-
-def encode(directory, texts):
-    from sentence_transformers import SentenceTransformer
-
-    model = SentenceTransformer(str(directory), device="cpu")
-    return model, model.encode(texts, batch_size=5, show_progress_bar=False)
-
-
-@pytest.mark.parametrize("write", [write_old_layout, write_new_layout])
-@pytest.mark.parametrize(
-    "family, mode, normalize",
-    [
-        ("bert", "mean", True),
-        ("bert", "cls", True),
-        ("bert", "max", False),
-        ("xlm-roberta", "mean", True),
-        ("distilbert", "cls", False),
-    ],
-)
-def test_embeddings_are_those_of_sentence_transformers_and_it_reads_what_we_save(
-    write, family, mode, normalize, served, tmp_path
-):
-    write(tmp_path / "theirs", served(family, "encoder"), mode, normalize, 24)
-    ours = bert_jax.load(tmp_path / "theirs")
-    assert ours.pooling == Pooling(mode, normalize, max_length=24)
-    theirs, expected = encode(tmp_path / "theirs", TEXTS)
-    assert theirs.max_seq_length == 24
-    cut = sum(len(ids) > 22 for ids in ours.tokenizer.encode_batch(TEXTS))
-    assert 0 < cut < len(TEXTS)
-    with pytest.warns(UserWarning, match=f"{cut} of {len(TEXTS)} texts have more than 24 tokens"):
-        vectors = Embedder(ours)(TEXTS)
-    np.testing.assert_allclose(vectors, expected, atol=1e-5, rtol=0)
-    assert np.ptp(expected, axis=0).max() > 0.1
-    bert_jax.save(ours, tmp_path / "ours")
-    again, found = encode(tmp_path / "ours", TEXTS)
-    np.testing.assert_array_equal(found, expected)
-    assert [type(module) for module in again] == [type(module) for module in theirs]
-    assert again.max_seq_length == 24
-    assert bert_jax.load(tmp_path / "ours").pooling == ours.pooling
-
-
-def test_a_model_given_a_pooling_is_a_sentence_transformer_when_saved(served, tmp_path):
-    for number, pooling in enumerate([Pooling(), Pooling("cls", False), Pooling("max", True, 16), Pooling(lowercase=True)]):
-        model = dataclasses.replace(served("roberta", "encoder").ours, pooling=pooling)
-        bert_jax.save(model, tmp_path / str(number))
-        texts = TEXTS[:7]
-        theirs, expected = encode(tmp_path / str(number), texts)
-        assert theirs.max_seq_length == (pooling.max_length or 128)
-        longest = max(len(ids) + 2 for ids in model.tokenizer.encode_batch(texts))
-        if longest > theirs.max_seq_length:
-            with pytest.warns(UserWarning, match="texts have more than 16 tokens"):
-                vectors = Embedder(model)(texts)
-        else:
-            vectors = Embedder(model)(texts)
-        np.testing.assert_allclose(vectors, expected, atol=1e-5, rtol=0)
-
-
-def test_modules_that_would_change_the_vectors_are_refused_by_name(served, tmp_path):
-    import torch
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
-
-    directory = served("bert", "encoder").directories["theirs"]
-    dense = Dense(32, 8, activation_function=torch.nn.Tanh())
-    SentenceTransformer(modules=[Transformer(directory), Pooling(32), dense], device="cpu").save(str(tmp_path / "dense"))
-    SentenceTransformer(modules=[Transformer(directory), Pooling(32, "lasttoken")], device="cpu").save(str(tmp_path / "last"))
-    with pytest.raises(InputError, match="Dense modules are not supported"):
-        Embedder(bert_jax.load(tmp_path / "dense"))
-    with pytest.raises(InputError, match="pooling mode 'lasttoken' is not supported"):
-        Embedder(bert_jax.load(tmp_path / "last"))

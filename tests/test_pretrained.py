@@ -686,11 +686,11 @@ def test_a_bin_with_code_is_refused_and_not_run(tmp_path):
 
 def test_modules_of_sentence_transformers_that_are_not_known_are_refused(tmp_path):
     write(tmp_path)
-    (tmp_path / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]')
+    (tmp_path / "modules.json").write_text('[{"type": "sentence_transformers.models.CNN", "path": "2_CNN"}]')
     model = load(tmp_path)  # for all else the model is as good
     assert model.encode(model.params, np.ones((1, 3), np.int32)).shape == (1, 3, 32)
     model = dataclasses.replace(model, tokenizer=SimpleNamespace(pair=()))
-    with pytest.raises(InputError, match=r"Dense modules are not supported.*Embedder"):
+    with pytest.raises(InputError, match=r"CNN modules are not supported.*Embedder"):
         bert_jax.Embedder(model)
 
 
@@ -792,6 +792,74 @@ def test_what_a_cross_encoder_puts_behind_its_value_is_kept(tmp_path, key):
     model = load(write(tmp_path / "theirs", tensors, config_json(**LABELLED, num_labels=1, **keys[key])))
     bert_jax.save(model, tmp_path / "ours")
     assert load(tmp_path / "ours").activation == model.activation == path
+
+
+def test_the_activation_that_the_installed_cross_encoder_writes_is_kept(tmp_path):
+    path = "torch.nn.modules.activation.Tanh"
+    write(tmp_path / "theirs", tensors_of(head="sequence_classification", num_labels=1), config_json(**LABELLED, num_labels=1))
+    files = {
+        "modules.json": [
+            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+        ],
+        "config_sentence_transformers.json": {"model_type": "CrossEncoder", "activation_fn": path, "prompts": {}},
+    }
+    for name, content in files.items():
+        (tmp_path / "theirs" / name).write_text(json.dumps(content))
+    model = load(tmp_path / "theirs")
+    assert (model.activation, model.pooling) == (path, None)
+    bert_jax.save(model, tmp_path / "ours")
+    assert load(tmp_path / "ours").activation == path
+
+
+def test_an_encoder_in_a_folder_that_modules_json_names_is_read(tmp_path, tokenizer):
+    tokenizer.save(write(tmp_path / "0_Transformer"))
+    types = {"0_Transformer": "Transformer", "1_Pooling": "Pooling"}
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in types.items()]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "0_Transformer" / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 24}))
+    assert load(tmp_path).pooling == Pooling("mean", False, 24)
+    assert start(tmp_path, (), head="encoder").model.pooling == Pooling("mean", False, 24)
+
+
+def test_modules_that_are_not_supported_do_not_keep_the_weights_but_are_not_lost_in_silence(tmp_path):
+    write(tmp_path)
+    module = {"path": "1_LSTM", "type": "sentence_transformers.models.LSTM"}
+    (tmp_path / "modules.json").write_text(json.dumps([module]))
+    model = load(tmp_path)
+    assert model.pooling.endswith("LSTM modules are not supported; known: Transformer, Pooling, Dense, Normalize")
+    with pytest.raises(InputError, match=r"LSTM modules are not supported.*to write the model without it"):
+        bert_jax.save(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    bert_jax.save(dataclasses.replace(model, pooling=None), tmp_path / "out")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_weights_have_the_permissions_of_their_siblings(tmp_path, umask):
+    model, before = load(write(tmp_path / "a")), os.umask(umask)
+    try:
+        bert_jax.save(model, tmp_path / "b")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "b").iterdir()}
+    assert modes == {"config.json": 0o666 & ~umask, "model.safetensors": 0o666 & ~umask}
+
+
+def test_dense_layers_are_fetched_from_the_hub(tmp_path, monkeypatch):
+    there = write(tmp_path / "there")
+    fetched = []
+
+    def snapshot(name, allow_patterns):
+        fetched.extend(allow_patterns)
+        return there
+
+    for path, kind in {"": "Transformer", "1_Pooling": "Pooling", "2_Dense_1024": "Dense"}.items():
+        fetched.append({"path": path, "type": f"sentence_transformers.models.{kind}"})
+    (there / "modules.json").write_text(json.dumps(fetched))
+    fetched.clear()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    load("maker/dense")
+    assert {"2_Dense_1024/model*.safetensors", "2_Dense_1024/pytorch_model*.bin"} < set(fetched)
+    assert not any(pattern.startswith(("1_Pooling/", "./")) for pattern in fetched)
 
 
 def test_a_save_without_pooling_leaves_none_of_the_model_that_was_there(tmp_path):
@@ -1041,6 +1109,9 @@ def test_similarity_goes_on_with_the_models_pooling_or_the_mean(tmp_path, tokeni
     assert start(theirs, (), head="encoder").model.pooling == pooling
     assert start(saved(tmp_path / "plain", tokenizer), (), head="encoder").model.pooling == Pooling()
     assert start(theirs).model.pooling is None
+    assert start(theirs).model.activation is None
+    value = start(theirs, ("score",), problem="regression").model
+    assert value.activation == "torch.nn.modules.linear.Identity"  # or sentence-transformers' CrossEncoder gives a sigmoid
 
 
 # ---- writing

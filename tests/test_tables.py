@@ -302,7 +302,7 @@ def test_bad_lines_are_left_out_and_counted_if_asked(tmp_path):
 
 
 def test_words_a_row_are_put_together_to_sentences(tmp_path):
-    text = "Sentence #,Word,POS,Tag\nS1,EU,N,B-ORG\n,\"[\",X,O\n,rejects,V,O\nS2,one,N,O\nS3,a,X,O\nS3,b,Y,O\n"
+    text = 'Sentence #,Word,POS,Tag\nS1,EU,N,B-ORG\n,"[",X,O\n,rejects,V,O\nS2,one,N,O\nS3,a,X,O\nS3,b,Y,O\n'
     table = read_table(write(tmp_path / "a.csv", text))
     assert rows(table._replace(rows=sentences_of_words(table.rows, "Sentence #", ("Word", "Tag")))) == [
         ("a.csv:2", {"Sentence #": "S1", "POS": "N", "Word": ["EU", "[", "rejects"], "Tag": ["B-ORG", "O", "O"]}),

@@ -22,6 +22,7 @@ import tyro
 import bert_jax
 from bert_jax.config import InputError, did_you_mean
 from bert_jax.data import sources, tables
+from bert_jax.pooling import PoolingMode
 
 _FIRST, _MOST, _MOST_BYTES = 256, 4096, 1 << 22  # lines of the first chunk and of later ones, and bytes of one
 _TABLES = (".csv", ".tsv", ".parquet")
@@ -367,18 +368,19 @@ def answer(
 
 
 def embed(
-    texts: Texts, out: str | None = None, pooling: Literal["cls", "mean", "max"] | None = None, normalize: _Flag = False,
-    no_normalize: _Flag = False, max_length: int | None = None,
+    texts: Texts, out: str | None = None, pooling: PoolingMode | None = None, normalize: _Flag = False,
+    no_normalize: _Flag = False, max_length: int | None = None, prompt_name: str | None = None,
 ) -> None:  # fmt: skip
     """Make a vector of each text: {"text", "embedding": [...]}, or one array of all.
 
     Args:
         texts: What is read.
         out: File to write a float32 array [texts, width] to (NumPy's .npy), in the place of JSONL.
-        pooling: The first token's state, or the mean or maximum over all; default: as the model's files say, else the mean.
+        pooling: How tokens become a vector (docs/reference.md, Pooling); default: as the model's files say, else the mean.
         normalize: Scale vectors to length 1; default: as the model's files say, else yes.
         no_normalize: Do not.
         max_length: Tokens of a text that are read; default: as the model's files say, else as many as it takes.
+        prompt_name: Which of the model's prompts is put before each text, such as query; default: as the model's files say.
     """
     if normalize and no_normalize:
         raise InputError("--normalize and --no-normalize: give one of them")
@@ -389,7 +391,10 @@ def embed(
         how = replace(model.pooling, **chosen) if isinstance(model.pooling, bert_jax.Pooling) else None
         if how is None and chosen:
             how = bert_jax.Pooling(**chosen)
-        return bert_jax.Embedder(model, how), lambda vector: {"embedding": vector.tolist()}
+        embedder = bert_jax.Embedder(model, how)
+        if prompt_name is not None:
+            embedder = bert_jax.Embedder(model, embedder.pooling.with_prompt(prompt_name))
+        return embedder, lambda vector: {"embedding": vector.tolist()}
 
     with _npy(out) if out else contextlib.nullcontext() as write:
         _predict(*_texts(texts), make, write)

@@ -6,7 +6,7 @@ Or exact (`exact_batches`): each example alone in its row, in a shape that follo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,6 +22,10 @@ class Example:
     input_ids: np.ndarray
     token_type_ids: np.ndarray
     places: np.ndarray
+
+    def read_from(self, place: int) -> Example:
+        """With this place, or the last one if it is shorter, as the only one."""
+        return self if place == 0 else replace(self, places=np.array([min(place, len(self.input_ids) - 1)], np.int32))
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,7 @@ _LIBRARIES = ("bert_jax", "jax", "flax", "optax", "numpy", "scikit-learn", "scip
 N_BEST = 20
 
 
-def write_predictions(
-    folder: Path, split: Split, predicted: Sequence[Any], evaluator: Evaluator, tuned: Tuned
-) -> Path:
+def write_predictions(folder: Path, split: Split, predicted: Sequence[Any], evaluator: Evaluator, tuned: Tuned) -> Path:
     """Writes the predictions of a split; the path of the file.
 
     classification, multi_label, regression, multiple_choice, similarity: NAME.tsv with `id`, `prediction` (similarity: the
@@ -61,9 +59,7 @@ def _line(fields: Sequence[Any]) -> str:
     return "\t".join(str(field).translate(_ESCAPES) for field in fields)
 
 
-def _columns(
-    evaluator: Evaluator, predicted: Sequence[Any], tuned: Tuned
-) -> tuple[list[str], list[tuple[Any, Sequence[float]]]]:
+def _columns(evaluator: Evaluator, predicted: Sequence[Any], tuned: Tuned) -> tuple[list[str], list[tuple[Any, Sequence[float]]]]:
     """(names of the columns behind the prediction, a row each)."""
     kind, labels = evaluator.task.kind, list(evaluator.labels)
     if kind == "regression":

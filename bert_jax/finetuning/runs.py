@@ -25,8 +25,9 @@ from bert_jax.data.tasks import Task
 from bert_jax.files import as_numbers, write_json
 from bert_jax.finetuning.config import FinetuneConfig
 from bert_jax.finetuning.evaluation import Evaluator, Split
+from bert_jax.inference import sentence_vectors
 from bert_jax.model import attention, lora
-from bert_jax.model.heads import Bert, pool
+from bert_jax.model.heads import Bert
 from bert_jax.pooling import Pooling
 from bert_jax.training import checkpoint, loop, losses, memory, multihost, optim, parallel, steps, writer
 from bert_jax.training.losses import Sum
@@ -197,7 +198,8 @@ def make_sums(setting: Setting) -> steps.SumsFn:
 
     def similarity(hidden: jax.Array, batch: Any) -> Sum:
         assert isinstance(pooling, Pooling)
-        vectors = pool(hidden, batch["sequence_ids"], batch["cls_positions"], pooling.mode)
+        scaled = dataclasses.replace(pooling, normalize=False)  # the losses do it
+        vectors = sentence_vectors(scaled, pooling.arrays, hidden, batch["sequence_ids"], batch["cls_positions"])
         parts = jnp.moveaxis(of_items(vectors, batch), 1, 0)
         if cfg.loss == "cosine":
             return losses.cosine_error(parts[0], parts[1], batch["labels"], batch["weights"])

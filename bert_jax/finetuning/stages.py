@@ -86,11 +86,19 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Callable[[str]
         records = [dataclasses.replace(record, label=record.label / most) for record in records]
     layout, limit = Layout(model.tokenizer, model.config), cfg.max_seq_length
     pooling = model.pooling if isinstance(model.pooling, Pooling) else Pooling()  # trained is what Embedder will do
-    limit = min(limit, pooling.max_length or limit)
+    limit = min(limit, pooling.max_length or limit, model.config.max_length)
+    if task.kind == "similarity":
+        pooling = dataclasses.replace(pooling, max_length=limit)  # of the export: what was trained is what predicts
+        start = dataclasses.replace(start, model=dataclasses.replace(model, pooling=pooling))
+        for note in _of_pooling(pooling):
+            say(note)
 
     def encoded(name: str, records: list[Record]) -> Split:
         shown = [dataclasses.replace(record, texts=tuple(map(pooling.read, record.texts))) for record in records]
         found = encode(task.kind, shown, splits.labels, layout, limit)
+        if first := pooling.first_place(layout):
+            items = [item._replace(sequences=tuple(x.read_from(first) for x in item.sequences)) for item in found.items]
+            found = dataclasses.replace(found, items=items)
         if found.lost:
             what = "questions have more tokens than are read" if found.reading else f"have more than {limit} tokens"
             say(f"{name}: {found.lost} of {len(records)} {what}: what is past them was not read (--max-seq-length)")
@@ -99,7 +107,7 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Callable[[str]
     train = encoded("train", records).encoded.items
     dev = [encoded(name, records) for name, records in splits.dev.items()]
     test = [encoded(name, records) for name, records in splits.test.items()]
-    evaluator = Evaluator(task, model, limit, _null_threshold(cfg, task, splits, model, say), cfg.label_threshold)
+    evaluator = Evaluator(task, start.model, limit, _null_threshold(cfg, task, splits, model, say), cfg.label_threshold)
     for split in dev if cfg.metric is not None else ():  # no scores of training to be lost by a misspelt name
         guesses = Predictions((_guess(task.kind, r, len(labels)) for r in split.records), _LOSS.get(task.kind))
         evaluator.main_score(evaluator.scores(split, guesses), cfg.metric)
@@ -127,6 +135,20 @@ def _null_threshold(cfg: FinetuneConfig, task: Task, splits: Splits, model: Mode
         return None
     say(f"{cfg.model} has no threshold of its own for no answer: it is 0 (--null-threshold)")
     return 0.0
+
+
+def _of_pooling(pooling: Pooling) -> list[str]:
+    """What is done with what sentence-transformers' files ask for behind and before the encoder."""
+    notes = []
+    if pooling.dense:
+        notes.append(f"{', '.join(map(str, pooling.dense))} behind the pooling: used as it is, and not trained")
+    if pooling.truncate_dim:
+        notes.append(f"embeddings are cut to their first {pooling.truncate_dim} values (truncate_dim), in training too")
+    if pooling.prompt:
+        notes.append(f"the model's default prompt {pooling.prompt!r} is put before each text")
+    if others := [name for name, prompt in pooling.prompts.items() if prompt and prompt != pooling.prompt]:
+        notes.append(f"the model's prompts {', '.join(others)} are kept, but put before no text: give the texts with them")
+    return notes
 
 
 def _check_fit(cfg: FinetuneConfig, model: Model) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
+import os
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from bert_jax.config import InputError
 from bert_jax.formats.flax_msgpack import read_flax
@@ -48,6 +52,22 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
         offset = 8 + size + entry["data_offsets"][0]
         tensors[name] = np.ndarray(entry["shape"], _DTYPES[entry["dtype"]], mapped, offset)
     return tensors
+
+
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Writes contiguous arrays, whole or not at all, with the permissions of any other new file (the library's are its owner's
+    alone). Raises OSError or SafetensorError where it cannot be written."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        temporary.chmod(mode)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError):
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 # What a pretrained directory may hold, the first found counts: (file, its reader).

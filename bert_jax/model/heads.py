@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from bert_jax.config import BertConfig, InputError
 from bert_jax.model.attention import AnyArray
 from bert_jax.model.encoder import Encoder
 from bert_jax.model.families import FAMILIES, Head
-from bert_jax.model.layers import ACTIVATIONS, Dense, Dropout, layer_norm, nowhere_if_negative, tied_logits, word_table
+from bert_jax.model.layers import ACTIVATIONS, Dense, Dropout, gelu, layer_norm, nowhere_if_negative, tied_logits, word_table
 
 Batch = Mapping[str, AnyArray]
 
@@ -65,18 +65,35 @@ def gather_positions(hidden: Float[Array, "B L D"], positions: Int[AnyArray, "B 
 
 
 def pool(
-    hidden: Float[Array, "B L D"], sequence_ids: Int[AnyArray, "B L"], first: Int[AnyArray, "B S"], mode: str
-) -> Float[Array, "B S D"]:
-    """The state at `first` (`mode` cls), or the mean or max over the tokens, of sequences 1 to S of each row; mean and max of
-    those that a row lacks are zeros."""
-    if mode == "cls":
-        return gather_positions(hidden, first)
+    hidden: Float[Array, "B L D"], sequence_ids: Int[AnyArray, "B L"], first: Int[AnyArray, "B S"], modes: Sequence[str]
+) -> Float[Array, "B S E"]:
+    """One vector of the tokens from `first` on of sequences 1 to S of each row: of each of `modes` (see `Pooling`), side by side.
+
+    Those of sequences that a row lacks mean nothing, but are finite.
+    """
+    places = jnp.arange(hidden.shape[1])
     belongs = sequence_ids[:, None, :] == jnp.arange(1, first.shape[1] + 1)[None, :, None]
-    if mode == "max":
-        highest = jnp.max(jnp.where(belongs[..., None], hidden[:, None], -jnp.inf), axis=2)
-        return jnp.where(belongs.any(axis=2)[..., None], highest, 0)
-    sums = jnp.einsum("bsl,bld->bsd", belongs.astype(hidden.dtype), hidden)
-    return sums / jnp.maximum(jnp.sum(belongs, axis=2), 1)[..., None]
+    counted = belongs & (places >= first[:, :, None])
+
+    def one(mode: str) -> Float[Array, "B S D"]:
+        if mode in ("cls", "lasttoken"):
+            return gather_positions(hidden, first if mode == "cls" else jnp.max(jnp.where(counted, places, 0), axis=2))
+        if mode == "max":
+            highest = jnp.max(jnp.where(counted[..., None], hidden[:, None], -jnp.inf), axis=2)
+            return jnp.where(counted.any(axis=2)[..., None], highest, 0)
+        start = jnp.argmax(belongs, axis=2, keepdims=True)
+        weights = jnp.where(counted, places - start + 1 if mode == "weightedmean" else 1, 0)
+        exact = jnp.float32 if mode == "weightedmean" else hidden.dtype  # bfloat16 has no place past 256
+        sums = jnp.einsum("bsl,bld->bsd", weights.astype(exact), hidden.astype(exact))
+        total = jnp.maximum(jnp.sum(weights, axis=2), 1)[..., None]
+        return sums / (jnp.sqrt(total) if mode == "mean_sqrt_len_tokens" else total)
+
+    return jnp.concatenate([one(mode) for mode in modes], axis=-1)
+
+
+TORCH_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {  # the classes of torch.nn that pooling.ACTIVATIONS names
+    "Identity": lambda x: x, "Tanh": jnp.tanh, "Sigmoid": jax.nn.sigmoid, "ReLU": jax.nn.relu, "GELU": gelu, "SiLU": jax.nn.silu,
+}  # fmt: skip
 
 
 _OF_TOKENS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "sequence_ids")  # [B, L] each
