@@ -167,7 +167,7 @@ def finish(cfg: TrainConfig, model: Any, reached: dict[str, float]) -> None:
     own = "python train.py configs/bert_mini.py --data.source 'text/*.txt' --workdir runs/mine"
     there, masked = str(directory), f"I {model.tokenizer.mask_token} it."
     task = f"python finetune.py {shlex.quote(there)} --task classification --data FILE.csv --text-column NAME --label-column NAME"
-    code = f"import bert_jax; print(bert_jax.FillMask(bert_jax.load({there!r}))([{masked!r}]))"
+    code = f"import bert_jax; print(bert_jax.FillMask(bert_jax.load({json.dumps(there)}))([{json.dumps(masked)}]))"
     print(
         f"\nThe model is in {directory}: transformers loads it (AutoModelForMaskedLM.from_pretrained), and so does\n"
         f"    python -c {shlex.quote(code)}\n"

@@ -11,7 +11,7 @@ import tyro
 
 from bert_jax import workdir
 from bert_jax.commands import evaluate, glue, plan, predictors
-from bert_jax.config import BertConfig, DataConfig, InputError, TrainConfig, did_you_mean, load_train_config
+from bert_jax.config import BertConfig, DataConfig, InputError, TextFormat, TrainConfig, did_you_mean, load_train_config
 
 
 def tokenizer(
@@ -22,6 +22,7 @@ def tokenizer(
     lowercase: bool = True,
     documents: Literal["blank_line", "line", "file"] = "blank_line",
     text_column: str = "text",
+    format: TextFormat = "auto",
     sample_mb: int | None = 200,
 ) -> None:
     """Train a vocabulary on text and write tokenizer.json.
@@ -33,7 +34,8 @@ def tokenizer(
         kind: unigram and bpe (SentencePiece) give the same vocabulary each time; wordpiece may break ties differently.
         lowercase: Make it uncased.
         documents: What ends a document in a .txt file.
-        text_column: Field of .jsonl, .parquet and TFDS records that holds the text.
+        text_column: Field of .jsonl, .csv, .tsv, .parquet and TFDS records that holds the text.
+        format: What the files are, whatever their names; auto: what their suffixes say.
         sample_mb: Megabytes of text that are used at most, lines from all over it; training takes about 20 times as much memory.
             None uses all.
     """
@@ -41,7 +43,7 @@ def tokenizer(
     from bert_jax.data.corpus import read_texts
     from bert_jax.data.tokenizer import Tokenizer
 
-    text = dict(source=source, documents=documents, text_column=text_column, tokenizer_sample_mb=sample_mb)
+    text = dict(source=source, documents=documents, text_column=text_column, format=format, tokenizer_sample_mb=sample_mb)
     cfg = DataConfig(**text, eval_fraction=0.0)  # type: ignore[arg-type]
     made = Tokenizer.train(read_texts(cfg, track), vocab_size, kind, lowercase)
     made.save(out)

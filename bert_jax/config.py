@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 T = TypeVar("T")
+TextFormat = Literal["auto", "txt", "jsonl", "csv", "tsv", "parquet"]
 ModelType = Literal["bert", "roberta", "xlm-roberta", "distilbert", "albert", "electra"]
 
 
@@ -230,11 +231,16 @@ class DataConfig(Checked):
     """Text in, rows of token ids out."""
 
     source: tuple[str, ...] = ()
-    """Files, globs (.txt .jsonl .parquet, also .gz, .zst), gs:// paths, `tfds:NAME`, or `stdlib:` (text every Python carries)."""
+    (
+        "Files, folders, globs (.txt .md .jsonl .csv .tsv, also .gz .bz2 .xz .zst; .parquet), gs:// paths, `tfds:NAME`, or "
+        "`stdlib:` (text every Python carries)."
+    )
+    format: TextFormat = "auto"
+    """What the files are, whatever their names, be they without a suffix; auto: what their suffixes say."""
     documents: Literal["blank_line", "line", "file"] = "blank_line"
     """What ends a document in a .txt file."""
     text_column: str = "text"
-    """The field of .jsonl, .parquet and TFDS records that holds the text."""
+    """The field of .jsonl, .csv, .tsv, .parquet and TFDS records that holds the text."""
     sentences: Literal["punctuation", "line"] = "punctuation"
     """What ends a sentence: punctuation before a capital (lines are joined), or the end of a line (BERT's own format)."""
     on_error: Literal["raise", "skip"] = "raise"

@@ -80,9 +80,14 @@ def run(main: Callable[[list[str]], int | None], argv: list[str], interrupted: s
     others; they end behind parallel.heartbeat_timeout, and the same command, run again on all, continues.
     """
     hugepages.use()
+    status: Any
+    together = False  # whether the processes of a job end at the same place
     try:
         status = main(argv) or 0
+        together = status in (0, 128 + signal.SIGTERM)
         sys.stdout.flush()
+    except SystemExit as stop:
+        status = stop.code
     except KeyboardInterrupt:
         print(f"interrupted{interrupted and '; '}{interrupted}", file=sys.stderr)
         status = 128 + signal.SIGINT
@@ -102,8 +107,8 @@ def run(main: Callable[[list[str]], int | None], argv: list[str], interrupted: s
     if jax is None or not jax.distributed.is_initialized():
         sys.exit(status)
     sys.stderr.flush()
-    if status not in (0, 128 + signal.SIGTERM):  # all ended these together
-        os._exit(status)
+    if not together:
+        os._exit(status if isinstance(status, int) else 1)
     jax.distributed.shutdown()
     sys.exit(status)
 

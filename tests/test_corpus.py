@@ -5,7 +5,11 @@ import hashlib
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -572,6 +576,42 @@ def test_an_error_in_a_worker_process_is_the_users_message(build, folder):
     path.write_bytes(path.read_bytes()[:-10] + b"\xff\n")
     with pytest.raises(InputError, match=r"a\.txt:\d+ .*0xff"):
         build(num_workers=2)
+
+
+POOL = """
+import os, sys, time
+from bert_jax import console
+from bert_jax.data import corpus
+
+def work(item):
+    if sys.argv[1] == "dies":
+        os._exit(9)
+    print("at work", flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    run = lambda argv: corpus._run(work, list(range(4)), "tokenize", 2, lambda items, *_: items)
+    console.run(run, [], "the same command continues")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, None])
+def test_processes_that_tokenize_end_with_the_one_that_started_them(tmp_path, number):
+    """They hold its output: its end is theirs."""
+    (tmp_path / "pool.py").write_text(POOL)
+    command = [sys.executable, str(tmp_path / "pool.py"), "sleeps" if number else "dies"]
+    root = Path(__file__).parent.parent
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True)
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(root)}, **pipes) as process:
+        if number:
+            assert process.stdout.readline() == process.stdout.readline() == "at work\n"
+            (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)  # a terminal's Ctrl-C reaches all
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, None: 1}.get(number, -(number or 0))
+    killed = "error: a process that was to tokenize was killed, for want of memory maybe: set --data.num-workers lower; the same "
+    wanted = {signal.SIGINT: "interrupted; the same command continues\n", None: f"{killed}command keeps what was made\n"}
+    if number != signal.SIGKILL:  # then Python's own cleaner has its word
+        assert said == wanted.get(number, "")
 
 
 # ---- a remote cache

@@ -1,11 +1,14 @@
 """Every input is made here, in tmp_path: nothing is downloaded."""
 
+import bz2
 import contextlib
+import csv
 import gzip
 import hashlib
 import io
 import itertools
 import json
+import lzma
 import multiprocessing
 import os
 import pickle
@@ -29,7 +32,8 @@ from bert_jax.config import InputError
 from bert_jax.data import sources
 from bert_jax.data.sources import Reader, ReadReport, Segment, list_files, read, scan, state
 
-ENCODERS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
+ENCODERS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+ENCODERS[".zst"] = zstandard.ZstdCompressor().compress
 TEXTS = ["one\ntwo", "Füße auf 日本語.", "three " * 50, "four", "five\n six\nseven"]
 
 
@@ -70,6 +74,61 @@ def test_jsonl_gives_its_text_column_and_passes_over_empty_texts(tmp_path, codec
     data = jsonl(["", *TEXTS[:2], None, " \n\u3000", *TEXTS[2:]]).replace("\n", "\n\n", 1)
     path = write(tmp_path / f"a.jsonl{codec}", ENCODERS[codec](b"\xef\xbb\xbf" + data.encode()))
     assert texts(path, segment_bytes=segment_bytes) == TEXTS
+
+
+def table(values):
+    rows = io.StringIO()
+    csv.writer(rows, lineterminator="\n").writerows([["id", "text"], *enumerate(values)])
+    return rows.getvalue()
+
+
+@pytest.mark.parametrize("codec", ENCODERS)
+@pytest.mark.parametrize("segment_bytes", [1, 30, 1 << 20])
+def test_csv_gives_its_text_column_with_line_breaks_and_quotes_in_it(tmp_path, codec, segment_bytes):
+    wanted = [*TEXTS, 'a "quoted" word, and\n\na blank line']
+    path = write(tmp_path / f"a.csv{codec}", ENCODERS[codec](table(["", *wanted[:2], " ", *wanted[2:]]).encode()))
+    assert texts(path, segment_bytes=segment_bytes) == [text.strip("\r\n") for text in wanted]
+
+
+@pytest.mark.parametrize("segment_bytes", [1, 30, 1 << 20])
+def test_tsv_gives_its_text_column_a_line_a_record(tmp_path, segment_bytes):
+    path = write(tmp_path / "a.tsv", "text\tid\nIt's 5\" long.\t1\n\n\t2\ntwo words\t3\n")
+    assert texts(path, segment_bytes=segment_bytes) == ["It's 5\" long.", "two words"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.csv", "id,text\n1,a\n2,b,c\n", r"a\.csv:3 \(byte 12\): 3 fields where the header has 2; --data\.on-error skip"),
+        ("a.csv", 'id,text\n1,"a"b\n', r"a\.csv:2 .*not a record of comma-separated values"),
+        ("a.csv", 'id,text\n1,"a\n2,b\n', r"a\.csv:2 .*not a record of comma-separated values"),
+        ("a.csv", b"id,text\n1,caf\xe9\n", r"a\.csv:2 \(byte 13\): byte 0xe9 is not UTF-8 \(Western .* iconv -f WINDOWS-1252"),
+        ("a.tsv", "id\ttxt\n1\ta\n", r"a\.tsv: no 'text', it has id, txt; did you mean 'txt'\? \(--data\.text-column\)"),
+        ("a.csv", "", r"a\.csv: no 'text', it has nothing"),
+        ("a.txt.xz", b"no xz", r"a\.txt\.xz: cannot be read .*it is cut short or not compressed so"),
+        ("a.txt.bz2", b"no bz2", r"a\.txt\.bz2: cannot be read .*it is cut short or not compressed so"),
+    ],
+)
+def test_what_is_wrong_with_a_table_or_its_compression_is_told_with_its_place(tmp_path, name, data, message):
+    with pytest.raises(InputError, match=message):
+        texts(write(tmp_path / name, data))
+
+
+def test_a_given_format_is_that_of_all_files_whatever_their_names(tmp_path):
+    plain = write(tmp_path / "wiki", "one\n\ntwo")
+    assert texts(plain, Reader(format="txt")) == texts(write(tmp_path / "a.md", "one\n\ntwo")) == ["one", "two"]
+    assert texts(write(tmp_path / "a.part.gz", gzip.compress(jsonl(["x", "y"]).encode())), Reader(format="jsonl")) == ["x", "y"]
+    assert list_files([str(tmp_path / "wiki")], Reader(format="txt")) == [plain]
+    with pytest.raises(InputError, match=r"wiki: 'no suffix' is not a known format .*--data\.format txt"):
+        list_files([str(tmp_path / "wiki")])
+
+
+def test_a_folder_is_meant_as_it_is_called_brackets_or_not(tmp_path):
+    for folder in ("my [text]", "my t", "z"):
+        write(tmp_path / folder / "a.txt", "one")
+    assert list_files([str(tmp_path / "my [text]" / "*.txt")]) == [str(tmp_path / "my [text]" / "a.txt")]
+    assert list_files([str(tmp_path / "[mz]*" / "*.txt")]) == [str(tmp_path / f / "a.txt") for f in ("my [text]", "my t", "z")]
+    assert list_files([str(tmp_path / "[z]" / "*.txt")]) == [str(tmp_path / "z" / "a.txt")]
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())])
@@ -366,7 +425,7 @@ def test_an_unknown_suffix_lists_the_known_ones(tmp_path, name, said):
     write(tmp_path / name, "x")
     with pytest.raises(InputError, match=said) as error:
         list_files([str(tmp_path)])
-    assert ".txt, .txt.gz, .txt.zst, .jsonl, .jsonl.gz, .jsonl.zst, .parquet" in str(error.value)
+    assert "(.txt, .md, .jsonl, .csv, .tsv, these also with .gz, .bz2, .xz, .zst; .parquet)" in str(error.value)
 
 
 def fsspec_of(path):

@@ -4,6 +4,7 @@ import functools
 import io
 import itertools
 import json
+import pathlib
 import pickle
 import random
 import re
@@ -1149,3 +1150,17 @@ def test_a_text_of_a_megabyte_and_an_empty_one_are_texts(family, method):
         long, empty = long.ids, empty.ids
     assert len(empty) == 0
     assert len(long) > 75_000
+
+
+def test_a_full_disk_is_named_and_leaves_no_half_file(tokenizer, tmp_path, monkeypatch):
+    tokenizer.save(tmp_path)
+    before = (tmp_path / "tokenizer.json").read_bytes()
+
+    def full(self, text, encoding):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_text", full)
+    with pytest.raises(InputError, match=rf"cannot write {tmp_path}/tokenizer\.json: No space left on device"):
+        tokenizer.save(tmp_path)
+    assert (tmp_path / "tokenizer.json").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]

@@ -19,16 +19,20 @@ import io
 import itertools
 import json
 import os
+import signal
 import sys
 import tempfile
+import threading
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +191,7 @@ def _make(
     cfg: DataConfig, tokenizer_path: str | Path, cache_dir: str | Path, run: Run, begun: tuple[str, str] | None
 ) -> tuple[Place, list[_Task]]:
     """The folder of the finished cache, and how its shards are made."""
-    files = sources.list_files(cfg.source)
+    files = sources.list_files(cfg.source, _reader(cfg))
     tokenizer = _load_tokenizer(str(tokenizer_path), cfg.special_tokens)
     cache = place(cache_dir)
     places.make_folder(cache)
@@ -235,7 +239,7 @@ def _read_index(directory: Place) -> dict[str, Any]:
 
 
 def _reader(cfg: DataConfig) -> sources.Reader:
-    return sources.Reader(documents=cfg.documents, text_column=cfg.text_column, on_error=cfg.on_error)
+    return sources.Reader(cfg.documents, cfg.text_column, cfg.on_error, cfg.format)
 
 
 def read_texts(cfg: DataConfig, progress: Progress) -> Iterator[str]:
@@ -244,7 +248,7 @@ def read_texts(cfg: DataConfig, progress: Progress) -> Iterator[str]:
     Where these are more than `cfg.tokenizer_sample_mb`, about so much of them: lines, drawn by a hash from places all over the
     text, so the same ones each time.
     """
-    report, files = sources.ReadReport(), sources.list_files(cfg.source)
+    report, files = sources.ReadReport(), sources.list_files(cfg.source, _reader(cfg))
     scanned = _run(partial(_scan_file, _reader(cfg), SHARD_BYTES), files, "scan", cfg.num_workers, progress)
     segments = [sources.Segment(*values) for found, _ in scanned for values in found]
     every, share = _sampling(sum(segment.num_bytes for segment in segments), cfg.tokenizer_sample_bytes)
@@ -331,7 +335,7 @@ def plan_shards(segments: Sequence[sources.Segment]) -> list[Shard]:
 def _cache_key(hashes: Sequence[str], tokenizer: Tokenizer, cfg: DataConfig) -> str:
     parts = ["documents", "text_column", "sentences", "on_error", "max_seq_length", "examples", "short_seq_prob",
              "dupe_factor", "eval_fraction"]  # fmt: skip
-    options = {name: getattr(cfg, name) for name in parts}
+    options = {name: getattr(cfg, name) for name in parts} | ({"format": cfg.format} if cfg.format != "auto" else {})
     text = json.dumps([FORMAT, SHARD_BYTES, list(hashes), tokenizer.fingerprint(), options])
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
@@ -343,12 +347,56 @@ def _run(function: Callable[[Any], Any], items: Sequence[Any], what: str, worker
     if workers <= 1 or len(items) < 4:
         return list(progress(map(function, items), len(items), what))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with _terminable(), ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
         try:
-            return list(progress(pool.map(function, items), len(items), what))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
+            with _uninterrupted():
+                results = pool.map(function, items)
+            return list(progress(results, len(items), what))
+        except BaseException as error:
+            started: Any = getattr(pool, "_processes", None) or {}  # shutdown() alone would wait for what they are at
+            for worker in list(started.values()):
+                worker.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise InputError(
+                    f"a process that was to {what} was killed, for want of memory maybe: set --data.num-workers lower; the same "
+                    "command keeps what was made"
+                ) from None
             raise
+
+
+@contextlib.contextmanager
+def _handled(number: int, handler: Any) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # where Python lets nobody handle signals
+        yield
+        return
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def _uninterrupted() -> contextlib.AbstractContextManager[None]:
+    """Processes that are started in here do not hear of Ctrl-C, which a terminal sends to all: this one ends them."""
+    return _handled(signal.SIGINT, signal.SIG_IGN)
+
+
+def _terminable() -> contextlib.AbstractContextManager[None]:
+    """SIGTERM ends this process by way of its cleaning up, unless somebody else deals with it."""
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        return contextlib.nullcontext()
+
+    def stop(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    return _handled(signal.SIGTERM, stop)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is gone, be it killed."""
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
 
 
 def _load_tokenizer(path: str, special_tokens: SpecialTokens) -> Tokenizer:

@@ -5,7 +5,8 @@
     read(segment, Reader(), ReadReport())             the texts of documents [start, stop), in order
 
 A source is a local path, a glob, a folder, a URL (`gs://bucket/*.txt`), `tfds:NAME[/CONFIG][:SPLIT]`, or `stdlib:`, the
-English that every Python carries. Formats by suffix: .txt and .jsonl, each also as .gz and .zst, and .parquet.
+English that every Python carries. Formats by suffix: .txt and .md, .jsonl, .csv and .tsv, each also as .gz, .bz2, .xz and .zst,
+and .parquet; `Reader.format` says what files of other names are.
 
 A document that is null, empty or whitespace is no document, and has no number: a record of that kind (a line of JSON, a row) is
 left out and counted apart. One that cannot be read is counted, so that document ranges are the same whether bad documents
@@ -16,7 +17,9 @@ lies: reading one costs its own size, except in a compressed file, which is deco
 from __future__ import annotations
 
 import ast
+import bz2
 import contextlib
+import csv
 import difflib
 import glob
 import gzip
@@ -25,6 +28,7 @@ import importlib
 import inspect
 import io
 import json
+import lzma
 import os
 import re
 import sysconfig
@@ -33,9 +37,9 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from bert_jax.config import InputError, did_you_mean
+from bert_jax.config import InputError, TextFormat, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -43,16 +47,19 @@ class Reader:
     """How files are read.
 
     documents: what ends a document in a .txt file: a blank line, a line's end, or the file's.
-    text_column: the field of a JSON object, a Parquet column or a TFDS feature that holds the text.
+    text_column: the field of a JSON object, a column's name or a TFDS feature that holds the text.
     on_error: whether a document that is binary, not UTF-8 or malformed raises InputError, or is skipped and counted.
+    format: of all files, whatever their names; auto: by suffix.
     """
 
     documents: Literal["blank_line", "line", "file"] = "blank_line"
     text_column: str = "text"
     on_error: Literal["raise", "skip"] = "raise"
+    format: TextFormat = "auto"
 
     def __post_init__(self) -> None:
-        for name, known in (("documents", ("blank_line", "line", "file")), ("on_error", ("raise", "skip"))):
+        values = {"documents": ("blank_line", "line", "file"), "on_error": ("raise", "skip"), "format": get_args(TextFormat)}
+        for name, known in values.items():
             if getattr(self, name) not in known:
                 raise InputError(f"Reader.{name}={getattr(self, name)!r}: not one of {', '.join(known)}")
 
@@ -61,7 +68,7 @@ class Reader:
 class Segment:
     """Documents [start, stop) of one file, in `num_bytes` bytes of UTF-8.
 
-    offset: where document `start` lies: a byte of the (decompressed) .txt or .jsonl, else a row.
+    offset: where document `start` lies: a byte of the (decompressed) text, else a row (.parquet, `tfds:`, `stdlib:`).
     empty: records without a text (null, empty or whitespace) among and behind its documents, up to the next segment's; those
       before a file's first document are the first segment's.
     """
@@ -140,7 +147,7 @@ def _open(path: str) -> Iterator[Any]:
             yield file
     except FileNotFoundError:
         raise InputError(f"{path}: no such file{_nearest(path)}") from None
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         fix = "; it is cut short or not compressed so: fetch or compress it again" if codec_of(path) else ""
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}){fix}") from None
 
@@ -191,7 +198,9 @@ class _Zstd(io.RawIOBase):
         return count
 
 
-_CODECS: dict[str, Callable[[Any], Any]] = {".gz": lambda file: gzip.GzipFile(fileobj=file), ".zst": _Zstd}
+_CODECS: dict[str, Callable[[Any], Any]] = {
+    ".gz": lambda file: gzip.GzipFile(fileobj=file), ".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile, ".zst": _Zstd,
+}  # fmt: skip
 
 
 def codec_of(path: str) -> str:
@@ -259,6 +268,64 @@ def _jsonl(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
                 yield position, (text or "").encode()
         except (ValueError, RecursionError) as error:
             yield position, Bad(f"not a JSON object ({error})")
+
+
+def _csv(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
+    """Records may go over lines within double quotes."""
+    return _columns(path, reader, offset, hasher, ",", _quoted_records)
+
+
+def _tsv(path: str, reader: Reader, offset: int, hasher: Any) -> _Documents:
+    """A line a record; double quotes belong to the text."""
+    return _columns(path, reader, offset, hasher, "\t", lambda lines: lines)
+
+
+def _quoted_records(lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    start, held = 0, b""
+    for position, line in lines:
+        start, held = start if held else position, held + line
+        if held.count(b'"') % 2 == 0:
+            yield start, held
+            held = b""
+    if held:
+        yield start, held
+
+
+def _fields(record: bytes, delimiter: str) -> list[str] | Bad:
+    if isinstance(text := decode(record), Bad):
+        return text
+    if delimiter == "\t":
+        return text.split("\t")
+    try:
+        return next(csv.reader([text], strict=True), [])
+    except csv.Error as error:
+        return Bad(f"not a record of comma-separated values ({error})")
+
+
+def _columns(path: str, reader: Reader, offset: int, hasher: Any, delimiter: str, split: Any) -> _Documents:
+    csv.field_size_limit(1 << 30)  # the default, 128 KiB, is less than a long document
+    with contextlib.closing(split(read_lines(path, 0, None if offset else hasher))) as records:
+        header = next((_fields(record, delimiter) for _, record in records if not _blank(record)), [])
+        names = [] if isinstance(header, Bad) else [name.strip() for name in header]
+        if names.count(reader.text_column) != 1:
+            raise InputError(f"{path}: {header.reason if isinstance(header, Bad) else _no_column(reader, names)}")
+        column = names.index(reader.text_column)
+        if not offset:
+            yield from _column(records, column, len(names), delimiter)
+    if offset:
+        yield from _column(split(read_lines(path, offset, None)), column, len(names), delimiter)
+
+
+def _column(records: Iterator[tuple[int, bytes]], column: int, count: int, delimiter: str) -> _Documents:
+    for position, record in records:
+        if _blank(record):
+            continue
+        fields = _fields(record, delimiter)
+        if isinstance(fields, list) and len(fields) == count:
+            yield position, fields[column].encode()
+        else:
+            why = fields if isinstance(fields, Bad) else Bad(f"{len(fields)} fields where the header has {count}")
+            yield position, why
 
 
 @contextlib.contextmanager
@@ -422,35 +489,43 @@ def _module_prose(source: bytes) -> list[str]:
 
 _FORMATS: dict[str, Callable[[str, Reader, int, Any], _Documents]] = {
     ".txt": _text,
+    ".md": _text,
     ".jsonl": _jsonl,
+    ".csv": _csv,
+    ".tsv": _tsv,
     ".parquet": _parquet,
     "tfds:": _tfds,
     "stdlib:": _stdlib,
 }
-_SUFFIXES = [*(s + c for s in (".txt", ".jsonl") for c in ("", *_CODECS)), ".parquet"]
+_BY_LINE = (".txt", ".md", ".jsonl", ".csv", ".tsv")  # which documents lie at bytes
+_SUFFIXES = [*(s + c for s in _BY_LINE for c in ("", *_CODECS)), ".parquet"]
 
 
-def _format(path: str) -> str:
+def _format(path: str, reader: Reader) -> str:
     """The key of _FORMATS for a path; InputError if there is none."""
     if path.startswith(("tfds:", "stdlib:")):
         return path.split(":")[0] + ":"
+    if reader.format != "auto":
+        return f".{reader.format}"
     codec = codec_of(path)
     suffix = os.path.splitext(path[: len(path) - len(codec)])[1].lower()
     if suffix + codec not in _SUFFIXES:
+        known = f"{', '.join(_BY_LINE)}, these also with {', '.join(_CODECS)}; .parquet"
         raise InputError(
-            f"{path}: {suffix + codec or 'no suffix'!r} is not a known format ({', '.join(_SUFFIXES)})"
-            f"{did_you_mean(suffix + codec, _SUFFIXES)}; name text files only, with a pattern such as 'folder/**/*.txt'"
+            f"{path}: {suffix + codec or 'no suffix'!r} is not a known format ({known})"
+            f"{did_you_mean(suffix + codec, _SUFFIXES)}; name text files only, with a pattern such as 'folder/**/*.txt', or say "
+            "what they are: --data.format txt"
         )
     return suffix
 
 
 def _records(path: str, reader: Reader, offset: int, hasher: Any) -> Iterator[tuple[int, bytes | Bad | None]]:
     """Documents from `offset` on, and None for a record (not a .txt's blank lines) that has no text."""
-    kind = _format(path)
-    for position, value in _FORMATS[kind](path, reader, offset, hasher):
+    read = _FORMATS[_format(path, reader)]
+    for position, value in read(path, reader, offset, hasher):
         if isinstance(value, Bad) or not _blank(value):
             yield position, value
-        elif kind != ".txt":
+        elif read is not _text:
             yield position, None
 
 
@@ -475,12 +550,18 @@ def matches(source: str) -> list[str]:
     source = os.path.expanduser(source)
     if os.path.isfile(source):
         return [os.path.normpath(source)]
-    pattern = os.path.join(glob.escape(source), "**") if os.path.isdir(source) else source
-    return [os.path.normpath(name) for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)]
+    pattern = os.path.join(source, "**") if os.path.isdir(source) else source
+    folder = pattern
+    while folder and not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    # A folder that is there is meant as it is called: brackets in its name are no pattern, or else one that matches nothing.
+    literal = glob.escape(folder) + pattern[len(folder) :]
+    found = glob.glob(literal, recursive=True) or glob.glob(pattern, recursive=True)
+    return [os.path.normpath(name) for name in found if os.path.isfile(name)]
 
 
-def list_files(sources: Sequence[str]) -> list[str]:
-    """The files that sources name, sorted, each once.
+def list_files(sources: Sequence[str], reader: Reader | None = None) -> list[str]:
+    """The files that sources name, sorted, each once; `reader` is to read them.
 
         list_files(["text/*.txt", "text/a.txt", "tfds:lm1b"]) -> ["text/a.txt", "text/b.txt", "tfds:lm1b:train"]
 
@@ -497,7 +578,7 @@ def list_files(sources: Sequence[str]) -> list[str]:
     if not files:
         raise InputError("no text: --data.source names no file")
     for file in sorted(files):
-        _format(file)
+        _format(file, reader or Reader())
     return sorted(files)
 
 
@@ -535,7 +616,7 @@ def scan(path: str, reader: Reader, segment_bytes: int) -> tuple[list[Segment], 
         if isinstance(value, Bad):
             bad, first_bad = bad + 1, (position, value)
             if reader.on_error == "raise":
-                raise InputError(_complaint(path, position, value) + _SKIP)
+                raise InputError(_complaint(path, reader, position, value) + _SKIP)
         if size >= segment_bytes:
             segments.append(Segment(path, start, stop, offset, size, empty))
             start, size, empty = stop, 0, 0
@@ -547,7 +628,7 @@ def scan(path: str, reader: Reader, segment_bytes: int) -> tuple[list[Segment], 
         what = f"{empty} records without a text" if empty else "only whitespace or nothing"
         raise InputError(f"{path}: holds no document, {what}: leave it out of --data.source")
     if bad == stop:
-        raise InputError(f"{path}: all {bad} documents would be skipped; the last: {_complaint(path, *first_bad)}")
+        raise InputError(f"{path}: all {bad} documents would be skipped; the last: {_complaint(path, reader, *first_bad)}")
     segments.append(Segment(path, start, stop, offset, size, empty))
     return segments, hasher.hexdigest()
 
@@ -574,10 +655,10 @@ def read(segment: Segment, reader: Reader, report: ReadReport) -> Iterator[str]:
             yield text
             continue
         if reader.on_error == "raise":
-            raise InputError(_complaint(path, position, text) + _SKIP)
+            raise InputError(_complaint(path, reader, position, text) + _SKIP)
         report.skipped[path] = report.skipped.get(path, 0) + 1
         if path not in report.first:
-            report.first[path] = _complaint(path, position, text)
+            report.first[path] = _complaint(path, reader, position, text)
 
 
 def decode(raw: bytes) -> str | Bad:
@@ -589,14 +670,15 @@ def decode(raw: bytes) -> str | Bad:
         return Bad(f"byte 0x{raw[error.start]:02x} is not UTF-8", error.start)
 
 
-def _complaint(path: str, position: int, bad: Bad) -> str:
+def _complaint(path: str, reader: Reader, position: int, bad: Bad) -> str:
     """Place and reason; the line's number is counted only here, from the start of the file."""
-    kind = _format(path)
-    if kind not in (".txt", ".jsonl"):
+    kind = _format(path, reader)
+    if kind not in _BY_LINE:
         return f"{path}: row {position}: {bad.reason}"
-    position += bad.at if kind == ".txt" else 0
+    position += 0 if kind == ".jsonl" else bad.at
     line, left = 1, position
     with _stream(path, 0, None) as file:
         while left and (block := file.read(min(left, 1 << 20))):
             line, left = line + block.count(b"\n"), left - len(block)
-    return f"{path}:{line} (byte {position}): {bad.reason}"
+    fix = " (Western text of Windows or Latin-1? iconv -f WINDOWS-1252 -t UTF-8)" * bad.reason.endswith("is not UTF-8")
+    return f"{path}:{line} (byte {position}): {bad.reason}{fix}"

@@ -8,6 +8,7 @@ waited for without end. So a process that fails leaves at once (`console.run`), 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -37,13 +38,14 @@ STUCK = 75  # exit status: a temporary failure (sysexits.h), worth a restart
 def connect(cfg: ParallelConfig) -> None:
     """Joins the other processes, if there are any; call it before anything else of JAX. Twice is once.
 
-    Raises InputError where they cannot be reached within `initialization_timeout`, naming the address.
+    Raises InputError where they cannot be reached within `initialization_timeout`, naming the address and, in process 0, who has
+    not come; where the environment says who they are, JAX waits for them, and aborts.
     """
     wanted = cfg.coordinator is not None or _environment_has_several() if cfg.multihost is None else cfg.multihost
     if not wanted or jax.distributed.is_initialized():
         return
-    if cfg.coordinator is not None and cfg.process_id:
-        _wait_for(cfg.coordinator, cfg.initialization_timeout)
+    if cfg.coordinator is not None and cfg.num_processes is not None:
+        _meet(cfg.coordinator, cfg.num_processes, cfg.process_id or 0, cfg.initialization_timeout)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of no effect on TPU and GPU
     try:
         jax.distributed.initialize(
@@ -65,21 +67,85 @@ def _environment_has_several() -> bool:
     return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or (started and any(n.isdigit() and int(n) > 1 for n in counts))
 
 
-def _wait_for(address: str, seconds: int) -> None:
-    """Waits until something listens at HOST:PORT: JAX aborts the process where nothing does."""
+def _meet(address: str, count: int, number: int, seconds: float) -> None:
+    """Waits until all processes are there: JAX aborts, with a C++ stack, where one never comes."""
+    give_up = time.monotonic() + seconds
+    if number == 0:
+        if missing := _gather(address, count, give_up):
+            raise InputError(
+                f"process {', '.join(map(str, missing))} of {count} did not come to {address} within {seconds:g} s "
+                "(parallel.initialization_timeout): is it running, with the same parallel.coordinator, and is the port open?"
+            )
+        return
+    reason = _greet(address, number, give_up)
+    while not reason and (gone := _knock(address)):  # until JAX has taken the port over
+        if time.monotonic() > give_up:
+            reason = gone
+        time.sleep(0.05)
+    if reason:
+        raise InputError(
+            f"process 0 cannot be reached at {address} within {seconds:g} s ({reason}): is it running, is that its address "
+            "(parallel.coordinator), and is the port open?"
+        )
+
+
+_GREETING = b"bert_jax process "
+
+
+def _gather(address: str, count: int, give_up: float) -> list[int]:
+    """Lets the others in at the coordinator's port, all at once when all have come; else the numbers of those missing."""
+    both = socket.has_dualstack_ipv6()
+    port = int(address.rpartition(":")[2])
+    try:
+        server = socket.create_server(("", port), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both)
+    except OSError as error:
+        raise InputError(f"process 0 cannot listen at port {port} of {address}: {error.strerror or error}") from None
+    waiting: dict[int, socket.socket] = {}
+    with server, contextlib.ExitStack() as opened:
+        while len(waiting) < count - 1 and (left := give_up - time.monotonic()) > 0:
+            server.settimeout(left)
+            with contextlib.suppress(OSError, ValueError):
+                caller = opened.enter_context(server.accept()[0])
+                caller.settimeout(5)
+                words = caller.makefile("rb").readline(100)
+                if words.startswith(_GREETING) and 0 < (number := int(words[len(_GREETING) :])) < count:
+                    waiting[number] = caller  # again, if it was started again
+        missing = [number for number in range(1, count) if number not in waiting]
+        for caller in [] if missing else waiting.values():
+            with contextlib.suppress(OSError):
+                caller.sendall(b"go")
+        for caller in [] if missing else waiting.values():
+            with contextlib.suppress(OSError):  # who closes first keeps the port for a while: let it be the others
+                caller.recv(1)
+    return missing
+
+
+def _greet(address: str, number: int, give_up: float) -> str:
+    """Waits at process 0's port until all have come; else why not."""
     host, _, port = address.rpartition(":")
-    give_up, reason = time.monotonic() + seconds, ""
-    while time.monotonic() < give_up:
+    reason = "nothing listens there"
+    while (left := give_up - time.monotonic()) > 0:
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-            return
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=min(5, left)) as call:
+                call.sendall(b"%b%d\n" % (_GREETING, number))
+                reason = "it waits for the others"
+                call.settimeout(max(0.01, give_up - time.monotonic()))
+                if call.recv(2) == b"go":
+                    return ""
         except OSError as error:
-            reason = error.strerror or str(error)
-            time.sleep(min(0.5, max(0, give_up - time.monotonic())))
-    raise InputError(
-        f"process 0 cannot be reached at {address} within {seconds} s ({reason}): is it running, is that its address "
-        "(parallel.coordinator), and is the port open?"
-    )
+            reason = reason if isinstance(error, TimeoutError) else error.strerror or str(error)
+        time.sleep(min(0.5, max(0, give_up - time.monotonic())))
+    return reason
+
+
+def _knock(address: str) -> str:
+    """Why nothing listens at HOST:PORT; empty where something does."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def is_first() -> bool:
