@@ -247,6 +247,7 @@ def test_scores_of_classes_are_scikit_learns(tokenizer):
         "accuracy": sklearn.metrics.accuracy_score(right, guessed),
         "f1": sklearn.metrics.f1_score(right, guessed),
         "matthews_correlation": sklearn.metrics.matthews_corrcoef(right, guessed),
+        "roc_auc": sklearn.metrics.roc_auc_score(right, logits[:, 1] - logits[:, 0]),
         "loss": sklearn.metrics.log_loss(right, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)),
     }
     scores = Evaluator(dataclasses.replace(TASKS["qqp"], metrics=tuple(expected)[:3]), model, 64).scores(split, list(logits))
@@ -269,6 +270,7 @@ def test_scores_of_several_labels_are_scikit_learns(tokenizer):
     expected = {
         "micro_f1": sklearn.metrics.f1_score(right, guessed, average="micro"),
         "macro_f1": sklearn.metrics.f1_score(right, guessed, average="macro"),
+        "roc_auc": sklearn.metrics.roc_auc_score(right, shares, average="macro"),
         "loss": -np.mean(right * np.log(shares) + (1 - right) * np.log(1 - shares)),
     }
     evaluator = evaluator_of("multi_label", tokenizer, label_threshold=0.5)

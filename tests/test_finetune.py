@@ -536,9 +536,12 @@ def test_changed_data_is_refused(model, finished, tmp_path, left, monkeypatch):
 @pytest.mark.parametrize("left", ["run.json", "checkpoints"])
 def test_the_same_files_split_in_another_way_are_refused(model, finished, tmp_path, left, monkeypatch):
     run = finished(sst2)
-    shutil.copytree(run.workdir, tmp_path / "run")
-    if left == "checkpoints":
+    if left == "checkpoints":  # as of a run that was killed at its end
+        monkeypatch.setattr(Runs, "drop_checkpoints", lambda self: None)
+        tune(model, "sst2", run.workdir.parent, tmp_path / "run")
         (tmp_path / "run" / "run.json").unlink()
+    else:
+        shutil.copytree(run.workdir, tmp_path / "run")
     monkeypatch.setattr(stages.holdout, "digest", lambda train, dev: "of other rows")
     with pytest.raises(InputError, match=r"or this version reads or splits them in another way. Restore them, or give another"):
         tune(model, "sst2", run.workdir.parent, tmp_path / "run")
@@ -867,6 +870,24 @@ def test_label_smoothing_leaves_doubt(model, finished, tmp_path):
     assert sure > 0.8 > smooth
 
 
+def test_classes_count_by_their_weights_and_other_weights_are_another_run(finished, tmp_path):
+    """Of a model that knows nothing the loss is what each class's own rows give, by weight."""
+    rows, path = [(WORDS[9], i % 4 == 0) for i in range(16)], tmp_path / "weights.json"
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.tsv").write_text(table(["sentence", "label"], [(t, int(c)) for t, c in rows]))
+    path.write_text('{"positive": 5}')
+    options = {"learning_rates": NO_CHANGE, "num_epochs": 1, "batch_size": 16, "eval_every": 1, "class_weights": path}
+    export = finished(sst2).export
+    found = tune(export, "sst2", tmp_path, tmp_path / "run", **options)
+    (row, *_) = rows_of(tmp_path / "run" / "predictions" / "dev.tsv")
+    no, yes = (-np.log(float(row[name])) for name in ("negative", "positive"))
+    assert losses_of(tmp_path / "run") == pytest.approx([(12 * no + 4 * 5 * yes) / (12 + 4 * 5)], rel=1e-4)
+    assert found["exported"]["dev"]["loss"] == pytest.approx((12 * no + 4 * yes) / 16, rel=1e-4)
+    path.write_text('{"positive": 6}')
+    with pytest.raises(InputError, match="the data is not what"):
+        tune(export, "sst2", tmp_path, tmp_path / "run", **options)
+
+
 @pytest.mark.parametrize("select", ["best", "last"])
 def test_the_weights_of_the_best_or_the_last_evaluation_are_kept(finished, tmp_path, select):
     """Trained on wrong labels, a model that knows the right ones is the best at first."""
@@ -981,7 +1002,7 @@ CLASSES = {"text_column": "text", "label_column": "label"}
             {"label_column": "lable"},
             r"train\.tsv: no column 'lable' .* did you mean 'label'\?",
         ),
-        ("classification", ONE_CLASS, CLASSES, r"the 16 training rows have no label but a: nothing to learn"),
+        ("classification", ONE_CLASS, CLASSES, r"the 9 training rows have no label but a: nothing to learn"),
         ("sst2", sst2().files | {"dev.tsv": "sentence\tlabel\n"}, {}, r"dev\.tsv: holds no rows"),
         ("tagging", RAGGED, {}, r"train\.conll:2: 3 columns, where the first line has 2"),
         ("sst3", sst2().files, {}, r"no task 'sst3'; did you mean 'sst2'\?; known: cola, "),

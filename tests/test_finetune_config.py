@@ -46,6 +46,7 @@ def records(*labels, texts=("a", "b")):
         (dict(layer_decay=0.0), "layer_decay=0.0 is not in (0, 1]"),
         (dict(layer_decay=1.1), "layer_decay=1.1 is not in (0, 1]"),
         (dict(freeze_layers=-1), "freeze_layers=-1 is negative"),
+        (dict(label_threshold=1.5), "label_threshold=1.5 is not in [0, 1]"),
         (dict(label_smoothing=1.0), "label_smoothing=1.0 is not in [0, 1)"),
         (dict(dropout=1.0), "dropout=1.0 is not in [0, 1)"),
         (dict(temperature=0.0), "temperature=0.0 must be positive"),
@@ -135,6 +136,7 @@ def test_options_of_other_kinds_of_tasks_are_refused():
     for options, message in (
         (dict(loss="cosine"), "loss='cosine' is for similarity, not classification"),
         (dict(null_threshold=1.0), "null_threshold=1.0 is for question_answering, not for classification"),
+        (dict(label_threshold=0.4), "label_threshold=0.4 is for multi_label, not for classification"),
     ):
         with pytest.raises(InputError, match=message):
             FinetuneConfig(**options).for_data(TASKS["sst2"], train)

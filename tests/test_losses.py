@@ -156,6 +156,10 @@ def test_binary_cross_entropy_is_the_mean_over_the_classes_of_each_yes_or_no() -
     np.testing.assert_allclose(
         binary_cross_entropy(logits, labels, weights), [(expected * weights).sum(), weights.sum()], rtol=1e-5
     )
+    positive = np.linspace(0.5, 4, logits.shape[-1], dtype=np.float32)
+    expected = -(positive * labels * np.log(share) + (1 - labels) * np.log(1 - share)).mean(-1)
+    found = binary_cross_entropy(logits, labels, weights, jnp.asarray(positive))
+    np.testing.assert_allclose(found, [(expected * weights).sum(), weights.sum()], rtol=1e-5)
     far = binary_cross_entropy(jnp.array([[1e4, -1e4]]), jnp.array([[0.0, 1.0]]), jnp.ones(1))
     np.testing.assert_array_equal(far, [1e4, 1])
 

@@ -13,7 +13,7 @@ from bert_jax.config import InputError
 from bert_jax.data.finetuning import Encoded
 from bert_jax.data.tasks import Record, find_task
 from bert_jax.finetuning import report
-from bert_jax.finetuning.evaluation import Split
+from bert_jax.finetuning.evaluation import Split, details
 from bert_jax.finetuning.report import write_report
 from bert_jax.finetuning.results import results
 from bert_jax.finetuning.runs import Outcome
@@ -105,10 +105,11 @@ def page(tmp_path):
         best = max(outcomes, key=lambda each: each.score, default=None)
         test = {"dev": scores or {"accuracy": 0.5}}
         data = {"hash": "abc123", "train": 320, "dev": len(examples)}
-        found = results(task, "some/model", "python finetune.py some/model", outcomes, best, data, test) | changes
         splits = [Split("dev", list(examples), Encoded([]))] if examples else []
-        evaluator = SimpleNamespace(task=find_task(task), labels=tuple(labels))
-        path = write_report(tmp_path, found, evaluator, splits, {"dev": list(predicted)}, tuned or Tuned())
+        evaluator, tuned = SimpleNamespace(task=find_task(task), labels=tuple(labels)), tuned or Tuned()
+        more = {split.name: details(evaluator.task, evaluator.labels, split, list(predicted), tuned) for split in splits}
+        found = results(task, "some/model", "python finetune.py some/model", outcomes, best, data, test, more) | changes
+        path = write_report(tmp_path, found, evaluator, splits, {"dev": list(predicted)}, tuned)
         assert path == tmp_path / "report.html"
         return Page(path.read_text(encoding="utf-8"))
 
@@ -132,7 +133,7 @@ def test_the_page_is_whole_and_needs_nothing_but_itself(page, tmp_path):
     assert "default-src 'none'" in found.html
     assert "width=device-width" in found.html
     assert "prefers-color-scheme: dark" in found.html
-    assert len(found.charts()) == 2
+    assert len(found.charts()) == 3
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
 
 
@@ -302,10 +303,23 @@ def test_classes_have_a_confusion_matrix_and_the_mistakes_that_the_model_is_sure
         ["id2", "three", "good", "bad", "0.9000"],
         ["id0", "one", "good", "bad", "0.6000"],
     ]
+    assert found.rows("By label") == [
+        ["bad", "0.3333", "1.0000", "0.5000", "1", "0.6667"], ["good", "1.0000", "0.3333", "0.5000", "3", "0.6667"]
+    ]  # fmt: skip
     shades = [value for name, value in found.attributes if name == "style" and "background" in value]
     assert shades[1] == "background: rgba(var(--wrong), 0.000)"
     assert shades[2] == "background: rgba(var(--wrong), 0.400)"
     assert ("title", "dev.tsv:3") in found.attributes
+
+
+def test_the_calibration_of_a_split_is_drawn_and_told(page):
+    """Of the two that are taken for 0.75 one is right, and both that are taken for 0.95."""
+    examples = records(*(((name,), label) for name, label in zip("abcd", ("good", "bad", "good", "good"), strict=True)))
+    found = page("sst2", examples, list(np.log([[0.25, 0.75]] * 2 + [[0.05, 0.95]] * 2)), ["bad", "good"])
+    assert "Calibration: expected calibration error 0.1500" in found.html
+    ((points, _),) = found.paths("share that is right against probability", "points")
+    assert points.shape == (2, 2)
+    assert points[1, 0] > points[0, 0]
 
 
 def test_of_many_classes_the_most_confused_pairs_are_shown(page):
@@ -330,7 +344,9 @@ def test_choices_are_shown_by_their_texts(page):
 def test_several_labels_have_precision_recall_and_f1_each(page):
     examples = records((("one",), ("x", "y")), (("two",), ()), (("three",), ("x",)))
     found = page("multi_label", examples, list(np.array([[2.0, -3.0], [1.0, -1.0], [0.5, -0.5]])), ["x", "y"])
-    assert found.rows("By label") == [["x", "0.6667", "1.0000", "0.8000", "2"], ["y", "0.0000", "0.0000", "0.0000", "1"]]
+    assert found.rows("By label") == [
+        ["x", "0.6667", "1.0000", "0.8000", "2", "0.5000", "0.5000"], ["y", "0.0000", "0.0000", "0.0000", "1", "0.0000", "0.5000"]
+    ]  # fmt: skip
     assert found.rows("Surest") == [["id0", "one", "y", "yes", "no", "0.0474"], ["id1", "two", "x", "no", "yes", "0.7311"]]
 
 
@@ -338,7 +354,9 @@ def test_several_labels_are_given_by_the_thresholds_of_each(page):
     examples = records((("one",), ("x", "y")), (("two",), ("y",)))
     logits = list(np.log(np.array([[1.0, 1.0], [4.0, 0.25]])))  # probabilities 0.5 0.5, 0.8 0.2
     found = page("multi_label", examples, logits, ["x", "y"], tuned=Tuned(label_thresholds=(0.9, 0.1)))
-    assert found.rows("By label") == [["x", "0.0000", "0.0000", "0.0000", "1"], ["y", "1.0000", "1.0000", "1.0000", "2"]]
+    assert found.rows("By label") == [  # all texts have y: there is no area under its curve
+        ["x", "0.0000", "0.0000", "0.0000", "1", "0.0000", "0.9000"], ["y", "1.0000", "1.0000", "1.0000", "2", "–", "0.1000"]
+    ]  # fmt: skip
     assert found.rows("Surest") == [["id0", "one", "x", "yes", "no", "0.5000"]]
 
 

@@ -111,6 +111,45 @@ def test_several_labels_are_zeros_and_ones():
             METRICS[name]([0, 1], [0, 1])
 
 
+def test_the_area_under_the_curve_is_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    logits, right = np.round(rng.normal(0, 1, (60, 3)), 1), rng.integers(0, 3, 60)  # some are equal
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    has = right[:, None] == np.arange(3)
+    expected = sklearn.metrics.roc_auc_score(right, shares, multi_class="ovr")
+    assert task_metrics.macro_roc_auc(shares, has) == pytest.approx(expected)
+    assert task_metrics.roc_auc([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1]) == 0.75  # scikit-learn's documentation
+    two = np.array([[0.9, 0.1], [0.6, 0.4], [0.65, 0.35], [0.2, 0.8]])
+    assert task_metrics.macro_roc_auc(two, np.array([[1, 0], [1, 0], [0, 1], [0, 1]])) == 0.75
+
+
+def test_a_class_that_all_have_or_none_has_no_area():
+    assert task_metrics.roc_auc([0.1, 0.4], [1, 1]) is None
+    assert task_metrics.macro_roc_auc([[0.1, 0.2, 0.9], [0.4, 0.1, 0.8]], [[0, 1, 0], [1, 1, 0]]) == 1.0
+    assert task_metrics.macro_roc_auc([[0.1], [0.4]], [[0], [0]]) is None
+    assert math.isnan(task_metrics.roc_auc([math.nan, 0.4], [0, 1]))
+
+
+def test_each_class_has_the_scores_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    shares, right = rng.random((50, 3)), rng.random((50, 3)) < 0.4
+    given = shares >= 0.5
+    right[:, 2] = False
+    found = task_metrics.class_report(given, right, shares, ["a", "b", "c"], (0.5, 0.5, 0.5))
+    expected = sklearn.metrics.precision_recall_fscore_support(right, given, zero_division=0)
+    for i, name in enumerate("abc"):
+        assert [found[name][key] for key in ("precision", "recall", "f1", "support")] == pytest.approx([e[i] for e in expected])
+    assert found["a"]["roc_auc"] == pytest.approx(sklearn.metrics.roc_auc_score(right[:, 0], shares[:, 0]))
+    assert found["c"] == {"precision": 0, "recall": 0, "f1": 0, "support": 0, "threshold": 0.5}
+
+
+def test_calibration_is_computed_by_hand():
+    found = task_metrics.calibration([0.75, 0.75, 0.95, 1.0, 0.0], [True, False, True, True, False])
+    assert found["expected_calibration_error"] == pytest.approx((2 * 0.25 + 2 * 0.025) / 5)
+    assert [(each["count"], each["accuracy"]) for each in found["bins"]] == [(1, 0), (2, 0.5), (2, 1)]
+    assert found["bins"][2]["confidence"] == pytest.approx(0.975)
+
+
 def test_the_threshold_of_a_label_is_where_its_f1_is_best():
     shares = np.array([0.05, 0.1, 0.2, 0.3, 0.32, 0.4, 0.6, 0.9])
     has = np.array([0, 0, 0, 1, 1, 1, 1, 1])

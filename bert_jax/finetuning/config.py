@@ -83,6 +83,11 @@ class FinetuneConfig(Checked):
     """What adapters add is scaled by lora_alpha / lora_rank."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes (classification, tagging, multiple_choice)."""
+    class_weights: str | None = None
+    (
+        "How much each class counts in the loss (classification; tagging: each word; multi_label: having a label, not having it "
+        "counts 1): `balanced`, by how rare it is in training, or a JSON file {\"class\": weight}, where the others weigh 1."
+    )
     dropout: float | None = None
     """Dropout of the encoder and the head. Default: the model's."""
     init_head: Literal["auto", "fresh", "keep", "match"] = "auto"
@@ -178,7 +183,7 @@ class FinetuneConfig(Checked):
 
 _ONLY_FOR: dict[str, tuple[Kind, ...]] = {
     "label_smoothing": ("classification", "tagging", "multiple_choice"), "null_threshold": ("question_answering",),
-    "label_threshold": ("multi_label",),
+    "label_threshold": ("multi_label",), "class_weights": ("classification", "tagging", "multi_label"),
 }  # fmt: skip
 
 

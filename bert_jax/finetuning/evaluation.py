@@ -113,6 +113,65 @@ def _span_loss(split: Split, results: Sequence[dict[str, np.ndarray]]) -> float 
     return float(np.mean(each)) if each else None
 
 
+def judged(
+    task: Task, labels: Sequence[str], split: Split, predicted: Sequence[Any], tuned: Tuned
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each class its probability, whether it was given, and whether it is right: [N, C] each.
+
+    For classification, multi_label and multiple_choice, and splits that are labelled.
+    """
+    logits, right = np.array(predicted, np.float64), [record.label for record in split.records]
+    if task.kind == "multi_label":
+        logits = logits.reshape(-1, len(labels))
+        has = np.array([[name in own for name in labels] for own in right], bool).reshape(logits.shape)
+        return probabilities(logits), has_labels(np.array(predicted).reshape(logits.shape), tuned), has
+    ids = np.array([labels.index(label) for label in right] if task.kind == "classification" else right)
+    classes = np.arange(logits.shape[1])
+    shares = np.exp(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
+    return shares, logits.argmax(axis=-1)[:, None] == classes, ids[:, None] == classes
+
+
+def _each_tag(predicted: Sequence[Any], right: Sequence[Any], labels: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Precision, recall, F1 and support: of each type of entity, or of each tag where tags are no entities."""
+    read = tags.entity_tags(labels)
+    if read is not None:
+        return task_metrics.entity_report(*([[read[tag] for tag in sentence] for sentence in of] for of in (predicted, right)))
+    pairs = Counter(pair for both in zip(predicted, right, strict=True) for pair in zip(*both, strict=True))
+    ours, theirs = Counter[str](), Counter[str]()
+    for (guessed, tag), count in pairs.items():
+        ours[guessed] += count
+        theirs[tag] += count
+    return {tag: _rates(pairs[tag, tag], ours[tag], theirs[tag]) for tag in labels if ours[tag] or theirs[tag]}
+
+
+def _rates(hits: int, ours: int, theirs: int) -> dict[str, float]:
+    """Of `hits` among `ours`, which were predicted, and `theirs`, which are right."""
+    rates = {"precision": hits / max(1, ours), "recall": hits / max(1, theirs), "f1": 2 * hits / max(1, ours + theirs)}
+    return {**rates, "support": theirs}
+
+
+def details(task: Task, labels: Sequence[str], split: Split, predicted: Sequence[Any], tuned: Tuned) -> dict[str, Any]:
+    """What there is to say of a labelled split beside its scores, for results.json and the report.
+
+    `classes`: {label: {precision, recall, f1, support, ...}} (classification, multi_label; tagging: of each type of entity, or of
+    each tag where tags are no entities); `calibration`: see task_metrics (not of tagging, but of multiple_choice): of the class
+    that is given, or of every label of every text. Nothing where no row has a label.
+    """
+    if task.kind not in ("classification", "multi_label", "multiple_choice", "tagging") or not split.labelled:
+        return {}
+    split, predicted = split.of_labelled(predicted)
+    if task.kind == "tagging":
+        each = _each_tag(predicted, [record.label for record in split.records], labels)
+        return {"classes": dict(sorted(each.items(), key=lambda item: -item[1]["support"]))}
+    shares, given, right = judged(task, labels, split, predicted, tuned)
+    if task.kind == "multi_label":
+        thresholds = tuned.label_thresholds or (0.5,) * len(labels)
+        classes = task_metrics.class_report(given, right, shares, labels, thresholds)
+        return {"classes": classes, "calibration": task_metrics.calibration(shares.ravel(), right.ravel())}
+    found = {"calibration": task_metrics.calibration(shares.max(axis=-1), (given & right).any(axis=-1))}
+    return {"classes": task_metrics.class_report(given, right, shares, labels), **found} if labels else found
+
+
 class Evaluator:
     """Predicts splits of one task and scores what it predicted.
 
@@ -237,6 +296,12 @@ class Evaluator:
             right = np.array([self.labels.index(label) for label in labels] if kind == "classification" else labels)
             guessed, loss = logits.argmax(axis=-1), _nats(logits, right)
         scores = {name: task_metrics.METRICS[name](guessed, right) for name in self.task.metrics}
+        if kind == "classification":
+            scores["matthews_correlation"] = task_metrics.matthews_correlation(guessed, right)
+        if kind in ("classification", "multi_label"):
+            shares, _, has = judged(self.task, self.labels, split, predicted, tuned)
+            area = task_metrics.macro_roc_auc(shares, has)
+            scores |= {} if area is None else {"roc_auc": area}
         return scores | {"loss": float(np.mean(loss))}
 
     @cached_property

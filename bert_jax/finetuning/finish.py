@@ -11,7 +11,7 @@ from rich.console import Console
 from bert_jax import files
 from bert_jax.config import InputError
 from bert_jax.data.splits import Splits
-from bert_jax.finetuning import report, results, stages
+from bert_jax.finetuning import evaluation, report, results, stages
 from bert_jax.finetuning.evaluation import Split
 from bert_jax.finetuning.runs import Outcome, Setting
 
@@ -35,7 +35,12 @@ def finish(setting: Setting, splits: Splits, test: Sequence[Split], outcomes: Se
     }
     part = {split.name: split.labelled for split in test if 0 < split.labelled < len(split.records)}
     data |= {f"{name}_labelled": count for name, count in part.items()}
-    found = results.results(setting.task.name, setting.cfg.model, command, outcomes, best, data, scores)
+    details = {
+        split.name: found
+        for split in [*setting.dev, *test]
+        if (found := evaluation.details(setting.task, setting.evaluator.labels, split, predicted[split.name], tuned))
+    }
+    found = results.results(setting.task.name, setting.cfg.model, command, outcomes, best, data, scores, details)
     files.write_json(workdir / "results.json", found)
     page = report.write_report(workdir, found, setting.evaluator, [*setting.dev, *test], predicted, tuned)
     if best is not None:

@@ -7,7 +7,6 @@ for phones too, and for light and dark screens. Whatever is not `_Html` is escap
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from html import escape
@@ -18,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import rankdata  # type: ignore[import-untyped]
 
-from bert_jax import tags
 from bert_jax.data.tasks import Kind, Record
 from bert_jax.files import write_text
 from bert_jax.finetuning.evaluation import Candidates, Evaluator, Split, has_labels
@@ -72,6 +70,7 @@ def write_report(
             scored, of_scored = split.of_labelled(predicted[split.name])
             among = f" of {len(split.records):,}" * (len(scored.records) < len(split.records))
             parts.append(_tag("h2", f"{split.name}: {len(scored.records):,}{among} examples{' have a label' * bool(among)}"))
+            parts += _details(results["details"].get(split.name, {}), evaluator.task.kind)
             parts += _MISTAKES[evaluator.task.kind](scored, of_scored, evaluator.labels, tuned)
     title, heading = _tag("title", f"{results['task']}: {results['model']}"), _tag("h1", results["task"])
     body = _tag("body", _joined([heading, _tag("p", results["model"]), *parts, *_origin(results)], "\n"))
@@ -328,15 +327,27 @@ def _choices(split: Split, predicted: Sequence[Any], labels: Sequence[str], tune
 
 
 def _per_label(each: Mapping[str, Mapping[str, float]]) -> _Html:
-    columns = ("precision", "recall", "f1", "support")
-    return _table("By label", ["label", *columns], [[name, *(of[column] for column in columns)] for name, of in each.items()])
+    columns = list(dict.fromkeys(column for of in each.values() for column in of))
+    rows = [[name, *(of.get(column, "–") for column in columns)] for name, of in each.items()]
+    return _table("By label", ["label", *columns], rows)
+
+
+def _details(details: Mapping[str, Any], kind: Kind) -> list[_Html]:
+    """Scores of each class, and how far probabilities are what they say."""
+    parts = [_per_label(details["classes"])] if "classes" in details else []
+    if "calibration" in details:
+        found = details["calibration"]
+        points = np.array([(each["confidence"], each["accuracy"]) for each in found["bins"]]).T
+        of_labels = ("probability of a label", "share that has it")
+        names = of_labels if kind == "multi_label" else ("probability", "share that is right")
+        error = f"Calibration: expected calibration error {found['expected_calibration_error']:.4f}"
+        parts += [_tag("h3", error), _chart([_Line("", points, points)], *names, diagonal=True)]
+    return parts
 
 
 def _multi_label(split: Split, predicted: Sequence[Any], labels: Sequence[str], tuned: Tuned) -> list[_Html]:
     logits, right = np.array(predicted), np.array([[name in record.label for name in labels] for record in split.records])
     guessed = has_labels(logits, tuned)
-    hits, ours, theirs = (of.sum(axis=0).tolist() for of in (guessed & right, guessed, right))
-    each = {name: _rates(*counts) for name, *counts in zip(labels, hits, ours, theirs, strict=True)}
     rows = []
     limits = np.clip(np.array(tuned.label_thresholds or 0.5), 1e-6, 1 - 1e-6)
     sure = abs(logits - np.log(limits / (1 - limits)))
@@ -345,7 +356,7 @@ def _multi_label(split: Split, predicted: Sequence[Any], labels: Sequence[str], 
         own = [labels[j], "yes" if right[i, j] else "no", "yes" if guessed[i, j] else "no"]
         rows.append([*_example(split.records[i], split.records[i].texts), *own, float(1 / (1 + np.exp(-logits[i, j])))])
     table = _table("Surest mistakes", ["id", "text", "label", "right", "predicted", "probability of the label"], rows)
-    return [_per_label(each), table]
+    return [table]
 
 
 def _furthest(caption: str, split: Split, right: np.ndarray, guessed: np.ndarray, off: np.ndarray) -> _Html:
@@ -384,27 +395,7 @@ def _tags(split: Split, predicted: Sequence[Any], labels: Sequence[str], tuned: 
         for i in _most(wrong > 0, wrong)
     ]  # fmt: skip
     caption = f"Sentences with most wrong words, of {np.sum(wrong > 0):,}. Over a word: its tag, and a wrong one struck out"
-    each = dict(sorted(_each_tag(predicted, right, labels).items(), key=lambda item: -item[1]["support"]))
-    return [_per_label(each), _table(caption, ["id", "wrong", "words"], rows)]
-
-
-def _each_tag(predicted: Sequence[Any], right: Sequence[Any], labels: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Precision, recall, F1 and support: of each type of entity, or of each tag where tags are no entities."""
-    read = tags.entity_tags(labels)
-    if read is not None:
-        return task_metrics.entity_report(*([[read[tag] for tag in sentence] for sentence in of] for of in (predicted, right)))
-    pairs = Counter(pair for both in zip(predicted, right, strict=True) for pair in zip(*both, strict=True))
-    ours, theirs = Counter[str](), Counter[str]()
-    for (guessed, tag), count in pairs.items():
-        ours[guessed] += count
-        theirs[tag] += count
-    return {tag: _rates(pairs[tag, tag], ours[tag], theirs[tag]) for tag in labels if ours[tag] or theirs[tag]}
-
-
-def _rates(hits: int, ours: int, theirs: int) -> dict[str, float]:
-    """Of `hits` among `ours`, which were predicted, and `theirs`, which are right."""
-    rates = {"precision": hits / max(1, ours), "recall": hits / max(1, theirs), "f1": 2 * hits / max(1, ours + theirs)}
-    return {**rates, "support": theirs}
+    return [_table(caption, ["id", "wrong", "words"], rows)]
 
 
 def _sentence(words: Sequence[str], right: Sequence[str], predicted: Sequence[str]) -> _Html:

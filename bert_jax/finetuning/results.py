@@ -113,7 +113,10 @@ def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     summaries = {}
     for rate in rates:
         own = [outcome for outcome in outcomes if outcome.learning_rate == rate and outcome.history]
-        names = [(split, metric) for split in (own[0].scores if own else {}) for metric in own[0].scores[split]]
+        names = [
+            (split, metric) for split in (own[0].scores if own else {}) for metric in own[0].scores[split]
+            if all(metric in outcome.scores[split] for outcome in own)  # runs of earlier versions may lack some
+        ]  # fmt: skip
         summaries[f"{rate:g}"] = {
             "runs": len(own),
             "failed": [outcome.seed for outcome in outcomes if outcome.learning_rate == rate and outcome.failed],
@@ -127,9 +130,10 @@ def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 def results(
     task: str, model: str, command: str, outcomes: Sequence[Outcome], best: Outcome | None, data: dict[str, Any],
-    exported: dict[str, dict[str, float]],
+    exported: dict[str, dict[str, float]], details: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The content of results.json; `exported` are the exported model's scores on every split that has labels."""
+    """The content of results.json; `exported` are the exported model's scores on every split that has labels, and `details`
+    what `evaluation.details` says of these: scores of each class, calibration."""
     return {
         "task": task,
         "model": model,
@@ -137,6 +141,7 @@ def results(
         "score": best.score if best else None,
         "best": {"seed": best.seed, "learning_rate": best.learning_rate, "step": best.best_step} if best else None,
         "exported": exported,
+        "details": details or {},
         "runs": [dataclasses.asdict(outcome) for outcome in outcomes],
         "summary": summarize(outcomes),
         "data": data,
@@ -147,7 +152,10 @@ def results(
 
 def show(outcomes: Sequence[Outcome], best: Outcome, console: Console) -> None:
     """A line a run, and the summary of each learning rate."""
-    names = [(split, metric) for split in best.scores for metric in best.scores[split]]
+    names = [
+        (split, metric) for split in best.scores for metric in best.scores[split]
+        if all(metric in outcome.scores[split] for outcome in outcomes if outcome.scores)
+    ]  # fmt: skip
     several = len(best.scores) > 1
     table = Table(title="scores on the dev set, of the weights that are kept")
     marked = len(outcomes) > 1 or outcomes[0].failed

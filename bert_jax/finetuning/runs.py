@@ -85,6 +85,7 @@ class Setting:
     devices: parallel.Devices
     data_key: str
     baseline: float | None  # the score of learning nothing, where that is known
+    class_weights: np.ndarray | None = None  # float32 [C]: see FinetuneConfig
 
     @property
     def num_steps(self) -> int:
@@ -191,6 +192,7 @@ class Setting:
 def make_sums(setting: Setting) -> steps.SumsFn:
     """The loss of the task's kind."""
     cfg, kind, module, pooling = setting.cfg, setting.task.kind, setting.module, setting.start.model.pooling
+    by_class = None if setting.class_weights is None else jnp.asarray(setting.class_weights)
 
     def of_items(values: jax.Array, batch: Any) -> jax.Array:
         """[B, S, ...] -> [N, k, ...]: the values of each item's sequences."""
@@ -220,13 +222,14 @@ def make_sums(setting: Setting) -> steps.SumsFn:
             return {"span_loss": spans}
         logits = out["logits"]
         if kind == "multi_label":
-            return {"label_loss": losses.binary_cross_entropy(logits, labels, weights)}
+            return {"label_loss": losses.binary_cross_entropy(logits, labels, weights, by_class)}
         if kind == "regression":
             return {"squared_error_loss": losses.squared_error(logits[..., 0], labels, weights)}
         if kind == "multiple_choice":
             logits = of_items(logits, batch)
+        weighted = weights if by_class is None else weights * by_class[labels]
         return {
-            "cross_entropy_loss": losses.cross_entropy(logits, labels, weights, cfg.label_smoothing),
+            "cross_entropy_loss": losses.cross_entropy(logits, labels, weighted, cfg.label_smoothing),
             "accuracy": losses.accuracy(logits, labels, weights),
         }
 

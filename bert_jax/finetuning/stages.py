@@ -23,6 +23,7 @@ from bert_jax.finetuning import results
 from bert_jax.finetuning.config import FinetuneConfig
 from bert_jax.finetuning.evaluation import Evaluator, Predictions, Split
 from bert_jax.finetuning.runs import Member, Outcome, Runs, Setting
+from bert_jax.finetuning.weighting import class_weights
 from bert_jax.model.families import Head
 from bert_jax.pooling import Pooling
 from bert_jax.pretrained import Model
@@ -123,7 +124,13 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Callable[[str]
     elif _CLASSIFIER_PATHS & set(start.fresh):
         raise InputError(f"{cfg.model} has no head for {task.name}, and there is nothing to train it on: give a fine-tuned model")
     key = f"{splits.data_hash}-{holdout.digest(splits.train, splits.dev)}-{cfg.max_seq_length}"
-    return Setting(cfg, task, start, batches, dev, evaluator, devices, key, baseline(task, splits, cfg.metric)), test
+    weights = None
+    if cfg.class_weights is not None:
+        named = class_weights(cfg.class_weights, task.kind, labels, splits.train)
+        say("class weights: " + ", ".join(f"{name} {weight:.4g}" for name, weight in named.items()))
+        weights = np.array(list(named.values()), np.float32)
+        key += f"-{weights.tolist()}"  # which a file may change
+    return Setting(cfg, task, start, batches, dev, evaluator, devices, key, baseline(task, splits, cfg.metric), weights), test
 
 
 def _null_threshold(cfg: FinetuneConfig, task: Task, splits: Splits, model: Model, say: Callable[[str], None]) -> float | None:

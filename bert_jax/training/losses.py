@@ -59,10 +59,18 @@ def pretraining_sums(outputs: dict[str, Array], batch: dict[str, Array]) -> dict
     return sums
 
 
-def binary_cross_entropy(logits: Float[Array, "... C"], labels: Float[Array, "... C"], weights: Float[Array, "..."]) -> Sum:
-    """Each class by itself, yes or no; the mean over the classes, in nats, weighted."""
+def binary_cross_entropy(
+    logits: Float[Array, "... C"], labels: Float[Array, "... C"], weights: Float[Array, "..."],
+    positive: Float[Array, " C"] | None = None,
+) -> Sum:  # fmt: skip
+    """Each class by itself, yes or no; the mean over the classes, in nats, weighted.
+
+    `positive`: how much more than a no each class's yes weighs (`pos_weight` of PyTorch's BCEWithLogitsLoss).
+    """
     logits = logits.astype(jnp.float32)
     each = jax.nn.softplus(logits) - logits * labels
+    if positive is not None:
+        each *= 1 + (positive - 1) * labels
     return Sum(jnp.sum(jnp.mean(each, axis=-1) * weights), jnp.sum(weights))
 
 

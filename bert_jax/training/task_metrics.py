@@ -159,6 +159,77 @@ def majority_baseline(metric: str, train_targets: Any, targets: Any) -> float:
     return METRICS[metric](np.repeat(values[[counts.argmax()]], len(targets), axis=0), targets)
 
 
+def roc_auc(scores: Any, targets: Any) -> float | None:
+    """Area under the ROC curve: how often an example that has the class scores higher than one that has not; ties count half.
+
+    Args:
+      scores: of the class, [N].
+      targets: whether each of N has it; bool, or 0 and 1.
+
+    None where all have it or none has: there is nothing to compare. NaN where scores are not finite.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    scores, targets = _arrays(scores, targets)
+    if targets.min() == targets.max():
+        return None
+    return float(roc_auc_score(targets, scores)) if np.isfinite(scores).all() else math.nan
+
+
+def macro_roc_auc(scores: Any, targets: Any) -> float | None:
+    """The mean of `roc_auc` over the classes that some examples have and others have not; both [N, C]. None without any.
+
+    Of one class against the rest, as scikit-learn's `multi_class="ovr"`; of two classes it is that of either.
+    """
+    each = [roc_auc(*columns) for columns in zip(*(np.asarray(x).T for x in (scores, targets)), strict=True)]
+    there = [area for area in each if area is not None]
+    return float(np.mean(there)) if there else None
+
+
+def class_report(
+    predictions: Any, targets: Any, scores: Any, labels: Sequence[str], thresholds: Sequence[float] = ()
+) -> dict[str, dict[str, float]]:
+    """{label: {precision, recall, f1, support, roc_auc?, threshold?}}; what divides nothing by nothing is 0.
+
+    Args:
+      predictions: whether each example was given each label; bool [N, C].
+      targets: whether it has it; bool [N, C].
+      scores: of each label, by which `roc_auc` is; [N, C].
+      labels: names of the C.
+      thresholds: the probabilities from which on labels are given, to be shown.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    found = {}
+    for i, (name, *columns) in enumerate(zip(labels, *(np.asarray(x).T for x in (predictions, targets, scores)), strict=True)):
+        given, right, own = columns
+        rates = precision_recall_fscore_support(right, given, average="binary", zero_division=0)[:3]
+        each = dict(zip(("precision", "recall", "f1"), map(float, rates), strict=True)) | {"support": int(np.sum(right))}
+        area = roc_auc(own, right)
+        found[name] = each | ({} if area is None else {"roc_auc": area}) | ({"threshold": thresholds[i]} if thresholds else {})
+    return found
+
+
+def calibration(confidences: Any, hits: Any, bins: int = 10) -> dict[str, Any]:
+    """How far probabilities are what they say: the expected calibration error (Guo et al., 2017, equation 3), and the bins.
+
+    Args:
+      confidences: probabilities, [N].
+      hits: whether what each is of was right; bool [N].
+      bins: as many, equally wide.
+
+    Returns {"expected_calibration_error", "bins": [{"confidence", "accuracy", "count"}]}: means over the bins that are not empty.
+    """
+    confidences, hits = _arrays(confidences, hits)
+    place = np.minimum((confidences * bins).astype(int), bins - 1)
+    groups = [place == number for number in range(bins) if (place == number).any()]
+    each = [
+        {"confidence": float(confidences[g].mean()), "accuracy": float(hits[g].mean()), "count": int(g.sum())} for g in groups
+    ]
+    error = sum(of["count"] * abs(of["confidence"] - of["accuracy"]) for of in each) / len(hits)
+    return {"expected_calibration_error": error, "bins": each}
+
+
 # Numbers
 
 
