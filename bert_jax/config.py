@@ -114,6 +114,8 @@ class BertConfig(Checked):
     """RoBERTa and XLM-R: id of the padding token; a sequence's first token has the position row behind it. Default: 1."""
     type_vocab_size: int = 2
     """Rows of the token-type table; 0: no such table (DistilBERT)."""
+    tie_word_embeddings: bool = True
+    """Whether the masked-LM head's output layer is the word-embedding table or has one of its own."""
     initializer_range: float = 0.02
     """Standard deviation of the truncated normal (cut at two, not corrected) that weights start from."""
     layer_norm_eps: float = 1e-12

@@ -130,6 +130,25 @@ def test_outputs_are_those_of_transformers(family, head, saved):
     assert_same_outputs(model, theirs, family, head)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_output_layer_of_its_own_gives_the_logits_of_transformers_and_is_kept(family, tmp_path):
+    import transformers
+
+    theirs = their_model(family, "masked_lm", tie_word_embeddings=False)
+    table, decoder = theirs.get_input_embeddings().weight, theirs.get_output_embeddings().weight
+    assert (table != decoder).any()
+    theirs.save_pretrained(tmp_path / "theirs")
+    model = load(tmp_path / "theirs")
+    assert_same_outputs(model, theirs, family, "masked_lm")
+    bert_jax.save(model, tmp_path / "ours")
+    again, report = type(theirs).from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert {key: names for key, names in report.items() if names} == {}
+    assert isinstance(again, transformers.PreTrainedModel)
+    assert not again.config.tie_word_embeddings
+    again.config._attn_implementation = "eager"
+    assert_same_outputs(model, again.eval(), family, "masked_lm")
+
+
 @pytest.mark.parametrize("act", get_args(get_type_hints(bert_jax.BertConfig)["hidden_act"]))
 def test_activations_are_those_of_transformers(act):
     import torch

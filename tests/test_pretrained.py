@@ -321,6 +321,37 @@ def test_a_decoder_stored_beside_its_table_must_equal_it(tmp_path, capsys):
     refused(write(tmp_path / "other", tensors), f"{DECODER} differs from {TABLE}")
 
 
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_an_output_layer_of_its_own_is_read_kept_and_used(tmp_path, capsys, model_type):
+    cfg = family(model_type).replace(tie_word_embeddings=False)
+    row = FAMILIES[model_type]
+    [decoder] = [name for name in row.tied if name.endswith("weight")]
+    tensors = tensors_of(cfg, "masked_lm")
+    assert tensors[decoder].shape == tensors[row.tied[decoder]].shape
+    assert np.abs(tensors[decoder] - tensors[row.tied[decoder]]).max() > 0.1
+    bias = next((name for name in row.tied if name.endswith("bias")), None)
+    if bias:  # transformers 5 uses this one, and leaves the other as it was
+        tensors[row.tied[bias]] = np.zeros_like(tensors[bias])
+    model = load(write(tmp_path / "a", tensors, config_json(cfg, "masked_lm")))
+    assert (model.config, json.loads((tmp_path / "a" / "config.json").read_text())["tie_word_embeddings"]) == (cfg, False)
+    assert_params(model.params, params_of(cfg, "masked_lm"))
+    save(model, tmp_path / "b")
+    assert_params(load(tmp_path / "b").params, params_of(cfg, "masked_lm"))
+    assert capsys.readouterr().err == ""
+    assert load(tmp_path / "b", head="encoder").config == cfg
+    changed = dataclasses.replace(model, params=jax.tree.map(np.array, model.params))
+    changed.params["masked_lm"]["decoder"]["embedding"][7] = 0
+    before, after = (m.apply(m.params, {"input_ids": np.array([[5, 6]])})["masked_lm_logits"][0] for m in (model, changed))
+    np.testing.assert_allclose(after[:, 7], model.params["masked_lm"]["bias"][7], atol=1e-6)
+    np.testing.assert_array_equal(before[:, 8:], after[:, 8:])
+
+
+def test_an_output_layer_of_its_own_that_is_not_there_is_random_and_said(tmp_path, capsys):
+    model = load(write(tmp_path, config=config_json(tie_word_embeddings=False)))
+    assert "no weights for masked_lm/decoder/embedding: freshly initialised" in capsys.readouterr().err
+    assert list(model.untrained.initial) == ["masked_lm/decoder/embedding"]
+
+
 def test_a_bias_that_is_stored_with_the_decoder_alone_is_read(tmp_path, capsys):
     tensors = tensors_of()
     tensors["cls.predictions.decoder.bias"] = tensors.pop("cls.predictions.bias")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bert_jax.config import COMPUTED, BertConfig, InputError, did_you_mean
-from bert_jax.model.families import FAMILIES, Family, Head, head_names, names
+from bert_jax.model.families import FAMILIES, Family, Head, head_names, names, twins
 
 Params = dict[str, Any]
 _ONLY = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}  # of their config.json
@@ -62,7 +62,10 @@ def to_hugging_face(params: Params, cfg: BertConfig, head: Head) -> dict[str, np
     flat = flatten(params)
     theirs = saved_names(flat, cfg, head)
     arrays = ((path, np.asarray(leaf)) for path, leaf in flat.items())
-    return {theirs[p]: np.ascontiguousarray(leaf.T if p.endswith("/kernel") else leaf) for p, leaf in arrays}
+    tensors = {theirs[p]: np.ascontiguousarray(leaf.T if p.endswith("/kernel") else leaf) for p, leaf in arrays}
+    if not cfg.tie_word_embeddings:  # then transformers does not tie the bias either
+        tensors |= {twin: tensors[name].copy() for twin, name in twins(cfg).items() if name in tensors}
+    return tensors
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def from_hugging_face(
     flat_like = flatten(like)
     there = _by_full_name(tensors, family)
     wanted = their_names(flat_like, cfg, head)
-    notes = _settle_twins(there, tensors, wanted, family)
+    notes = _settle_twins(there, tensors, wanted, cfg)
     fresh = [path for path, theirs in wanted.items() if theirs not in there]
     known = tuple(_known_outside(family))
     spare = sorted(set(there) - set(wanted.values()) - set(family.tied))
@@ -158,17 +161,18 @@ def _first(lines: list[str], most: int = 8) -> list[str]:
 
 
 def _settle_twins(
-    there: dict[str, str], tensors: Mapping[str, np.ndarray], wanted: Mapping[str, str], family: Family
+    there: dict[str, str], tensors: Mapping[str, np.ndarray], wanted: Mapping[str, str], cfg: BertConfig
 ) -> list[str]:
     """Makes each tied tensor of `wanted` the one that counts, where `there` has it under two names; notes on what was chosen."""
     notes = []
-    for twin, name in family.tied.items():
+    for twin, name in twins(cfg).items():
         if twin not in there or name not in wanted.values():
             continue
         if name not in there:
             there[name] = there[twin]
         elif name.endswith("bias") and not np.array_equal(tensors[there[twin]], tensors[there[name]]):
-            notes.append(f"{there[twin]} differs from {there[name]}: the first is used")
+            if cfg.tie_word_embeddings:  # else transformers keeps both, and uses the first
+                notes.append(f"{there[twin]} differs from {there[name]}: the first is used")
             there[name] = there[twin]
     return notes
 
@@ -213,9 +217,12 @@ def _misfits(
             if (shape[::-1] if path.endswith("/kernel") else shape) != like[path].shape:
                 wrong.append(f"{there[theirs]} is {list(shape)}, which does not fit {path} {list(like[path].shape)}")
     masked_lm = "masked_lm/dense/kernel" in wanted  # only its output layer is tied
-    for theirs, tied in family.tied.items():
+    for theirs, tied in twins(cfg).items():
         if masked_lm and theirs in there and tied in there and not np.array_equal(tensors[there[theirs]], tensors[there[tied]]):
-            wrong.append(f"{there[theirs]} differs from {there[tied]}, to which this model ties it")
+            wrong.append(
+                f"{there[theirs]} differs from {there[tied]}, to which this model ties it; if it is an output layer of its own, "
+                "config.json says tie_word_embeddings: false"
+            )
     if cfg.num_hidden_groups is None:
         pattern = re.compile(re.escape(family.prefix + family.layer_prefix).replace(r"\{i\}", r"(\d+)"))
         layers = max((int(found[1]) for found in map(pattern.match, there) if found), default=-1) + 1
@@ -352,6 +359,5 @@ def config_to_hugging_face(cfg: BertConfig, head: Head, pad_id: int) -> dict[str
         "architectures": [family.architecture(head)],
         **fields,
         "pad_token_id": pad_id,
-        "tie_word_embeddings": True,
         "dtype": "float32",
     }

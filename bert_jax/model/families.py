@@ -98,7 +98,19 @@ def names(cfg: BertConfig, head: Head) -> Names:
         for i in range(groups)
         for ours, theirs in family.layer.items()
     }
-    return encoder | layers | family.head(head)
+    return encoder | layers | family.head(head) | (_untied_output(family, head) if not cfg.tie_word_embeddings else {})
+
+
+def _untied_output(family: Family, head: Head) -> Names:
+    if "masked_lm/dense" not in family.head(head):
+        return {}
+    return {"masked_lm/decoder/embedding": next(theirs for theirs in family.tied if theirs.endswith("weight"))}
+
+
+def twins(cfg: BertConfig) -> Names:
+    """What files may hold twice: their name -> the name that it must equal. An output layer of its own is no twin."""
+    tied = FAMILIES[cfg.model_type].tied
+    return {theirs: name for theirs, name in tied.items() if cfg.tie_word_embeddings or theirs.endswith("bias")}
 
 
 def head_names(family: Family) -> Iterator[str]:

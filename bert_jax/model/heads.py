@@ -17,7 +17,17 @@ from bert_jax.config import BertConfig, InputError
 from bert_jax.model.attention import AnyArray
 from bert_jax.model.encoder import Encoder
 from bert_jax.model.families import FAMILIES, Head
-from bert_jax.model.layers import ACTIVATIONS, Dense, Dropout, gelu, layer_norm, nowhere_if_negative, tied_logits, word_table
+from bert_jax.model.layers import (
+    ACTIVATIONS,
+    Dense,
+    Dropout,
+    gelu,
+    initializer,
+    layer_norm,
+    nowhere_if_negative,
+    tied_logits,
+    word_table,
+)
 
 Batch = Mapping[str, AnyArray]
 
@@ -34,7 +44,7 @@ class Pooler(nn.Module):
 
 
 class MaskedLMHead(nn.Module):
-    """Transform, then the word-embedding table as the output layer, with a bias of its own."""
+    """Transform, then the word-embedding table, or one of its own where that is not tied, as the output layer, with a bias."""
 
     cfg: BertConfig
 
@@ -44,6 +54,8 @@ class MaskedLMHead(nn.Module):
         activation = ACTIVATIONS[FAMILIES[cfg.model_type].masked_lm_activation or cfg.hidden_act]
         x = layer_norm(cfg, "norm")(activation(Dense(cfg, table.shape[1], name="dense")(hidden)))
         bias = self.param("bias", nn.initializers.zeros, (cfg.vocab_size,))
+        if not cfg.tie_word_embeddings:
+            table = nn.Embed(cfg.vocab_size, table.shape[1], embedding_init=initializer(cfg), name="decoder").embedding
         return tied_logits(x, word_table(table)) + bias
 
 

@@ -31,7 +31,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"attention/(query|key|value)/kernel|mlp/intermediate/kernel", ("fsdp", "tensor")),
     (r"attention/(query|key|value)/bias|mlp/intermediate/bias", ("tensor",)),
     (r"(attention|mlp)/output/kernel", ("tensor", "fsdp")),
-    (r"word_embeddings/embedding", ("tensor", "fsdp")),
+    (r"(word_embeddings|masked_lm/decoder)/embedding", ("tensor", "fsdp")),
 )
 
 
