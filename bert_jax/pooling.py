@@ -161,7 +161,7 @@ class Pooling:
 def _json(path: Path, kind: type = dict) -> Any:
     """What a file holds, of type `kind`; an empty one without the file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return kind()
     except ValueError as e:

@@ -78,7 +78,7 @@ def _is_number(value: Any) -> bool:
 def _model_max_length(directory: Path) -> int | None:
     """That of tokenizer_config.json; None where it says none, or a number that is none, as transformers' 1e30 is."""
     try:
-        length = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8")).get("model_max_length")
+        length = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8-sig")).get("model_max_length")
     except (OSError, ValueError, RecursionError, AttributeError):  # the tokenizer's reader says what is wrong with it
         return None
     return length if isinstance(length, int) and not isinstance(length, bool) and 3 <= length < 10**6 else None

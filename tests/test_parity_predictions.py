@@ -1,6 +1,7 @@
 """Checkpoints of every format, predictions and embeddings against transformers' pipelines and sentence-transformers."""
 
 import copy
+import dataclasses
 import json
 import re
 from collections import Counter
@@ -484,3 +485,24 @@ def test_states_of_mixed_lengths_are_those_of_auto_model(family, route, served, 
     means = np.stack([state[mask].mean(axis=0) for state, mask in zip(states, real, strict=True)])
     vectors = predictions(Embedder, model, pooling=Pooling("mean", normalize=False))(TEXTS)
     np.testing.assert_allclose(vectors, means, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_special_tokens_in_texts_are_those_of_auto_tokenizer(family, served):
+    """As SPECTER2 is used: title + sep_token + abstract."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    model = served(family, "masked_lm")
+    directory = model.directories["theirs"]
+    auto, tokenizer = AutoModel.from_pretrained(directory).eval(), AutoTokenizer.from_pretrained(directory)
+    names = [getattr(tokenizer, f"{role}_token") for role in ("sep", "cls", "mask", "unk")]
+    texts = [f"The title{name}{text}" for name in names for text in (LINES[0], f" {LINES[1]}", f"a {name} b")]
+    inputs = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        states, mask = auto(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
+    expected = ((states * mask).sum(1) / mask.sum(1)).numpy()
+    vectors = Embedder(model.ours, Pooling("mean", normalize=False))(texts)
+    np.testing.assert_allclose(vectors, expected, atol=1e-5, rtol=0)
+    as_text = dataclasses.replace(model.ours, tokenizer=model.ours.tokenizer.replace(special_tokens="text"))
+    assert (np.abs(Embedder(as_text, Pooling("mean", normalize=False))(texts) - expected).max(axis=1) > 1e-3).all()

@@ -765,10 +765,16 @@ def test_special_tokens_are_read_but_after_fine_tuning_as_it_was_trained(tmp_pat
 
 
 def test_json_files_may_begin_with_a_byte_order_mark(tmp_path, tokenizer):
-    save(Model(TINY, params_of(TINY, "encoder"), tokenizer, "encoder"), tmp_path)
-    for file in tmp_path.glob("*.json"):
+    tensors = tensors_of()
+    save(Model(TINY, params_of(TINY, "encoder"), tokenizer, "encoder", pooling=Pooling("cls", max_length=24)), tmp_path)
+    before = load(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    write_shards(tmp_path, tensors, "safetensors")
+    for file in [*tmp_path.glob("*.json"), *tmp_path.glob("*/*.json")]:
         file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
-    assert load(tmp_path).tokenizer.fingerprint() == tokenizer.fingerprint()
+    model = load(tmp_path)
+    assert model.tokenizer.fingerprint() == tokenizer.fingerprint()
+    assert (model.pooling, model.tuned, model.config) == (before.pooling, before.tuned, before.config)
 
 
 def test_both_lists_of_names_are_shown_where_none_fits(tmp_path):

@@ -127,7 +127,7 @@ def say_not_read(directory: Path) -> str:
 
 def _read_shards(index: Path, read: Callable[[Path], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     try:
-        file_of = dict(json.loads(index.read_text())["weight_map"])
+        file_of = dict(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"])
         files = sorted(set(file_of.values()))
         strange = [file for file in files if file in ("", "..") or Path(file).name != file]
     except (OSError, ValueError, LookupError, TypeError) as error:
