@@ -393,6 +393,12 @@ def test_a_label_that_training_does_not_have_is_named_with_its_place(tmp_path, s
     )
 
 
+def test_a_number_that_training_does_not_have_suggests_regression(tmp_path):
+    train, other = write(tmp_path / "a.csv", "text,label\nx,1.5\ny,2\n"), write(tmp_path / "b.csv", "text,label\nx,3.7\n")
+    message = "b.csv:2: label '3.7' is none of the training rows': 1.5, 2; numbers to be predicted are --task regression"
+    fails(message, "classification", train, dev=other)
+
+
 def test_a_label_of_the_task_that_training_lacks_is_warned_of_and_one_class_alone_is_an_error(tmp_path):
     columns = ("sentence1", "sentence2", "gold_label")
     path = write(tmp_path / "a.tsv", tsv(columns, ("a", "b", "neutral"), ("c", "d", "entailment")))

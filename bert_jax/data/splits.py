@@ -557,7 +557,9 @@ def _labels(task: Task, train: list[Record], others: list[list[Record]], notes: 
             if name not in labels:
                 whose = f"task {task.name}'s" if task.labels else "the training rows'"
                 known = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
-                raise InputError(f"{record.place}: label {name!r} is none of {whose}: {known}{did_you_mean(name, labels)}")
+                near = "; numbers to be predicted are --task regression" if not task.labels and are_numbers(labels) else ""
+                near = near if are_numbers([name]) else did_you_mean(name, labels)
+                raise InputError(f"{record.place}: label {name!r} is none of {whose}: {known}{near}")
     return labels
 
 
