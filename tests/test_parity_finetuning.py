@@ -15,6 +15,7 @@ from bert_jax.data.tasks import TASKS, Record
 from bert_jax.finetuning import runs, stages
 from bert_jax.finetuning.config import FinetuneConfig
 from bert_jax.model.heads import Bert
+from bert_jax.training import losses
 
 pytestmark = pytest.mark.parity
 WORDS = make_words(60)
@@ -141,3 +142,15 @@ def test_losses_of_ten_steps_are_those_of_transformers(kind, tokenizer, tmp_path
     ours, theirs = our_losses(setting, tmp_path), their_losses(setting, tmp_path)
     assert abs(ours[-1] - ours[0]) > 1e-3  # it moved
     np.testing.assert_allclose(ours, theirs, rtol=2e-4)
+
+
+@pytest.mark.parametrize("columns", [2, 3])
+def test_the_ranking_loss_of_a_batch_without_copies_is_that_of_sentence_transformers(columns):
+    """A batch as NoDuplicatesBatchSampler makes it; of copies, tests/test_losses.py has what is left of the softmax."""
+    torch, theirs = pytest.importorskip("torch"), pytest.importorskip("sentence_transformers.sentence_transformer.losses")
+    vectors = np.random.default_rng(0).normal(size=(columns, 6, 16)).astype(np.float32)
+    loss = theirs.MultipleNegativesRankingLoss(model=None, scale=20.0)
+    expected = loss.compute_loss_from_embeddings(list(map(torch.from_numpy, vectors)), None)
+    ids = np.arange(columns * 6, dtype=np.int32)
+    found = losses.ranking_loss(vectors[0], np.concatenate(vectors[1:]), np.ones(6, np.float32), 0.05, ids[:6], ids[6:])
+    np.testing.assert_allclose(found.mean(), expected.item(), rtol=1e-5)
