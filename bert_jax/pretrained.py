@@ -242,7 +242,11 @@ def describe(path_or_name: str | Path) -> Model:
     files = _read(directory)
     head = _head(files, None, directory)
     labels = _labels(files, str(directory)) if head in _LABELLED else ()
-    return Model(files.config, {}, None, head, labels, tuned=read_tuned(files.home, files.values, len(labels) or None))
+    problem_type, activation = None, None
+    if head == "sequence_classification":
+        problem_type, activation = files.values.get("problem_type"), read_activation(files.library, files.values)
+    tuned = read_tuned(files.home, files.values, len(labels) or None)
+    return Model(files.config, {}, None, head, labels, problem_type, None, activation, tuned=tuned)
 
 
 def _load(
@@ -481,9 +485,10 @@ class Start:
 
 def load_for_task(
     path_or_name: str | Path, head: Head, labels: Sequence[str], problem_type: ProblemType | None, init_head: InitHead,
-    special_tokens: SpecialTokens = "text",
+    special_tokens: SpecialTokens | None = "text",
 ) -> Start:  # fmt: skip
-    """Reads a pretrained or fine-tuned model to be fine-tuned with `head` and `labels`; the rest: see FinetuneConfig.
+    """Reads a pretrained or fine-tuned model to be fine-tuned with `head` and `labels`; the rest: see FinetuneConfig, but
+    that `special_tokens` of None is what the tokenizer's files say.
 
     Raises InputError as `load` does, and where the head is to be kept, or its rows matched, but is of another task.
     """

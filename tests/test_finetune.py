@@ -1114,6 +1114,28 @@ def test_evaluating_an_export_gives_the_scores_and_predictions_of_its_training(f
     assert "<h2>test: " in (tmp_path / "report.html").read_text()
 
 
+def test_evaluating_reads_texts_and_values_as_the_models_files_say(finished, tmp_path):
+    """Special tokens in a text, and the activation behind a value, of a model that others made."""
+    export = tmp_path / "export"
+    shutil.copytree(finished(regression).export, export)
+    for name, change in (
+        ("tokenizer_config.json", {"split_special_tokens": False}),
+        ("config.json", {"sentence_transformers": {"activation_fn": "torch.nn.Sigmoid"}, "problem_type": None}),
+    ):
+        content = json.loads((export / name).read_text()) | change
+        (export / name).write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    model = bert_jax.load(export)
+    texts = [f"{a} {model.tokenizer.mask_token} {b}" for a, b in zip(MARKERS, FILLERS, strict=False)]
+    (tmp_path / "new.csv").write_text(csv_table(["text", "score"], [(t, i) for i, t in enumerate(texts)]))
+    command(["evaluate", str(export), "--data", str(tmp_path / "new.csv"), "--out", str(tmp_path / "out")])
+    found = [float(row["prediction"]) for row in rows_of(tmp_path / "out" / "predictions" / "test.tsv")]
+    expected = [each.score for each in bert_jax.Classifier(model)(texts)]
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert all(0 < value < 1 for value in expected)
+    as_text = bert_jax.Classifier(bert_jax.load(export, special_tokens="text"))(texts)
+    assert [each.score for each in as_text] != pytest.approx(expected, abs=1e-3)
+
+
 def test_a_file_that_can_not_be_evaluated_is_refused(model, finished, tmp_path):
     run = finished(sst2)
 

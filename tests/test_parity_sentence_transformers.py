@@ -11,6 +11,7 @@ from test_parity_predictions import TEXTS, Served
 
 import bert_jax
 from bert_jax import Classifier, Embedder, Pooling
+from bert_jax.tuned import Tuned
 
 pytestmark = pytest.mark.parity
 OLD_TYPES = "sentence_transformers.models."
@@ -297,6 +298,18 @@ def test_cross_encoders_as_the_installed_version_saves_them(activation, num_labe
     np.testing.assert_allclose(kept, expected, atol=1e-6, rtol=0)
     assert type(again.activation_fn) is type(theirs.activation_fn)
     np.testing.assert_allclose(scores(bert_jax.load(tmp_path / "ours")), found, atol=1e-6, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.* texts have more than 9 tokens")
+def test_cross_encoders_cut_texts_where_fine_tuning_did(served, tmp_path):
+    """Of an odd number of tokens left to two texts, Google's script gives the first one more, `tokenizers` the longer."""
+    directory = served("bert", "sequence_classification", 1).directories["theirs"]
+    ours = dataclasses.replace(bert_jax.load(directory), tuned=Tuned(max_length=9))
+    bert_jax.save(ours, tmp_path)
+    whole = scores(dataclasses.replace(ours, tuned=Tuned()))
+    assert np.abs(scores(ours) - whole).max() > 1e-3
+    _, expected = cross_encoder(tmp_path, 1)
+    np.testing.assert_allclose(scores(bert_jax.load(tmp_path)), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("problem_type", [None, "regression", "multi_label_classification"])

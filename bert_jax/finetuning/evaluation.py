@@ -17,7 +17,7 @@ from bert_jax.config import InputError
 from bert_jax.data.finetuning import IGNORED, Encoded
 from bert_jax.data.layout import Layout, most_context
 from bert_jax.data.tasks import Record, Task
-from bert_jax.inference import Answer, Answerer, Embedder, Predictor, nearest
+from bert_jax.inference import Answer, Answerer, Classifier, Embedder, Predictor, nearest
 from bert_jax.pooling import Pooling
 from bert_jax.pretrained import Model
 from bert_jax.training import task_metrics
@@ -201,6 +201,8 @@ class Evaluator:
         elif task.kind == "similarity":
             assert isinstance(model.pooling, Pooling)
             self._predictor = Embedder(model, dataclasses.replace(model.pooling, max_length=None))  # `limit` has cut them
+        elif task.kind == "regression":
+            self._predictor = Classifier(model)  # which knows what the value goes through
         else:
             self._predictor = (_TokenLogits if task.kind == "tagging" else _Logits)(model)
 

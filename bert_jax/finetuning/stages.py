@@ -73,9 +73,15 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Callable[[str]
         raise InputError(f"parallel.strategy='pmap' sees each device's rows alone, and {task.kind} needs all: use 'mesh'")
     labels = splits.labels
     problem_type = _PROBLEM_TYPES.get(task.kind)
-    start = pretrained.load_for_task(cfg.model, _HEADS[task.kind], labels, problem_type, cfg.init_head, cfg.special_tokens)
+    trains = bool(splits.train) and bool(cfg.num_epochs)
+    special_tokens = cfg.special_tokens if trains or cfg.special_tokens == "read" else None  # as the model was trained
+    start = pretrained.load_for_task(cfg.model, _HEADS[task.kind], labels, problem_type, cfg.init_head, special_tokens)
     if start.note:
         say(start.note)
+    if not trains and task.kind == "regression":  # what the value goes through, as in Classifier
+        there = pretrained.describe(cfg.model)
+        model = dataclasses.replace(start.model, problem_type=there.problem_type, activation=there.activation)
+        start = dataclasses.replace(start, model=model)
     model = start.model
     assert model.tokenizer is not None
     _check_fit(cfg, model)
