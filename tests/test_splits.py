@@ -709,7 +709,27 @@ def test_a_table_with_a_word_a_row_is_read_by_the_column_of_its_sentences(tmp_pa
     message = "a.csv: 'w' has one word in every row, where a row is a sentence; name the column that says which sentence"
     fails(message, "tagging", write(tmp_path / "a.csv", "w,tag\nEU,O\nx,O\n"), text_column=("w",))
     again = write(tmp_path / "a.csv", text + "Sentence: 1,y,N,O\n")
-    fails(f"a.csv:5: id 'Sentence: 1' is also that of {again}:2", "tagging", again, **named)
+    message = f"a.csv:5: 's' is 'Sentence: 1', as at {again}:2, but not in the rows between; the words of a sentence must follow"
+    fails(message, "tagging", again, **named)
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.txt", "a.jsonl", "a.parquet"])
+def test_a_word_a_row_is_read_in_all_formats(tmp_path, name):
+    rows = [{"sentence_id": s, "word": w, "tag": t} for s, w, t in ((1, "EU", "B-ORG"), (1, "[", "O"), (2, "x", "O"))]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "made.parquet")
+    delimited = tsv(("sentence_id", "word", "tag"), *(row.values() for row in rows))
+    data = {"a.jsonl": jsonl(*rows), "a.parquet": (tmp_path / "made.parquet").read_bytes()}.get(name, delimited)
+    splits = only(tmp_path, "tagging", name, data)
+    assert plain(splits.train) == [(("EU", "["), ("B-ORG", "O"), "1"), (("x",), ("O",), "2")]
+    bare = jsonl(*({"word": row["word"], "tag": row["tag"]} for row in rows[::2]))
+    fails("a.jsonl: 'word' has one word in every row", "tagging", write(tmp_path / "a.jsonl", bare))
+
+
+def test_rows_that_are_sentences_are_not_put_together_by_their_number(tmp_path):
+    rows = [{"sentence_id": 1, "tokens": ["EU"], "tags": ["O"]}, {"sentence_id": 1, "tokens": ["x"], "tags": ["B-X"]}]
+    assert [r.texts for r in only(tmp_path, "tagging", "a.jsonl", jsonl(*rows)).train] == [("EU",), ("x",)]
+    rows = [{"text": "Paris", "label": [[0, 5, "LOC"]]}, {"text": "no", "label": []}]
+    assert len(only(tmp_path, "tagging", "a.jsonl", jsonl(*rows)).train) == 2
 
 
 def test_sentences_of_a_table_may_be_lists_as_text_or_have_blanks_between_words(tmp_path):

@@ -227,7 +227,7 @@ def _columns(split: str, path: str, columns: Sequence[str], task: Task, cfg: Tas
             raise InputError(f"--label-column {named}: three texts are an anchor, a like and an unlike one, without label")
         labels = ()
     ids: tuple[str, ...] = ("id",) if task.kind == "question_answering" else ("index", "idx") if task.texts else ()
-    if task.kind == "tagging" and tables.suffix_of(path) == ".csv":
+    if task.kind == "tagging":
         ids = tuple(name for name in columns if name.lower() in _USUAL_SENTENCE)
     id = _existing(path, columns, cfg.id_column, "--id-column") if cfg.id_column else next((n for n in ids if n in columns), None)
     group = cfg.group_column
@@ -298,7 +298,7 @@ def _read(split: str, path: str, task: Task, cfg: TaskData, hasher: Any, notes: 
     table, columns = _open(split, path, task, cfg, hasher)
     stem = None if cfg.text_column else task.stem
     reader = LabelReader(task, cfg)
-    records, wordless, overlapping = list[Record](), list[str](), 0
+    records, wordless, overlapping, words = list[Record](), list[str](), 0, 0
     for number, row in enumerate(table.rows):
         if task.kind == "tagging" and _has_no_words(row, columns.texts[0]):
             wordless.append(row.place)
@@ -306,7 +306,7 @@ def _read(split: str, path: str, task: Task, cfg: TaskData, hasher: Any, notes: 
         label = _label(row, columns.labels, reader)
         if task.kind == "tagging":
             texts, label, lost = _sentence(row, columns.texts[0], label, reader)
-            overlapping += lost
+            overlapping, words = overlapping + lost, words + _is_word(row, columns)
         else:
             texts = _texts(row, columns.texts, stem)
         id = str(row.values.get(columns.id)) if columns.id else str(number)
@@ -320,12 +320,11 @@ def _read(split: str, path: str, task: Task, cfg: TaskData, hasher: Any, notes: 
         notes.append(f"{split}: {len(table.skipped)} lines left out, {why}: {_few(table.skipped)}")
     if wordless:
         notes.append(f"warning: {split}: {len(wordless)} rows left out that have no words: {_few(wordless)}")
-    one_word = task.kind == "tagging" and all(len(record.texts) == 1 for record in records)
-    if one_word and len(records) > 1 and tables.suffix_of(path) == ".csv":
+    if 1 < len(records) == words:
         fix = "name the column that says which sentence a word is of: --id-column NAME"
         raise InputError(f"{path}: {columns.texts[0]!r} has one word in every row, where a row is a sentence; {fix}")
     notes += _empty_texts(split, path, task.kind, columns.texts, records)
-    if cfg.id_column or (task.kind == "tagging" and columns.id) or task.kind == "question_answering":
+    if cfg.id_column or task.kind == "question_answering":
         _check_ids(records)
     if overlapping:
         notes.append(f"warning: {split}: {overlapping} entities left out that overlap longer ones")
@@ -344,7 +343,7 @@ def _label(row: Row, columns: tuple[str, ...], reader: LabelReader) -> Any:
 
 def _open(split: str, path: str, task: Task, cfg: TaskData, hasher: Any) -> tuple[Table, _Columns]:
     suffix = tables.suffix_of(path)
-    if task.kind == "tagging" and suffix in _CONLL:
+    if task.kind == "tagging" and suffix in _CONLL and not _has_sentence_column(path, cfg):
         label = whole_number(" ".join(cfg.label_column) or "-1", "--label-column")
         word = whole_number(" ".join(cfg.text_column) or "0", "--text-column")
         table = tables.read_conll(path, label, word, hasher, skip_bad=cfg.on_error == "skip")
@@ -355,10 +354,23 @@ def _open(split: str, path: str, task: Task, cfg: TaskData, hasher: Any) -> tupl
         skip = cfg.on_error == "skip" or (task.skip_ragged and suffix in tables.DELIMITERS)
         table = tables.read_table(path, cfg.quotes, hasher, header=task.header, skip_bad=skip)
     columns = _columns(split, path, table.columns, task, cfg)
-    if task.kind == "tagging" and suffix == ".csv" and columns.id:
+    if task.kind == "tagging" and columns.id:
         rows = tables.sentences_of_words(table.rows, columns.id, (*columns.texts, *columns.labels))
         table = table._replace(rows=rows)
     return table, columns
+
+
+def _is_word(row: Row, columns: _Columns) -> bool:
+    """Whether a row is a word and its tag, and no sentence, by its looks."""
+    cells = [row.values.get(column) for column in (*columns.texts, *columns.labels)]
+    return len(cells) == 2 and all(isinstance(c, str) and len(c.split()) == 1 and c.lstrip()[0] != "[" for c in cells)
+
+
+def _has_sentence_column(path: str, cfg: TaskData) -> bool:
+    """Whether a file that could be CoNLL's is a table with a word a row: its first line names the column of the sentences."""
+    if tables.suffix_of(path) not in tables.DELIMITERS:
+        return False
+    return any(name.strip().lower() in _USUAL_SENTENCE or name.strip() == cfg.id_column for name in tables.first_fields(path))
 
 
 def _has_no_words(row: Row, column: str) -> bool:

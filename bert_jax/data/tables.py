@@ -348,32 +348,55 @@ def _sentences(
             words, tags = [], []
 
 
+def _is_list(text: str) -> bool:
+    return len(text) > 1 and text[0] == "[" and text[-1] == "]"
+
+
+def first_fields(path: str) -> list[str]:
+    """What stands between the tabs of the first line."""
+    return next((line.split("\t") for _, line in _lines(path, None, []) if line.strip()), [])
+
+
 def sentences_of_words(rows: Iterator[Row], sentence: str, columns: Sequence[str]) -> Iterator[Row]:
-    """Rows of a table with a word a row -> a row a sentence, whose `columns` are lists; other rows as they are.
+    """Rows of a table with a word a row -> a row a sentence, whose `columns` (the word's, perhaps the tag's) are lists.
 
     Rows belong together that follow each other with one value of the column `sentence`; an empty one is that of the row above.
+    Rows that hold a sentence already are given as they are: a list or several words, also as text.
 
         {"Sentence #": "1", "Word": "EU"}, {"Sentence #": "", "Word": "rejects"} -> {"Sentence #": "1", "Word": ["EU", "rejects"]}
+
+    Raises InputError for a row without a word or tag in a sentence of several, and for a sentence that is gone on with later.
     """
-    name, group = "", list[Row]()
+    name, group, seen = "", list[Row](), dict[str, str]()
+
+    def cell(row: Row, column: str) -> str:
+        value = row.values.get(column)
+        return "" if value is None else str(value).strip()
 
     def joined() -> Row:
-        cells = [str(group[0].values[column]).strip() for column in columns]
-        if len(group) == 1 and any(len(cell.split()) != 1 or cell[0] == "[" for cell in cells):
-            return group[0]  # a sentence a row
+        if len(group) == 1 and any(len((text := cell(group[0], c)).split()) != 1 or _is_list(text) for c in columns):
+            return group[0]
         for row in group:
-            if empty := [column for column in columns if not str(row.values[column]).strip()]:
+            if empty := [column for column in columns if not cell(row, column)]:
                 raise InputError(f"{row.place}: {empty[0]!r} is empty, where each row is a word")
+        if name in seen:
+            more = f"{sentence!r} is {name!r}, as at {seen[name]}, but not in the rows between"
+            raise InputError(f"{group[0].place}: {more}; the words of a sentence must follow each other")
+        seen[name] = group[0].place
         words = {column: [row.values[column] for row in group] for column in columns}
         return Row(group[0].place, {**group[0].values, sentence: name, **words})
 
     for row in rows:
-        own = str(row.values[sentence]).strip() or name
-        if group and own != name:
+        own = cell(row, sentence) or name
+        whole = not isinstance(row.values.get(columns[0]), str)
+        if group and (own != name or whole):
             yield joined()
             group = []
         name = own
-        group.append(row)
+        if whole:
+            yield row
+        else:
+            group.append(row)
     if group:
         yield joined()
 
