@@ -43,7 +43,7 @@ def finetune(cfg: FinetuneConfig, command: str) -> int:
         before = FinetuneConfig(
             model=cfg.model, task=first,
             task_data=type(cfg.task_data)(data=data, text_column=cfg.via_text_column, label_column=cfg.via_label_column),
-            workdir=str(Path(cfg.workdir) / "via"), dtype=cfg.dtype, parallel=cfg.parallel,
+            workdir=str(Path(cfg.workdir) / "via"), special_tokens=cfg.special_tokens, dtype=cfg.dtype, parallel=cfg.parallel,
         )  # fmt: skip
         if multihost.is_first():
             print(f"first {first}, then {cfg.task}", file=sys.stderr)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bert_jax import pretrained
 from bert_jax.config import BertConfig, InputError
 from bert_jax.data.batching import Example
-from bert_jax.data.finetuning import IGNORED, Batches, Item, Shape, check_choices, choose_shapes, encode
+from bert_jax.data.finetuning import IGNORED, Batches, Item, Shape, check_choices, choose_shapes, encode, special_tokens_in
 from bert_jax.data.layout import AT_FIRST, Layout, cut, cut_windows, most_context
 from bert_jax.data.tasks import Record
 from bert_jax.data.tokenizer import Tokenizer
@@ -606,6 +606,14 @@ def test_another_number_of_texts_is_refused_with_both_places():
             check_choices(kind, records)
     check_choices("classification", records)
     check_choices("multiple_choice", [])
+
+
+def test_special_tokens_whose_characters_stand_in_texts_are_counted_where_they_are_text(wordpiece):
+    texts = [("a[SEP]b", "[SEP]"), ("[SEP] [CLS]",), ("[sep] a",), ("[MASK]",), ("[UNK] [SEP]",), ("[CLS]",)]
+    records = [record(each, None, number) for number, each in enumerate(texts)]
+    as_text = wordpiece.replace(special_tokens="text")
+    assert list(special_tokens_in(records, as_text).items()) == [("[SEP]", 3), ("[CLS]", 2), ("[MASK]", 1)]
+    assert special_tokens_in(records, wordpiece) == special_tokens_in(records[2:3], as_text) == {}
 
 
 # ---- layout

@@ -6,7 +6,7 @@ import dataclasses
 import shlex
 import sys
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -35,6 +35,7 @@ def evaluate(
     max_seq_length: int | None = None,
     null_threshold: float | None = None,
     label_threshold: float | None = None,
+    special_tokens: Literal["read", "text"] | None = None,
 ) -> None:
     """Score a fine-tuned model on a file with labels: results.json, report.html and predictions/, as finetune.py makes them.
 
@@ -46,6 +47,7 @@ def evaluate(
         max_seq_length: Tokens an example is cut to. Default: as many as the predictors read, which is what fine-tuning did.
         null_threshold: question_answering: how much likelier no answer must be. Default: the model's.
         label_threshold: multi_label: probability from which on a text has a label. Default: the model's, for each label.
+        special_tokens: Whether `[SEP]` in a text is that token, or text like any other. Default: as the model's files say.
     """
     if not task_data.data:
         raise InputError("--data is missing: python -m bert_jax evaluate MODEL --data FILE; --help says more")
@@ -65,7 +67,7 @@ def evaluate(
     length = described.window if row.kind == "question_answering" else described.max_length
     cfg = FinetuneConfig(
         model=model, task=row.name, task_data=task_data, workdir=out, num_epochs=0, max_seq_length=max_seq_length or length,
-        null_threshold=null_threshold, label_threshold=label_threshold,
+        null_threshold=null_threshold, label_threshold=label_threshold, special_tokens=special_tokens,
     ).resolved(row).for_data(row, [])  # fmt: skip
     splits = load_splits(row, task_data)
     for note in splits.notes:

@@ -12,6 +12,7 @@ is made of. similarity has int32 `text_ids` [N, k] too: equal texts have equal i
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from bert_jax.config import InputError
 from bert_jax.data.batching import Example, PackedBatch, fill_rows, pack_rows
 from bert_jax.data.layout import AT_FIRST, Layout, Reading, Window, cut_windows, most_context, read_windows
 from bert_jax.data.tasks import Kind, Record
+from bert_jax.data.tokenizer import Tokenizer
 
 IGNORED = -100  # label of a token that is not trained on
 _LOOKED_AT = 512  # batches that shapes are chosen by
@@ -74,6 +76,19 @@ def encode(
         items.append(Item(tuple(examples[at : at + count]), _target(kind, record, labels)))
         at += count
     return Encoded(items, lost)
+
+
+def special_tokens_in(records: Sequence[Record], tokenizer: Tokenizer) -> dict[str, int]:
+    """Special tokens whose characters stand in texts, the commonest first, and in how many records; at most three.
+
+    Empty where the tokenizer reads them as such.
+    """
+    names = [name for name in tokenizer.tokens(tokenizer.special_ids) if len(name) > 1]
+    if tokenizer.special_tokens == "read" or not names:
+        return {}
+    pattern = re.compile("|".join(map(re.escape, names)))
+    found = Counter(name for record in records for name in {name for text in record.texts for name in pattern.findall(text)})
+    return dict(found.most_common(3))
 
 
 def _groups(kind: Kind, record: Record) -> list[Any]:

@@ -43,10 +43,10 @@ class FinetuneConfig(Checked):
     """First seed: of the head's initialisation, the data order and dropout."""
     max_seq_length: int | None = None
     """Tokens an example is cut to. Default 128 (SQuAD: 384, read in windows)."""
-    special_tokens: Literal["text", "read"] = "text"
+    special_tokens: Literal["text", "read"] | None = None
     (
         "What the characters of a special token, as `[SEP]` or `<ent>`, are in the data: text like any other, or that token. "
-        "The exported model reads texts likewise."
+        "The exported model reads texts likewise. Default: text; where nothing is trained, as the model does."
     )
     eval_every: int | None = None
     """Steps between evaluations. Default: an epoch."""

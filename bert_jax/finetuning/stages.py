@@ -15,7 +15,7 @@ import numpy as np
 from bert_jax import pretrained, tags
 from bert_jax.config import InputError
 from bert_jax.data import holdout
-from bert_jax.data.finetuning import Batches, check_choices, encode
+from bert_jax.data.finetuning import Batches, check_choices, encode, special_tokens_in
 from bert_jax.data.layout import Layout
 from bert_jax.data.splits import Splits
 from bert_jax.data.tasks import Kind, Record, Task
@@ -74,8 +74,8 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Callable[[str]
     labels = splits.labels
     problem_type = _PROBLEM_TYPES.get(task.kind)
     trains = bool(splits.train) and bool(cfg.num_epochs)
-    special_tokens = cfg.special_tokens if trains or cfg.special_tokens == "read" else None  # as the model was trained
-    start = pretrained.load_for_task(cfg.model, _HEADS[task.kind], labels, problem_type, cfg.init_head, special_tokens)
+    reads = cfg.special_tokens or ("text" if trains else None)  # None: as the model was trained
+    start = pretrained.load_for_task(cfg.model, _HEADS[task.kind], labels, problem_type, cfg.init_head, reads)
     if start.note:
         say(start.note)
     if not trains and task.kind == "regression":  # what the value goes through, as in Classifier
@@ -87,6 +87,9 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Callable[[str]
     _check_fit(cfg, model)
     parallel.check_fit(devices, model.config, devices.rows_cut)  # rows are made to divide
     check_choices(task.kind, splits.train)
+    if cfg.special_tokens is None and (found := special_tokens_in(splits.train, model.tokenizer)):
+        listing = ", ".join(f"{name} in {count}" for name, count in found.items())
+        say(f"of {len(splits.train)} rows to train on, {listing} have a special token, read as text (--special-tokens read)")
     records = splits.train
     if cfg.loss == "cosine" and (most := max(abs(record.label) for record in records)) > 1:
         say(f"scores reach {most:g}: they are divided by it, as cosines reach 1")
