@@ -38,13 +38,16 @@ class Predictor:
     With `exact`, what is said of a text depends, to the last bit, on the model, the text and the machine alone, never on the
     other texts of a list, their order, or the number of threads and devices. Every text is then computed in a row of its own,
     in a batch whose shape follows from the text's length. docs/numerics.md says what it costs and what is not promised.
+
+    `max_length`: tokens that are read at a time, special ones included; default: as many as in fine-tuning, else as many as the
+    model takes.
     """
 
     per_token: frozenset[str] = frozenset()
     most_places = 1  # of an example, that the head runs at
     needs: tuple[str, ...] = ()  # heads that it works with; empty: all
 
-    def __init__(self, model: Model, exact: bool = False) -> None:
+    def __init__(self, model: Model, exact: bool = False, max_length: int | None = None) -> None:
         tokenizer = model.need_tokenizer()
         if self.needs and model.head not in self.needs:
             heads, advice = " or ".join(self.needs), "" if "masked_lm" in self.needs else ": finetune.py makes such a model of it"
@@ -53,7 +56,9 @@ class Predictor:
             warnings.warn(warning, stacklevel=3)
         self.model, self.tokenizer = model, tokenizer
         self._layout = Layout(tokenizer, model.config)
-        self._longest = model.max_length
+        if max_length is not None and max_length <= len(self.tokenizer.pair):
+            raise InputError(f"max_length={max_length} leaves no room for a text")
+        self._longest = min(max_length or model.max_length, model.config.max_length)
         self._compile()
         self.exact, on_cpu = exact, jax.default_backend() == "cpu"
         self._tokens = 1024 if on_cpu else 16384  # a batch; on CPUs it should stay in the caches
@@ -156,14 +161,41 @@ class FillMask(Predictor):
     needs = ("masked_lm", "pretraining")
     most_places = _MASKS
 
-    def __init__(self, model: Model, top_k: int = 5, *, exact: bool = False) -> None:
-        super().__init__(model, exact)
+    def __init__(
+        self, model: Model, top_k: int = 5, targets: Sequence[str] | None = None, *, max_length: int | None = None,
+        exact: bool = False,
+    ) -> None:  # fmt: skip
+        """
+        Args:
+          model: one with a masked-LM head.
+          top_k: candidates for each mask; at most as many as there are.
+          targets: the only candidates, each a token of the model, as a word, inside of one, or by its name in the vocabulary;
+            their scores are shares of the whole vocabulary, as without targets. Default: every token.
+          max_length: tokens that are read around a mask (`Predictor`).
+          exact: same text, same bits (`Predictor`).
+
+        Raises InputError for a target that is no single token.
+        """
+        super().__init__(model, exact, max_length)
         self.tokenizer = self.tokenizer.replace(special_tokens="read")
         self._layout = Layout(self.tokenizer, model.config)
         most = min(model.config.vocab_size, self.tokenizer.vocab_size)
         if not 1 <= top_k <= most:
             raise InputError(f"top_k={top_k} is not in [1, {most}]")
-        self.top_k = top_k
+        self._allowed = np.arange(model.config.vocab_size) < most  # the table may be padded
+        if targets is not None:
+            ids = [id for target in _as_list(targets, "targets") for id in self._target_ids(target)]
+            self._allowed &= np.isin(np.arange(len(self._allowed)), ids)
+        self.top_k = min(top_k, int(self._allowed.sum()))
+
+    def _target_ids(self, target: str) -> list[int]:
+        read = self.tokenizer.encode_batch([target, f" {target}"])
+        named = [id for id, name in enumerate(self.tokenizer.tokens(range(self.tokenizer.vocab_size))) if name == target]
+        found = {int(ids[0]) for ids in read if len(ids) == 1 and ids[0] != self.tokenizer.unk_id} | set(named)
+        if not found:
+            pieces = ", ".join(map(repr, self.tokenizer.tokens(read[0]))) or "nothing"
+            raise InputError(f"the target {target!r} is read as {pieces}; a mask stands for one token of the vocabulary")
+        return sorted(found)
 
     def _slots(self, length: int) -> int:
         return max(_MASKS, length // 16)  # the head is as wide as the vocabulary: few masks a row are the rule
@@ -171,8 +203,7 @@ class FillMask(Predictor):
     def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
         batch["masked_positions"] = batch.pop("places")
         logits = self.model.apply(params, batch, head_only=True)["masked_lm_logits"]
-        has_token = jnp.arange(logits.shape[-1]) < self.tokenizer.vocab_size  # the table may be padded
-        best, ids = jax.lax.top_k(jnp.where(has_token, logits, -jnp.inf), self.top_k)
+        best, ids = jax.lax.top_k(jnp.where(self._allowed, logits, -jnp.inf), self.top_k)
         scores = jnp.exp(best - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
         return {"scores": scores, "ids": ids}
 
@@ -285,10 +316,12 @@ class Classifier(Predictor):
 
     needs = ("sequence_classification", "next_sentence", "pretraining")
 
-    def __init__(self, model: Model, threshold: float | None = None, *, exact: bool = False) -> None:
+    def __init__(
+        self, model: Model, threshold: float | None = None, *, max_length: int | None = None, exact: bool = False
+    ) -> None:
         """`threshold`: probability from which on a text has a label, where it may have several; default: for each label the
-        one that fine-tuning found best on its dev set, else 0.5."""
-        super().__init__(model, exact)
+        one that fine-tuning found best on its dev set, else 0.5. `max_length` and `exact`: `Predictor` says."""
+        super().__init__(model, exact, max_length)
         in_order = ("in_order", "swapped") if model.config.model_type == "albert" else ("is_next", "random")
         self.labels = _told_apart(model.labels or in_order)
         self.problem_type, self._activation = _meaning(model, len(self.labels))
@@ -432,7 +465,7 @@ class Tagger(Predictor):
 
     def __init__(
         self, model: Model, aggregation: Literal["simple", "first", "average", "max"] = "first", outside: str = "O", *,
-        exact: bool = False,
+        max_length: int | None = None, exact: bool = False,
     ) -> None:  # fmt: skip
         """
         Args:
@@ -440,9 +473,10 @@ class Tagger(Predictor):
           aggregation: the label of a word of several tokens: each token's own (`simple`), that of its first token, that of
             the mean of their probabilities, or that of the token that is surest.
           outside: the label of what is no entity; a word with it is not found.
+          max_length: tokens of a window (`Predictor`).
           exact: same text, same bits (`Predictor`).
         """
-        super().__init__(model, exact)
+        super().__init__(model, exact, max_length)
         if aggregation not in (known := ("simple", "first", "average", "max")):
             raise InputError(f"aggregation={aggregation!r} is not known; known: {', '.join(known)}")
         self.aggregation, self.outside = aggregation, outside

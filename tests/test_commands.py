@@ -1,6 +1,7 @@
 """The commands that predict: lines in, JSON lines out, from files, pipes and terminals."""
 
 import contextlib
+import datetime
 import gzip
 import inspect
 import io
@@ -229,12 +230,12 @@ def test_line_n_answers_line_n_over_many_chunks(run, models, tmp_path, monkeypat
 def test_chunks_grow_where_lines_are_there_and_do_not_wait_for_more(monkeypatch, ready, sizes):
     monkeypatch.setattr(predictors, "_FIRST", 2)
     monkeypatch.setattr(predictors, "_MOST", 5)
-    assert [len(chunk) for chunk in predictors._chunks(iter([{"text": "a"}] * 13), ready)] == sizes
+    assert [len(chunk) for chunk in predictors._chunks(iter([predictors._Item({"text": "a"}, {})] * 13), ready)] == sizes
 
 
 def test_a_chunk_of_long_texts_is_short(monkeypatch):
     monkeypatch.setattr(predictors, "_MOST_BYTES", 10)
-    chunks = predictors._chunks(iter([{"text": "a" * 4}] * 7), lambda: True)
+    chunks = predictors._chunks(iter([predictors._Item({"text": "a" * 4}, {})] * 7), lambda: True)
     assert [len(chunk) for chunk in chunks] == [3, 3, 1]
 
 
@@ -253,6 +254,142 @@ def test_compressed_files_byte_order_marks_and_carriage_returns_are_read(run, mo
 
 def test_standard_input_is_json_where_a_column_is_named(run, models):
     assert run("embed", models["masked_lm"], "--text-column", "t", stdin=b'{"t": "bako"}')[0]["text"] == "bako"
+
+
+def test_a_null_text_has_null_predictions_and_is_counted(run, models):
+    lines = [{"text": "bako"}, {"text": None}, {"text": float("nan")}, {"text": ""}, {"text": "tine"}]
+    found = run(
+        "classify", models["sequence_classification"], "--text-column", "text", stdin="\n".join(map(json.dumps, lines)).encode()
+    )
+    assert [each["text"] for each in found] == ["bako", None, None, "", "tine"]
+    assert found[1] == found[2] == {"text": None, "label": None, "score": None, "scores": None}
+    whole = run("classify", models["sequence_classification"], stdin=b"bako\n\ntine\n")
+    assert [found[i]["label"] for i in (0, 3, 4)] == [each["label"] for each in whole]
+    run("classify", models["sequence_classification"], "--text-column", "text", stdin=b'{"text": null}')
+    assert run.err == "warning: 1 of 1 texts are null: so is what is predicted of them\n"
+
+
+def test_nulls_are_summed_over_chunks_and_a_pair_needs_both(run, models, monkeypatch):
+    monkeypatch.setattr(predictors, "_FIRST", 1)
+    monkeypatch.setattr(predictors, "_MOST", 1)
+    pairs = [{"a": "bako", "b": None}, {"a": "bako", "b": "tine"}, {"a": None, "b": "tine"}]
+    options = ["--text-column", "a", "--pair-column", "b"]
+    found = run("classify", models["sequence_classification"], *options, stdin="\n".join(map(json.dumps, pairs)).encode())
+    assert [each["label"] is None for each in found] == [True, False, True]
+    assert (found[0]["text"], found[2]["text_pair"]) == ("bako", "tine")
+    assert run.err == "warning: 2 of 3 texts are null: so is what is predicted of them\n"
+
+
+def test_a_null_text_is_a_row_of_nan_in_an_array(run, models, tmp_path):
+    stdin = b'{"t": null}\n{"t": "bako"}\n{"t": null}\n'
+    run("embed", models["masked_lm"], "--text-column", "t", "--out", tmp_path / "v.npy", stdin=stdin)
+    found = np.load(tmp_path / "v.npy")
+    assert np.isnan(found).all(axis=1).tolist() == [True, False, True]
+    np.testing.assert_allclose(found[1], run("embed", models["masked_lm"], stdin=b"bako\n")[0]["embedding"], rtol=1e-6)
+
+
+def test_an_empty_line_has_no_mask_to_fill(run, models):
+    found = run("fill-mask", models["masked_lm"], "--top-k", "1", stdin=b"\nbako [MASK]\n\n")
+    assert [each["fillings"] is None for each in found] == [True, False, True]
+    assert run.err == "warning: 2 of 3 texts are null or empty: so is what is predicted of them\n"
+
+
+def test_columns_are_kept_by_their_names(run, models, tmp_path):
+    (tmp_path / "a.csv").write_text("id,label,Review,input_label\n7,good,bako,x\n8,bad,tine,y\n")
+    options = ["--text-column", "Review", "--keep-columns"]
+    found = run("classify", models["sequence_classification"], tmp_path / "a.csv", *options)
+    assert list(found[0]) == ["id", "input_label", "Review", "input_input_label", "label", "score", "scores"]
+    assert [(each["id"], each["Review"], each["input_label"], each["input_input_label"]) for each in found] == [
+        ("7", "bako", "good", "x"), ("8", "tine", "bad", "y")
+    ]  # fmt: skip
+    alone = run("classify", models["sequence_classification"], stdin=b"bako\n")[0]
+    assert (found[0]["label"], list(alone)) == (alone["label"], ["text", "label", "score", "scores"])
+
+
+def test_kept_values_are_those_of_the_row(run, models, tmp_path):
+    kept = '{"x": [1.23456789012, NaN], "half": "\\ud800", "deep": {"n": null}, "text": "bako"}'
+    found = run("embed", models["masked_lm"], "--text-column", "text", "--keep-columns", stdin=kept.encode())
+    assert found[0] | {"embedding": 0} == {"x": [1.23456789012, None], "half": "\ud800", "deep": {"n": None}, "text": "bako",
+                                           "embedding": 0}  # fmt: skip
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    table = {"text": ["bako", None], "day": [datetime.date(2020, 2, 29), None], "raw": [b"a\xff", b""]}
+    parquet.write_table(pa.table(table), tmp_path / "a.parquet")
+    one, two = run("tag", models["token_classification"], tmp_path / "a.parquet", "--keep-columns")
+    assert (one["day"], one["raw"]) == ("2020-02-29", "a\\xff")
+    assert two == {"text": None, "day": None, "raw": "", "entities": None}
+
+
+def test_an_array_keeps_no_columns(run, models, tmp_path):
+    with pytest.raises(InputError, match=r"--keep-columns and --out .*v\.npy: an array has no columns"):
+        run("embed", models["masked_lm"], "--keep-columns", "--out", tmp_path / "v.npy", stdin=b"bako\n")
+    assert not (tmp_path / "v.npy").exists()
+
+
+def test_answer_reads_tables_and_keeps_contexts_where_asked(run, models, tmp_path):
+    rows = [("a", "bako?", CONTEXT), ("b", "tine?", CONTEXT)]
+    (tmp_path / "a.tsv").write_text("id\tquestion\tcontext\n" + "".join("\t".join(row) + "\n" for row in rows))
+    found = run("answer", models["question_answering"], tmp_path / "a.tsv")
+    assert [list(each) for each in found] == [["id", "question", "answers"]] * 2
+    kept = run("answer", models["question_answering"], tmp_path / "a.tsv", "--keep-columns")
+    assert kept == [
+        {"id": each["id"], "question": each["question"], "context": CONTEXT, "answers": each["answers"]} for each in found
+    ]
+
+
+@pytest.mark.parametrize("quotes, text", [("csv", "bako tine"), ("none", '"bako tine"')])
+def test_quotes_say_whether_they_enclose_a_field(run, models, tmp_path, quotes, text):
+    (tmp_path / "a.tsv").write_text('text\n"bako tine"\n')
+    assert run("embed", models["masked_lm"], tmp_path / "a.tsv", "--quotes", quotes)[0]["text"] == text
+    with pytest.raises(InputError, match=f"--quotes {quotes} is for .csv and .tsv, and stdin is neither"):
+        run("embed", models["masked_lm"], "--quotes", quotes, stdin=b"bako\n")
+
+
+def test_a_tsv_that_is_read_as_quoted_is_said_to_be(run, models, tmp_path):
+    (tmp_path / "a.tsv").write_text('"text"\t"n"\n"bako"\t"1"\n"tine"\t"2"\n')
+    assert [each["text"] for each in run("embed", models["masked_lm"], tmp_path / "a.tsv")] == ["bako", "tine"]
+    assert "double quotes enclose fields of" in run.err
+
+
+@pytest.mark.parametrize("option", ["--max-seq-length", "--max-length"])
+def test_every_command_reads_as_many_tokens_as_it_is_told(run, models, monkeypatch, option):
+    seen, predict = [], bert_jax.inference.Predictor.run
+
+    def watched(self, examples, params=None):
+        seen.append(max(len(example.input_ids) for example in examples))
+        return predict(self, examples, params)
+
+    monkeypatch.setattr(bert_jax.inference.Predictor, "run", watched)
+    text = b"bako [MASK] tine rodusi bako tine rodusi"
+    for command, model in (("classify", "sequence_classification"), ("embed", "masked_lm"), ("fill-mask", "masked_lm"),
+                           ("tag", "token_classification")):  # fmt: skip
+        run(command, models[model], option, 10, stdin=text)
+    run("answer", models["question_answering"], option, 10, stdin=json.dumps({"question": "a?", "context": CONTEXT}).encode())
+    assert seen == [10] * 5
+    with pytest.raises(InputError, match="max_length=2 leaves no "):
+        run("classify", models["sequence_classification"], option, 2, stdin=b"")
+
+
+def test_exact_gives_a_text_the_same_bits_in_any_file(run, models, tmp_path):
+    lines = [f"bako {'tine ' * (i % 9)}{i}" for i in range(30)]
+    found = {}
+    for name, texts in (("all", lines), ("back", lines[::-1]), ("one", lines[4:5])):
+        file = lines_of(tmp_path / f"{name}.txt", *texts)
+        run("embed", models["masked_lm"], file, "--exact", "--out", tmp_path / "v.npy")
+        found[name] = np.load(tmp_path / "v.npy")
+    assert found["all"].tobytes() == found["back"][::-1].tobytes()
+    assert found["all"][4].tobytes() == found["one"].tobytes()
+
+
+def test_candidates_are_those_that_were_given(run, models):
+    (all_of,) = run("fill-mask", models["masked_lm"], "--top-k", "280", stdin=b"bako [MASK] tine\n")
+    by_token = {each["token"]: each["score"] for each in all_of["fillings"]}
+    names = [token for token in by_token if token.isalpha() and len(token) > 1][:2]
+    (some,) = run("fill-mask", models["masked_lm"], "--targets", *names, stdin=b"bako [MASK] tine\n")
+    assert {each["token"] for each in some["fillings"]} == set(names)
+    for each in some["fillings"]:
+        assert each["score"] in [one["score"] for one in all_of["fillings"] if one["token"] == each["token"]]
 
 
 def test_tables_give_their_column(run, models, tmp_path):
@@ -304,8 +441,8 @@ def test_a_line_that_cannot_be_read_is_named(run, models, tmp_path, name, conten
 
 
 def test_what_stands_before_a_wrong_line_is_answered(run, models):
-    with pytest.raises(InputError, match=r"stdin:3: no \[MASK\] in ''"):
-        run("fill-mask", models["masked_lm"], "--top-k", "1", stdin=b"bako [MASK]\n[MASK] tine\n\n[MASK]\n")
+    with pytest.raises(InputError, match=r"stdin:3: no \[MASK\] in 'bako'"):
+        run("fill-mask", models["masked_lm"], "--top-k", "1", stdin=b"bako [MASK]\n[MASK] tine\nbako\n[MASK]\n")
     assert [json.loads(line)["text"] for line in run.out.splitlines()] == ["bako [MASK]", "[MASK] tine"]
 
 
@@ -378,7 +515,7 @@ def test_help_documents_every_option(capsys, command):
     assert COMMANDS[command][1].__doc__.splitlines()[0][:60] in text
     for name in inspect.signature(COMMANDS[command][1]).parameters:
         assert f"    {name}: " in COMMANDS[command][1].__doc__
-        assert name in ("texts", "model", "file") or f"--{name.replace('_', '-')}" in text
+        assert name in ("texts", "rows") or f"--{name.replace('_', '-')}" in text
 
 
 def test_preparing_by_beam_says_what_to_install(monkeypatch, tmp_path):
@@ -481,7 +618,7 @@ def test_a_closed_pipe_ends_it_quietly(start, models, tmp_path):
 
 
 @pytest.mark.parametrize("file", ["-", "fifo"])
-def test_an_interrupt_ends_it_quietly(start, models, tmp_path, file):
+def test_an_interrupt_ends_it_with_a_word(start, models, tmp_path, file):
     if file == "fifo":
         os.mkfifo(tmp_path / "fifo")
         file = tmp_path / "fifo"
@@ -492,4 +629,4 @@ def test_an_interrupt_ends_it_quietly(start, models, tmp_path, file):
         assert process.stdout.readline()
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        assert ended(process) == (130, "")
+        assert ended(process) == (130, "interrupted\n")

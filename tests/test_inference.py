@@ -469,6 +469,28 @@ def test_pieces_that_continue_a_word_are_joined_to_it():
     assert any(text.startswith("bako ") for text in found.values())
 
 
+def scores_of(fillings):
+    return {f.token: f.score for f in fillings}
+
+
+def test_candidates_may_be_given_and_have_their_shares_of_the_whole_vocabulary(fill, tokenizer):
+    text = "bako [MASK] tine"
+    whole = scores_of(FillMask(fill.model, top_k=280)([text])[0])
+    one, other = [name[1:] for name in tokenizer.tokens(range(280)) if name.startswith("▁") and len(name) > 3][:2]
+    found = scores_of(FillMask(fill.model, targets=[one, f"▁{other}", one])([text])[0])
+    assert list(found) == sorted([one, other], key=lambda name: -whole[name])
+    close(found, {name: whole[name] for name in found})
+    assert [f.token for f in FillMask(fill.model, 1, [one, other])([text])[0]] == list(found)[:1]
+
+
+@pytest.mark.parametrize("target", ["bako bako bako", "", "\u4e2d"])
+def test_a_candidate_that_is_no_token_is_refused(fill, target):
+    with pytest.raises(InputError, match=f"the target '{target}' is read as .*; a mask stands for one token"):
+        FillMask(fill.model, targets=["a", target])
+    with pytest.raises(InputError, match="targets is a str; expected a list"):
+        FillMask(fill.model, targets="bako")
+
+
 # ---- classes
 
 

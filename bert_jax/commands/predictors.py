@@ -11,11 +11,13 @@ import re
 import stat
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice
+from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
@@ -30,21 +32,46 @@ _SQUAD = '{"data": [{"paragraphs": [{"context": ..., "qas": [{"id": ..., "questi
 _Flag = tyro.conf.FlagCreatePairsOff[bool]  # without a --no-... of its own
 _Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
 _File = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[FILE]")]
+_Length = Annotated[int | None, tyro.conf.arg(aliases=["--max-length"])]
 _Row = dict[str, Any]
+_Fields = dict[str, Callable[[Any], Any]]  # of the output, from a prediction
 
 
 @dataclass(frozen=True)
-class Texts:
-    """What the commands that read texts have in common."""
+class Rows:
+    """What the commands that predict have in common."""
 
     model: _Model
     """Pretrained directory, work directory of train.py, or name on the hub."""
     file: _File = "-"
+    """What is read; `-` is standard input. The text above says which files."""
+    max_seq_length: _Length = None
+    """Tokens that are read at a time, special ones included. Default: as many as in fine-tuning, else as the model takes."""
+    keep_columns: _Flag = False
+    """Print all columns or fields of a row, by their own names; one that is named as a prediction becomes input_NAME."""
+    quotes: tables.Quotes = "auto"
+    """Whether double quotes enclose the fields of a .csv or .tsv; auto: in .csv, and in a .tsv that looks so."""
+    special_tokens: Literal["read", "text"] | None = None
+    """Whether `[SEP]` in a text is that token, or text like any other; default: as the model's files say, mostly read."""
+    exact: _Flag = False
+    """Give a text the same bits in any file, at any place (docs/numerics.md); takes longer."""
+
+
+@dataclass(frozen=True)
+class Texts(Rows):
+    """What the commands that read texts have in common."""
+
+    file: _File = "-"
     """A text a line; .jsonl, a JSON object a line; .csv or .tsv with a header; .parquet. `-` is standard input."""
     text_column: str | None = None
     """Column, or field of the JSON objects, that holds the text; default: text. Where given, standard input is JSON too."""
-    special_tokens: Literal["read", "text"] | None = None
-    """Whether `[SEP]` in a text is that token, or text like any other; default: as the model's files say, mostly read."""
+
+
+class _Item(NamedTuple):
+    """A line or row: its texts by field of the output, None for one that is null, and what is printed of it."""
+
+    texts: dict[str, str | None]
+    shown: _Row
 
 
 # --- reading ---
@@ -58,7 +85,7 @@ def _suffix(path: str) -> str:
     return Path(path.removesuffix(sources.codec_of(path))).suffix.lower()
 
 
-def _open(path: str, say: bool = True) -> tuple[Iterator[Any], Callable[[], bool]]:
+def _open(path: str, quotes: tables.Quotes = "auto", say: bool = True) -> tuple[Iterator[Any], Callable[[], bool]]:
     """The lines (of a .json: questions; of a table: rows), and a function that says whether the next one is there and need not be
     waited for. `say`: what was found out about a table is shown."""
     if path != "-" and (os.path.isfile(path) or os.path.isdir(path) or not os.path.exists(path)):
@@ -66,7 +93,7 @@ def _open(path: str, say: bool = True) -> tuple[Iterator[Any], Callable[[], bool
         if _suffix(path) == ".json":
             lines = _questions(path)
         elif _suffix(path) in _TABLES:
-            table = tables.read_table(path)
+            table = tables.read_table(path, quotes)
             for remark in table.remarks if say else ():
                 print(remark, file=sys.stderr)
             lines = table.rows
@@ -115,16 +142,16 @@ def _questions(path: str) -> Iterator[_Row]:
         raise error if isinstance(error, InputError) else InputError(f"{path}: not JSON ({error})") from None
 
 
-def _chunks(rows: Iterator[_Row], ready: Callable[[], bool]) -> Iterator[list[_Row]]:
+def _chunks(rows: Iterator[_Item], ready: Callable[[], bool]) -> Iterator[list[_Item]]:
     """Rows in lists: at least one, and more while the next is `ready`. An InputError comes behind the rows before it."""
     most, end = _FIRST, None
     while end is None:
-        chunk: list[_Row] = []
+        chunk: list[_Item] = []
         size = 0
         while end is None and len(chunk) < most and size < _MOST_BYTES and (not chunk or ready()):
             try:
                 chunk.append(next(rows))
-                size += sum(len(text) for text in chunk[-1].values() if isinstance(text, str))
+                size += sum(len(text or "") for text in chunk[-1].texts.values())
             except (StopIteration, InputError) as error:
                 end = error
         most = min(most * 4, _MOST)
@@ -133,8 +160,8 @@ def _chunks(rows: Iterator[_Row], ready: Callable[[], bool]) -> Iterator[list[_R
         raise end
 
 
-def _row(where: str, line: Any, columns: dict[str, str], jsonl: bool, mask: str) -> _Row:
-    """A line's texts, and the id that a question has; nothing for an empty line of JSONL. `mask` must be in the text.
+def _item(where: str, line: Any, columns: dict[str, str], jsonl: bool, mask: str, keep: bool) -> _Item:
+    """A line's texts, and the id that a question has; no texts for an empty line of JSONL. `mask` must be in a text with letters.
 
     `columns` says for each field of the output which one of the JSON object it is; a plain line has them in this order.
     """
@@ -143,7 +170,7 @@ def _row(where: str, line: Any, columns: dict[str, str], jsonl: bool, mask: str)
         if not isinstance(text, str):
             raise InputError(f"{where}: {text.reason}")
         if jsonl and not text.strip():
-            return {}
+            return _Item({}, {})
         parts = text.split("\t") if len(columns) > 1 and text else [text] * len(columns)
         if not jsonl and len(parts) != len(columns):
             raise InputError(f"{where}: {len(parts) - 1} tabs; --pairs expects one, between the two texts")
@@ -155,19 +182,25 @@ def _row(where: str, line: Any, columns: dict[str, str], jsonl: bool, mask: str)
         where, line = line
     if not isinstance(line, dict):
         raise InputError(f"{where}: a JSON {type(line).__name__}, not an object")
-    row = {"id": line["id"]} if "question" in columns and "id" in line else {}
+    texts: dict[str, str | None] = {}
     for name, column in columns.items():
         if column not in line:
             flag = {"text": " (--text-column)", "text_pair": " (--pair-column)"}.get(name, "")
             raise InputError(f"{where}: no {column!r}, it has {', '.join(line) or 'nothing'}{did_you_mean(column, line)}{flag}")
-        if not isinstance(text := line[column], str):
+        text = line[column]
+        texts[name] = None if text is None or text != text or (mask and text == "") else text  # NaN: pandas' null
+        if texts[name] is None:
+            continue
+        if not isinstance(text, str):
             raise InputError(f"{where}: {column!r} is a {type(text).__name__}, not a string")
         if re.search("[\ud800-\udfff]", text):
             raise InputError(f"{where}: {column!r} has half of a surrogate pair; remove it")
         if mask not in text:
             raise InputError(f"{where}: no {mask} in {text[:60]!r}")
-        row[name] = text
-    return row
+    if keep:
+        return _Item(texts, dict(line))
+    shown = {"id": line["id"]} if "question" in columns and "id" in line else {}
+    return _Item(texts, shown | {name: line[column] for name, column in columns.items() if name != "context"})
 
 
 def _texts(texts: Texts, pair_column: str | None = None, pairs: bool = False) -> tuple[Texts, dict[str, str], bool]:
@@ -202,39 +235,69 @@ def _cache_compilations() -> None:
 
 
 def _predict(
-    texts: Texts, columns: dict[str, str], jsonl: bool, make: Callable[[Any], tuple[Any, Callable[[Any], _Row]]],
-    write: Callable[[Any], None] | None = None,
+    texts: Rows, columns: dict[str, str], jsonl: bool, make: Callable[[Any], tuple[Any, _Fields]],
+    write: Callable[[Any, list[bool]], None] | None = None,
 ) -> None:  # fmt: skip
     """Prints each row with what is predicted of it, or gives the predictions to `write`.
 
-    `make` gives for a model its predictor, and a function from a prediction to the fields that tell it.
+    `make` gives for a model its predictor, and the fields that tell a prediction. Those of a row with a null text are null (for
+    `write`, NaN), and such rows are counted on stderr.
     """
     from bert_jax.console import predicting
 
     path = texts.file
-    lines, ready = _open(path)
+    if texts.quotes != "auto" and _suffix(path) not in (".csv", ".tsv"):
+        raise InputError(f"--quotes {texts.quotes} is for .csv and .tsv, and {_name(path)} is neither")
+    lines, ready = _open(path, texts.quotes)
     _cache_compilations()
     predictor, fields = make(bert_jax.load(texts.model, special_tokens=texts.special_tokens))
     mask = predictor.tokenizer.mask_token if isinstance(predictor, bert_jax.FillMask) else ""
     place = f"{_name(path)}{', question ' if _suffix(path) == '.json' else ':'}"
-    rows = (_row(f"{place}{number}", line, columns, jsonl, mask) for number, line in enumerate(lines, 1))
+    items = (_item(f"{place}{n}", line, columns, jsonl, mask, texts.keep_columns) for n, line in enumerate(lines, 1))
     typed = path == "-" and sys.stdin.isatty()
     shown = sys.stderr.isatty() and not typed and (write is not None or not sys.stdout.isatty())
-    total = sum(1 for _ in _open(path, say=False)[0]) if shown and os.path.isfile(path) else None
+    total = sum(1 for _ in _open(path, texts.quotes, say=False)[0]) if shown and os.path.isfile(path) else None
     with predicting(total, shown) as advance:
-        for chunk in _chunks(rows, ready):
-            some = [row for row in chunk if row]
-            items = [tuple(row[name] for name in columns) for row in some]
-            answers = predictor([item if len(item) > 1 else item[0] for item in items])
+        for chunk in _chunks(items, ready):
+            some = [item for item in chunk if item.texts]
+            whole = [None not in item.texts.values() for item in some]
+            asked = [tuple(item.texts.values()) for item, can in zip(some, whole, strict=True) if can]
+            answers = predictor([item if len(item) > 1 else item[0] for item in asked])
+            if lost := len(some) - len(asked):
+                empty = " or empty" if mask else ""
+                warnings.warn(f"{lost} of {len(some)} texts are null{empty}: so is what is predicted of them", stacklevel=1)
             if write is not None:
-                write(answers)
+                write(answers, whole)
             else:
-                for row, answer in zip(some, answers, strict=True):
-                    row.pop("context", None)
-                    line = json.dumps(_plain(row | fields(answer)), ensure_ascii=False)
-                    sys.stdout.buffer.write(line.encode() + b"\n")
+                each = iter(answers)
+                for item, can in zip(some, whole, strict=True):
+                    answer = next(each) if can else None
+                    found = {name: _plain(tell(answer)) if can else None for name, tell in fields.items()}
+                    sys.stdout.buffer.write(_line(item.shown, found))
                 sys.stdout.buffer.flush()
             advance(len(chunk))
+
+
+def _line(shown: _Row, found: _Row) -> bytes:
+    """A line of JSON: a row and what is predicted of it. A column that is named as a prediction gets `input_` before its name."""
+    row: _Row = {}
+    for name, value in shown.items():
+        while name in found or name in row:
+            name = f"input_{name}"
+        row[name] = _kept(value)
+    line = json.dumps(row | found, ensure_ascii=False, default=str)  # dates and the like
+    return line.encode("utf-8", "backslashreplace") + b"\n"  # of half a surrogate pair, JSON's own spelling
+
+
+def _kept(value: Any) -> Any:
+    """A value of a row as JSON has it: null for what is no number, and text for bytes."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    if isinstance(value, dict):
+        return {str(name): _kept(each) for name, each in value.items()}
+    return [_kept(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def _plain(value: Any) -> Any:
@@ -249,8 +312,9 @@ def _plain(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _npy(path: str) -> Iterator[Callable[[Any], None]]:
-    """A function that appends rows to a float32 array; the file appears when all are written, or not at all."""
+def _npy(path: str) -> Iterator[Callable[[Any, list[bool]], None]]:
+    """A function that appends rows to a float32 array, for each False one of NaN; the file appears when all are written, or not
+    at all."""
     import numpy as np
 
     temporary, shape = f"{path}.{os.getpid()}.tmp", (0, 0)
@@ -259,12 +323,14 @@ def _npy(path: str) -> Iterator[Callable[[Any], None]]:
         file.seek(0)
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
 
-    def append(rows: Any) -> None:
+    def append(vectors: Any, whole: list[bool]) -> None:
         nonlocal shape
-        shape = (shape[0] + len(rows), rows.shape[1])
+        shape = (shape[0] + len(whole), vectors.shape[1])
         if not file.tell():
             write_header()
-        file.write(rows.astype("<f4").tobytes())
+        rows = np.full((len(whole), vectors.shape[1]), np.nan, "<f4")
+        rows[whole] = vectors
+        file.write(rows.tobytes())
 
     try:
         with open(temporary, "wb") as file:
@@ -282,16 +348,26 @@ def _npy(path: str) -> Iterator[Callable[[Any], None]]:
 # --- the commands ---
 
 
-def fill_mask(texts: Texts, top_k: int = 5) -> None:
+def _whole(found: Any) -> Any:
+    return found
+
+
+def fill_mask(texts: Texts, top_k: int = 5, targets: tuple[str, ...] = ()) -> None:
     """Say what the masks of texts may stand for: {"text", "fillings": [{"token", "score", "text", "mask"}]}.
 
-    A mask is what the model's tokenizer calls so, [MASK] or <mask>; each text has at least one.
+    A mask is what the model's tokenizer calls so, [MASK] or <mask>; each text that is not empty has at least one.
 
     Args:
         texts: What is read.
         top_k: Candidates for each mask.
+        targets: Candidates, each a single token of the model; default: the whole vocabulary.
     """
-    _predict(*_texts(texts), lambda model: (bert_jax.FillMask(model, top_k), lambda found: {"fillings": found}))
+
+    def make(model: bert_jax.Model) -> tuple[bert_jax.FillMask, _Fields]:
+        fill = bert_jax.FillMask(model, top_k, targets or None, max_length=texts.max_seq_length, exact=texts.exact)
+        return fill, {"fillings": _whole}
+
+    _predict(*_texts(texts), make)
 
 
 def classify(texts: Texts, pair_column: str | None = None, pairs: _Flag = False, threshold: float | None = None) -> None:
@@ -307,11 +383,10 @@ def classify(texts: Texts, pair_column: str | None = None, pairs: _Flag = False,
             label the one that finetune.py tuned on the dev set, else 0.5.
     """
 
-    def make(model: bert_jax.Model) -> tuple[bert_jax.Classifier, Callable[[Any], _Row]]:
-        classifier = bert_jax.Classifier(model, threshold)
+    def make(model: bert_jax.Model) -> tuple[bert_jax.Classifier, _Fields]:
+        classifier = bert_jax.Classifier(model, threshold, max_length=texts.max_seq_length, exact=texts.exact)
         several = classifier.problem_type == "multi_label_classification"
-        names = ["label", "score", "scores", *["labels"] * several]
-        return classifier, lambda found: {name: getattr(found, name) for name in names}
+        return classifier, {name: attrgetter(name) for name in ("label", "score", "scores", *["labels"] * several)}
 
     _predict(*_texts(texts, pair_column, pairs), make)
 
@@ -327,49 +402,53 @@ def tag(texts: Texts, aggregation: Literal["simple", "first", "average", "max"] 
             of their probabilities, or that of the token that is surest.
         outside: Label of what is no entity.
     """
-    _predict(*_texts(texts), lambda model: (bert_jax.Tagger(model, aggregation, outside), lambda found: {"entities": found}))
+
+    def make(model: bert_jax.Model) -> tuple[bert_jax.Tagger, _Fields]:
+        tagger = bert_jax.Tagger(model, aggregation, outside, max_length=texts.max_seq_length, exact=texts.exact)
+        return tagger, {"entities": _whole}
+
+    _predict(*_texts(texts), make)
 
 
 def answer(
-    model: _Model, file: _File = "-", top_k: int = 1, no_answer: _Flag = False, null_threshold: float | None = None,
-    max_answer_length: int = 30, max_length: int | None = None, stride: int = 128, max_question_length: int | None = None,
-    special_tokens: Literal["read", "text"] | None = None,
+    rows: Rows, top_k: int = 1, no_answer: _Flag = False, null_threshold: float | None = None, max_answer_length: int = 30,
+    stride: int = 128, max_question_length: int | None = None,
 ) -> None:  # fmt: skip
     """Answer questions out of contexts: {"id", "question", "answers": [{"text", "start", "end", "score"}]}.
 
+    FILE has the columns or fields question, context and perhaps id (.jsonl, .csv, .tsv, .parquet), or is a .json in SQuAD's
+    layout; `-` is JSONL from standard input. Long contexts are read in windows of --max-seq-length tokens: question, stretch of
+    the context and special ones; default: as many as in fine-tuning, of other models 384.
+
     Args:
-        model: Pretrained directory with a span classifier, or name on the hub.
-        file: .jsonl with the fields question, context and perhaps id, or .json in SQuAD's layout; `-` is JSONL from standard
-            input.
+        rows: What is read.
         top_k: Answers to each question.
         no_answer: "There is none", an empty text, is a candidate, as in SQuAD 2.0; it is by default, where finetune.py tuned a
             threshold for it.
         null_threshold: No answer is given where its logit is above the best answer's by more than this; `inf`: there is always
             an answer. Default: the threshold that finetune.py tuned on the dev set, else 0.
         max_answer_length: Tokens of an answer.
-        max_length: Tokens of a window: question, stretch of the context and special ones. Default: as many as in fine-tuning,
-            of other models 384.
         stride: Tokens from the start of one window to the next.
         max_question_length: Tokens of a question that are read. Default: 64, or half of a shorter window.
-        special_tokens: Whether `[SEP]` in a text is that token, or text like any other; default: as the model's files say, mostly
-            read.
     """
-    if os.path.isfile(file) and _suffix(file) not in (".json", ".jsonl"):
-        raise InputError(f'{file}: expected .jsonl, with {{"question": ..., "context": ...}} a line, or .json: {_SQUAD}')
+    if os.path.isfile(rows.file) and _suffix(rows.file) not in (".json", ".jsonl", *_TABLES):
+        expected = f'.jsonl, with {{"question": ..., "context": ...}} a line, .csv, .tsv or .parquet, or .json: {_SQUAD}'
+        raise InputError(f"{rows.file}: expected {expected}")
 
-    def make(loaded: bert_jax.Model) -> tuple[bert_jax.Answerer, Callable[[Any], _Row]]:
+    def make(model: bert_jax.Model) -> tuple[bert_jax.Answerer, _Fields]:
         answerer = bert_jax.Answerer(
-            loaded, top_k, no_answer or None, null_threshold, max_answer_length, max_length, stride, max_question_length
-        )
+            model, top_k, no_answer or None, null_threshold, max_answer_length, rows.max_seq_length, stride, max_question_length,
+            exact=rows.exact,
+        )  # fmt: skip
         names = ("text", "start", "end", "score")
-        return answerer, lambda found: {"answers": [{name: getattr(one, name) for name in names} for one in found]}
+        return answerer, {"answers": lambda found: [{name: getattr(one, name) for name in names} for one in found]}
 
-    _predict(Texts(model, file, None, special_tokens), {"question": "question", "context": "context"}, True, make)
+    _predict(rows, {"question": "question", "context": "context"}, True, make)
 
 
 def embed(
     texts: Texts, out: str | None = None, pooling: PoolingMode | None = None, normalize: _Flag = False,
-    no_normalize: _Flag = False, max_length: int | None = None, prompt_name: str | None = None,
+    no_normalize: _Flag = False, prompt_name: str | None = None,
 ) -> None:  # fmt: skip
     """Make a vector of each text: {"text", "embedding": [...]}, or one array of all.
 
@@ -379,22 +458,24 @@ def embed(
         pooling: How tokens become a vector (docs/reference.md, Pooling); default: as the model's files say, else the mean.
         normalize: Scale vectors to length 1; default: as the model's files say, else yes.
         no_normalize: Do not.
-        max_length: Tokens of a text that are read; default: as the model's files say, else as many as it takes.
         prompt_name: Which of the model's prompts is put before each text, such as query; default: as the model's files say.
     """
     if normalize and no_normalize:
         raise InputError("--normalize and --no-normalize: give one of them")
+    if texts.keep_columns and out:
+        raise InputError(f"--keep-columns and --out {out}: an array has no columns; leave one of them out")
+    scaled = normalize if normalize or no_normalize else None
 
-    def make(model: bert_jax.Model) -> tuple[bert_jax.Embedder, Callable[[Any], _Row]]:
-        changes = {"mode": pooling, "normalize": normalize if normalize or no_normalize else None, "max_length": max_length}
+    def make(model: bert_jax.Model) -> tuple[bert_jax.Embedder, _Fields]:
+        changes = {"mode": pooling, "normalize": scaled, "max_length": texts.max_seq_length}
         chosen: Any = {name: value for name, value in changes.items() if value is not None}
         how = replace(model.pooling, **chosen) if isinstance(model.pooling, bert_jax.Pooling) else None
         if how is None and chosen:
             how = bert_jax.Pooling(**chosen)
-        embedder = bert_jax.Embedder(model, how)
+        embedder = bert_jax.Embedder(model, how, exact=texts.exact)
         if prompt_name is not None:
-            embedder = bert_jax.Embedder(model, embedder.pooling.with_prompt(prompt_name))
-        return embedder, lambda vector: {"embedding": vector.tolist()}
+            embedder = bert_jax.Embedder(model, embedder.pooling.with_prompt(prompt_name), exact=texts.exact)
+        return embedder, {"embedding": lambda vector: vector.tolist()}
 
     with _npy(out) if out else contextlib.nullcontext() as write:
         _predict(*_texts(texts), make, write)
