@@ -24,6 +24,7 @@ from tf1_writer import write_tf1
 import bert_jax
 from bert_jax import pretrained
 from bert_jax.config import BertConfig, DataConfig, InputError, OptimConfig, TrainConfig, to_dict
+from bert_jax.formats import tensors as formats_tensors
 from bert_jax.model import convert
 from bert_jax.model.families import FAMILIES
 from bert_jax.model.heads import Bert
@@ -999,7 +1000,7 @@ def test_a_new_head_is_drawn_by_the_seed_and_all_else_is_the_files(tmp_path, tok
     model = begun.model
     assert (model.labels, model.head) == (("no", "maybe", "yes"), "sequence_classification")
     assert model.problem_type == "single_label_classification"
-    assert model.tokenizer.fingerprint() == tokenizer.fingerprint()
+    assert model.tokenizer.fingerprint() == tokenizer.replace(special_tokens="text").fingerprint()  # as fine-tuning reads them
     first, again, other = flat(begun, 1), flat(begun, 1), flat(begun, 2)
     theirs = convert.flatten(params_of(TINY, "pretraining"))
     for path in first:
@@ -1217,7 +1218,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pretrained, "save_file", full)
+    monkeypatch.setattr(formats_tensors, "save_file", full)
     with pytest.raises(InputError, match="No space left"):
         save(dataclasses.replace(model, params=jax.tree.map(lambda x: x + 1, model.params)), tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
