@@ -555,6 +555,8 @@ def test_labels_that_look_wrong_are_warned_of(tmp_path):
     assert not [note for note in notes if "class" in note]
     notes = only(tmp_path, "multi_label", "a.csv", "text,label\n" + "a,x\nb,y\n" * 3).notes
     assert "warning: every training row has one label: for classes that exclude each other, --task classification" in notes
+    notes = only(tmp_path, "multi_label", "a.csv", "text,label\n" + "a,x|y\nb,y\nc,\n" * 3).notes
+    assert "warning: no training row has two labels, and some have '|' in them: --label-separator '|'?" in notes
 
 
 @pytest.mark.parametrize("task", ["regression", "similarity"])

@@ -604,7 +604,10 @@ def _look_at_labels(task: Task, train: list[Record], labels: tuple[str, ...]) ->
     if task.kind == "multi_label":
         sizes = Counter(len(record.label) for record in train)
         notes += [f"labels: {sizes[0]} of {len(train)} training rows have none of them"] * (sizes[0] > 0)
-        if set(sizes) == {1} and len(labels) > 1:
+        mark = next((mark for mark in ";|" if any(mark in name for name in labels)), None)
+        if max(sizes) == 1 and mark is not None:
+            notes.append(f"warning: no training row has two labels, and some have {mark!r} in them: --label-separator '{mark}'?")
+        elif set(sizes) == {1} and len(labels) > 1:
             notes.append("warning: every training row has one label: for classes that exclude each other, --task classification")
     if task.kind == "tagging":
         notes += _look_at_tags(labels)
