@@ -273,7 +273,10 @@ class DataConfig(Checked):
     dupe_factor: int = 1
     """Sentence pairs: how often the corpus is cut into pairs, differently each time (BERT: 10)."""
     eval_fraction: float = 0.01
-    """Share of documents held out, picked by a hash of their text (so copies of a document fall on the same side)."""
+    (
+        "Share of documents held out, picked by a hash of their text (so copies of a document fall on the same side); of "
+        "passages where documents are so few that all or none would be."
+    )
     eval_source: tuple[str, ...] = ()
     """Held-out text of its own, instead of eval_fraction."""
     cache_dir: str | None = None

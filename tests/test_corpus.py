@@ -227,10 +227,58 @@ def test_a_vocabulary_of_much_text_is_trained_on_lines_from_all_over_it(folder, 
     assert list(corpus.read_texts(cfg, quiet)) == whole
 
 
-@pytest.mark.parametrize("fraction", [1e-6, 0.999_999])
-def test_a_split_without_documents_on_one_side_is_refused(build, fraction):
-    with pytest.raises(InputError, match=r"of 62 documents of .*text are held out by data\.eval_fraction"):
-        build(eval_fraction=fraction)
+@pytest.mark.parametrize(("fraction", "held_out"), [(1e-6, 1), (0.999_999, 60)])
+def test_a_share_that_takes_no_document_or_all_leaves_one_on_each_side(build, fraction, held_out, capsys):
+    """These documents are a passage each; one of the 62 is there twice, and copies go together."""
+    made = build(eval_fraction=fraction)
+    assert made.summary["documents"] == 62
+    assert abs(made.summary["held_out_documents"] - held_out) <= 1
+    assert len(made.train) > 0
+    assert len(made.held_out) > 0
+    assert "held-out text is taken by passages" in capsys.readouterr().err
+
+
+@pytest.fixture
+def book(folder):
+    """One file, one document, of sentences with a word each that no other has."""
+    for old in (folder / "text").iterdir():
+        old.unlink()
+    words = make_words()
+    marks = [f"{a}{b}" for a in words[100:140] for b in words[110:120]]
+    sentences = [s for doc in make_documents(100, seed=3) for s in doc][: len(marks)]
+    marked = [s.replace(".", f" {mark}.") for s, mark in zip(sentences, marks, strict=True)]
+    write_documents(folder / "text" / "book.txt", [marked])
+    return marks
+
+
+@pytest.mark.parametrize("sentences", ["punctuation", "line"])
+@pytest.mark.parametrize("examples", ["full_sentences", "sentence_pairs"])
+def test_of_a_single_document_passages_are_held_out(build, folder, book, tokenizer, examples, sentences):
+    made = build(eval_fraction=0.01, examples=examples, sentences=sentences, max_seq_length=64)
+    trained, evaluated = (" ".join(text_of(rows, tokenizer)) for rows in (made.train, made.held_out))
+    held_out = [mark for mark in book if mark in evaluated]
+    assert 10 < len(held_out) < 60  # a passage or two
+    assert not [mark for mark in held_out if mark in trained]
+    assert sum(mark in trained for mark in book) > 0.9 * len(book) - len(held_out)  # the others are cut by the end of a row
+    cfg = DataConfig(source=(str(folder / "text"),), eval_fraction=0.01, sentences=sentences)
+    vocabulary = " ".join(corpus.read_texts(cfg, quiet))
+    assert not [mark for mark in held_out if mark in vocabulary]
+    assert sum(mark not in vocabulary for mark in book) < 60
+    corpus._open_rows.cache_clear()
+    path = shard_files(folder)[0]
+    before = path.read_bytes()
+    path.unlink()
+    again = build(eval_fraction=0.01, examples=examples, sentences=sentences, max_seq_length=64)
+    np.testing.assert_array_equal(everything(again), everything(made))
+    assert path.read_bytes() == before
+
+
+def test_copies_of_one_short_document_cannot_be_divided(build, folder):
+    for old in (folder / "text").iterdir():
+        old.unlink()
+    write_documents(folder / "text" / "a.txt", [["Bako tine rodusi."]] * 40)
+    with pytest.raises(InputError, match=r"0 of 40 documents of .*text are held out by data\.eval_fraction=0\.01, and they are"):
+        build(eval_fraction=0.01)
 
 
 def test_nothing_is_held_out_where_nothing_is_asked(build):
@@ -606,7 +654,10 @@ def test_processes_that_tokenize_end_with_the_one_that_started_them(tmp_path, nu
         if number:
             assert process.stdout.readline() == process.stdout.readline() == "at work\n"
             (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)  # a terminal's Ctrl-C reaches all
-        _, said = process.communicate(timeout=300)
+        try:
+            _, said = process.communicate(timeout=300)
+        finally:
+            process.kill()  # none outlives the test
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, None: 1}.get(number, -(number or 0))
     killed = "error: a process that was to tokenize was killed, for want of memory maybe: set --data.num-workers lower; the same "
     wanted = {signal.SIGINT: "interrupted; the same command continues\n", None: f"{killed}command keeps what was made\n"}

@@ -26,7 +26,7 @@ import threading
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -61,6 +61,67 @@ def document_hash(text: str) -> int:
 def is_held_out(document: int, fraction: float) -> bool:
     """Whether the document of this hash is held out from training, a share `fraction` of all."""
     return document % 1_000_000 < fraction * 1_000_000
+
+
+PASSAGE_CHARS = 2000  # of sentences that are held out together
+
+
+def _passages(text: str, ends: str) -> Iterator[str]:
+    return map("\n".join, in_portions(examples.iterate_sentences(text, ends), len, PASSAGE_CHARS))
+
+
+@dataclass(frozen=True)
+class HoldOut:
+    """What is held out: a share `fraction` of the documents, by their hash; of their `passages` where documents are too few."""
+
+    fraction: float
+    passages: bool = False
+
+    def parts(self, text: str, ends: str) -> Iterator[tuple[str, int, bool]]:
+        """(text, hash, held out?) of a document, or of its runs of passages on the same side; `ends` are its sentences'."""
+        if not self.passages:
+            hash = document_hash(text)
+            yield text, hash, is_held_out(hash, self.fraction)
+            return
+        sides = ((passage, is_held_out(document_hash(passage), self.fraction)) for passage in _passages(text, ends))
+        for held_out, run in itertools.groupby(sides, key=lambda pair: pair[1]):
+            own = "\n".join(passage for passage, _ in run)
+            yield own, document_hash(own), held_out
+
+
+@lru_cache(maxsize=4)
+def hold_out(cfg: DataConfig, segments: tuple[sources.Segment, ...]) -> HoldOut:
+    """What is held out of a text: documents where that leaves some on both sides; else passages, at least one.
+
+    Raises InputError where the text is too short for that.
+    """
+    rule, count = HoldOut(cfg.eval_fraction), sum(segment.stop - segment.start for segment in segments)
+    if not rule.fraction or count * min(rule.fraction, 1 - rule.fraction) > 20:  # then the odds are over 1e8 to 1
+        return rule
+    sides = set[bool]()
+    for text in _texts(cfg, segments):
+        sides.update(held_out for _, _, held_out in rule.parts(text, cfg.sentences))
+        if len(sides) == 2:
+            return rule
+    marks = {document_hash(each) % 1_000_000 for text in _texts(cfg, segments) for each in _passages(text, cfg.sentences)}
+    if len(marks) < 2:
+        raise InputError(_one_sided(count if True in sides else 0, count, cfg))
+    print(
+        f"held-out text is taken by passages of some {PASSAGE_CHARS:,} characters: of {count:,} documents data.eval_fraction="
+        f"{cfg.eval_fraction} takes {'all' if True in sides else 'none'}", file=sys.stderr,
+    )  # fmt: skip
+    return HoldOut(min(max(rule.fraction, (min(marks) + 0.5) / 1e6), (max(marks) - 0.5) / 1e6), passages=True)
+
+
+def _texts(cfg: DataConfig, segments: Iterable[sources.Segment]) -> Iterator[str]:
+    return itertools.chain.from_iterable(sources.read(segment, _reader(cfg), sources.ReadReport()) for segment in segments)
+
+
+def _one_sided(held_out: int, count: int, cfg: DataConfig) -> str:
+    return (
+        f"{held_out} of {count} documents of {', '.join(cfg.source)} are held out by data.eval_fraction={cfg.eval_fraction}, and "
+        "they are too short, or too much alike, to hold out passages: change it, set it to 0, give more text, or data.eval_source"
+    )
 
 
 @dataclass
@@ -142,6 +203,7 @@ class _Task:
     cfg: DataConfig
     tokenizer_path: str
     directory: str
+    rule: HoldOut = HoldOut(0.0)
 
 
 def other_text(source: Sequence[str], run: str) -> str:
@@ -206,9 +268,10 @@ def _make(
     ]
     if not _has_index(directory):
         places.make_folder(directory)
-        run(_make_shard, tasks, "tokenize")
+        rule = hold_out(cfg, tuple(segments))
+        run(_make_shard, [dataclasses.replace(task, rule=rule) for task in tasks], "tokenize")
         if not (directory / "index.json").exists():  # nobody else has made the same cache meanwhile
-            _write_index(directory, len(tasks), files, cfg, tokenizer)
+            _write_index(directory, len(tasks), files, cfg, tokenizer, rule)
     return directory, tasks
 
 
@@ -251,11 +314,13 @@ def read_texts(cfg: DataConfig, progress: Progress) -> Iterator[str]:
     report, files = sources.ReadReport(), sources.list_files(cfg.source, _reader(cfg))
     scanned = _run(partial(_scan_file, _reader(cfg), SHARD_BYTES), files, "scan", cfg.num_workers, progress)
     segments = [sources.Segment(*values) for found, _ in scanned for values in found]
+    rule = hold_out(cfg, tuple(segments))
     every, share = _sampling(sum(segment.num_bytes for segment in segments), cfg.tokenizer_sample_bytes)
     some = segments[::every]
     for segment in progress(some, len(some), "read"):
-        for text in sources.read(segment, _reader(cfg), report):
-            if is_held_out(document_hash(text), cfg.eval_fraction):
+        texts = sources.read(segment, _reader(cfg), report)
+        for text, _, held_out in (part for whole in texts for part in rule.parts(whole, cfg.sentences)):
+            if held_out:
                 continue
             if share == 1:
                 yield text
@@ -350,10 +415,12 @@ def _run(function: Callable[[Any], Any], items: Sequence[Any], what: str, worker
     with _terminable(), ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
         try:
             with _uninterrupted():
-                results = pool.map(function, items)
-            return list(progress(results, len(items), what))
+                futures = [pool.submit(function, item) for item in items]
+            return list(progress((future.result() for future in futures), len(items), what))
         except BaseException as error:
-            started: Any = getattr(pool, "_processes", None) or {}  # shutdown() alone would wait for what they are at
+            # shutdown() alone would wait for what they are at; and a pool that finds futures cancelled, as map() leaves them,
+            # when its processes end has an error of its own.
+            started: Any = getattr(pool, "_processes", None) or {}
             for worker in list(started.values()):
                 worker.terminate()
             if isinstance(error, BrokenProcessPool):
@@ -365,31 +432,33 @@ def _run(function: Callable[[Any], Any], items: Sequence[Any], what: str, worker
 
 
 @contextlib.contextmanager
-def _handled(number: int, handler: Any) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # where Python lets nobody handle signals
+def _uninterrupted() -> Iterator[None]:
+    """Processes that are started in here do not hear of Ctrl-C, which a terminal sends to all: this one ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # not a POSIX system
         yield
         return
-    before = signal.signal(number, handler)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(number, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _uninterrupted() -> contextlib.AbstractContextManager[None]:
-    """Processes that are started in here do not hear of Ctrl-C, which a terminal sends to all: this one ends them."""
-    return _handled(signal.SIGINT, signal.SIG_IGN)
-
-
-def _terminable() -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
     """SIGTERM ends this process by way of its cleaning up, unless somebody else deals with it."""
-    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        return contextlib.nullcontext()
 
     def stop(number: int, frame: Any) -> None:
         raise SystemExit(128 + number)
 
-    return _handled(signal.SIGTERM, stop)
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _end_with_parent() -> None:
@@ -463,9 +532,10 @@ class _ShardText:
         """(number of its document, sentence) of each sentence."""
         cfg = self._task.cfg
         for segment, file_number in zip(self._task.shard, self._task.file_numbers, strict=True):
-            for text in sources.read(segment, _reader(cfg), self._report):
-                self._hashes.append(document_hash(text))
-                self._held_out.append(is_held_out(self._hashes[-1], cfg.eval_fraction))
+            texts = sources.read(segment, _reader(cfg), self._report)
+            for text, hash, held_out in (part for whole in texts for part in self._task.rule.parts(whole, cfg.sentences)):
+                self._hashes.append(hash)
+                self._held_out.append(held_out)
                 self._files.append(file_number)
                 self._sentences.append(0)
                 self._unknown.append(0)
@@ -605,7 +675,9 @@ class _Counted:
         }
 
 
-def _write_index(directory: Place, num_shards: int, files: Sequence[str], cfg: DataConfig, tokenizer: Tokenizer) -> None:
+def _write_index(
+    directory: Place, num_shards: int, files: Sequence[str], cfg: DataConfig, tokenizer: Tokenizer, rule: HoldOut
+) -> None:
     """Adds up what the shards counted, checks it, and makes the folder a cache."""
     _require_shards(directory, num_shards)
     counts_paths = [directory / _shard_files(i)[1] for i in range(num_shards)]
@@ -614,15 +686,12 @@ def _write_index(directory: Place, num_shards: int, files: Sequence[str], cfg: D
         counted.add(places.each(_read_counts, counts_paths[first : first + 64]))
     documents, held_out = counted.number["documents"], counted.number["held_out_documents"]
     if cfg.eval_fraction and held_out in (0, documents):
-        raise InputError(
-            f"{held_out} of {documents} documents of {', '.join(cfg.source)} are held out by "
-            f"data.eval_fraction={cfg.eval_fraction}; change it, set it to 0, split the text into more documents "
-            "(data.documents), or give data.eval_source"
-        )
+        raise InputError(_one_sided(held_out, documents, cfg))
     found = counted.repeats()
     summary = {
         "key": directory.name,
         "files": list(files),
+        "hold_out": list(dataclasses.astuple(rule)),
         "duplicated_documents": found["documents"]["count"],
         "skipped": dict(counted.skipped),
         "skipped_first": counted.first,
@@ -653,7 +722,9 @@ def _open(directory: Path, tasks: Sequence[_Task]) -> Corpus:
 
     def remake(path: Path) -> None:
         counts_path = path.with_suffix(".npz")
-        _write_shard(tasks[paths.index(path)], path, counts_path)
+        task = tasks[paths.index(path)]
+        rule = HoldOut(*summary.get("hold_out", [task.cfg.eval_fraction]))  # older ones do not say
+        _write_shard(dataclasses.replace(task, rule=rule), path, counts_path)
         counts_path.unlink(missing_ok=True)
 
     check = _Checks(dict(zip(paths, summary["checksums"], strict=True)), remake)

@@ -57,7 +57,10 @@ def _text(corpus: Corpus) -> tuple[list[tuple[str, str]], list[str]]:
     slots = sum(s["rows"]) * s["max_seq_length"]
     facts = [
         ("files", f"{len(s['files']):,}"),
-        ("documents", f"{s['documents']:,}, {s['held_out_documents']:,} of them held out"),
+        (
+            "parts of documents" if s.get("hold_out", [0, False])[1] else "documents",
+            f"{s['documents']:,}, {s['held_out_documents']:,} of them held out",
+        ),
         ("tokens", f"{s['text_tokens']:,}"),
         ("examples", f"{s['examples']:,}"),
         ("padding", _share(slots - s["real_tokens"], slots)),
