@@ -329,6 +329,13 @@ def test_a_token_of_the_config_that_is_no_role_is_one_of_the_models_own(tmp_path
     assert tokenizer.special_ids[-1] == len(VOCAB)
 
 
+def test_tokens_beside_a_tokenizer_json_are_added_behind_its_own_whatever_id_is_stated(tmp_path):
+    Tokenizer.load(vocab_file(tmp_path, VOCAB)).save(tmp_path / "saved")
+    write_config(tmp_path / "saved", added_tokens_decoder={"40": added("<new>"), "3": added("[MASK]", True)})
+    tokenizer = Tokenizer.load(tmp_path / "saved")
+    assert tokenizer.encode_batch(["the <new> [MASK]"])[0].tolist() == [5, len(VOCAB), 4]
+
+
 def test_a_role_keeps_its_flags_where_the_file_does_not_call_it_special(tmp_path):
     Tokenizer.load(byte_level(tmp_path)).save(tmp_path / "saved")
     file = tmp_path / "saved" / "tokenizer.json"
