@@ -1136,6 +1136,21 @@ def test_evaluating_reads_texts_and_values_as_the_models_files_say(finished, tmp
     assert [each.score for each in as_text] != pytest.approx(expected, abs=1e-3)
 
 
+def test_a_model_without_a_threshold_of_its_own_is_evaluated_at_0_and_that_is_said(finished, tmp_path, capsys):
+    export, run = tmp_path / "export", finished(squad2)
+    shutil.copytree(run.export, export)
+    config = json.loads((export / "config.json").read_text())
+    assert config.pop("bert_jax")["null_threshold"] == run.results["metrics"]["dev"]["null_threshold"]
+    (export / "config.json").write_text(json.dumps(config))
+    argv = [str(export), "--task", "squad2", "--data", str(run.workdir.parent / "dev-v2.json"), "--out", str(tmp_path / "out")]
+    command(["evaluate", *argv])
+    assert "has no threshold of its own for no answer: it is 0 (--null-threshold)" in capsys.readouterr().err
+    assert results_of(tmp_path / "out")["exported"]["test"]["null_threshold"] == 0
+    odds = json.loads((tmp_path / "out" / "predictions" / "test.null_odds.json").read_text())
+    answers = json.loads((tmp_path / "out" / "predictions" / "test.json").read_text())
+    assert {id for id, text in answers.items() if not text} == {id for id, odd in odds.items() if odd > 0}
+
+
 def test_a_file_that_can_not_be_evaluated_is_refused(model, finished, tmp_path):
     run = finished(sst2)
 

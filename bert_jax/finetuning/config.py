@@ -168,7 +168,8 @@ class FinetuneConfig(Checked):
         """With the loss that the training data asks for (similarity). Raises InputError for what is of other kinds of tasks."""
         for name, kinds in _ONLY_FOR.items():
             value = getattr(self, name)
-            self._require(not value or task.kind in kinds, f"{name}={value} is for {', '.join(kinds)}, not for {task.kind}")
+            usual = value == getattr(type(self), name)
+            self._require(usual or task.kind in kinds, f"{name}={value} is for {', '.join(kinds)}, not for {task.kind}")
         if task.kind != "similarity" or not train:
             self._require(self.loss == "auto", f"loss={self.loss!r} is for similarity, not {task.kind}")
             return self

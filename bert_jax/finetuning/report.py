@@ -253,7 +253,11 @@ def _runs(results: Mapping[str, Any]) -> list[_Html]:
     runs = results["runs"]
     if not runs:
         return []
-    names = list(dict.fromkeys((split, metric) for run in runs for split in run["scores"] for metric in run["scores"][split]))
+    scored = [run["scores"] for run in runs if run["scores"]]
+    names = [
+        (split, metric) for split in (scored[0] if scored else {}) for metric in scored[0][split]
+        if all(metric in scores[split] for scores in scored)  # runs of earlier versions may lack some
+    ]  # fmt: skip
     header = [" ".join(name) for name in names]
     over = [
         [rate, each["runs"], len(each["failed"]), name, *(form.format_map(each["metrics"]["/".join(n)]) for n in names)]
