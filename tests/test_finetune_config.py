@@ -340,3 +340,15 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path):
     ):
         with pytest.raises(InputError, match=f"cannot use the work directory {place}: .*{why}"):
             claim_workdir(run_in(place))
+
+
+@pytest.mark.parametrize("made", ["runs/seed0-lr1e-05/checkpoints/8", "runs/checkpoints/8", "checkpoints/8"])
+def test_checkpoints_without_a_config_json_are_of_nobody_knows_what(tmp_path, made):
+    claim_workdir(run_in(tmp_path))
+    (config,) = tmp_path.rglob("config.json")
+    (config.parent / made).mkdir(parents=True)
+    claim_workdir(run_in(tmp_path))
+    config.unlink()
+    with pytest.raises(InputError, match=r"holds checkpoints, but its config.json, .* is gone: bring it back"):
+        claim_workdir(run_in(tmp_path))
+    assert not config.exists()

@@ -240,4 +240,9 @@ def claim_workdir(cfg: FinetuneConfig, first: bool = True) -> None:
             if different and any(next(path.parent.glob(pattern), None) for pattern in [*begun, "results.json"]):
                 flags = [(name.removeprefix("task_data."), there, here) for name, there, here in different]
                 workdir.refuse(cfg, flags, ", or delete that folder")
+        elif any(next(path.parent.glob(pattern), None) for pattern in begun):
+            raise InputError(
+                f"{path.parent} holds checkpoints, but its config.json, which says of what run, is gone: bring it back, use "
+                "another --workdir, or delete that folder"
+            )
         workdir.write(path, cfg)
