@@ -25,10 +25,14 @@ _LEGACY: dict[str, PoolingMode] = {  # in the order that their vectors are conca
 _TRANSFORMERS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")  # as its files are called
 # Of sentence_bert_config.json: names that do not change a vector, or change it only where the value is another one.
 _HARMLESS = {"max_seq_length", "do_lower_case", "unpad_inputs"}
-_EXPECTED: dict[str, Any] = {
-    "transformer_task": "feature-extraction", "module_output_name": "token_embeddings", "query_length": None,
-    "document_length": None, "query_expansion": None, "processing_kwargs": {}, "tokenizer_name_or_path": None,
+_UNSET: dict[str, Any] = {
+    "query_length": None, "document_length": None, "query_expansion": None, "processing_kwargs": {},
+    "tokenizer_name_or_path": None,
 }  # fmt: skip
+_TASKS = {  # of a model type: (transformer_task, module_output_name, what the encoder is asked for)
+    "SentenceTransformer": ("feature-extraction", "token_embeddings", "last_hidden_state"),
+    "CrossEncoder": ("sequence-classification", "scores", "logits"),
+}
 _ARGUMENTS = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
 _HARMLESS_ARGUMENTS = {"trust_remote_code", "torch_dtype", "dtype", "attn_implementation", "add_pooling_layer", "use_cache"}
 # Classes of torch.nn, by the last part of their names, and where torch has them.
@@ -220,8 +224,12 @@ def read_pooling(directory: Path) -> Pooling | None:
     for kind in kinds:
         if kind not in known:
             raise InputError(f"{directory}/modules.json: {kind} modules are not supported; known: {', '.join(known)}")
-    library = _read_library(directory / "config_sentence_transformers.json")
+    of, library = _read_library(directory / "config_sentence_transformers.json")
     if "Pooling" not in kinds and "Dense" not in kinds:
+        for folder in (folder for kind, folder in modules if of == "CrossEncoder" and kind == "Transformer"):
+            _, lowercase = _read_transformer(folder, of)
+            if lowercase:
+                raise InputError(f"{folder}: do_lower_case of a CrossEncoder is not supported")
         return None
     order = [known.index(kind) for kind in kinds]
     if order != sorted(order) or order.count(0) != 1 or order.count(1) != 1:
@@ -234,7 +242,7 @@ def read_pooling(directory: Path) -> Pooling | None:
             _check_names(_json(folder / "config.json"), folder / "config.json")
     folders = dict(modules)
     mode, include_prompt = _read_mode(folders["Pooling"] / "config.json")
-    length, lowercase = _read_transformer(folders["Transformer"])
+    length, lowercase = _read_transformer(folders["Transformer"], of)
     dense = tuple(_read_dense(folder) for kind, folder in modules if kind == "Dense")
     return Pooling(
         mode, "Normalize" in kinds, length, lowercase, include_prompt=include_prompt, dense=dense, **library
@@ -254,8 +262,8 @@ def read_activation(directory: Path, config: Mapping[str, Any]) -> Any:
     return next((named for named in said if named is not None), None)
 
 
-def _read_library(path: Path) -> dict[str, Any]:
-    """What config_sentence_transformers.json says, as arguments of Pooling."""
+def _read_library(path: Path) -> tuple[str, dict[str, Any]]:
+    """(model type, arguments of Pooling) that config_sentence_transformers.json says."""
     config = _json(path)
     named, prompts = _typed(config, "default_prompt_name", str, None, path), _typed(config, "prompts", dict, {}, path)
     prompts = {name: _typed(prompts, name, str, "", path) for name in prompts}
@@ -264,9 +272,9 @@ def _read_library(path: Path) -> dict[str, Any]:
     of = config.get("model_type") or "SentenceTransformer"
     if of == "CrossEncoder" and named and prompts[named]:
         raise InputError(f"{path}: the default prompt {prompts[named]!r} of a CrossEncoder is not supported")
-    if of not in ("SentenceTransformer", "CrossEncoder"):
-        raise InputError(f"{path}: {of} models are not supported; known: SentenceTransformer, CrossEncoder")
-    return {
+    if of not in _TASKS:
+        raise InputError(f"{path}: {of} models are not supported; known: {', '.join(_TASKS)}")
+    return of, {
         "prompt": prompts[named] if named else "",
         "prompts": prompts,
         "truncate_dim": _typed(config, "truncate_dim", int, None, path),
@@ -290,8 +298,10 @@ def _read_mode(path: Path) -> tuple[PoolingMode | tuple[PoolingMode, ...], bool]
     return modes[0] if len(modes) == 1 else tuple(modes), _typed(config, "include_prompt", bool, True, path)
 
 
-def _read_transformer(folder: Path) -> tuple[int | None, bool]:
-    """(max_length, lowercase) of a Transformer module."""
+def _read_transformer(folder: Path, of: str) -> tuple[int | None, bool]:
+    """(max_length, lowercase) of the Transformer module of a model of type `of`."""
+    task, output, asked = _TASKS[of]
+    expected = _UNSET | {"transformer_task": task, "module_output_name": output}
     paths = [folder / f"sentence_{name}_config.json" for name in _TRANSFORMERS]
     path, config = next(((path, config) for path in paths if (config := _json(path))), (paths[0], {}))
     arguments: dict[str, Any] = {}
@@ -300,9 +310,9 @@ def _read_transformer(folder: Path) -> tuple[int | None, bool]:
             arguments |= _typed(config, name, dict, {}, path)
         elif name == "modality_config":
             text = _typed(config, name, dict, {}, path).get("text")
-            if text not in (None, {"method": "forward", "method_output_name": "last_hidden_state"}):
+            if text not in (None, {"method": "forward", "method_output_name": asked}):
                 raise InputError(f"{path}: modality_config reads texts by {text!r}, which is not supported")
-        elif name not in _HARMLESS and (name not in _EXPECTED or value not in (None, _EXPECTED[name])):
+        elif name not in _HARMLESS and (name not in expected or value not in (None, expected[name])):
             raise InputError(f"{path}: {name}={value!r} is not supported")
     for name, value in arguments.items():
         if name not in (*_HARMLESS_ARGUMENTS, "model_max_length"):

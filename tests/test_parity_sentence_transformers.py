@@ -273,14 +273,15 @@ def scores(model):
     return np.array([list(found.scores.values()) for found in Classifier(model)(PAIRS)])
 
 
-@pytest.mark.parametrize("activation", ["Identity", "Sigmoid", "Tanh", "GELU", "SiLU", None])
-@pytest.mark.parametrize("num_labels", [1, 3])
+# logits of several classes become probabilities, or are refused: tests/test_inference.py
+@pytest.mark.parametrize(
+    "num_labels, activation",
+    [*((1, name) for name in ("Identity", "Sigmoid", "Tanh", "GELU", "SiLU", None)), (3, "Sigmoid"), (3, None)],
+)
 def test_cross_encoders_as_the_installed_version_saves_them(activation, num_labels, served, tmp_path):
     import torch
     from sentence_transformers import CrossEncoder
 
-    if num_labels == 3 and activation not in (None, "Sigmoid"):
-        pytest.skip("logits of several classes become probabilities, or are refused: tests/test_inference.py")
     function = None if activation is None else getattr(torch.nn, activation)()
     directory = served("bert", "sequence_classification", num_labels).directories["theirs"]
     CrossEncoder(directory, activation_fn=function, device="cpu").save_pretrained(str(tmp_path / "theirs"))
@@ -310,6 +311,21 @@ def test_cross_encoders_cut_texts_where_fine_tuning_did(served, tmp_path):
     assert np.abs(scores(ours) - whole).max() > 1e-3
     _, expected = cross_encoder(tmp_path, 1)
     np.testing.assert_allclose(scores(bert_jax.load(tmp_path)), expected, atol=1e-5, rtol=0)
+
+
+def test_a_cross_encoder_reads_no_more_than_it_was_saved_with(served, tmp_path):
+    from sentence_transformers import CrossEncoder
+
+    directory = served("bert", "sequence_classification", 1).directories["theirs"]
+    CrossEncoder(directory, max_length=24, device="cpu").save_pretrained(str(tmp_path / "theirs"))
+    ours = bert_jax.load(tmp_path / "theirs")
+    _, expected = cross_encoder(tmp_path / "theirs", 1)
+    with pytest.warns(UserWarning, match="texts have more than 24 tokens"):
+        np.testing.assert_allclose(scores(ours), expected, atol=1e-5, rtol=0)
+    bert_jax.save(ours, tmp_path / "ours")
+    again, kept = cross_encoder(tmp_path / "ours", 1)
+    assert again.max_seq_length == 24
+    np.testing.assert_allclose(kept, expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("problem_type", [None, "regression", "multi_label_classification"])

@@ -358,6 +358,19 @@ def test_a_cross_encoders_default_prompt_is_refused_and_its_names_are_not(tmp_pa
         read_pooling(tmp_path)
 
 
+def test_the_settings_of_a_cross_encoder_that_change_its_numbers_are_refused(tmp_path):
+    write(tmp_path, "modules.json", modules("Transformer"))
+    write(tmp_path, "config_sentence_transformers.json", {"model_type": "CrossEncoder"})
+    text = {"method": "forward", "method_output_name": "logits"}
+    usual = {"transformer_task": "sequence-classification", "modality_config": {"text": text}, "module_output_name": "scores"}
+    write(tmp_path, "sentence_bert_config.json", usual)
+    assert read_pooling(tmp_path) is None
+    for name, value in {"do_lower_case": True, "processing_kwargs": {"text": {}}, "transformer_task": "text-generation"}.items():
+        write(tmp_path, "sentence_bert_config.json", usual | {name: value})
+        with pytest.raises(InputError, match=name):
+            read_pooling(tmp_path)
+
+
 def test_a_named_prompt_is_chosen_or_refused_with_the_names(tmp_path):
     pooling = Pooling(prompts={"query": "find: ", "passage": ""})
     assert pooling.with_prompt("query").read("x") == "find: x"
