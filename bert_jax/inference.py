@@ -323,7 +323,7 @@ class Classifier(Predictor):
         one that fine-tuning found best on its dev set, else 0.5. `max_length` and `exact`: `Predictor` says."""
         super().__init__(model, exact, max_length)
         in_order = ("in_order", "swapped") if model.config.model_type == "albert" else ("is_next", "random")
-        self.labels = _told_apart(model.labels or in_order)
+        self.labels = _told_apart(model.labels or (("LABEL_0",) if model.head == "sequence_classification" else in_order))
         self.problem_type, self._activation = _meaning(model, len(self.labels))
         own = model.tuned.label_thresholds if threshold is None else ()
         self.thresholds = own or (0.5 if threshold is None else threshold,) * len(self.labels)

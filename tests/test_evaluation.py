@@ -47,7 +47,8 @@ def params_of(head, num_labels):
 def model_of(kind, tokenizer, labels=LABELS, pooling=None):
     labels = labels if kind in NAMED else ()
     params = params_of(HEADS[kind], max(1, len(labels)))
-    return Model(CFG, params, tokenizer, HEADS[kind], labels, pooling=pooling or Pooling(normalize=False))
+    problem_type = "regression" if kind == "regression" else None
+    return Model(CFG, params, tokenizer, HEADS[kind], labels, problem_type, pooling or Pooling(normalize=False))
 
 
 def evaluator_of(kind, tokenizer, labels=LABELS, limit=64, null_threshold=None, pooling=None, label_threshold=None):

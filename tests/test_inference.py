@@ -1133,6 +1133,12 @@ def test_one_value_is_put_through_its_activation_or_without_one_a_sigmoid(value,
     assert found.scores == {"LABEL_0": found.score}
 
 
+def test_a_value_without_a_name_is_one_value(value):
+    model, logit = value
+    (found,) = Classifier(dataclasses.replace(model, labels=()))(["bako tine"])
+    assert found.scores == {"LABEL_0": pytest.approx(sigmoid(logit), abs=1e-5)}
+
+
 def test_an_activation_of_several_classes_says_what_they_are(classifier):
     def scores(activation, problem_type=None):
         return Classifier(dataclasses.replace(classifier.model, activation=activation, problem_type=problem_type))(SHORT[:2])
