@@ -27,8 +27,26 @@ TextFormat = Literal["auto", "txt", "jsonl", "csv", "tsv", "parquet"]
 ModelType = Literal["bert", "roberta", "xlm-roberta", "distilbert", "albert", "electra"]
 
 
+# Characters that move a terminal's cursor, turn text around, or cannot be written as UTF-8
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str, longest: int = 2000) -> str:
+    """`text` as a terminal may show it: control characters escaped (but for line ends and tabs), and of a line of more than
+    `longest` characters the middle left out."""
+    lines = _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text).split("\n")
+    half = longest // 2 - 2
+    return "\n".join(line if len(line) <= longest else f"{line[:half]}...{line[-half:]}" for line in lines)
+
+
 class InputError(ValueError):
-    """The user's input is at fault: the message names the thing, the place and the fix. Entry points print it alone."""
+    """The user's input is at fault: the message names the thing, the place and the fix. Entry points print it alone.
+
+    Messages quote what files hold; it is made `printable`.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

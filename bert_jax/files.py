@@ -1,4 +1,4 @@
-"""Small files, written whole or not at all."""
+"""Small files, written whole or not at all, and read within bounds."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import json
 import math
 import os
 import re
+import stat
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bert_jax.config import InputError
 
@@ -17,6 +18,44 @@ from bert_jax.config import InputError
 def seal(record: dict[str, Any]) -> int:
     """The CRC-32 of an object's JSON: kept beside what JSON itself does not protect, as a flipped digit is JSON too."""
     return zlib.crc32(json.dumps(record, sort_keys=True).encode())
+
+
+J = TypeVar("J", dict[str, Any], list[Any])
+MOST_JSON = 16 << 20  # bytes
+
+
+def check_regular(path: Path, most: int) -> None:
+    """Raises InputError unless `path` is a file (a pipe would be waited for) of at most `most` bytes, OSError without one."""
+    info = path.stat()
+    if not stat.S_ISREG(info.st_mode):
+        raise InputError(f"{path} is a {'folder' if stat.S_ISDIR(info.st_mode) else 'pipe or device'}, not a file")
+    if info.st_size > most:
+        raise InputError(f"{path} has {info.st_size:,} bytes, more than the {most:,} that such a file may have")
+
+
+def read_json(path: Path, kind: type[J]) -> J | None:
+    """The dict or list (`kind`) that a JSON file holds, None without the file. A byte order mark is passed over.
+
+    Memory: at most 16 MiB are read, and JSON of so many bytes takes up to 25 times as much.
+
+    Raises InputError where the file cannot be read, is too large, is not UTF-8 or JSON, is nested too deeply, or holds another
+    kind of value.
+    """
+    try:
+        check_regular(path, MOST_JSON)
+        value = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except RecursionError:
+        raise InputError(f"{path} is not JSON that is read: it is nested too deeply") from None
+    except ValueError as error:
+        raise error if isinstance(error, InputError) else InputError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, kind):
+        what = {dict: "an object of names and values", list: "a list"}[kind]
+        raise InputError(f"{path} holds a {type(value).__name__}, not {what}")
+    return value
 
 
 def put(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from bert_jax.config import BertConfig, InputError, did_you_mean
 from bert_jax.data.layout import Layout
-from bert_jax.files import put
+from bert_jax.files import put, read_json
 from bert_jax.formats.tensors import read_directory, write_safetensors
 
 PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
@@ -162,17 +163,9 @@ class Pooling:
 # --- reading ---
 
 
-def _json(path: Path, kind: type = dict) -> Any:
-    """What a file holds, of type `kind`; an empty one without the file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        return kind()
-    except ValueError as e:
-        raise InputError(f"{path} is not JSON: {e}") from None
-    if not isinstance(content, kind):
-        raise InputError(f"{path} holds a {type(content).__name__}; expected a {kind.__name__}")
-    return content
+def _object(path: Path) -> dict[str, Any]:
+    """What a file says; nothing without the file."""
+    return read_json(path, dict) or {}
 
 
 def _typed(config: Mapping[str, Any], name: str, kind: type | tuple[type, ...], default: Any, path: Path) -> Any:
@@ -191,7 +184,7 @@ def read_modules(directory: Path) -> list[tuple[str, Path]]:
     Raises InputError for a class that is not sentence-transformers' own, and for a folder outside the directory.
     """
     path, found = directory / "modules.json", []
-    for module in _json(path, list):
+    for module in read_json(path, list) or []:
         try:
             package, _, kind = module["type"].rpartition(".")
             folder = Path(module["path"])
@@ -239,7 +232,7 @@ def read_pooling(directory: Path) -> Pooling | None:
         )
     for kind, folder in modules:
         if kind == "Normalize":
-            _check_names(_json(folder / "config.json"), folder / "config.json")
+            _check_names(_object(folder / "config.json"), folder / "config.json")
     folders = dict(modules)
     mode, include_prompt = _read_mode(folders["Pooling"] / "config.json")
     length, lowercase = _read_transformer(folders["Transformer"], of)
@@ -251,7 +244,7 @@ def read_pooling(directory: Path) -> Pooling | None:
 
 def read_activation(directory: Path, config: Mapping[str, Any]) -> Any:
     """The class behind the logits of a CrossEncoder: what config_sentence_transformers.json says, else config.json, else None."""
-    library = _json(directory / "config_sentence_transformers.json")
+    library = _object(directory / "config_sentence_transformers.json")
     followed = library.get("model_type") == "CrossEncoder" and (directory / "modules.json").is_file()
     of_library = config.get("sentence_transformers")
     said = [
@@ -264,7 +257,7 @@ def read_activation(directory: Path, config: Mapping[str, Any]) -> Any:
 
 def _read_library(path: Path) -> tuple[str, dict[str, Any]]:
     """(model type, arguments of Pooling) that config_sentence_transformers.json says."""
-    config = _json(path)
+    config = _object(path)
     named, prompts = _typed(config, "default_prompt_name", str, None, path), _typed(config, "prompts", dict, {}, path)
     prompts = {name: _typed(prompts, name, str, "", path) for name in prompts}
     if named and named not in prompts:
@@ -284,7 +277,7 @@ def _read_library(path: Path) -> tuple[str, dict[str, Any]]:
 
 def _read_mode(path: Path) -> tuple[PoolingMode | tuple[PoolingMode, ...], bool]:
     """(mode, include_prompt) of a Pooling module."""
-    config = _json(path)
+    config = _object(path)
     named = config.get("pooling_mode")
     if named is None:
         on = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
@@ -303,7 +296,7 @@ def _read_transformer(folder: Path, of: str) -> tuple[int | None, bool]:
     task, output, asked = _TASKS[of]
     expected = _UNSET | {"transformer_task": task, "module_output_name": output}
     paths = [folder / f"sentence_{name}_config.json" for name in _TRANSFORMERS]
-    path, config = next(((path, config) for path in paths if (config := _json(path))), (paths[0], {}))
+    path, config = next(((path, config) for path in paths if (config := _object(path))), (paths[0], {}))
     arguments: dict[str, Any] = {}
     for name, value in config.items():
         if name in _ARGUMENTS:
@@ -319,8 +312,9 @@ def _read_transformer(folder: Path, of: str) -> tuple[int | None, bool]:
             raise InputError(f"{path}: {name}={value!r} is not supported")
     tokenizer = folder / "tokenizer_config.json"
     length = _typed(config, "max_seq_length", int, None, path) or _typed(arguments, "model_max_length", int, None, path)
-    length = length or _typed(_json(tokenizer), "model_max_length", (int, float), None, tokenizer)
-    return None if length is None else int(length), _typed(config, "do_lower_case", bool, False, path)
+    length = length or _typed(_object(tokenizer), "model_max_length", (int, float), None, tokenizer)
+    length = int(length) if length is not None and math.isfinite(length) else None
+    return length, _typed(config, "do_lower_case", bool, False, path)
 
 
 def _check_names(config: Mapping[str, Any], path: Path) -> None:
@@ -332,7 +326,7 @@ def _check_names(config: Mapping[str, Any], path: Path) -> None:
 
 def _read_dense(folder: Path) -> Dense:
     path = folder / "config.json"
-    config = _json(path)
+    config = _object(path)
     _check_names(config, path)
     if config.get("use_residual"):
         raise InputError(f"{path}: use_residual is not supported")

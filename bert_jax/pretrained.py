@@ -17,9 +17,20 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 
-from bert_jax.config import COMPUTED, OF_A_RUN, BertConfig, InputError, TrainConfig, did_you_mean, differences, from_dict, to_dict
+from bert_jax.config import (
+    COMPUTED,
+    OF_A_RUN,
+    BertConfig,
+    InputError,
+    TrainConfig,
+    did_you_mean,
+    differences,
+    from_dict,
+    printable,
+    to_dict,
+)
 from bert_jax.data.tokenizer import SpecialTokens, Tokenizer, has_tokenizer
-from bert_jax.files import put
+from bert_jax.files import put, read_json
 from bert_jax.formats.tensors import has_weights, read_directory, say_not_read, write_safetensors
 from bert_jax.formats.tf1 import find_tf1, read_tf1
 from bert_jax.model import convert
@@ -57,7 +68,8 @@ class Untrained:
         modules = list(dict.fromkeys(f"{name.rpartition('.')[0]}.*" for name in self.unused))
         there = f" (there, and not used: {', '.join(modules[:8])}{', ...' * (len(modules) > 8)})" if modules else ""
         random = ", ".join(sorted(same))
-        return f"{self.where} has no weights for {random}: they are random, and predictions too, until they are trained{there}"
+        said = f"{self.where} has no weights for {random}: they are random, and predictions too, until they are trained{there}"
+        return printable(said)
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,12 +206,7 @@ def _read(directory: Path) -> _Files:
             f"{directory} has no config.json (or bert_config.json): a pretrained directory holds that, "
             f"model.safetensors, pytorch_model.bin or bert_model.ckpt.*, and the tokenizer's files{say_not_read(directory)}"
         )
-    try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as e:
-        raise InputError(f"{path} is not JSON: {e}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path} holds a {type(values).__name__}, not an object of names and values")
+    values = read_json(path, dict) or {}
     config = convert.config_from_hugging_face(values, str(path))
     tensors: Mapping[str, np.ndarray]
     if prefix is not None:
@@ -306,12 +313,12 @@ def _put(array: np.ndarray) -> jax.Array:
 def _say(converted: convert.Converted, where: str) -> None:
     """Tells what the file lacked or had too much, and weights that are no numbers."""
     for note in converted.notes:
-        print(f"{where}: {note}", file=sys.stderr)
+        print(printable(f"{where}: {note}"), file=sys.stderr)
     if converted.fresh:
-        print(f"{where} has no weights for {', '.join(converted.fresh)}: freshly initialised", file=sys.stderr)
+        print(printable(f"{where} has no weights for {', '.join(converted.fresh)}: freshly initialised"), file=sys.stderr)
     for names, what in ((converted.unused, "of no use here"), (converted.broken, "NaN or infinite weights in")):
         if names:
-            print(f"{where}: {what}: {', '.join(names[:8])} ({len(names)} tensors)", file=sys.stderr)
+            print(printable(f"{where}: {what}: {', '.join(names[:8])} ({len(names)} tensors)"), file=sys.stderr)
 
 
 def _head(files: _Files, wanted: Head | None, directory: Path) -> Head:
@@ -323,6 +330,8 @@ def _head(files: _Files, wanted: Head | None, directory: Path) -> Head:
         family.head(wanted)
         return wanted
     architectures = files.values.get("architectures") or []
+    if not isinstance(architectures, list):
+        raise InputError(f"{directory}/config.json: architectures is {str(architectures)[:80]!r}, not a list of class names")
     if not architectures:
         guessed = convert.guess_head(files.tensors, family)
         if guessed == "encoder" and any(name.startswith("classifier.") for name in files.tensors):
@@ -422,12 +431,9 @@ def _read_workdir(workdir: Path) -> _Files:
     from bert_jax.training import checkpoint, optim, steps
 
     path = workdir / "config.json"
-    try:
-        cfg = from_dict(TrainConfig, json.loads(path.read_text()), str(path))
-    except FileNotFoundError:
-        raise InputError(f"{workdir} has checkpoints but no config.json: it is no work directory of train.py") from None
-    except ValueError as error:
-        raise error if isinstance(error, InputError) else InputError(f"{path} is not JSON: {error}") from None
+    if (values := read_json(path, dict)) is None:
+        raise InputError(f"{workdir} has checkpoints but no config.json: it is no work directory of train.py")
+    cfg = from_dict(TrainConfig, values, str(path))
     head = pretraining_head(cfg)
     module = Bert(cfg.model, head)
     like = jax.eval_shape(lambda: steps.init_state(initialize(module, 0), optim.make_optimizer(cfg.optim)))
@@ -531,6 +537,7 @@ def load_for_task(
 def _has_head(files: _Files, head: Head, layer: str) -> bool:
     """Whether `layer` is there, and of `head`: other heads may call theirs alike, which `architectures` tells."""
     said = files.values.get("architectures") or [""]
+    said = said if isinstance(said, list) else [""]
     of = FAMILIES[files.config.model_type].head_of(str(said[0]))
     return of in (None, head) and all(f"{layer}.{name}" in files.tensors for name in ("weight", "bias"))
 
@@ -578,10 +585,7 @@ def architecture(path: str | Path) -> BertConfig:
     if has_weights(directory) or not (directory / "checkpoints").is_dir():
         return _read(directory).config
     file = directory / "config.json"
-    try:
-        return from_dict(TrainConfig, json.loads(file.read_text(encoding="utf-8")), str(file)).model
-    except (OSError, ValueError) as error:
-        raise error if isinstance(error, InputError) else InputError(f"{file} cannot be read: {error}") from None
+    return from_dict(TrainConfig, read_json(file, dict) or {}, str(file)).model
 
 
 def vocabulary(path: str | Path | None) -> Path | None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 
 from bert_jax import pretrained
 from bert_jax.config import BertConfig, InputError, TrainConfig, from_dict
+from bert_jax.files import read_json
 from bert_jax.model import attention
 from bert_jax.model.heads import Bert
 from bert_jax.training import losses, memory, optim, parallel, steps
@@ -101,9 +101,9 @@ def architecture(init_from: str, workdir: str) -> BertConfig:
     try:
         return pretrained.architecture(init_from)
     except InputError:
-        with contextlib.suppress(OSError, ValueError):
-            old = json.loads((Path(workdir) / "config.json").read_text())
-            if isinstance(old, dict) and old.get("init_from") == init_from:
+        with contextlib.suppress(InputError):
+            old = read_json(Path(workdir) / "config.json", dict)
+            if old and old.get("init_from") == init_from:
                 return from_dict(TrainConfig, old).model
         raise
 

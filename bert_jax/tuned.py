@@ -9,7 +9,6 @@ texts too. The rest is the object "bert_jax" of config.json, which they keep and
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax.config import InputError
+from bert_jax.files import read_json
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _is_number(value: Any) -> bool:
 def _model_max_length(directory: Path) -> int | None:
     """That of tokenizer_config.json; None where it says none, or a number that is none, as transformers' 1e30 is."""
     try:
-        length = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8-sig")).get("model_max_length")
-    except (OSError, ValueError, RecursionError, AttributeError):  # the tokenizer's reader says what is wrong with it
+        length = (read_json(directory / "tokenizer_config.json", dict) or {}).get("model_max_length")
+    except InputError:  # the tokenizer's reader says what is wrong with it
         return None
     return length if isinstance(length, int) and not isinstance(length, bool) and 3 <= length < 10**6 else None

@@ -112,10 +112,8 @@ def other_run(old: Mapping[str, Any], cfg: TrainConfig, moved: bool) -> list[Cha
 
 def _read(path: Path) -> dict[str, Any] | None:
     """The config.json of a run; None if there is none."""
-    if not path.exists():
-        return None
-    old = json.loads(path.read_text())
-    if not isinstance(old, dict) or not isinstance(old.get("num_steps"), int):
+    old = files.read_json(path, dict)
+    if old is not None and not isinstance(old.get("num_steps"), int):
         raise InputError(f"{path} is not a run's config: use another --workdir, or delete that file")
     return old
 

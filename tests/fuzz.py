@@ -15,28 +15,36 @@ import io
 import json
 import os
 import random
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import atheris
+from safetensors.numpy import save_file
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 with atheris.instrument_imports(include=["bert_jax"]):
+    import bert_jax
+    from bert_jax import pretrained
     from bert_jax.config import InputError
     from bert_jax.data import sources, splits
     from bert_jax.data.tasks import TaskData, find_task
     from bert_jax.data.tokenizer import Tokenizer
     from bert_jax.formats import flax_msgpack, tensors, tf1, torch_bin
     from bert_jax.model import convert
+    from bert_jax.model.heads import Bert
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "the", "cat", "##s", "of", "."]
 CONFIG = dict(model_type="bert", vocab_size=11, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
 SQUAD = {"data": [{"title": "t", "paragraphs": [{"context": "the cat of a", "qas": [
     {"id": "1", "question": "what?", "is_impossible": False, "answers": [{"text": "cat", "answer_start": 4}]}]}]}]}  # fmt: skip
+NAMES = ["config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
+         "modules.json", "1_Pooling/config.json", "sentence_bert_config.json", "config_sentence_transformers.json",
+         "model.safetensors.index.json"]  # fmt: skip
 WORDPIECE = dict(type="WordPiece", unk_token="[UNK]", continuing_subword_prefix="##", max_input_chars_per_word=100)
 
 
@@ -142,6 +150,69 @@ def read_config(path: Path) -> None:
         convert.config_from_hugging_face(values, str(path))
 
 
+def model_directory() -> list[bytes]:
+    """File name -> what is in it (JSON, or text) of a small model of sentence-transformers' kind, as one JSON object."""
+    vocab = {word: i for i, word in enumerate(WORDS)}
+    tokenizer = dict(
+        model={**WORDPIECE, "vocab": vocab}, normalizer={"type": "BertNormalizer", "lowercase": True, "clean_text": True,
+        "handle_chinese_chars": True, "strip_accents": None}, pre_tokenizer={"type": "BertPreTokenizer"}, post_processor=None,
+        decoder={"type": "WordPiece", "prefix": "##", "cleanup": True}, padding=None, truncation=None, version="1.0",
+        added_tokens=[dict(id=i, content=word, special=True, single_word=False, lstrip=False, rstrip=False, normalized=False)
+                      for i, word in enumerate(WORDS[:5])],
+    )  # fmt: skip
+    common = {
+        "config.json": CONFIG | dict(max_position_embeddings=16, architectures=["BertForSequenceClassification"],
+                                     id2label={"0": "no", "1": "yes"}, problem_type=None, pad_token_id=0),
+        "tokenizer_config.json": dict(tokenizer_class="BertTokenizer", do_lower_case=True, model_max_length=16,
+                                      mask_token="[MASK]", split_special_tokens=False),
+        "special_tokens_map.json": dict(cls_token="[CLS]", additional_special_tokens=["[SEP]"]),
+        "modules.json": [{"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+                         for i, (path, kind) in enumerate([("", "Transformer"), ("1_Pooling", "Pooling"), ("", "Normalize")])],
+        "1_Pooling/config.json": dict(word_embedding_dimension=8, pooling_mode_mean_tokens=True, include_prompt=True),
+        "sentence_bert_config.json": dict(max_seq_length=16, do_lower_case=False),
+        "config_sentence_transformers.json": dict(prompts={"query": "a "}, default_prompt_name="query",
+                                                  similarity_fn_name="cosine"),
+    }  # fmt: skip
+    index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(weights(), "weights.safetensors")}
+    files = [
+        common | {"tokenizer.json": tokenizer},
+        common | {"vocab.txt": "\n".join(WORDS), "added_tokens.json": {"<ent>": 11}, "model.safetensors.index.json": index},
+    ]
+    return [line(each) for each in files]
+
+
+def read_model_directory(path: Path) -> None:
+    """The files that `path` holds, beside weights that fit the model that is not changed."""
+    try:
+        files = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return
+    directory = path.parent / "model"
+    shutil.rmtree(directory, ignore_errors=True)
+    (directory / "1_Pooling").mkdir(parents=True)
+    for name, content in files.items() if isinstance(files, dict) else ():
+        if name in NAMES:
+            text = content if isinstance(content, str) else json.dumps(content)
+            (directory / name).write_text(text, errors="replace")
+    sharded = (directory / "model.safetensors.index.json").exists()
+    save_file(weights(), directory / ("weights.safetensors" if sharded else "model.safetensors"))
+    model = pretrained.load(directory)
+    if model.tokenizer is not None:
+        for ids in model.tokenizer.encode_batch(["the cats of [MASK]", ""]):
+            model.tokenizer.decode(ids)
+    bert_jax.Embedder(model)
+
+
+@cache
+def weights() -> dict[str, Any]:
+    """Of `model_directory`, as a file has them."""
+    import jax
+
+    cfg = convert.config_from_hugging_face(CONFIG | dict(max_position_embeddings=16), "")
+    params = jax.device_get(pretrained.initialize(Bert(cfg, "sequence_classification", 2), 0))
+    return convert.to_hugging_face(params, cfg, "sequence_classification")
+
+
 def line(*values: object) -> bytes:
     return "\n".join(json.dumps(value) for value in values).encode()
 
@@ -167,6 +238,7 @@ TARGETS: dict[str, tuple[str, Callable[[], list[bytes]], Callable[[Path], object
     "conll": ("train.conll", lambda: [b"the\tO\ncat\tB-X\n\nof\tI-X\n\n" * 6], partial(read_task, "ner")),
     "squad": ("train.json", lambda: [line(SQUAD)], partial(read_task, "squad2")),
     "config": ("config.json", lambda: [line(CONFIG)], read_config),
+    "directory": ("files.json", model_directory, read_model_directory),
 }  # fmt: skip
 
 

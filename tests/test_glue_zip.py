@@ -5,6 +5,7 @@ import os
 import random
 import re
 import struct
+import tracemalloc
 import zipfile
 
 import pytest
@@ -176,8 +177,8 @@ def test_a_directory_that_is_no_finished_glue_run_is_refused(tmp_path):
     refuses(r"is not a finished work directory of finetune.py: there is no .*results\.json")
     for text, message in {
         '{"task": "squad"}': "task 'squad' is not one of GLUE's, cola, sst2,",
-        "[]": "task None is not",
-        '{"task"': "results.json: cannot be read",
+        "[]": "holds a list, not an object",
+        '{"task"': r"results\.json is not JSON",
         '{"task": "rte"}': r"test\.tsv: no such file; finetune\.py writes it",
     }.items():
         (tmp_path / "results.json").write_text(text)
@@ -394,6 +395,19 @@ def test_damage_is_refused_wherever_it_is_and_never_raises(tmp_path, submission)
     path.write_bytes(data[:at] + bytes(255 - byte for byte in data[at : at + 20]) + data[at + 20 :])
     (problem,) = check_zip(path)
     assert problem.startswith("RTE.tsv: cannot be unpacked (")
+
+
+@pytest.mark.parametrize("names", [["RTE.tsv"], [f"{i}/RTE.tsv" for i in range(40)]], ids=["one", "many"])
+def test_a_zip_bomb_is_not_unpacked(tmp_path, names):
+    path, zeros = tmp_path / "x.zip", bytes(80 << 20 if len(names) == 1 else 2 << 20)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            archive.writestr(name, zeros)
+    tracemalloc.start()
+    problems = check_zip(path)
+    assert tracemalloc.get_traced_memory()[1] < 300 << 20
+    tracemalloc.stop()
+    assert any("RTE.tsv: a zip bomb, or nothing like a submission: it unpacks to more than 64 MiB" in p for p in problems)
 
 
 def test_a_locked_zip_is_refused(tmp_path, right):

@@ -821,6 +821,26 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
     tracemalloc.stop()
 
 
+def test_tensors_that_repeat_their_bytes_are_refused_beyond_what_the_file_has(tmp_path):
+    """An expanded buffer is honest; four gigabytes of one number, or one storage under a thousand names, are not."""
+    storage = Storage(np.arange(8, dtype=np.float32))
+    (tmp_path / "a.bin").write_bytes(dumps({"ids": tensor(storage, (1, 8), (0, 1)), "row": tensor(storage, (4, 8), (0, 1))}))
+    assert read_torch(tmp_path / "a.bin")["row"].tolist() == 4 * [list(range(8))]
+    assert "its tensors are of 4,294,967,296 bytes" in refusal(tmp_path, dumps({"w": tensor(storage, (1 << 30,), (0,))}))
+    shared = Storage(np.zeros(1 << 20, np.float32))
+    tied = {f"w{i}": tensor(shared, (1 << 20,), (1,)) for i in range(100)}
+    assert "its tensors are of 419,430,400 bytes" in refusal(tmp_path, dumps(tied))
+
+
+def test_integers_that_no_file_of_weights_has_are_refused_before_anything_is_done_with_them(tmp_path):
+    """Two million bits, given a hundred thousand times: each sum or product with it would copy 250 kB."""
+    number = (1 << 2_000_000) - 1
+    size = number.bit_length() // 8 + 1
+    long4 = b"\x8b" + struct.pack("<i", size) + number.to_bytes(size, "little", signed=True)
+    content = archive(b"\x80\x02(" + long4 + b"q\x00" + 100_000 * b"h\x00" + b"t.")
+    assert "its pickle has an integer of 2,000,000 bits" in refusal(tmp_path, content)
+
+
 def test_a_bomb_in_the_pickle_is_refused(tmp_path):
     content = archive(b"\x80\x02" + b"N" * (100 << 20) + b".", compression=zipfile.ZIP_DEFLATED)
     tracemalloc.start()

@@ -9,7 +9,6 @@ Classes are spelled as GLUE's own files spell them ("1" for cola's "acceptable")
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import reprlib
@@ -22,6 +21,7 @@ from typing import NamedTuple
 from bert_jax.config import InputError, did_you_mean
 from bert_jax.data import sources
 from bert_jax.data.tasks import TASKS, Task
+from bert_jax.files import read_json
 
 
 class GlueFile(NamedTuple):
@@ -59,6 +59,7 @@ FILES = (
 NUM_ROWS = sum(file.rows for file in FILES)
 _HEADER = "index\tprediction"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)  # narrower than float(), which reads 1_0 and inf
+_MOST_BYTES = 64 << 20  # of all files together: an honest submission has 8 MB
 _MTIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold: equal predictions give equal bytes
 
 
@@ -126,11 +127,7 @@ def _task_of(workdir: Path) -> str:
     path, known = workdir / "results.json", list(dict.fromkeys(file.task for file in FILES))
     if not path.is_file():
         raise InputError(f"{workdir} is not a finished work directory of finetune.py: there is no {path}")
-    try:
-        results = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); run finetune.py again") from None
-    task = results.get("task") if isinstance(results, dict) else None
+    task = (read_json(path, dict) or {}).get("task")
     if task not in known:
         raise InputError(f"{path}: task {task!r} is not one of GLUE's, {', '.join(known)}: leave this directory out")
     return str(task)
@@ -203,10 +200,12 @@ def check_zip(path: str | Path) -> list[str]:
         return [f"{path}: not a zip, or a damaged one ({error})"]
     with archive:
         problems = list(_check_names(archive.namelist()))
-        table = {file.name: file for file in FILES}
+        table, left = {file.name: file for file in FILES}, _MOST_BYTES
         for info in archive.infolist():
             if file := table.get(_base(info.filename)):
-                problems += _check_member(archive, info, file)
+                data, fault = _unpack(archive, info, left)
+                left -= len(data)
+                problems += [fault] if fault else _check_member(info.filename, data, file)
     return problems
 
 
@@ -227,12 +226,19 @@ def _check_names(names: Sequence[str]) -> Iterator[str]:
     yield from (f"{name}: missing" for name in wanted if name not in bases)
 
 
-def _check_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: GlueFile) -> list[str]:
-    name = info.filename
+def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> tuple[bytes, str]:
+    """(bytes of a member, what is wrong with it)."""
     try:
-        data = archive.read(info)
+        with archive.open(info) as member:
+            data = member.read(most + 1)
     except Exception as error:  # zipfile, zlib, lzma and bz2 each have their own for what is damaged or encrypted
-        return [f"{name}: cannot be unpacked ({error})"]
+        return b"", f"{info.filename}: cannot be unpacked ({error})"
+    if len(data) > most:
+        return b"", f"{info.filename}: a zip bomb, or nothing like a submission: it unpacks to more than {_MOST_BYTES >> 20} MiB"
+    return data, ""
+
+
+def _check_member(name: str, data: bytes, file: GlueFile) -> list[str]:
     try:
         text = data.decode()
     except UnicodeDecodeError as error:

@@ -7,8 +7,10 @@ turned into one on load, so the ids of training are the ids of the exported toke
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -24,6 +26,7 @@ from bert_jax import files
 from bert_jax.config import InputError, did_you_mean
 from bert_jax.data import sentencepiece
 from bert_jax.data.sentencepiece import ROLES
+from bert_jax.files import check_regular, read_json
 
 T = TypeVar("T")
 Kind = Literal["unigram", "bpe", "wordpiece"]
@@ -33,6 +36,8 @@ _FILES = ("tokenizer.json", "vocab.txt", "*.model", "vocab.json")  # in a direct
 _BERT_NAMES = {role: names[0] for role, names in ROLES.items()}
 _CONFIG = "tokenizer_config.json"
 _NAMED = {f"{name}_token" for name in (*ROLES, "bos", "eos")}  # other keys of this form are a model's own tokens
+_MOST_BYTES = 256 << 20  # of a tokenizer's file
+_MOST_GROWTH = 100  # characters that a normaliser or decoder makes of one
 _BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
 # `tokenizer_class`, less a final `Fast`, of those whose vocab.txt, vocab.json or .model is read as they read it
 _READ_CLASSES: tuple[str, ...] = (*_BERT_CLASSES, "RobertaTokenizer", "XLMRobertaTokenizer", "AlbertTokenizer")
@@ -209,7 +214,8 @@ class Tokenizer:
                 raise InputError(f"texts[{i}] is a {type(text).__name__}, not a str")
         encode = self._engine.encode_batch if offsets else self._engine.encode_batch_fast
         try:
-            return encode(texts, add_special_tokens=False)
+            with _failures_named("the tokenizer fails at these texts"):
+                return encode(texts, add_special_tokens=False)
         except TypeError:
             for i, text in enumerate(texts):
                 if half := re.search("[\ud800-\udfff]", text):
@@ -220,7 +226,8 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`, special tokens left out."""
-        return self._engine.decode([int(i) for i in ids], skip_special_tokens=True)
+        with _failures_named("the tokenizer fails at these ids"):
+            return self._engine.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """The token of each id; an id that the vocabulary leaves unused gives the empty string."""
@@ -287,6 +294,9 @@ class Tokenizer:
         Longer words than 100 letters are unknown to a vocab.txt; than 200 where bert_config.json stands beside it and neither
         config.json nor tokenizer_config.json, as in Google's code.
 
+        Memory: files of at most 256 MiB are read, and take up to 30 times their size; a normaliser or decoder that would make
+        more than 100 characters of one is refused.
+
         Args:
           path: the file; in a directory, the first found in the order above.
           lowercase: for BERT's own normalisation and ALBERT's: True is uncased. None asks the files: see above for a
@@ -304,6 +314,13 @@ class Tokenizer:
             rules that are not read, or ids for added tokens that are not the next ones.
         """
         path = _find(Path(path))
+        with _failures_named(f"{path}: not a tokenizer that can be used"):
+            return cls._load(path, lowercase, model_type, special_tokens)
+
+    @classmethod
+    def _load(
+        cls, path: Path, lowercase: bool | None, model_type: str | None, special_tokens: SpecialTokens | None
+    ) -> Tokenizer:  # fmt: skip
         config = _config_beside(path)
         _refuse_other_rules(path, config)
         model_type = _model_type(model_type, config)
@@ -376,7 +393,7 @@ def in_portions(items: Iterable[T], size_of: Callable[[T], int] = len, size: int
 
 def has_tokenizer(directory: str | os.PathLike[str]) -> bool:
     """True if `directory` has a file that `Tokenizer.load` would read."""
-    return any(next(Path(directory).glob(pattern), None) for pattern in _FILES)
+    return any(file.is_file() for pattern in _FILES for file in Path(directory).glob(pattern))
 
 
 def _id(engine: tokenizers.Tokenizer, name: str) -> int:
@@ -452,7 +469,7 @@ def _find(path: Path) -> Path:
     """The tokenizer file that `path` means."""
     if path.is_dir():
         for pattern in _FILES:
-            found = sorted(path.glob(pattern))
+            found = sorted(file for file in path.glob(pattern) if file.is_file())
             if len(found) > 1:
                 raise InputError(f"{path}: several tokenizers, {', '.join(f.name for f in found)}; give the file")
             if found:
@@ -465,6 +482,7 @@ def _find(path: Path) -> Path:
 
 def _read(path: Path) -> str:
     try:
+        check_regular(path, _MOST_BYTES)
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text: {error}") from error
@@ -476,12 +494,27 @@ def _is_tokenizer_json(path: Path) -> bool:
 
 def _object(file: Path) -> dict[str, Any]:
     """A JSON object, {} if there is no such file."""
-    if not file.is_file():
-        return {}
-    try:
-        return {} | json.loads(_read(file))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{file}: not a JSON object: {error}") from error
+    return read_json(file, dict) or {}
+
+
+_FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space", "keep_accents", "split_special_tokens",
+          "do_basic_tokenize")  # fmt: skip
+_KINDS: dict[str, tuple[type, ...]] = {  # of the keys that are read; null is any key's
+    **dict.fromkeys(_FLAGS, (bool,)), **dict.fromkeys(_NAMED, (str, dict)), "tokenizer_class": (str,),
+    "model_input_names": (list,), "added_tokens_decoder": (dict,), "extra_special_tokens": (list, dict),
+    "additional_special_tokens": (list,),
+}  # fmt: skip
+
+
+def _check_types(file: Path, values: dict[str, Any]) -> None:
+    """Raises InputError where a key that is read has a value of another type than it may have."""
+    for key, kinds in _KINDS.items():
+        value = values.get(key)
+        if key in _NAMED and isinstance(value, dict):
+            value = value.get("content", 0)  # the text of a token
+        if value is not None and not isinstance(value, kinds):
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            raise InputError(f"{file}: {key} is {str(value)[:80]!r}, a {type(value).__name__}; expected {expected}")
 
 
 def _config_beside(path: Path) -> dict[str, Any]:
@@ -490,6 +523,8 @@ def _config_beside(path: Path) -> dict[str, Any]:
     `model_type` is that of the config.json; `tokenizer_class` too if the second has none.
     """
     model, names, config = (_object(path.with_name(name)) for name in ("config.json", "special_tokens_map.json", _CONFIG))
+    for name, values in (("special_tokens_map.json", names), (_CONFIG, config)):
+        _check_types(path.with_name(name), values)
     if "added_tokens_decoder" in config:  # as transformers: the older way of stating these is not read then
         names = {key: value for key, value in names.items() if not key.endswith("special_tokens")}
     tokenizer_class = config.get("tokenizer_class") or model.get("tokenizer_class")
@@ -537,14 +572,43 @@ _CLASS_OF = {"bert": "BertTokenizer", "distilbert": "BertTokenizer", "electra": 
 _CLASS_OF |= {"roberta": "RobertaTokenizer", "xlm-roberta": "XLMRobertaTokenizer", "albert": "AlbertTokenizer"}
 
 
-def _read_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
+@contextlib.contextmanager
+def _failures_named(what: str) -> Iterator[None]:
+    """What `tokenizers` raises, plain Exceptions and the panics of Rust, which are not even that, as InputErrors."""
     try:
-        engine = tokenizers.Tokenizer.from_str(_read(path))
+        yield
+    except BaseException as error:
+        panicked = not isinstance(error, Exception | KeyboardInterrupt | SystemExit | GeneratorExit)
+        if type(error) is not Exception and not panicked:
+            raise
+        raise InputError(f"{what}: {error}") from None
+
+
+def _growth(step: Any) -> float:
+    """Characters that a normaliser or decoder, as JSON, may make of one. NFKD's 18 are no danger: they are not made again."""
+    if not isinstance(step, dict):
+        return 1
+    if step.get("type") == "Replace":
+        pattern, content = step.get("pattern"), step.get("content")
+        string = pattern.get("String") if isinstance(pattern, dict) else None
+        length = len(content) if isinstance(content, str) else 1
+        return max(1, length / len(string) if isinstance(string, str) and string else length + 1)
+    below = step.get("normalizers") or step.get("decoders")
+    return math.prod(map(_growth, below)) if isinstance(below, list) else 1
+
+
+def _read_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
+    text = _read(path)
+    with _failures_named(f"{path}: not a tokenizer.json"):
+        engine = tokenizers.Tokenizer.from_str(text)
+    engine.no_padding()
+    engine.no_truncation()
+    spec = json.loads(text.removeprefix("\ufeff"))
+    for part in ("normalizer", "decoder"):
+        if (growth := _growth(spec.get(part))) > _MOST_GROWTH:
+            raise InputError(f"{path}: its {part} makes up to {growth:.3g} characters of each one; {_MOST_GROWTH} are the most")
+    with _failures_named(f"{path}: not a tokenizer.json"):
         engine.encode("\U0010fffd")  # a vocabulary without its own unk_token fails only where a text needs it
-    except InputError:
-        raise
-    except Exception as error:  # `tokenizers` raises plain Exception
-        raise InputError(f"{path}: not a tokenizer.json: {error}") from error
     if isinstance(engine.model, models.BPE):
         engine.model.dropout = None  # a regularisation of training
     return engine
@@ -700,6 +764,7 @@ def _wordpiece(
 def _read_sentencepiece(
     path: Path, config: dict[str, Any], lowercase: bool | None, model_type: str | None
 ) -> tokenizers.Tokenizer:
+    check_regular(path, _MOST_BYTES)
     model, source = path.read_bytes(), str(path)
     if model_type == "xlm-roberta":
         return sentencepiece.convert_fairseq(model, source)

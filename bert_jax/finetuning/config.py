@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -232,9 +231,8 @@ def claim_workdir(cfg: FinetuneConfig, first: bool = True) -> None:
         if first:
             workdir.hold(path.parent)
             files.remove_temporary(path.parent)
-        if path.exists():
-            old = json.loads(path.read_text())
-            if not isinstance(old, dict) or not {"task", "task_data"} <= old.keys():  # of a model, maybe
+        if (old := files.read_json(path, dict)) is not None:
+            if not {"task", "task_data"} <= old.keys():  # of a model, maybe
                 raise InputError(f"{path} is not a fine-tuning run's config: use another --workdir, or delete that folder")
             different = workdir.changed(old, cfg, FREE_FIELDS)
             if different and any(next(path.parent.glob(pattern), None) for pattern in [*begun, "results.json"]):

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from bert_jax.config import InputError
+from bert_jax.files import read_json
 from bert_jax.formats.flax_msgpack import read_flax
 from bert_jax.formats.torch_bin import read_torch
 
@@ -29,6 +30,8 @@ _DTYPES: dict[str, Any] = {
 
 def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     """Name -> array, read-only views of the mapped file (safetensors' own reader copies, and bare NumPy has no bfloat16).
+
+    Memory: the header, at most 100 MB, is read twice; the arrays lie in the file.
 
     Raises InputError where the file is missing, damaged or cut short, or holds a type that weights do not have.
     """
@@ -50,7 +53,10 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
         if entry["dtype"] not in _DTYPES:
             raise InputError(f"{path}: {name} is of type {entry['dtype']}; known: {', '.join(_DTYPES)}")
         offset = 8 + size + entry["data_offsets"][0]
-        tensors[name] = np.ndarray(entry["shape"], _DTYPES[entry["dtype"]], mapped, offset)
+        try:
+            tensors[name] = np.ndarray(entry["shape"], _DTYPES[entry["dtype"]], mapped, offset)
+        except (ValueError, OverflowError) as error:  # more dimensions, or longer ones, than arrays have
+            raise InputError(f"{path}: {name} has the shape {str(entry['shape'])[:80]}, which no array has ({error})") from None
     return tensors
 
 
@@ -126,12 +132,11 @@ def say_not_read(directory: Path) -> str:
 
 
 def _read_shards(index: Path, read: Callable[[Path], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    try:
-        file_of = dict(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"])
-        files = sorted(set(file_of.values()))
-        strange = [file for file in files if file in ("", "..") or Path(file).name != file]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise InputError(f"{index} is not an index of shards: {error!r}") from None
+    file_of = (read_json(index, dict) or {}).get("weight_map")
+    if not isinstance(file_of, dict) or not all(isinstance(file, str) for file in file_of.values()):
+        raise InputError(f"{index} is not an index of shards: it has no weight_map of tensors to files")
+    files = sorted(set(file_of.values()))
+    strange = [file for file in files if file in ("", "..") or Path(file).name != file]
     if strange:
         raise InputError(f"{index} names {strange[0]}, which is not a file beside it")
     if missing := [file for file in files if not (index.parent / file).is_file()]:

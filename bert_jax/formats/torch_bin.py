@@ -29,6 +29,7 @@ Record = tuple[Any, int, int]  # the bytes of a storage: (buffer, where they sta
 
 _LIMIT = 1 << 21  # bytes of pickles, and of a zip directory: some 10 000 tensors
 _INFLATION = 16  # times its size that a compressed file may unpack to: weights hardly compress
+_BITS = 128  # of an integer
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _NESTED = ("state_dict", "model_state_dict", "model")  # where training checkpoints keep the state dict
 _TYPES: dict[str, np.dtype] = {  # names of the types of storages and tensors -> ours
@@ -93,7 +94,8 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
 
     The arrays are read-only views, perhaps strided or unaligned, on the mapped file: their bytes are read when they are used.
     Only members of a zip file that someone compressed are unpacked, to at most 16 times the file's size. What else is held
-    on the way is at most 400 MB for any file. Numbers, strings and None beside the tensors are left out.
+    on the way is at most 400 MB for any file. All arrays together are at most 16 times the file's size. Numbers, strings
+    and None beside the tensors are left out.
 
     Raises InputError, naming the file, where it is missing, damaged or cut short, where it asks for anything to be imported
     or called, which is never done, and for what is not supported: TorchScript, tar files of torch before 0.1.10, big-endian
@@ -108,7 +110,11 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path} cannot be read: {error}") from None
     try:
         found, locate = _open_zip(mapped) if mapped[:4] == b"PK\3\4" else _open_legacy(mapped)
-        return {name: _array(name, tensor, locate) for name, tensor in _state_dict(found).items()}
+        arrays = {name: _array(name, tensor, locate) for name, tensor in _state_dict(found).items()}
+        claimed = sum(array.nbytes for array in arrays.values())
+        if claimed > _INFLATION * len(mapped) + _LIMIT:  # by strides of 0, or by the same bytes again and again
+            raise InputError(f"its tensors are of {claimed:,} bytes, in a file of {len(mapped):,}")
+        return arrays
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except (ValueError, LookupError, OverflowError, zipfile.BadZipFile, NotImplementedError, zlib.error, Warning) as error:
@@ -209,6 +215,8 @@ def _unpickle(stream: io.BytesIO, dtypes: dict[str, np.dtype]) -> Any:
     for opcode, arg, _ in pickletools.genops(stream):
         match opcode.name:
             case name if name in _LITERALS:
+                if isinstance(arg, int) and arg.bit_length() > _BITS:  # sums with it would take long
+                    raise InputError(f"its pickle has an integer of {arg.bit_length():,} bits")
                 stack.append(_CONSTANTS.get(name, arg))
             case "BINPUT" | "LONG_BINPUT":
                 memo[arg] = stack[-1]
