@@ -33,13 +33,13 @@ def check_regular(path: Path, most: int) -> None:
         raise InputError(f"{path} has {info.st_size:,} bytes, more than the {most:,} that such a file may have")
 
 
-def read_json(path: Path, kind: type[J]) -> J | None:
+def read_json(path: Path, kind: type[J], fix: str = "") -> J | None:
     """The dict or list (`kind`) that a JSON file holds, None without the file. A byte order mark is passed over.
 
     Memory: at most 16 MiB are read, and JSON of so many bytes takes up to 25 times as much.
 
-    Raises InputError where the file cannot be read, is too large, is not UTF-8 or JSON, is nested too deeply, or holds another
-    kind of value.
+    Raises InputError, `fix` behind its message, where the file cannot be read, is too large, is not UTF-8 or JSON, is nested too
+    deeply, or holds another kind of value.
     """
     try:
         check_regular(path, MOST_JSON)
@@ -47,14 +47,14 @@ def read_json(path: Path, kind: type[J]) -> J | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise InputError(f"{path} cannot be read: {error.strerror or error}{fix}") from None
     except RecursionError:
-        raise InputError(f"{path} is not JSON that is read: it is nested too deeply") from None
+        raise InputError(f"{path} is not JSON that is read: it is nested too deeply{fix}") from None
     except ValueError as error:
-        raise error if isinstance(error, InputError) else InputError(f"{path} is not JSON: {error}") from None
+        raise error if isinstance(error, InputError) else InputError(f"{path} is not JSON: {error}{fix}") from None
     if not isinstance(value, kind):
         what = {dict: "an object of names and values", list: "a list"}[kind]
-        raise InputError(f"{path} holds a {type(value).__name__}, not {what}")
+        raise InputError(f"{path} holds a {type(value).__name__}, not {what}{fix}")
     return value
 
 

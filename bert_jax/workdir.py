@@ -28,17 +28,16 @@ FREE_FIELDS = frozenset(
      "extend", "fill_masks", "data.cache_dir", "data.num_workers", *(f"model.{name}" for name in COMPUTED - {"dtype"})]
 )  # fmt: skip
 
+ANOTHER = ": use another --workdir, or delete that file"
+
 
 @contextlib.contextmanager
 def errors(path: Path) -> Iterator[None]:
-    """InputError where a work directory's config.json, `path`, cannot be read or written, or is not JSON."""
+    """InputError where a work directory's config.json, `path`, cannot be written."""
     try:
         yield
     except OSError as e:
         raise InputError(f"cannot use the work directory {path.parent}: {e.strerror or e}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise InputError(f"{path} is not JSON ({e}): use another --workdir, or delete that file") from None
-
 
 def filled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """`values` with the defaults of fields that are newer than the file they come from."""
@@ -112,7 +111,7 @@ def other_run(old: Mapping[str, Any], cfg: TrainConfig, moved: bool) -> list[Cha
 
 def _read(path: Path) -> dict[str, Any] | None:
     """The config.json of a run; None if there is none."""
-    old = files.read_json(path, dict)
+    old = files.read_json(path, dict, ANOTHER)
     if old is not None and not isinstance(old.get("num_steps"), int):
         raise InputError(f"{path} is not a run's config: use another --workdir, or delete that file")
     return old

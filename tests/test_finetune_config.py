@@ -316,7 +316,7 @@ def test_a_field_that_is_newer_than_the_folder_has_had_its_default(tmp_path):
     [
         (b'{"task": ', "config.json is not JSON"),
         (b"\xff\xfe", "config.json is not JSON"),
-        (b"[]", "config.json is not a fine-tuning run's config"),
+        (b"[]", "config.json holds a list, not an object"),
         (b'{"model_type": "bert", "hidden_size": 768}', "config.json is not a fine-tuning run's config"),
         (b'{"num_steps": 1000}', "config.json is not a fine-tuning run's config"),
     ],

@@ -671,8 +671,8 @@ def test_a_missing_shard_is_named(tmp_path, kind, file):
 @pytest.mark.parametrize(
     "index, match",
     [
-        ("{", "is not an index of shards"),
-        ("[]", "is not an index of shards"),
+        ("{", "index.json is not JSON"),
+        ("[]", "index.json holds a list"),
         ("{}", "is not an index of shards"),
         ('{"weight_map": ["a"]}', "is not an index of shards"),
         ('{"weight_map": {"a": 3}}', "is not an index of shards"),

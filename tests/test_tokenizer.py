@@ -712,7 +712,7 @@ def test_damaged_merges_and_configs_are_refused(tmp_path):
     with pytest.raises(InputError, match="not a byte-level BPE vocabulary"):
         Tokenizer.load(path)
     (tmp_path / "tokenizer_config.json").write_text("[1]")
-    with pytest.raises(InputError, match=r"tokenizer_config.json: not a JSON object"):
+    with pytest.raises(InputError, match=r"tokenizer_config.json holds a list, not an object"):
         Tokenizer.load(path)
 
 

@@ -231,7 +231,7 @@ def claim_workdir(cfg: FinetuneConfig, first: bool = True) -> None:
         if first:
             workdir.hold(path.parent)
             files.remove_temporary(path.parent)
-        if (old := files.read_json(path, dict)) is not None:
+        if (old := files.read_json(path, dict, workdir.ANOTHER)) is not None:
             if not {"task", "task_data"} <= old.keys():  # of a model, maybe
                 raise InputError(f"{path} is not a fine-tuning run's config: use another --workdir, or delete that folder")
             different = workdir.changed(old, cfg, FREE_FIELDS)
