@@ -546,7 +546,10 @@ class Tagger(Predictor):
 
     @cached_property
     def _tags(self) -> dict[str, str] | None:
-        return entity_tags(self.model.labels, self.outside)
+        if self.outside in self.model.labels:
+            return entity_tags(self.model.labels, self.outside)
+        usual = entity_tags(self.model.labels)  # words outside are wanted too: runs of them are of a type like others
+        return usual and usual | {"O": "I-O"}
 
     def _split(self, label: str) -> tuple[str, str]:
         """(prefix, kind) of a label: `B-PER` is (`B`, `PER`); a type alone continues itself, as with `I-`, a word's class not."""

@@ -1,0 +1,215 @@
+"""What grows with the data: peak memory and CPU seconds of each part that reads it, at several sizes, each in a fresh process.
+
+    python tests/benchmarks/scale.py vocabulary prepare start document rows --sizes 10 100 400 --json scale.json
+    python tests/benchmarks/scale.py files --sizes 20000
+    python tests/benchmarks/scale.py documents --sizes 1 20
+
+Sizes are megabytes of text (`files`: files of 2 kB; `documents`: millions of documents of a few words). Text is made of random
+words of Zipf's distribution, or is that of `--text`, again and again. `start` opens the cache that `prepare` made of as much text,
+as a second run does, and asks the doctor. Peak memory is of the largest process; `bytes_a_byte` is the memory beyond that of the
+smallest size for each byte of text beyond it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+MB = 1_000_000
+
+
+def sentences(seed: int, text: list[str]) -> Iterator[str]:
+    """Sentences of about 80 characters, without end."""
+    while text:
+        for path in text:
+            yield from (line for line in Path(path).read_text(errors="replace").split("\n\n") if line.strip())
+    rng = np.random.default_rng(seed)
+    letters = np.array(list("etaoinshrdlucmfwygpbvk"))
+    words = np.array(["".join(rng.choice(letters, rng.integers(2, 10))) for _ in range(50_000)])
+    while True:
+        ranks = np.minimum(rng.zipf(1.2, 130_000) - 1, len(words) - 1)
+        for row in words[ranks].reshape(-1, 13):
+            yield " ".join(row).capitalize() + "."
+
+
+def write_text(path: Path, size: float, text: list[str], between: str = "\n\n", each: int = 8) -> None:
+    """`size` MB of documents of `each` sentences."""
+    made, source = 0, sentences(0, text)
+    with open(path, "w") as file:
+        while made < size * MB:
+            made += file.write(" ".join(next(source) for _ in range(each)) + between)
+
+
+def config(folder: Path, **data: Any) -> Any:
+    from bert_jax.config import BertConfig, DataConfig, TrainConfig
+
+    given = dict(source=(str(folder / "text"),), max_seq_length=128, eval_fraction=0.01) | data
+    model = BertConfig(vocab_size=4000, hidden_size=64, num_hidden_layers=1, num_attention_heads=1, intermediate_size=64)
+    return TrainConfig(workdir=str(folder / "run"), model=model, data=DataConfig(**given))
+
+
+def quiet(items: Any, *_: Any) -> Any:
+    return items
+
+
+def vocabulary(folder: Path, size: float, text: list[str]) -> None:
+    from bert_jax.data.corpus import read_texts
+    from bert_jax.data.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.train(read_texts(config(folder).data, quiet), 4000, "unigram")
+    held_out = " ".join(next(source) for source in [sentences(1, text)] for _ in range(5000))
+    ids = tokenizer.encode_batch(held_out.split(". "))
+    print(json.dumps({"tokens_a_word": sum(map(len, ids)) / len(held_out.split())}))
+
+
+def prepare(folder: Path, *_: Any) -> None:
+    from bert_jax.data.pretraining import load_data
+
+    load_data(config(folder, tokenizer=str(folder / "tokenizer")), quiet)
+
+
+def start(folder: Path, *_: Any) -> None:
+    from bert_jax.data import doctor
+    from bert_jax.data.pretraining import BatchSource, load_data
+
+    cfg = config(folder, tokenizer=str(folder / "tokenizer"))
+    data = load_data(cfg, quiet)
+    doctor.examine(data, cfg, BatchSource.of(cfg, data.tokenizer, data.training.train))
+
+
+def document(folder: Path, *_: Any) -> None:
+    from bert_jax.data.pretraining import load_data
+
+    load_data(config(folder, tokenizer=str(folder / "tokenizer"), documents="file", eval_fraction=0.0, num_workers=1), quiet)
+
+
+def documents(folder: Path, *_: Any) -> None:
+    from bert_jax.data.pretraining import load_data
+
+    load_data(config(folder, tokenizer=str(folder / "tokenizer"), documents="line"), quiet)
+    start_of_lines(folder)
+
+
+def start_of_lines(folder: Path) -> None:
+    from bert_jax.data import doctor
+    from bert_jax.data.pretraining import BatchSource, load_data
+
+    begun = time.process_time()
+    cfg = config(folder, tokenizer=str(folder / "tokenizer"), documents="line")
+    data = load_data(cfg, quiet)
+    doctor.examine(data, cfg, BatchSource.of(cfg, data.tokenizer, data.training.train))
+    print(json.dumps({"cpu_seconds_of_a_second_start": round(time.process_time() - begun, 2)}))
+
+
+def rows(folder: Path, *_: Any) -> None:
+    from bert_jax.data.finetuning import Batches, encode
+    from bert_jax.data.layout import Layout
+    from bert_jax.data.splits import load_splits
+    from bert_jax.data.tasks import TaskData, find_task
+    from bert_jax.data.tokenizer import Tokenizer
+
+    task = find_task("classification")
+    splits = load_splits(task, TaskData(data=str(folder / "text" / "train.csv")))
+    layout = Layout(Tokenizer.load(folder / "tokenizer"), config(folder).model)
+    encoded = encode(task.kind, splits.train, splits.labels, layout, 128, 64)
+    batches = Batches(task.kind, encoded.items, 32, "packed", 384, 0)
+    batches.train([0], 0)
+
+
+MADE: dict[str, Callable[[Path, float, list[str]], None]] = {  # what is written before the clock starts
+    "files": lambda folder, size, text: [write_text(folder / f"{i}.txt", 0.002, text) for i in range(int(size))] and None,
+    "document": lambda folder, size, text: write_text(folder / "a.txt", size, text, " "),
+    "documents": lambda folder, size, text: write_lines(folder / "a.txt", int(size * 1_000_000)),
+    "rows": lambda folder, size, text: write_rows(folder / "train.csv", size, text),
+}
+CASES: dict[str, Callable[..., None]] = {
+    "vocabulary": vocabulary, "prepare": prepare, "start": start, "files": prepare, "document": document,
+    "documents": documents, "rows": rows,
+}  # fmt: skip
+
+
+def write_lines(path: Path, count: int) -> None:
+    """Documents of three words, nearly all different."""
+    source = np.random.default_rng(0)
+    with open(path, "w") as file:
+        for _ in range(0, count, 100_000):
+            numbers = source.integers(0, 2**31, 100_000)
+            file.writelines(f"number {n % 1000} of {n}\n" for n in numbers[: min(100_000, count)])
+
+
+def write_rows(path: Path, size: float, text: list[str]) -> None:
+    made, source = 0, sentences(0, text)
+    with open(path, "w") as file:
+        file.write("text,label\n")
+        while made < size * MB:
+            made += file.write(f'"{next(source).replace(chr(34), "")}",{"yes" if made % 3 else "no"}\n')
+
+
+def child(case: str, folder: Path, size: float, text: list[str]) -> None:
+    """Runs a case, and prints what it took."""
+    CASES[case](folder, size, text)
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    took = {"peak_mb": max(u.ru_maxrss for u in used) / 1000, "cpu_seconds": sum(u.ru_utime + u.ru_stime for u in used)}
+    print(json.dumps(took))
+
+
+def measure(case: str, size: float, text: list[str]) -> dict[str, Any]:
+    """Makes the data, runs the case in a fresh process, and gives what it printed."""
+    from bert_jax.data.tokenizer import Tokenizer
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "text").mkdir()
+        MADE.get(case, lambda folder, size, text: write_text(folder / "a.txt", size, text))(folder / "text", size, text)
+        source = sentences(2, text)
+        Tokenizer.train((next(source) for _ in range(10_000)), 4000, "unigram").save(folder / "tokenizer")
+        command = [sys.executable, __file__, "--child", case, str(folder), str(size), *text]
+        if case == "start":
+            subprocess.run([*command[:3], "prepare", *command[4:]], check=True, stdout=subprocess.PIPE)
+        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    found: dict[str, Any] = {"case": case, "size": size}
+    for line in printed.splitlines():
+        found |= json.loads(line)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="+", choices=CASES)
+    parser.add_argument("--sizes", nargs="+", type=float, default=[10, 100, 400])
+    parser.add_argument("--text", default="", help="a pattern of .txt files to be used instead of random words")
+    parser.add_argument("--json", type=Path, help="write everything measured to this file")
+    args = parser.parse_args()
+    text, all_found = sorted(glob.glob(args.text)) if args.text else [], []
+    for case in args.cases:
+        first: dict[str, Any] = {}
+        for size in args.sizes:
+            found = measure(case, size, text)
+            first = first or found
+            if size > first["size"] and case not in ("files", "documents"):
+                found["bytes_a_byte"] = (found["peak_mb"] - first["peak_mb"]) / (size - first["size"])
+            all_found.append(found)
+            print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items()), flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(all_found, indent=2))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(sys.argv[2], Path(sys.argv[3]), float(sys.argv[4]), sys.argv[5:])
+    else:
+        main()
