@@ -603,6 +603,26 @@ def test_a_signal_saves_and_the_same_command_goes_on_to_the_bit(model, finished,
     check_equal(tmp_path, two_seeds)
 
 
+def test_lines_of_metrics_that_are_lost_are_said(model, finished, tmp_path, monkeypatch, capsys):
+    argv = arguments(model, "sst2", finished(sst2).workdir.parent, tmp_path)
+    put, calls = stages.parallel.Devices.put, []
+
+    def count(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return put(*args, **kwargs)
+
+    monkeypatch.setattr(stages.parallel.Devices, "put", count)
+    assert finetune.main(argv) == 128 + signal.SIGTERM
+    (metrics,) = tmp_path.rglob("metrics.jsonl")
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join(lines[2:]))
+    capsys.readouterr()
+    assert finetune.main(argv) == 0
+    assert f"warning: {metrics} has {len(lines) - 2} lines of metrics up to step" in capsys.readouterr().err
+
+
 def start(argv, program=("finetune.py",)):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "NPROC": "16", "PYTHONPATH": str(ROOT),

@@ -351,12 +351,12 @@ class Runs:
         """Trains, or goes on, to the end or to `stop`; what came of each run (nothing where `stop` ended it)."""
         setting, begun = self.setting, time.perf_counter()
         saved = checkpoint.Checkpointer(self.directory / "checkpoints", keep=1, best_metric=None)
-        state, start, seconds = self._restore(saved)
+        state, start, seconds, lines = self._restore(saved)
         num_steps, rows = setting.num_steps, 0 if len(self.members) == 1 else 1
         seeds = [member.seed for member in self.members]
         first = multihost.is_first()
         if first:
-            writer.cut(self.directory / "metrics.jsonl", start or -1)
+            writer.cut(self.directory / "metrics.jsonl", start or -1, lines)
         stop.enough = not self.active.any()
         train, newest = self.train_step(), state
 
@@ -369,8 +369,9 @@ class Runs:
         with closing(log), closing(saved), multihost.Watchdog(setting.cfg.parallel.stuck_timeout) as alive:
 
             def save(state: steps.TrainState, evaluation: dict[str, float]) -> None:
-                kept = {"data": setting.data_key, "history": self.history, "active": self.active.tolist()}
-                saved.save(int(np.max(state.step)), state, kept | {"seconds": seconds + time.perf_counter() - begun})
+                kept: dict[str, Any] = {"data": setting.data_key, "history": self.history, "active": self.active.tolist()}
+                kept |= {"lines": log.lines, "seconds": seconds + time.perf_counter() - begun}
+                saved.save(int(np.max(state.step)), state, kept)
 
             every = min(setting.eval_every, MOST_BETWEEN_CHECKPOINTS)
             cadence = loop.Cadence(num_steps, setting.cfg.log_every, setting.eval_every, every, OptimConfig().max_skipped)
@@ -396,17 +397,17 @@ class Runs:
         if multihost.is_first():
             shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
 
-    def _restore(self, saved: checkpoint.Checkpointer) -> tuple[steps.TrainState, int, float]:
-        """(state, its step, seconds that it took)."""
+    def _restore(self, saved: checkpoint.Checkpointer) -> tuple[steps.TrainState, int, float, int]:
+        """(state, its step, seconds that it took, lines of metrics that were written)."""
         fresh = self.initial()
         restored = saved.restore_latest(fresh)
         if restored is None:
-            return fresh, 0, 0.0
+            return fresh, 0, 0.0, 0
         state, meta, start = restored
         if meta["data"] != self.setting.data_key:
             raise InputError(_other_data(f"{self.directory} was begun"))
         self.history, self.active = meta["history"], np.array(meta["active"])
-        return state, start, meta["seconds"]
+        return state, start, meta["seconds"], meta.get("lines", 0)
 
     def _outcome(self, number: int, end: int, in_a_row: int, seconds: float) -> Outcome:
         """`in_a_row`: the updates up to step `end` that were skipped, as they were not finite."""

@@ -4,10 +4,10 @@
     python tests/benchmarks/scale.py files --sizes 20000
     python tests/benchmarks/scale.py documents --sizes 1 20
 
-Sizes are megabytes of text (`files`: files of 2 kB; `documents`: millions of documents of a few words). Text is made of random
-words of Zipf's distribution, or is that of `--text`, again and again. `start` opens the cache that `prepare` made of as much text,
-as a second run does, and asks the doctor. Peak memory is of the largest process; `bytes_a_byte` is the memory beyond that of the
-smallest size for each byte of text beyond it.
+Sizes are megabytes of text (`files`: files of 2 kB; `documents`: millions of documents of a few words). Text is made of
+random words of Zipf's distribution, or is that of `--text`, again and again. `start` opens the cache that `prepare` made of as
+much text, as a second run does, and asks the doctor. Peak memory is of the largest process; `bytes_a_byte` is the memory beyond
+that of the smallest size for each byte of text beyond it.
 """
 
 from __future__ import annotations
