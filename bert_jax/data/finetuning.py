@@ -13,25 +13,28 @@ is made of. similarity has int32 `text_ids` [N, k] too: equal texts have equal i
 from __future__ import annotations
 
 import re
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import grain
 import numpy as np
 
 from bert_jax.config import InputError
 from bert_jax.data.batching import Example, PackedBatch, fill_rows, pack_rows
+from bert_jax.data.columns import labels_of, numbered, texts_of
 from bert_jax.data.layout import AT_FIRST, Layout, Reading, Window, cut_windows, most_context, read_windows
 from bert_jax.data.tasks import Kind, Record
-from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.data.tokenizer import Encoding, Tokenizer, in_portions
 
 IGNORED = -100  # label of a token that is not trained on
 _LOOKED_AT = 512  # batches that shapes are chosen by
 _LEAST_LENGTH = 64  # of a packed row: attention over 64 tokens costs little more than over 16
 _PLANNED = 2**62  # a seed that no run has: shapes are chosen by its order
+_PORTION = 1 << 17  # characters that are encoded at once, which takes 200 bytes each
 _NO_PLACES = np.zeros(0, np.int32)
 
 
@@ -40,6 +43,83 @@ class Item(NamedTuple):
 
     sequences: tuple[Example, ...]
     target: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Items(Sequence[Item]):
+    """Many items in few arrays, which take 2 or 4 bytes a token; an Item is made when one is asked for.
+
+    Attributes:
+      input_ids: uint16 or int32 [T], of all sequences.
+      token_type_ids: uint8, likewise, but for zeros at the end.
+      ends: int64 [S + 1]: where each sequence begins in these, and the last one ends.
+      firsts: of each item its first sequence; behind the last one S.
+      targets: [N, ...].
+      place: where the head runs in each sequence (the last token, if it is shorter).
+    """
+
+    input_ids: np.ndarray
+    token_type_ids: np.ndarray
+    ends: np.ndarray
+    firsts: range | np.ndarray
+    targets: np.ndarray
+    place: int = 0
+
+    def __len__(self) -> int:
+        return len(self.firsts) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        index = range(len(self))[index]
+        return Item(tuple(map(self._sequence, range(self.firsts[index], self.firsts[index + 1]))), self.targets[index, ...])
+
+    def _sequence(self, number: int) -> Example:
+        own = slice(self.ends[number], self.ends[number + 1])
+        ids, kept = self.input_ids[own].astype(np.int32, copy=False), self.token_type_ids[own]
+        types = np.zeros(len(ids), np.int32)
+        types[: len(kept)] = kept
+        return Example(ids, types, AT_FIRST).read_from(self.place)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int32 [N]: tokens of each item's longest sequence."""
+        sizes = np.diff(self.ends).astype(np.int32)
+        if isinstance(self.firsts, range):
+            return np.max(sizes.reshape(len(self), self.firsts.step), axis=1)
+        return np.maximum.reduceat(sizes, self.firsts[:-1])
+
+    @property
+    def sequences(self) -> Sequence[Example]:
+        """Those of all items, one behind the other."""
+        return _Sequences(self)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sequences(Sequence[Example]):
+    items: Items
+
+    def __len__(self) -> int:
+        return len(self.items.ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        numbers = range(len(self))[index]
+        return self.items._sequence(numbers) if isinstance(numbers, int) else [self.items._sequence(i) for i in numbers]
+
+
+def read_from(items: Sequence[Item], place: int) -> Sequence[Item]:
+    """The items, with the head at this place of each sequence (see `Example.read_from`)."""
+    if isinstance(items, Items):
+        return replace(items, place=place)
+    return [item._replace(sequences=tuple(each.read_from(place) for each in item.sequences)) for item in items]
 
 
 @dataclass(frozen=True)
@@ -52,7 +132,7 @@ class Encoded:
       first_tokens: tagging: for each record the token that each word is labelled by, -1 for a word without any.
     """
 
-    items: list[Item]
+    items: Sequence[Item]
     lost: int = 0
     windows: Sequence[Window] = ()
     reading: Reading | None = None
@@ -60,22 +140,39 @@ class Encoded:
 
 
 def encode(
-    kind: Kind, records: Sequence[Record], labels: Sequence[str], layout: Layout, limit: int, stride: int = 128
-) -> Encoded:
-    """Tokenizes the records of a split, `limit` tokens a sequence at most; a label of None gives a target that means nothing."""
+    kind: Kind, records: Sequence[Record], labels: Sequence[str], layout: Layout, limit: int, stride: int = 128,
+    read: Callable[[str], str] = str,
+) -> Encoded:  # fmt: skip
+    """Tokenizes the records of a split, `limit` tokens a sequence at most; a label of None gives a target that means nothing.
+
+    What is tokenized is `read(text)` of each text.
+    """
     limit = min(limit, layout.cfg.max_length)
+    rows = ((tuple(map(read, texts)), label) for texts, label in zip(texts_of(records), labels_of(records), strict=True))
     if kind == "tagging":
-        return _encode_tagging(records, labels, layout, limit)
+        return _encode_tagging(rows, labels, layout, limit)
     if kind == "question_answering":
-        return _encode_questions(records, layout, limit, stride)
-    texts = [group for record in records for group in _groups(kind, record)]
-    examples, lost = layout.examples(texts, limit)
-    at, items = 0, []
-    for record in records:
-        count = len(_groups(kind, record))
-        items.append(Item(tuple(examples[at : at + count]), _target(kind, record, labels)))
-        at += count
-    return Encoded(items, lost)
+        return _encode_questions(list(rows), layout, limit, stride)
+    ids, types = array("H" if layout.cfg.vocab_size <= 1 << 16 else "i"), bytearray()
+    ends, counts, targets, lost = array("q", [0]), list[np.ndarray](), list[np.ndarray](), 0
+    for portion in in_portions(rows, lambda row: sum(map(len, row[0])), _PORTION):
+        groups = [_groups(kind, texts) for texts, _ in portion]
+        examples, cut = layout.examples([text for group in groups for text in group], limit)
+        own = np.concatenate([example.token_type_ids for example in examples]).astype(np.uint8)
+        if own.any():  # types of single texts, which are 0, are not kept
+            types += bytes(len(ids) - len(types)) + own.tobytes()
+        ends.frombytes((len(ids) + np.cumsum([len(example.input_ids) for example in examples])).tobytes())
+        ids.frombytes(np.concatenate([example.input_ids for example in examples]).astype(ids.typecode).tobytes())
+        counts.append(np.array([len(group) for group in groups], np.int32))
+        targets.append(np.array([_target(kind, label, labels) for _, label in portion]))
+        lost += cut
+    each = int(counts[0][0]) if counts else 1
+    firsts: range | np.ndarray = range(0, len(ends) + each - 1, each)  # which takes no memory
+    if any((own != each).any() for own in counts):
+        firsts = np.cumsum(np.concatenate([np.zeros(1, np.int32), *counts]))
+    target = np.concatenate(targets) if targets else np.zeros(0, np.int32)
+    flat = [np.frombuffer(*both) for both in ((ids, ids.typecode), (types, np.uint8), (ends, np.int64))]
+    return Encoded(Items(flat[0], flat[1], flat[2], firsts, target), lost)
 
 
 def special_tokens_in(records: Sequence[Record], tokenizer: Tokenizer) -> dict[str, int]:
@@ -87,47 +184,53 @@ def special_tokens_in(records: Sequence[Record], tokenizer: Tokenizer) -> dict[s
     if tokenizer.special_tokens == "read" or not names:
         return {}
     pattern = re.compile("|".join(map(re.escape, names)))
-    found = Counter(name for record in records for name in {name for text in record.texts for name in pattern.findall(text)})
+    found = Counter(name for texts in texts_of(records) for name in {name for text in texts for name in pattern.findall(text)})
     return dict(found.most_common(3))
 
 
-def _groups(kind: Kind, record: Record) -> list[Any]:
+def _groups(kind: Kind, texts: tuple[str, ...]) -> list[Any]:
     """The texts, or pairs of texts, that become the sequences of an item."""
     if kind == "multiple_choice":
-        return [(record.texts[0], choice) for choice in record.texts[1:]]
+        return [(texts[0], choice) for choice in texts[1:]]
     if kind == "similarity":
-        return list(record.texts)
-    return [record.texts if len(record.texts) > 1 else record.texts[0]]
+        return list(texts)
+    return [texts if len(texts) > 1 else texts[0]]
 
 
-def _target(kind: Kind, record: Record, labels: Sequence[str]) -> np.ndarray:
+def _target(kind: Kind, label: Any, labels: Sequence[str]) -> np.ndarray:
     if kind == "multi_label":
-        return np.array([name in (record.label or ()) for name in labels], np.float32)
+        return np.array([name in (label or ()) for name in labels], np.float32)
     if kind in ("regression", "similarity"):
-        return np.array(0 if record.label is None else record.label, np.float32)
+        return np.array(0 if label is None else label, np.float32)
     if kind == "multiple_choice":
-        return np.array(record.label or 0, np.int32)
-    return np.array(0 if record.label is None else labels.index(record.label), np.int32)
+        return np.array(label or 0, np.int32)
+    return np.array(0 if label is None else labels.index(label), np.int32)
 
 
-def _encode_tagging(records: Sequence[Record], labels: Sequence[str], layout: Layout, limit: int) -> Encoded:
+def _with_encodings(rows: Iterable[tuple[Any, Any]], tokenizer: Tokenizer) -> Iterator[tuple[Any, Any, Encoding]]:
+    """(words, label, encoding of the sentence) of each row."""
+    for portion in in_portions(rows, lambda row: sum(map(len, row[0])), _PORTION):
+        encodings = tokenizer.encode_with_offsets([" ".join(words) for words, _ in portion])
+        yield from ((*row, encoding) for row, encoding in zip(portion, encodings, strict=True))
+
+
+def _encode_tagging(rows: Iterable[tuple[Any, Any]], labels: Sequence[str], layout: Layout, limit: int) -> Encoded:
     """Sentences that are too long are read in windows that overlap by half; each word is labelled in one of them."""
-    encodings = layout.tokenizer.encode_with_offsets([" ".join(record.texts) for record in records])
     before, behind = map(len, layout.template(1).ids)
     room = limit - before - behind
     items, found, firsts = [], [], []
-    for number, (record, encoding) in enumerate(zip(records, encodings, strict=True)):
-        ends = np.cumsum([len(word) + 1 for word in record.texts])
+    for number, (words, label, encoding) in enumerate(_with_encodings(rows, layout.tokenizer)):
+        ends = np.cumsum([len(word) + 1 for word in words])
         real = encoding.offsets[:, 0] < encoding.offsets[:, 1]
         word_of = np.where(real, np.searchsorted(ends, encoding.offsets[:, 0], side="right"), -1)
-        first = np.full(len(record.texts), -1, np.int64)
+        first = np.full(len(words), -1, np.int64)
         for token in range(len(word_of) - 1, -1, -1):
             if word_of[token] >= 0:
                 first[word_of[token]] = token
         firsts.append(first)
         target = np.full(len(encoding.ids), IGNORED, np.int32)
-        if record.label is not None:
-            ids = np.array([labels.index(tag) for tag in record.label], np.int32)
+        if label is not None:
+            ids = np.array([labels.index(tag) for tag in label], np.int32)
             target[first[first >= 0]] = ids[first >= 0]
         windows = cut_windows(number, len(encoding.ids), room, max(1, room // 2))
         home = most_context(windows, len(encoding.ids))
@@ -140,11 +243,10 @@ def _encode_tagging(records: Sequence[Record], labels: Sequence[str], layout: La
     return Encoded(items, windows=found, first_tokens=firsts)
 
 
-def _encode_questions(records: Sequence[Record], layout: Layout, limit: int, stride: int) -> Encoded:
+def _encode_questions(rows: Sequence[tuple[Any, Any]], layout: Layout, limit: int, stride: int) -> Encoded:
     """Windows; the target is the (first, last) token of the first answer, or [CLS] twice where the window lacks it."""
-    pairs = [(record.texts[0], record.texts[1]) for record in records]
-    reading = read_windows(layout, pairs, limit, stride, layout.longest_question(limit))
-    spans = [_token_span(record, reading.contexts[i].offsets) for i, record in enumerate(records)]
+    reading = read_windows(layout, [texts for texts, _ in rows], limit, stride, layout.longest_question(limit))
+    spans = [_token_span(label, reading.contexts[i].offsets) for i, (_, label) in enumerate(rows)]
     items = []
     for window, example in zip(reading.windows, reading.examples, strict=True):
         first, last = spans[window.text]
@@ -155,11 +257,11 @@ def _encode_questions(records: Sequence[Record], layout: Layout, limit: int, str
     return Encoded(items, reading.long_questions, reading.windows, reading)
 
 
-def _token_span(record: Record, offsets: np.ndarray) -> tuple[int, int]:
+def _token_span(label: Any, offsets: np.ndarray) -> tuple[int, int]:
     """(first, last) token of the first answer; (-1, -1) if there is none."""
-    if not record.label or not len(offsets):
+    if not label or not len(offsets):
         return -1, -1
-    text, start = record.label[0]
+    text, start = label[0]
     touching = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < start + len(text)))
     return (int(touching[0]), int(touching[-1])) if len(touching) else (-1, -1)
 
@@ -258,12 +360,13 @@ class Batches:
     ) -> None:  # fmt: skip
         self.kind, self.items, self.batch_size = kind, items, batch_size
         self.batching, self._pad_id = batching, pad_id
-        self._lengths = np.array([max(len(example.input_ids) for example in item.sequences) for item in items])
+        each = items.lengths if isinstance(items, Items) else [max(len(e.input_ids) for e in i.sequences) for i in items]
+        self._lengths = np.array(each, np.int32)
         self.ladder = _ladder(int(self._lengths.max()), length_step, batching == "packed")
         self._granule = granule
         self._text_ids = _text_ids(items) if kind == "similarity" else None
         self.steps_per_epoch = -(-len(items) // batch_size)
-        self._epochs: dict[int, tuple[int, list[list[int]]]] = {}  # seed -> (epoch, its batches)
+        self._epochs: dict[int, tuple[int, np.ndarray]] = {}  # seed -> (epoch, its order)
         looked_at = [self._needs(self.order(_PLANNED, step)) for step in range(_LOOKED_AT)]
         self.shapes = choose_shapes(looked_at, hidden_size, most_shapes, granule)
 
@@ -273,14 +376,15 @@ class Batches:
         known = self._epochs.get(seed)
         if known is None or known[0] != epoch:
             known = self._epochs[seed] = epoch, self._epoch(seed, epoch)
-        return known[1][number]
+        order: list[int] = known[1][number * self.batch_size : (number + 1) * self.batch_size].tolist()
+        return order
 
-    def _epoch(self, seed: int, epoch: int) -> list[list[int]]:
+    def _epoch(self, seed: int, epoch: int) -> np.ndarray:
         rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
         order = rng.permutation(len(self.items))
         if self.batching == "by_length":
             order = self._by_length(order, rng)
-        return [order[i : i + self.batch_size].tolist() for i in range(0, len(order), self.batch_size)]
+        return order.astype(np.int32)
 
     def _by_length(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Sorted by length within pools of 50 batches, whose full batches are then shuffled."""
@@ -381,16 +485,15 @@ class Batches:
 
 def _text_ids(items: Sequence[Item]) -> np.ndarray:
     """int32 [items, k]: a number for each text, which equal texts share; equal is what the model reads, the tokens."""
-    known: dict[bytes, int] = {}
-    ids = [[known.setdefault(text.input_ids.tobytes(), len(known)) for text in item.sequences] for item in items]
-    return np.array(ids, np.int32)
+    return numbered(text.input_ids.tobytes() for item in items for text in item.sequences).reshape(len(items), -1)
 
 
 def check_choices(kind: Kind, records: Sequence[Record]) -> None:
     """Raises InputError unless all records of multiple_choice and similarity have the same number of texts."""
     if kind in ("multiple_choice", "similarity"):
-        for record in records:
-            if len(record.texts) != len(records[0].texts):
+        first = len(records[0].texts) if len(records) else 0
+        for i, texts in enumerate(texts_of(records)):
+            if len(texts) != first:
                 raise InputError(
-                    f"{record.place} has {len(record.texts)} texts, where {records[0].place} has {len(records[0].texts)}"
+                    f"{records[i].place} has {len(texts)} texts, where {records[0].place} has {first}"
                 )

@@ -16,27 +16,29 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 
 from bert_jax.config import InputError
+from bert_jax.data.columns import groups_of, hashes, labels_of, numbered, take, texts_of
 from bert_jax.data.tasks import Kind, Record
 
 _PAIRS = ("classification", "multi_label", "regression", "similarity")  # kinds whose two texts may change places
 
 
-def content(kind: Kind, record: Record) -> Hashable:
-    """What two records that ask the same have in common: the texts of a pair in either order, of a question its context.
+def content(kind: Kind, texts: tuple[str, ...]) -> Hashable:
+    """What two records that ask the same have in common, by their texts: those of a pair in either order, of a question the
+    context.
 
     A triplet's negative does not count: the same pair with another negative is the same pair.
     """
     if kind == "question_answering":
-        return record.texts[1]
-    return tuple(sorted(record.texts[:2])) if kind in _PAIRS else record.texts
+        return texts[1]
+    return tuple(sorted(texts[:2])) if kind in _PAIRS else texts
 
 
-def draw(records: Sequence[Record], count: int) -> list[Record]:
+def draw(records: Sequence[Record], count: int) -> Sequence[Record]:
     """The records at `numpy.random.default_rng(0).permutation(n)[:count]`, in the order they are in."""
-    return [records[i] for i in sorted(np.random.default_rng(0).permutation(len(records))[:count].tolist())]
+    return take(records, np.sort(np.random.default_rng(0).permutation(len(records))[:count]))
 
 
-def hold_out(kind: Kind, records: Sequence[Record], dev_size: float) -> tuple[list[Record], list[Record], str]:
+def hold_out(kind: Kind, records: Sequence[Record], dev_size: float) -> tuple[Sequence[Record], Sequence[Record], str]:
     """(training, dev, what was done) of a training file; both in the file's order.
 
     Records with one group (else with one content, see `content`) stay together: they are numbered by their first record, and
@@ -51,37 +53,40 @@ def hold_out(kind: Kind, records: Sequence[Record], dev_size: float) -> tuple[li
     count = int(dev_size) if dev_size >= 1 else round(dev_size * total)
     if not 0 < count < total:
         raise InputError(f"--dev-size {dev_size:g} of {total} training rows leaves nothing to train or to evaluate on")
-    given = any(record.group is not None for record in records)
-    by_group: dict[Hashable, list[int]] = {}
-    for number, record in enumerate(records):
-        key = ("", record.group) if record.group is not None else content(kind, record)
-        by_group.setdefault(key, []).append(number)
-    classes = [record.label if kind == "classification" else "" for record in records]
-    held = _chosen(list(by_group.values()), classes, count)
-    if not held and given:
+    given = any(group is not None for group in groups_of(records))
+    both = zip(groups_of(records), texts_of(records), strict=True)
+    keys = (content(kind, texts) if group is None else ("", group) for group, texts in both)
+    group_of = numbered(keys, total)
+    classes = labels_of(records) if kind == "classification" else [""] * total
+    held = _chosen(group_of, classes, count)
+    if not held.any() and given:
         raise InputError(f"no group of the {total} training rows can be held out (--group-column): give --dev FILE")
-    held = held or _chosen([[number] for number in range(total)], classes, count)
-    unit = "groups" if given else "contexts" if kind == "question_answering" and len(by_group) > 1 else ""
+    held = held if held.any() else _chosen(np.arange(total), classes, count)
+    unit = "groups" if given else "contexts" if kind == "question_answering" and group_of.max() > 0 else ""
     how = f", whole {unit}" * bool(unit) + ", each class by its share" * (kind == "classification")
-    note = f"dev: {len(held)} of {total} training rows are held out (--dev-size {dev_size:g}), drawn by seed 0{how}"
-    train, dev = ([r for i, r in enumerate(records) if (i in held) == side] for side in (False, True))
+    note = f"dev: {held.sum()} of {total} training rows are held out (--dev-size {dev_size:g}), drawn by seed 0{how}"
+    train, dev = (take(records, np.flatnonzero(held == side)) for side in (False, True))
     return train, dev, note
 
 
-def _chosen(groups: list[list[int]], classes: Sequence[str], count: int) -> set[int]:
-    """The rows to hold out, about `count`: whole groups, whose class is that of their first row; none where none may go."""
-    tried = [groups[i] for i in np.random.default_rng(0).permutation(len(groups)).tolist()]
-    room, left = _shares(Counter(classes), count), Counter(classes[group[0]] for group in groups)
-    held = set[int]()
+def _chosen(group_of: np.ndarray, classes: Sequence[str], count: int) -> np.ndarray:
+    """Whether each row is held out, about `count`: whole groups, whose class is that of their first row; none where none may go.
+
+    `group_of` numbers them by their first rows.
+    """
+    own = [classes[i] for i in map(int, np.flatnonzero(np.diff(np.maximum.accumulate(group_of), prepend=-1)))]
+    sizes, held = np.bincount(group_of), np.zeros(len(own), bool)
+    tried = np.random.default_rng(0).permutation(len(own))
+    room, left = _shares(Counter(classes), count), Counter(own)
     for group in tried:
-        name = classes[group[0]]
-        if len(group) <= room[name] and left[name] > 1:
-            held.update(group)
-            room[name] -= len(group)
+        name, size = own[group], int(sizes[group])
+        if size <= room[name] and left[name] > 1:
+            held[group] = True
+            room[name] -= size
             left[name] -= 1
-    able = [group for group in tried if left[classes[group[0]]] > 1]
-    smallest = sorted(able, key=len)[:1]  # taken where all are larger than what was asked for
-    return held or {number for group in smallest for number in group}
+    if not held.any():  # the smallest is taken where all are larger than what was asked for
+        held[min((group for group in tried if left[own[group]] > 1), key=lambda group: int(sizes[group]), default=[])] = True
+    return held[group_of]
 
 
 def _shares(counts: Mapping[str, int], number: int) -> dict[str, int]:
@@ -100,33 +105,44 @@ def _shares(counts: Mapping[str, int], number: int) -> dict[str, int]:
 def leaks(kind: Kind, train: Sequence[Record], others: Mapping[str, Sequence[Record]]) -> list[str]:
     """A line for each way in which a split has what is in the training rows, or a test set what is in a dev set."""
     notes: list[str] = []
-    groups = {record.group for record in train} - {None}
-    texts = {text for record in train for text in _side_texts(kind, record)}
-    sides = {"training": {content(kind, record) for record in train}}
+    groups = set(groups_of(train)) - {None}
+    texts = np.unique(_side_texts(kind, train))
+    sides = {"training": np.unique(_contents(kind, train))}
     what = "questions have a context that is" if kind == "question_answering" else "rows are"
     for split, records in others.items():
-        own = [content(kind, record) for record in records]
+        own = _contents(kind, records)
         for side, known in sides.items():
-            if (side == "training" or split.startswith("test")) and (count := sum(key in known for key in own)):
+            if (side == "training" or split.startswith("test")) and (count := _among(own, known).sum()):
                 notes.append(f"warning: {count} of {len(records)} {split} {what} also in the {side} rows")
-        if count := sum(record.group in groups for record in records):
+        if groups and (count := sum(group in groups for group in groups_of(records))):
             notes.append(f"warning: {count} of {len(records)} {split} rows are of a group that is also in the training rows")
-        shared = sum(
-            key not in sides["training"] and not texts.isdisjoint(_side_texts(kind, record))
-            for key, record in zip(own, records, strict=True)
-        )
-        if shared:
-            notes.append(f"{split}: {shared} of {len(records)} rows share one of their texts with the training rows")
+        shared = _among(_side_texts(kind, records), texts).any(axis=1) & ~_among(own, sides["training"])
+        if shared.any():
+            notes.append(f"{split}: {shared.sum()} of {len(records)} rows share one of their texts with the training rows")
         if split.startswith("dev"):
-            sides[split] = set(own)
+            sides[split] = np.unique(own)
     return notes
 
 
-def _side_texts(kind: Kind, record: Record) -> tuple[str, ...]:
-    """The texts that a record may share with another without being the same: of a pair either, of choices the context."""
-    if kind in _PAIRS:
-        return record.texts[:2] if len(record.texts) > 1 else ()
-    return record.texts[:1] if kind == "multiple_choice" else ()
+def _contents(kind: Kind, records: Sequence[Record]) -> np.ndarray:
+    """A hash of each record's content: sets of texts would take several times the memory of a file."""
+    return hashes((content(kind, texts) for texts in texts_of(records)), len(records))
+
+
+def _among(keys: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Which of the keys are among `known`, which is sorted."""
+    if not len(known):
+        return np.zeros(keys.shape, bool)
+    return known[np.minimum(np.searchsorted(known, keys), len(known) - 1)] == keys
+
+
+def _side_texts(kind: Kind, records: Sequence[Record]) -> np.ndarray:
+    """[N, k]: hashes of the texts that a record may share with another without being the same: of a pair either, of choices the
+    context."""
+    count = 2 if kind in _PAIRS and any(len(texts) > 1 for texts in texts_of(take(records, [0][: len(records)]))) else 0
+    count = 1 if kind == "multiple_choice" else count
+    each = (text for texts in texts_of(records) for text in texts[:count]) if count else ()
+    return hashes(each, count * len(records)).reshape(len(records), count)
 
 
 def only_label(kind: Kind, records: Sequence[Record]) -> str | None:
@@ -136,7 +152,7 @@ def only_label(kind: Kind, records: Sequence[Record]) -> str | None:
     """
     if kind in ("question_answering", "multiple_choice"):
         return None
-    labels = {tag for record in records for tag in record.label or ()} if kind == "tagging" else {r.label for r in records}
+    labels = {tag for label in labels_of(records) for tag in label or ()} if kind == "tagging" else set(labels_of(records))
     (label,) = labels if len(labels) == 1 else (None,)
     return None if label is None else repr(label)
 
@@ -146,6 +162,6 @@ def digest(train: Sequence[Record], dev: Mapping[str, Sequence[Record]]) -> str:
     hasher = hashlib.sha256()
     for split, records in {"train": train, **dev}.items():
         hasher.update(f"{split} {len(records)}\n".encode())
-        for record in records:
-            hasher.update(f"{record.texts!r} {record.label!r}\n".encode("utf-8", "surrogatepass"))
+        for texts, label in zip(texts_of(records), labels_of(records), strict=True):
+            hasher.update(f"{texts!r} {label!r}\n".encode("utf-8", "surrogatepass"))
     return hasher.hexdigest()

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import dataclasses
 import json
 import math
 import re
@@ -27,6 +26,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from bert_jax.config import InputError
+from bert_jax.data.columns import labels_of, with_labels
 from bert_jax.data.tables import ClassName
 from bert_jax.data.tasks import Kind, Record, Task, TaskData
 
@@ -326,36 +326,36 @@ def classes_of(kind: Kind, label: Any) -> tuple[str, ...]:
     return (label,) if kind == "classification" else tuple(label)
 
 
-def without_minus_one(task: Task, splits: Mapping[str, list[Record]], given: bool) -> dict[str, list[Record]]:
+def without_minus_one(task: Task, splits: Mapping[str, Sequence[Record]], given: bool) -> dict[str, Sequence[Record]]:
     """Records by split; those of label -1 are unlabelled where -1 is no class.
 
     It is a class if training has it, and has not two or more other classes that are all whole numbers from 0 on. As a number
     (regression, similarity) it means no label in a test set, unless training has numbers below 0. `given`: the user named the
     marks, so that nothing changes.
     """
-    train = splits.get("train", [])
-    rest = {name for record in train for name in classes_of(task.kind, record.label)}
+    train = labels_of(splits.get("train", []))
+    rest = {name for label in train for name in classes_of(task.kind, label)}
     found = "-1" in rest
     rest -= {"-1"}
     is_class = "-1" in task.labels or (found and not task.labels and not (len(rest) >= 2 and all(n.isdecimal() for n in rest)))
-    is_number = any(isinstance(record.label, float) and record.label < 0 for record in train)
+    is_number = any(isinstance(label, float) and label < 0 for label in train)
 
     def hidden(split: str, label: Any) -> bool:
         if task.kind in ("regression", "similarity"):
             return not is_number and split.startswith("test") and label == -1
         return not is_class and task.kind != "tagging" and label in ("-1", ("-1",))
 
-    if given:
-        return dict(splits)
-    return {
-        split: [dataclasses.replace(r, label=None) if r.label is not None and hidden(split, r.label) else r for r in records]
-        for split, records in splits.items()
-    }
+    def settled(split: str, records: Sequence[Record]) -> Sequence[Record]:
+        own = labels_of(records)
+        gone = {label for label in set(own) if label is not None and hidden(split, label)}
+        return with_labels(records, [None if label in gone else label for label in own]) if gone else records
+
+    return {split: records if given else settled(split, records) for split, records in splits.items()}
 
 
 def by_place(
-    splits: Mapping[str, list[Record]], classes: tuple[str, ...] = ()
-) -> tuple[dict[str, list[Record]], tuple[str, ...]]:
+    splits: Mapping[str, Sequence[Record]], classes: tuple[str, ...] = ()
+) -> tuple[dict[str, Sequence[Record]], tuple[str, ...]]:
     """multi_label: lists of 0 and 1 by what they mean, and the classes that they are about, none where they are no such lists.
 
     Where every label of training (of a test set alone, its own) is such a list, and all are of one length, that of `classes` if
@@ -363,21 +363,24 @@ def by_place(
     the classes. Raises InputError for a list of another length in dev or test.
     """
     first = splits["train"] if "train" in splits else next(iter(splits.values()), [])
-    labels = [record.label for record in first if record.label]
+    labels = [label for label in labels_of(first) if label]
     number = len(labels[0]) if labels and all(isinstance(label, Indicators) for label in labels) else 0
     if any(len(label) != number for label in labels) or (classes and number != len(classes)):
         number = 0
     called = classes or tuple(map(str, range(number)))
 
-    def meant(record: Record) -> Record:
-        if number and record.label and (not isinstance(record.label, Indicators) or len(record.label) != number):
-            raise InputError(f"{record.place}: the label is {list(record.label)}, where training has lists of {number} 0 and 1")
-        if not isinstance(record.label, Indicators):
-            return record
-        applies = (name for name, flag in zip(called, record.label, strict=True) if _FLAGS[flag]) if number else record.label
-        return dataclasses.replace(record, label=tuple(dict.fromkeys(applies)))
+    def meant(records: Sequence[Record], i: int, label: Any) -> Any:
+        if number and label and (not isinstance(label, Indicators) or len(label) != number):
+            raise InputError(f"{records[i].place}: the label is {list(label)}, where training has lists of {number} 0 and 1")
+        if not isinstance(label, Indicators):
+            return label
+        applies = (name for name, flag in zip(called, label, strict=True) if _FLAGS[flag]) if number else label
+        return tuple(dict.fromkeys(applies))
 
-    settled = {split: [meant(record) for record in records] for split, records in splits.items()}
+    settled = {
+        split: with_labels(records, [meant(records, i, label) for i, label in enumerate(labels_of(records))])
+        for split, records in splits.items()
+    }
     return settled, called if number else ()
 
 

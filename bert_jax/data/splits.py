@@ -18,13 +18,17 @@ import os
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from bert_jax import tags
 from bert_jax.config import InputError, did_you_mean
 from bert_jax.data import holdout, sources, tables
+from bert_jax.data.columns import Records, hashes, labels_of, take, texts_of, with_labels
 from bert_jax.data.labels import (
     LabelReader,
     Span,
@@ -52,9 +56,9 @@ class Splits:
       data_hash: hex SHA-256 of the bytes of the files, in the order train, dev, test.
     """
 
-    train: list[Record]
-    dev: dict[str, list[Record]]
-    test: dict[str, list[Record]]
+    train: Sequence[Record]
+    dev: dict[str, Sequence[Record]]
+    test: dict[str, Sequence[Record]]
     labels: tuple[str, ...]
     notes: list[str]
     data_hash: str
@@ -75,7 +79,8 @@ def load_splits(task: Task, cfg: TaskData) -> Splits:
     hasher, notes = hashlib.sha256(), list[str]()
     files = {split: _read(split, path, task, cfg, hasher, notes) for split, path in find_files(task, cfg).items()}
     task, read = _settled(task, cfg, files, notes)
-    train = read.get("train", [])
+    files.clear()  # what is left out takes no memory from here on
+    train = read.pop("train", [])
     dev = {split: records for split, records in read.items() if split.startswith("dev")}
     test = {split: records for split, records in read.items() if split.startswith("test")}
     labels = _labels(task, train, [*dev.values(), *test.values()], notes)
@@ -288,7 +293,7 @@ class _File(NamedTuple):
     """What one file holds; `columns` and `reader` are what its labels were read from and with."""
 
     path: str
-    records: list[Record]
+    records: Sequence[Record]
     columns: _Columns
     reader: LabelReader
 
@@ -298,7 +303,8 @@ def _read(split: str, path: str, task: Task, cfg: TaskData, hasher: Any, notes: 
     table, columns = _open(split, path, task, cfg, hasher)
     stem = None if cfg.text_column else task.stem
     reader = LabelReader(task, cfg)
-    records, wordless, overlapping, words = list[Record](), list[str](), 0, 0
+    records: Records | list[Record] = [] if task.kind == "question_answering" else Records()  # questions share their contexts
+    wordless, overlapping, words = list[str](), 0, 0
     for number, row in enumerate(table.rows):
         if task.kind == "tagging" and _has_no_words(row, columns.texts[0]):
             wordless.append(row.place)
@@ -328,7 +334,7 @@ def _read(split: str, path: str, task: Task, cfg: TaskData, hasher: Any, notes: 
         _check_ids(records)
     if overlapping:
         notes.append(f"warning: {split}: {overlapping} entities left out that overlap longer ones")
-    if task.kind == "question_answering":
+    if isinstance(records, list):
         records = _with_matching_answers(split, records, notes)
     if not records:
         raise InputError("; ".join([f"{path}: holds no rows", *notes[said:]]))
@@ -446,20 +452,22 @@ def _text(row: Row, column: str, value: Any) -> str:
     return value
 
 
-def _empty_texts(split: str, path: str, kind: Kind, columns: Sequence[str], records: list[Record]) -> list[str]:
+def _empty_texts(split: str, path: str, kind: Kind, columns: Sequence[str], records: Sequence[Record]) -> list[str]:
     """How many records have an empty text. Raises InputError where a column of the training file has nothing else."""
 
-    def texts(record: Record) -> tuple[str, ...]:
-        return ("".join(record.texts),) if kind == "tagging" else record.texts
+    def texts() -> Iterator[tuple[str, ...]]:
+        return (("".join(words),) for words in texts_of(records)) if kind == "tagging" else texts_of(records)
 
     for number, column in enumerate(columns if split == "train" and records else ()):
-        if not any(texts(record)[number].strip() for record in records):
+        if not any(each[number].strip() for each in texts()):
             raise InputError(f"{path}: {column!r} is empty in all {len(records)} rows: name another (--text-column)")
-    empty = [record.place for record in records if not all(text.strip() for text in texts(record))]
+    empty = [records[i].place for i, each in enumerate(texts()) if not all(text.strip() for text in each)]
     return [f"warning: {split}: {len(empty)} of {len(records)} rows have an empty text: {_few(empty)}"] * bool(empty)
 
 
-def _check_ids(records: Iterable[Record]) -> None:
+def _check_ids(records: Sequence[Record]) -> None:
+    if len(np.unique(hashes(record.id for record in records))) == len(records):
+        return
     places: dict[str, str] = {}
     for record in records:
         if record.id in places:
@@ -503,7 +511,7 @@ def _few(names: Sequence[str]) -> str:
 # ---- all splits together
 
 
-def _settled(task: Task, cfg: TaskData, files: Mapping[str, _File], notes: list[str]) -> tuple[Task, dict[str, list[Record]]]:
+def _settled(task: Task, cfg: TaskData, files: Mapping[str, _File], notes: list[str]) -> tuple[Task, dict[str, Sequence[Record]]]:
     """The task with its classes, where columns or places name them, and the records of each split with their labels.
 
     Training and dev rows without a label are left out; test rows are kept, to be predicted. Both are counted in `notes`.
@@ -511,7 +519,7 @@ def _settled(task: Task, cfg: TaskData, files: Mapping[str, _File], notes: list[
     read = {split: file.records for split, file in files.items()}
     for split, file in files.items():
         if task.kind == "multi_label" and file.reader.blank == len(file.records):  # not even one row names a class
-            read[split] = [dataclasses.replace(record, label=None) for record in file.records]
+            read[split] = with_labels(file.records, [None] * len(file.records))
             file.reader.unlabelled["empty"] += len(file.records)
     read = without_minus_one(task, read, given=cfg.unlabelled_mark is not None)
     classes = next((file.columns.labels for file in files.values() if len(file.columns.labels) > 1), ())
@@ -524,9 +532,10 @@ def _settled(task: Task, cfg: TaskData, files: Mapping[str, _File], notes: list[
     return task, {split: _labelled(split, files[split], task, records, notes) for split, records in read.items()}
 
 
-def _labelled(split: str, file: _File, task: Task, records: list[Record], notes: list[str]) -> list[Record]:
+def _labelled(split: str, file: _File, task: Task, records: Sequence[Record], notes: list[str]) -> Sequence[Record]:
     """Without the rows that have no label, but in a test set, and for similarity if none has one."""
-    missing = sum(record.label is None for record in records)
+    labels = labels_of(records)
+    missing = sum(label is None for label in labels)
     if not missing:
         return records
     if missing == len(records) and (split.startswith("test") or task.kind == "similarity"):
@@ -543,17 +552,17 @@ def _labelled(split: str, file: _File, task: Task, records: list[Record], notes:
         return records
     fix = "" if set(+found) == {"empty"} else "; if such is a class, name the marks that are none (--unlabelled-mark)"
     notes.append(f"warning: {split}: {what}: left out{fix}")
-    return [record for record in records if record.label is not None]
+    return take(records, [i for i, label in enumerate(labels) if label is not None])
 
 
-def _labels(task: Task, train: list[Record], others: list[list[Record]], notes: list[str]) -> tuple[str, ...]:
+def _labels(task: Task, train: Sequence[Record], others: list[Sequence[Record]], notes: list[str]) -> tuple[str, ...]:
     """The classes by id: the task's, else those in training. Raises InputError for a label that is none of them."""
-    rest = [record for records in others for record in records]
-    for record in [*train, *rest]:
-        _check_size(task, record)
-    found = {name for record in train for name in classes_of(task.kind, record.label)}
+    for records in [train, *others]:
+        _check_sizes(task, records)
+    found = {name for label in labels_of(train) for name in classes_of(task.kind, label)}
     if task.kind == "tagging":
-        fresh = Counter(name for record in rest for name in classes_of(task.kind, record.label) if name not in found)
+        rest = chain.from_iterable(map(labels_of, others))
+        fresh = Counter(name for label in rest for name in classes_of(task.kind, label) if name not in found)
         if task.labels:
             if odd := sorted(fresh.keys() - set(task.labels)):
                 near = did_you_mean(odd[0], task.labels)
@@ -564,24 +573,28 @@ def _labels(task: Task, train: list[Record], others: list[list[Record]], notes: 
         ]
         return tuple(sorted(found | set(fresh), key=lambda name: (name != "O", name)))
     labels = task.labels or _sorted(found)
-    for record in [*train, *rest]:
-        for name in classes_of(task.kind, record.label):
-            if name not in labels:
+    known_labels = set(labels)
+    for records in [train, *others]:
+        for i, label in enumerate(labels_of(records)):
+            if odd_names := [name for name in classes_of(task.kind, label) if name not in known_labels]:
                 whose = f"task {task.name}'s" if task.labels else "the training rows'"
                 known = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
                 near = "; numbers to be predicted are --task regression" if not task.labels and are_numbers(labels) else ""
-                near = near if are_numbers([name]) else did_you_mean(name, labels)
-                raise InputError(f"{record.place}: label {name!r} is none of {whose}: {known}{near}")
+                near = near if are_numbers(odd_names[:1]) else did_you_mean(odd_names[0], labels)
+                raise InputError(f"{records[i].place}: label {odd_names[0]!r} is none of {whose}: {known}{near}")
     return labels
 
 
-def _check_size(task: Task, record: Record) -> None:
-    if record.label is None:
+def _check_sizes(task: Task, records: Sequence[Record]) -> None:
+    if task.kind not in ("tagging", "multiple_choice"):
         return
-    if task.kind == "tagging" and len(record.label) != len(record.texts):
-        raise InputError(f"{record.place}: {len(record.texts)} words, but {len(record.label)} tags")
-    if task.kind == "multiple_choice" and not 0 <= record.label < len(record.texts) - 1:
-        raise InputError(f"{record.place}: label {record.label}, but the choices are 0 to {len(record.texts) - 2}")
+    for i, (texts, label) in enumerate(zip(texts_of(records), labels_of(records), strict=True)):
+        if label is None:
+            continue
+        if task.kind == "tagging" and len(label) != len(texts):
+            raise InputError(f"{records[i].place}: {len(texts)} words, but {len(label)} tags")
+        if task.kind == "multiple_choice" and not 0 <= label < len(texts) - 1:
+            raise InputError(f"{records[i].place}: label {label}, but the choices are 0 to {len(texts) - 2}")
 
 
 def _sorted(names: Iterable[str]) -> tuple[str, ...]:
@@ -593,16 +606,16 @@ def _sorted(names: Iterable[str]) -> tuple[str, ...]:
         return tuple(names)
 
 
-def _look_at_labels(task: Task, train: list[Record], labels: tuple[str, ...]) -> list[str]:
+def _look_at_labels(task: Task, train: Sequence[Record], labels: tuple[str, ...]) -> list[str]:
     """How often each class is in training. Raises InputError where there is only one."""
-    counts = Counter(name for record in train for name in classes_of(task.kind, record.label))
+    counts = Counter(name for label in labels_of(train) for name in classes_of(task.kind, label))
     if labels and len(counts) < (1 if task.kind == "multi_label" else 2):
         raise InputError(f"the {len(train)} training rows have no label but {', '.join(counts) or 'none'}: nothing to learn")
     shown = [f"{name} {counts[name]}" for name in labels[:20]]
     notes = [f"labels: {', '.join(shown)}{f', ... ({len(labels)} in all)' if len(labels) > 20 else ''}"] if labels else []
     notes += [f"warning: no training row has label {name!r}" for name in labels if name not in counts]
     if task.kind == "multi_label":
-        sizes = Counter(len(record.label) for record in train)
+        sizes = Counter(map(len, labels_of(train)))
         notes += [f"labels: {sizes[0]} of {len(train)} training rows have none of them"] * (sizes[0] > 0)
         mark = next((mark for mark in ";|" if any(mark in name for name in labels)), None)
         if max(sizes) == 1 and mark is not None:

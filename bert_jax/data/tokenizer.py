@@ -205,7 +205,8 @@ class Tokenizer:
             for text, encoding in zip(texts, encodings, strict=True)
         ]
 
-    def _encode(self, texts: Sequence[str], offsets: bool = False) -> list[tokenizers.Encoding]:
+    def _encode(self, texts: Sequence[str], offsets: bool = False) -> Iterator[tokenizers.Encoding]:
+        """In portions, see `in_portions`: the memory that is needed while encoding does not grow with the number of texts."""
         if isinstance(texts, str):
             raise TypeError("expected a list of texts, not one string")
         texts = list(texts)
@@ -214,8 +215,10 @@ class Tokenizer:
                 raise InputError(f"texts[{i}] is a {type(text).__name__}, not a str")
         encode = self._engine.encode_batch if offsets else self._engine.encode_batch_fast
         try:
-            with _failures_named("the tokenizer fails at these texts"):
-                return encode(texts, add_special_tokens=False)
+            for portion in in_portions(texts, lambda text: len(text) + 1):
+                with _failures_named("the tokenizer fails at these texts"):
+                    encodings = encode(portion, add_special_tokens=False)
+                yield from encodings
         except TypeError:
             for i, text in enumerate(texts):
                 if half := re.search("[\ud800-\udfff]", text):

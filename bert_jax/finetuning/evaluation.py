@@ -14,7 +14,8 @@ import numpy as np
 
 from bert_jax import tags
 from bert_jax.config import InputError
-from bert_jax.data.finetuning import IGNORED, Encoded
+from bert_jax.data.columns import labels_of, take
+from bert_jax.data.finetuning import IGNORED, Encoded, Items
 from bert_jax.data.layout import Layout, most_context
 from bert_jax.data.tasks import Record, Task
 from bert_jax.inference import Answer, Answerer, Classifier, Embedder, Predictor, nearest
@@ -31,20 +32,20 @@ class Split:
     """Some examples, as read and as encoded."""
 
     name: str
-    records: list[Record]
+    records: Sequence[Record]
     encoded: Encoded
 
     @property
     def labelled(self) -> int:
         """How many have a label: those that are scored."""
-        return sum(record.label is not None for record in self.records)
+        return sum(label is not None for label in labels_of(self.records))
 
     def of_labelled(self, predicted: Sequence[Any]) -> tuple[Split, Sequence[Any]]:
         """The records that have a label, with what was predicted of them; all where none has one. `encoded` stays whole."""
         if self.labelled in (0, len(self.records)):
             return self, predicted
-        both = [both for both in zip(self.records, predicted, strict=True) if both[0].label is not None]
-        return dataclasses.replace(self, records=[record for record, _ in both]), [each for _, each in both]
+        own = [i for i, label in enumerate(labels_of(self.records)) if label is not None]
+        return dataclasses.replace(self, records=take(self.records, own)), [predicted[i] for i in own]
 
 
 class Predictions(list[Any]):
@@ -120,7 +121,7 @@ def judged(
 
     For classification, multi_label and multiple_choice, and splits that are labelled.
     """
-    logits, right = np.array(predicted, np.float64), [record.label for record in split.records]
+    logits, right = np.array(predicted, np.float64), labels_of(split.records)
     if task.kind == "multi_label":
         logits = logits.reshape(-1, len(labels))
         has = np.array([[name in own for name in labels] for own in right], bool).reshape(logits.shape)
@@ -161,7 +162,7 @@ def details(task: Task, labels: Sequence[str], split: Split, predicted: Sequence
         return {}
     split, predicted = split.of_labelled(predicted)
     if task.kind == "tagging":
-        each = _each_tag(predicted, [record.label for record in split.records], labels)
+        each = _each_tag(predicted, labels_of(split.records), labels)
         return {"classes": dict(sorted(each.items(), key=lambda item: -item[1]["support"]))}
     shares, given, right = judged(task, labels, split, predicted, tuned)
     if task.kind == "multi_label":
@@ -212,7 +213,8 @@ class Evaluator:
         classification, multi_label, multiple_choice: float32 logits [C]; regression: a float; tagging: a tag a word;
         question_answering: (answers, logit of no answer); similarity: float32 vectors [k, D] of its k texts.
         """
-        sequences = [sequence for item in split.encoded.items for sequence in item.sequences]
+        items = split.encoded.items
+        sequences = items.sequences if isinstance(items, Items) else [x for item in items for x in item.sequences]
         results = self._predictor.run(sequences, params)
         if split.encoded.reading is not None:
             assert isinstance(self._predictor, Answerer)
@@ -283,7 +285,7 @@ class Evaluator:
         return of_kind(split, predicted, tuned) | ({} if loss is None else {"loss": loss})
 
     def _label_scores(self, split: Split, predicted: Sequence[Any], tuned: Tuned) -> dict[str, float]:
-        kind, labels = self.task.kind, [record.label for record in split.records]
+        kind, labels = self.task.kind, labels_of(split.records)
         if kind == "tagging":
             return self._tag_scores(predicted, labels)
         if kind == "regression":
@@ -346,7 +348,7 @@ class Evaluator:
         anchors, partners = (np.array([vectors[i] for vectors in predicted]) for i in (0, 1))
         anchors, partners = (x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12) for x in (anchors, partners))
         if split.labelled:
-            cosines, labels = (anchors * partners).sum(axis=-1), [record.label for record in split.records]
+            cosines, labels = (anchors * partners).sum(axis=-1), labels_of(split.records)
             return {name: task_metrics.METRICS[name](cosines, labels) for name in ("spearman", "pearson")}
         texts, own = ([record.texts[i] for record in split.records] for i in (0, 1))
         right: dict[str, set[str]] = {}  # all partners of an anchor are, wherever they stand, and each as often as it does

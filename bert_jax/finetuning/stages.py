@@ -15,7 +15,8 @@ import numpy as np
 from bert_jax import pretrained, tags
 from bert_jax.config import InputError
 from bert_jax.data import holdout
-from bert_jax.data.finetuning import Batches, check_choices, encode, special_tokens_in
+from bert_jax.data.columns import labels_of, with_labels
+from bert_jax.data.finetuning import Batches, check_choices, encode, read_from, special_tokens_in
 from bert_jax.data.layout import Layout
 from bert_jax.data.splits import Splits
 from bert_jax.data.tasks import Kind, Record, Task
@@ -53,14 +54,14 @@ def baseline(task: Task, splits: Splits, metric: str | None) -> float | None:
     if not dev or metric is not None or kind == "multiple_choice" or any(holdout.only_label(kind, rows) for rows in dev):
         return None
     if kind == "question_answering":
-        return float(np.mean([np.mean([not record.label for record in records]) for records in dev]))
+        return float(np.mean([np.mean([not label for label in labels_of(records)]) for records in dev]))
     if kind == "tagging" and tags.entity_tags(splits.labels) is None:
-        words, *of_dev = ([tag for record in records for tag in record.label] for records in (splits.train, *dev))
+        words, *of_dev = ([tag for label in labels_of(records) for tag in label] for records in (splits.train, *dev))
         commonest = Counter(words).most_common(1)[0][0] if words else None
         return float(np.mean([np.mean([tag == commonest for tag in each]) for each in of_dev]))
     if kind != "classification":
         return 0.0
-    train, *asked = ([splits.labels.index(record.label) for record in records] for records in (splits.train, *dev))
+    train, *asked = ([splits.labels.index(label) for label in labels_of(records)] for records in (splits.train, *dev))
     return float(np.mean([task_metrics.majority_baseline(name, train, ids) for ids in asked for name in task.metrics]))
 
 
@@ -91,9 +92,9 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Callable[[str]
         listing = ", ".join(f"{name} in {count}" for name, count in found.items())
         say(f"of {len(splits.train)} rows to train on, {listing} have a special token, read as text (--special-tokens read)")
     records = splits.train
-    if cfg.loss == "cosine" and (most := max(abs(record.label) for record in records)) > 1:
+    if cfg.loss == "cosine" and (most := max(map(abs, labels_of(records)))) > 1:
         say(f"scores reach {most:g}: they are divided by it, as cosines reach 1")
-        records = [dataclasses.replace(record, label=record.label / most) for record in records]
+        records = with_labels(records, [label / most for label in labels_of(records)])
     layout, limit = Layout(model.tokenizer, model.config), cfg.max_seq_length
     pooling = model.pooling if isinstance(model.pooling, Pooling) else Pooling()  # trained is what Embedder will do
     limit = min(limit, pooling.max_length or limit, model.config.max_length)
@@ -103,12 +104,10 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Callable[[str]
         for note in _of_pooling(pooling):
             say(note)
 
-    def encoded(name: str, records: list[Record]) -> Split:
-        shown = [dataclasses.replace(record, texts=tuple(map(pooling.read, record.texts))) for record in records]
-        found = encode(task.kind, shown, splits.labels, layout, limit)
+    def encoded(name: str, records: Sequence[Record]) -> Split:
+        found = encode(task.kind, records, splits.labels, layout, limit, read=pooling.read)
         if first := pooling.first_place(layout):
-            items = [item._replace(sequences=tuple(x.read_from(first) for x in item.sequences)) for item in found.items]
-            found = dataclasses.replace(found, items=items)
+            found = dataclasses.replace(found, items=read_from(found.items, first))
         if found.lost:
             what = "questions have more tokens than are read" if found.reading else f"have more than {limit} tokens"
             say(f"{name}: {found.lost} of {len(records)} {what}: what is past them was not read (--max-seq-length)")
@@ -147,7 +146,7 @@ def _null_threshold(cfg: FinetuneConfig, task: Task, splits: Splits, model: Mode
     known = cfg.null_threshold is not None or model.tuned.null_threshold is not None or bool(splits.dev)
     if known or task.kind != "question_answering":
         return cfg.null_threshold
-    if task.name != "squad2" and all(record.label != () for records in splits.test.values() for record in records):
+    if task.name != "squad2" and all(label != () for records in splits.test.values() for label in labels_of(records)):
         return None
     say(f"{cfg.model} has no threshold of its own for no answer: it is 0 (--null-threshold)")
     return 0.0

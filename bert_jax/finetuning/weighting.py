@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bert_jax.config import InputError, did_you_mean
+from bert_jax.data.columns import labels_of
 from bert_jax.data.labels import classes_of
 from bert_jax.data.tasks import Kind, Record
 
@@ -30,7 +31,7 @@ def class_weights(given: str, kind: Kind, labels: Sequence[str], train: Sequence
     """
     if given != "balanced":
         return dict.fromkeys(labels, 1.0) | _read(Path(given), labels)
-    counts = Counter(name for record in train for name in classes_of(kind, record.label))
+    counts = Counter(name for label in labels_of(train) for name in classes_of(kind, label))
     if kind == "multi_label":
         return {name: (len(train) - counts[name]) / counts[name] if 0 < counts[name] < len(train) else 1.0 for name in labels}
     return {name: counts.total() / (len(counts) * counts[name]) if counts[name] else 1.0 for name in labels}

@@ -1,0 +1,186 @@
+"""Many records in little memory: their texts in one buffer, a few numbers a record beside it, and a Record when one is asked for.
+
+    records = Records()
+    records.append(Record(("A fine film.",), "positive", "0", "a.csv:2"))
+    records[0]                          an equal record
+    take(records, [0])                  the records at these places; the buffer is shared
+
+The functions below also take lists of records. To go through labels or texts alone is faster than to make records.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from array import array
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from itertools import repeat
+from typing import Any, overload
+
+import numpy as np
+
+from bert_jax.data.tasks import Record
+
+_TEXT, _FIELD = b"\xff", b"\xfe"  # stand between texts, and between texts, id, group and place: no UTF-8 has these bytes
+_SHARED = 1 << 16  # labels that are kept once, where they are equal
+
+
+class Records(Sequence[Record]):
+    """Records that are stored in columns: about 30 bytes each, and the bytes of their texts in UTF-8.
+
+    A place is kept as a number where it ends in one behind what the first one has before it, an id where it is not the
+    number of the record. Equal labels are kept once.
+    """
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._ends = array("q", [0])
+        self._numbers = array("q")
+        self._prefix: str | None = None
+        self._rows: Sequence[int] = range(0)
+        self._groups = False
+        self._known: dict[Any, Any] = {}
+        self.labels: list[Any] = []
+
+    def append(self, record: Record) -> None:
+        """Adds a record at the end; not to what `take` or `with_labels` gave."""
+        row, id, place, group = len(self._numbers), record.id, record.place, record.group
+        prefix = place.rstrip("0123456789")
+        number = place[len(prefix) :]
+        self._prefix = prefix if self._prefix is None else self._prefix
+        plain = prefix == self._prefix and 0 < len(number) < 19 and (number[0] != "0" or number == "0")
+        fields = [_TEXT.join([_encoded(text) for text in record.texts])]
+        if id != str(row) or group is not None or not plain:
+            fields += [_encoded(id), b"" if group is None else b"=" + _encoded(group), b"" if plain else _encoded(place)]
+        self._data += _FIELD.join(fields)
+        self._ends.append(len(self._data))
+        self._numbers.append(int(number) if plain else -1)
+        self._groups = self._groups or group is not None
+        self._rows = range(row + 1)
+        self.labels.append(self._shared(record.label))
+
+    def _shared(self, label: Any) -> Any:
+        """An equal label that is known; of a tuple, which a sentence's tags are, its items too."""
+        if isinstance(label, tuple):
+            label = type(label)(map(self._shared, label))
+        if not isinstance(label, str | tuple) or len(self._known) >= _SHARED:
+            return label
+        return self._known.setdefault((type(label), label), label)
+
+    def _fields(self, row: int) -> list[bytearray]:
+        return self._data[self._ends[row] : self._ends[row + 1]].split(_FIELD)
+
+    def _record(self, row: int, label: Any) -> Record:
+        texts, *more = self._fields(row)
+        id, group, place = map(_decoded, more) if more else (str(row), "", "")
+        number = self._numbers[row]
+        return Record(_texts(texts), label, id, f"{self._prefix}{number}" if number >= 0 else place, group[1:] if group else None)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return list(map(self._record, self._rows[index], self.labels[index]))
+        return self._record(self._rows[index], self.labels[index])
+
+    def __iter__(self) -> Iterator[Record]:
+        return map(self._record, self._rows, self.labels)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Records | list):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} records>"
+
+    def texts(self) -> Iterator[tuple[str, ...]]:
+        """Those of each record."""
+        return (_texts(self._fields(row)[0]) for row in self._rows)
+
+    def groups(self) -> Iterator[str | None]:
+        """That of each record."""
+        return (record.group for record in self) if self._groups else repeat(None, len(self))
+
+    def _like(self, rows: Sequence[int], labels: list[Any]) -> Records:
+        other = Records()
+        vars(other).update(vars(self) | {"_rows": rows, "labels": labels})
+        return other
+
+    def take(self, indices: np.ndarray) -> Records:
+        """The records at these places, int [n]."""
+        rows, own = (array("i", np.asarray(at, np.int32).tobytes()) for at in (np.asarray(self._rows)[indices], indices))
+        return self._like(rows, [self.labels[i] for i in own])
+
+    def with_labels(self, labels: list[Any]) -> Records:
+        """The same records with other labels."""
+        return self._like(self._rows, labels)
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _decoded(text: bytes | bytearray) -> str:
+    return text.decode("utf-8", "surrogatepass")
+
+
+def _texts(joined: bytearray) -> tuple[str, ...]:
+    return tuple([_decoded(text) for text in joined.split(_TEXT)])
+
+
+def labels_of(records: Sequence[Record]) -> list[Any]:
+    """The label of each record; not to be changed."""
+    return records.labels if isinstance(records, Records) else [record.label for record in records]
+
+
+def texts_of(records: Sequence[Record]) -> Iterator[tuple[str, ...]]:
+    """The texts of each record."""
+    return records.texts() if isinstance(records, Records) else (record.texts for record in records)
+
+
+def groups_of(records: Sequence[Record]) -> Iterator[str | None]:
+    """The group of each record."""
+    return records.groups() if isinstance(records, Records) else (record.group for record in records)
+
+
+def take(records: Sequence[Record], indices: Sequence[int] | np.ndarray) -> Sequence[Record]:
+    """The records at these places."""
+    return records.take(np.asarray(indices, np.int64)) if isinstance(records, Records) else [records[i] for i in indices]
+
+
+def with_labels(records: Sequence[Record], labels: Sequence[Any]) -> Sequence[Record]:
+    """The same records with other labels, one each."""
+    if isinstance(records, Records):
+        return records.with_labels(list(labels))
+    both = zip(records, labels, strict=True)
+    return [record if record.label is label else dataclasses.replace(record, label=label) for record, label in both]
+
+
+def hashes(keys: Iterable[Hashable], count: int = -1) -> np.ndarray:
+    """int64: equal keys have equal ones, and others others: of a million keys two share one by chance in 1 of 3e7 processes."""
+    return np.fromiter(map(hash, keys), np.int64, count)
+
+
+def numbered(keys: Iterable[Hashable], count: int = -1) -> np.ndarray:
+    """int32: which of the different keys each is, in the order in which they come first.
+
+    >>> numbered(["b", "a", "b", "c"]).tolist()
+    [0, 1, 0, 2]
+    """
+    own = hashes(keys, count)
+    order = np.argsort(own, kind="stable")
+    new = np.diff(own[order], prepend=0) != 0
+    del own
+    new[:1] = True
+    order = order.astype(np.int32)
+    first = np.empty(len(order), np.int32)  # of the keys that are equal to each; np.unique takes twice the memory for this
+    first[order] = order[new][np.cumsum(new, dtype=np.int32) - 1]
+    ranks: np.ndarray = np.cumsum(first == np.arange(len(first)), dtype=np.int32) - 1
+    return ranks[first]
