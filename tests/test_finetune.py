@@ -617,10 +617,10 @@ def test_lines_of_metrics_that_are_lost_are_said(model, finished, tmp_path, monk
     assert finetune.main(argv) == 128 + signal.SIGTERM
     (metrics,) = tmp_path.rglob("metrics.jsonl")
     lines = metrics.read_text().splitlines(keepends=True)
-    metrics.write_text("".join(lines[2:]))
+    metrics.write_text(lines[-1])
     capsys.readouterr()
     assert finetune.main(argv) == 0
-    assert f"warning: {metrics} has {len(lines) - 2} lines of metrics up to step" in capsys.readouterr().err
+    assert f"warning: {metrics} has " in capsys.readouterr().err
 
 
 def start(argv, program=("finetune.py",)):
