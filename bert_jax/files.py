@@ -9,6 +9,7 @@ import os
 import re
 import stat
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,14 +59,18 @@ def read_json(path: Path, kind: type[J], fix: str = "") -> J | None:
     return value
 
 
-def put(path: Path, text: str) -> None:
-    """Writes a file in UTF-8, its folder too. Raises OSError where it cannot be written."""
+def put(path: Path, text: str | Iterable[str]) -> None:
+    """Writes a file in UTF-8, its folder too; of several parts, each as it comes. Raises OSError where it cannot be written."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
+        if isinstance(text, str):
+            temporary.write_text(text, encoding="utf-8")
+        else:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.writelines(text)
         os.replace(temporary, path)
-    except OSError:
+    except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
@@ -82,7 +87,7 @@ def remove_temporary(folder: Path) -> None:
                 path.unlink()
 
 
-def write_text(path: Path, text: str) -> Path:
+def write_text(path: Path, text: str | Iterable[str]) -> Path:
     """`put`; the file's path. Raises InputError where it cannot be written."""
     try:
         put(path, text)

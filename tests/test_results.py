@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -53,6 +54,20 @@ def test_classes_are_written_with_the_right_one_and_each_ones_probability(tmp_pa
         ["q1", "b", "b", "0.1", "0.7", "0.2"],
         ["q2", "a", "c", "0.5", "0.25", "0.25"],
     ]
+
+
+def test_predictions_are_written_row_by_row_and_whole_or_not_at_all(tmp_path):
+    records, logits = [record("a", str(i)) for i in range(4000)], np.zeros((4000, 10))
+    tracemalloc.start()
+    path = write(tmp_path, "classification", records, logits, "abcdefghij")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(rows(path)) == 4001
+    assert peak < path.stat().st_size
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="shorter"):
+        write(tmp_path, "classification", records, logits[1:], "abcdefghij")
+    assert [each.read_bytes() for each in path.parent.iterdir()] == [before]
 
 
 def test_without_labels_there_is_no_column_of_them_and_some_leave_it_empty_for_the_others(tmp_path):

@@ -223,11 +223,14 @@ class Evaluator:
             logits = [result["logits"] for result in results]
             return Predictions(self._tags(split, logits), _tag_loss(split, logits))
         (name,) = results[0] if results else ("logits",)
-        values = iter([result[name][0] for result in results])
-        grouped = [np.array([next(values) for _ in item.sequences]) for item in split.encoded.items]
+        values = np.array([result[name][0] for result in results])  # one array, and views of it, take less than an array each
+        del results
         if self.task.kind == "regression":
-            return Predictions(float(group[0, 0]) for group in grouped)
-        return Predictions(grouped if self.task.kind in ("multiple_choice", "similarity") else [group[0] for group in grouped])
+            return Predictions(float(value[0]) for value in values)
+        if self.task.kind not in ("multiple_choice", "similarity"):
+            return Predictions(values)
+        counts = [len(item.sequences) for item in items]
+        return Predictions(np.split(values, np.cumsum(counts)[:-1]) if counts else [])
 
     def _tags(self, split: Split, logits: Sequence[np.ndarray]) -> list[list[str]]:
         """The tag of each word's first token, from the window that it has most context in; O for words without tokens."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,43 +36,52 @@ def write_predictions(folder: Path, split: Split, predicted: Sequence[Any], eval
     """
     if evaluator.task.kind == "question_answering":
         return _write_answers(folder, split, predicted, tuned.null_threshold)
-    labelled = split.labelled
     if evaluator.task.kind == "tagging":
-        lines = []
-        for record, tags in zip(split.records, predicted, strict=True):
-            right = ["_"] * len(tags) if record.label is None else record.label
-            columns = [record.texts, right, tags] if labelled else [record.texts, tags]
-            lines += [_line(word) for word in zip(*columns, strict=True)] + [""]
-        return write_text(folder / f"{split.name}.conll", "\n".join(lines) + "\n")
-    header, rows = _columns(evaluator, predicted, tuned)
-    lines = [_line(["id", "prediction", *(["label"] if labelled else []), *header])]
+        return write_text(folder / f"{split.name}.conll", _words(split, predicted))
+    return write_text(folder / f"{split.name}.tsv", _rows(split, *_columns(evaluator, predicted, tuned)))
+
+
+def _words(split: Split, predicted: Sequence[Any]) -> Iterator[str]:
+    labelled = split.labelled
+    for record, tags in zip(split.records, predicted, strict=True):
+        right = ["_"] * len(tags) if record.label is None else record.label
+        columns = [record.texts, right, tags] if labelled else [record.texts, tags]
+        yield from map(_line, zip(*columns, strict=True))
+        yield "\n"
+
+
+def _rows(split: Split, header: Sequence[str], rows: Iterable[tuple[Any, Sequence[float]]]) -> Iterator[str]:
+    labelled = split.labelled
+    yield _line(["id", "prediction", *(["label"] if labelled else []), *header])
     for record, (prediction, values) in zip(split.records, rows, strict=True):
         label = ",".join(record.label) if isinstance(record.label, tuple) else "" if record.label is None else record.label
-        lines.append(_line([record.id, prediction, *([label] if labelled else []), *(f"{value:.6g}" for value in values)]))
-    return write_text(folder / f"{split.name}.tsv", "\n".join(lines) + "\n")
+        yield _line([record.id, prediction, *([label] if labelled else []), *(f"{value:.6g}" for value in values)])
 
 
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
 def _line(fields: Sequence[Any]) -> str:
-    return "\t".join(str(field).translate(_ESCAPES) for field in fields)
+    return "\t".join(str(field).translate(_ESCAPES) for field in fields) + "\n"
 
 
-def _columns(evaluator: Evaluator, predicted: Sequence[Any], tuned: Tuned) -> tuple[list[str], list[tuple[Any, Sequence[float]]]]:
+def _columns(
+    evaluator: Evaluator, predicted: Sequence[Any], tuned: Tuned
+) -> tuple[list[str], Iterator[tuple[Any, Sequence[float]]]]:
     """(names of the columns behind the prediction, a row each)."""
     kind, labels = evaluator.task.kind, list(evaluator.labels)
     if kind == "regression":
-        return [], [(f"{value:.6g}", []) for value in predicted]
+        return [], ((f"{value:.6g}", []) for value in predicted)
     if kind == "similarity":
-        return [], [(f"{cosine(vectors[0], vectors[1]):.6g}", []) for vectors in predicted]
+        return [], ((f"{cosine(vectors[0], vectors[1]):.6g}", []) for vectors in predicted)
     if kind == "multi_label":
         logits = np.array(predicted).reshape(-1, len(labels))
-        both = zip(has_labels(logits, tuned), probabilities(logits).tolist(), strict=True)
-        return labels, [(",".join(n for n, has in zip(labels, given, strict=True) if has), shares) for given, shares in both]
+        both = zip(has_labels(logits, tuned), probabilities(logits), strict=True)
+        named = ((",".join(n for n, has in zip(labels, given, strict=True) if has), shares.tolist()) for given, shares in both)
+        return labels, named
     names = labels if kind == "classification" else [str(i) for i in range(max(map(len, predicted), default=0))]
-    shares = [np.exp(logits - np.logaddexp.reduce(logits)) for logits in predicted]
-    return names, [(names[int(row.argmax())], row.tolist()) for row in shares]
+    each = (np.exp(logits - np.logaddexp.reduce(logits)) for logits in predicted)
+    return names, ((names[int(row.argmax())], row.tolist()) for row in each)
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
