@@ -217,6 +217,10 @@ def line(*values: object) -> bytes:
     return "\n".join(json.dumps(value) for value in values).encode()
 
 
+def conll() -> list[bytes]:
+    return [b"".join(b"%d\tO\ncat\tB-X\n\nof\tI-X\n%d\tO\n\n" % (i, i) for i in range(6))]
+
+
 ROWS = b'sentence\tlabel\nthe cat\t0\na "cat\t1\nof\t0\n' + b"the\t1\n" * 8
 TARGETS: dict[str, tuple[str, Callable[[], list[bytes]], Callable[[Path], object]]] = {  # name: (file, what is changed, reader)
     "safetensors": ("m.safetensors", safetensors_header, read_safetensors_header),
@@ -235,7 +239,7 @@ TARGETS: dict[str, tuple[str, Callable[[], list[bytes]], Callable[[Path], object
     "tsv": ("train.tsv", lambda: [ROWS], partial(read_task, "sst2")),
     "csv": ("train.csv", lambda: [ROWS.replace(b"\t", b",").replace(b'"', b"")], partial(read_task, "sst2")),
     "rows": ("train.jsonl", lambda: [line(*(dict(sentence=w, label=len(w) % 2) for w in WORDS))], partial(read_task, "sst2")),
-    "conll": ("train.conll", lambda: [b"the\tO\ncat\tB-X\n\nof\tI-X\n\n" * 6], partial(read_task, "ner")),
+    "conll": ("train.conll", conll, partial(read_task, "ner")),
     "squad": ("train.json", lambda: [line(SQUAD)], partial(read_task, "squad2")),
     "config": ("config.json", lambda: [line(CONFIG)], read_config),
     "directory": ("files.json", model_directory, read_model_directory),
