@@ -150,7 +150,7 @@ class Case:
 
 def sst2():
     rng, classes = np.random.default_rng(0), ("negative", "positive")
-    rows = [(text(rng, MARKERS[i % 2]) + " [SEP] a" * (i % 16 == 0), i % 2) for i in range(64)]  # text, as for the export
+    rows = [(text(rng, MARKERS[i % 2]) + " [SEP] a" * (i % 16 < 2), i % 2) for i in range(64)]  # text, as for the export
     files = {"train.tsv": table(["sentence", "label"], rows[:48]), "dev.tsv": table(["sentence", "label"], rows[48:]),
              "test.tsv": table(["index", "sentence"], [(i, text(rng, MARKERS[0])) for i in range(5)])}  # fmt: skip
     return Case("sst2", files, "sequence_classification", [t for t, _ in rows[48:]], classes, {"dev": 16, "test": 5})
