@@ -390,10 +390,11 @@ def test_the_problem_type_decides_what_scores_are(problem_type, route, served, p
             assert set(classification.labels) == {s["label"] for s in scores if s["score"] >= 0.5}
 
 
-def test_a_single_label_without_a_problem_type_is_a_value_not_a_probability(served, predictions):
-    """transformers' pipeline takes the sigmoid of it, but trains it as regression: its own class computes the squared error."""
-    model = served("bert", "sequence_classification", '{"num_labels": 1}')
-    pipeline = model.pipeline("text-classification", "theirs", top_k=None, function_to_apply="none")
+@pytest.mark.parametrize("problem_type", [None, "regression"])
+def test_a_single_label_is_a_probability_but_of_a_regression_a_value(problem_type, served, predictions):
+    """As transformers' pipeline and sentence-transformers' CrossEncoder have it where config.json says no more."""
+    model = served("bert", "sequence_classification", json.dumps({"num_labels": 1, "problem_type": problem_type}))
+    pipeline = model.pipeline("text-classification", "theirs", top_k=None)
     assert_same_classes(predictions(Classifier, model)(TEXTS), pipeline(TEXTS))
 
 
