@@ -627,7 +627,7 @@ def test_an_error_in_a_worker_process_is_the_users_message(build, folder):
 
 
 POOL = """
-import os, sys, time
+import os, signal, sys, time
 from bert_jax import console
 from bert_jax.data import corpus
 
@@ -638,6 +638,7 @@ def work(item):
     time.sleep(600)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background hands down that it is ignored
     run = lambda argv: corpus._run(work, list(range(4)), "tokenize", 2, lambda items, *_: items)
     console.run(run, [], "the same command continues")
 """
