@@ -13,7 +13,7 @@ import numpy as np
 
 from bert_jax.config import BertConfig, InputError, did_you_mean
 from bert_jax.data.layout import Layout
-from bert_jax.files import put, read_json
+from bert_jax.disk import put, read_json
 from bert_jax.formats.tensors import read_directory, write_safetensors
 
 PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]

@@ -30,7 +30,7 @@ from bert_jax.config import (
     to_dict,
 )
 from bert_jax.data.tokenizer import SpecialTokens, Tokenizer, has_tokenizer
-from bert_jax.files import put, read_json
+from bert_jax.disk import put, read_json
 from bert_jax.formats.tensors import has_weights, read_directory, say_not_read, write_safetensors
 from bert_jax.formats.tf1 import find_tf1, read_tf1
 from bert_jax.model import convert

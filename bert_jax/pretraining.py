@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from bert_jax import pretrained
 from bert_jax.config import BertConfig, InputError, TrainConfig, from_dict
-from bert_jax.files import read_json
+from bert_jax.disk import read_json
 from bert_jax.model import attention
 from bert_jax.model.heads import Bert
 from bert_jax.training import losses, memory, optim, parallel, steps

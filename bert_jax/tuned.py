@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax.config import InputError
-from bert_jax.files import read_json
+from bert_jax.disk import read_json
 
 
 @dataclass(frozen=True)

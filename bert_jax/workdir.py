@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bert_jax import files
+from bert_jax import disk
 from bert_jax.config import COMPUTED, TRAINED, InputError, TrainConfig, differences, to_dict
 
 try:
@@ -81,7 +81,7 @@ def recorded(checkpoints: str) -> dict[str, Any] | None:
         for step in sorted(steps, reverse=True):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
                 record = json.loads((folder / str(step) / "meta" / "metadata").read_text())
-                if record.pop("crc32") == files.seal(record):
+                if record.pop("crc32") == disk.seal(record):
                     return dict(record["meta"])
     return None
 
@@ -94,7 +94,7 @@ def changed(old: Mapping[str, Any], cfg: Any, free: frozenset[str]) -> list[Chan
 
 def write(path: Path, cfg: Any) -> None:
     """Writes the config.json. Raises OSError."""
-    files.put(path, json.dumps(to_dict(cfg), indent=2) + "\n")
+    disk.put(path, json.dumps(to_dict(cfg), indent=2) + "\n")
 
 
 def other_run(old: Mapping[str, Any], cfg: TrainConfig, moved: bool) -> list[Change]:
@@ -111,7 +111,7 @@ def other_run(old: Mapping[str, Any], cfg: TrainConfig, moved: bool) -> list[Cha
 
 def _read(path: Path) -> dict[str, Any] | None:
     """The config.json of a run; None if there is none."""
-    old = files.read_json(path, dict, ANOTHER)
+    old = disk.read_json(path, dict, ANOTHER)
     if old is not None and not isinstance(old.get("num_steps"), int):
         raise InputError(f"{path} is not a run's config: use another --workdir, or delete that file")
     return old
@@ -131,7 +131,7 @@ def claim(cfg: TrainConfig, first: bool = True) -> list[str]:
         if first:
             hold(path.parent)
             _hold_checkpoints(cfg)
-            files.remove_temporary(path.parent)
+            disk.remove_temporary(path.parent)
         saved, old = recorded(cfg.checkpoints), _read(path)
         there = path.parent / "checkpoints"
         begun = saved is not None or bool((old or {}).get("checkpoint_dir")) or any(_folders(there))

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bert_jax.config import InputError
-from bert_jax.files import seal
+from bert_jax.disk import seal
 from bert_jax.training.checkpoint import Checkpointer
 
 pytestmark = pytest.mark.filterwarnings("error")

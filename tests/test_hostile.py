@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 import bert_jax
 from bert_jax.config import BertConfig, InputError, printable
 from bert_jax.data.tokenizer import Tokenizer
-from bert_jax.files import MOST_JSON, read_json
+from bert_jax.disk import MOST_JSON, read_json
 from bert_jax.pooling import Pooling
 from bert_jax.pretrained import Model, initialize, save
 

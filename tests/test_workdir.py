@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bert_jax import files
+from bert_jax import disk
 from bert_jax.config import BertConfig, DataConfig, InputError, TrainConfig, from_dict, to_dict
 from bert_jax.workdir import FREE_FIELDS, claim, recorded
 
@@ -72,7 +72,7 @@ def checkpoint_of(run, step=1000, **record):
     record = {"meta": {"config": to_dict(run), "data": "key", **record}, "arrays": {}}
     path = Path(run.checkpoints) / str(step) / "meta" / "metadata"
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(record | {"crc32": files.seal(record)}))
+    path.write_text(json.dumps(record | {"crc32": disk.seal(record)}))
     return path
 
 
@@ -129,7 +129,7 @@ def test_a_record_that_is_damaged_is_passed_over(run):
 def test_checkpoints_of_no_pretraining_run_are_refused(run):
     path = checkpoint_of(run)
     record = {"meta": {"history": []}}
-    path.write_text(json.dumps(record | {"crc32": files.seal(record)}))
+    path.write_text(json.dumps(record | {"crc32": disk.seal(record)}))
     with pytest.raises(InputError, match="holds checkpoints of no pretraining run"):
         claim(run)
 

@@ -43,7 +43,7 @@ from bert_jax.data import examples, packing, places, repeats, sentencepiece, sou
 from bert_jax.data.places import Place, Progress, Remote, place, write
 from bert_jax.data.repeats import Sample
 from bert_jax.data.tokenizer import SpecialTokens, Tokenizer, in_portions
-from bert_jax.files import seal
+from bert_jax.disk import seal
 
 FORMAT = 1  # of the cache; raise it when the same text would give other rows
 SHARD_BYTES = 4 << 20

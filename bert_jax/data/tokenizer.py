@@ -22,11 +22,11 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from bert_jax import files
+from bert_jax import disk
 from bert_jax.config import InputError, did_you_mean
 from bert_jax.data import sentencepiece
 from bert_jax.data.sentencepiece import ROLES
-from bert_jax.files import check_regular, read_json
+from bert_jax.disk import check_regular, read_json
 
 T = TypeVar("T")
 Kind = Literal["unigram", "bpe", "wordpiece"]
@@ -271,7 +271,7 @@ class Tokenizer:
             "tokenizer_config.json": json.dumps(config, ensure_ascii=False, indent=2),
         }
         for name, text in texts.items():
-            files.write_text(directory / name, text + "\n")
+            disk.write_text(directory / name, text + "\n")
 
     def __getstate__(self) -> tuple[Any, ...]:
         return self._engine.to_str(), self._roles, self.special_tokens, self.token_types

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 import tyro
 
-from bert_jax import files, workdir
+from bert_jax import disk, workdir
 from bert_jax.config import Checked, InputError, ParallelConfig
 from bert_jax.data.tasks import Kind, Record, Task, TaskData
 
@@ -230,8 +230,8 @@ def claim_workdir(cfg: FinetuneConfig, first: bool = True) -> None:
     with workdir.errors(path):
         if first:
             workdir.hold(path.parent)
-            files.remove_temporary(path.parent)
-        if (old := files.read_json(path, dict, workdir.ANOTHER)) is not None:
+            disk.remove_temporary(path.parent)
+        if (old := disk.read_json(path, dict, workdir.ANOTHER)) is not None:
             if not {"task", "task_data"} <= old.keys():  # of a model, maybe
                 raise InputError(f"{path} is not a fine-tuning run's config: use another --workdir, or delete that folder")
             different = workdir.changed(old, cfg, FREE_FIELDS)

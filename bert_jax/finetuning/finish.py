@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bert_jax import files
+from bert_jax import disk
 from bert_jax.config import InputError
 from bert_jax.data.splits import Splits
 from bert_jax.finetuning import evaluation, report, results, stages
@@ -41,7 +41,7 @@ def finish(setting: Setting, splits: Splits, test: Sequence[Split], outcomes: Se
         if (found := evaluation.details(setting.task, setting.evaluator.labels, split, predicted[split.name], tuned))
     }
     found = results.results(setting.task.name, setting.cfg.model, command, outcomes, best, data, scores, details)
-    files.write_json(workdir / "results.json", found)
+    disk.write_json(workdir / "results.json", found)
     page = report.write_report(workdir, found, setting.evaluator, [*setting.dev, *test], predicted, tuned)
     if best is not None:
         results.show(outcomes, best, Console(stderr=True))

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.stats import rankdata  # type: ignore[import-untyped]
 
 from bert_jax.data.tasks import Kind, Record
-from bert_jax.files import write_text
+from bert_jax.disk import write_text
 from bert_jax.finetuning.evaluation import Candidates, Evaluator, Split, has_labels
 from bert_jax.finetuning.results import cosine
 from bert_jax.finetuning.runs import Member

@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from bert_jax.files import write_json, write_text
+from bert_jax.disk import write_json, write_text
 from bert_jax.finetuning.evaluation import Evaluator, Split, has_labels, probabilities
 from bert_jax.finetuning.runs import Outcome
 from bert_jax.training.task_metrics import summary

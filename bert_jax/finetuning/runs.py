@@ -22,7 +22,7 @@ from bert_jax import pretrained
 from bert_jax.config import InputError, OptimConfig
 from bert_jax.data.finetuning import Batches
 from bert_jax.data.tasks import Task
-from bert_jax.files import as_numbers, write_json
+from bert_jax.disk import as_numbers, write_json
 from bert_jax.finetuning.config import FinetuneConfig
 from bert_jax.finetuning.evaluation import Evaluator, Split
 from bert_jax.inference import sentence_vectors

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from bert_jax.config import InputError
-from bert_jax.files import read_json
+from bert_jax.disk import read_json
 from bert_jax.formats.flax_msgpack import read_flax
 from bert_jax.formats.torch_bin import read_torch
 

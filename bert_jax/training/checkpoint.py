@@ -24,7 +24,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from bert_jax.config import InputError
-from bert_jax.files import seal
+from bert_jax.disk import seal
 
 PyTree = Any
 
