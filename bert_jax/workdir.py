@@ -39,6 +39,7 @@ def errors(path: Path) -> Iterator[None]:
     except OSError as e:
         raise InputError(f"cannot use the work directory {path.parent}: {e.strerror or e}") from None
 
+
 def filled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """`values` with the defaults of fields that are newer than the file they come from."""
     return {

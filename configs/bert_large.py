@@ -1,10 +1,10 @@
-"""BERT-large as published: 1 M steps of 256 rows, Adam 1e-4, 10,000 steps of warm-up (Devlin et al., 2018, appendix A.2).
+r"""BERT-large as published: 1 M steps of 256 rows, Adam 1e-4, 10,000 steps of warm-up (Devlin et al., 2018, appendix A.2).
 
     python train.py configs/bert_large.py --data.source 'text/*.txt' --data.tokenizer vocab.txt --workdir runs/large
 
 The paper trains 900,000 steps at length 128 and then 100,000 at 512; the second part here:
 
-    python train.py configs/bert_large.py --data.source 'text/*.txt' --init-from runs/large/export --workdir runs/large-512 \\
+    python train.py configs/bert_large.py --data.source 'text/*.txt' --init-from runs/large/export --workdir runs/large-512 \
         --data.max-seq-length 512 --num-steps 100000
 
 Hardware: the paper's was 16 Cloud TPUs for four days. Not measured here.

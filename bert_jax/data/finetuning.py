@@ -494,6 +494,4 @@ def check_choices(kind: Kind, records: Sequence[Record]) -> None:
         first = len(records[0].texts) if len(records) else 0
         for i, texts in enumerate(texts_of(records)):
             if len(texts) != first:
-                raise InputError(
-                    f"{records[i].place} has {len(texts)} texts, where {records[0].place} has {first}"
-                )
+                raise InputError(f"{records[i].place} has {len(texts)} texts, where {records[0].place} has {first}")

@@ -85,7 +85,7 @@ class FinetuneConfig(Checked):
     class_weights: str | None = None
     (
         "How much each class counts in the loss (classification; tagging: each word; multi_label: having a label, not having it "
-        "counts 1): `balanced`, by how rare it is in training, or a JSON file {\"class\": weight}, where the others weigh 1."
+        'counts 1): `balanced`, by how rare it is in training, or a JSON file {"class": weight}, where the others weigh 1.'
     )
     dropout: float | None = None
     """Dropout of the encoder and the head. Default: the model's."""

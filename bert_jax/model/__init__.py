@@ -1,0 +1,1 @@
+"""The model: layers, attention, encoder, heads and the conversion of published weights. Flax is imported here only."""

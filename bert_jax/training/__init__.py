@@ -1,0 +1,1 @@
+"""Training: losses, optimizers, the train step, devices, checkpoints and the loop."""
