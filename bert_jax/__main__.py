@@ -71,8 +71,8 @@ def prepare(argv: list[str]) -> None:
 
 def prepare_beam(argv: list[str]) -> None:
     """Tokenize a run's text as prepare does, by Apache Beam's workers: CONFIG.py [--field value ...] [-- Beam's own flags]."""
+    from bert_jax import beam
     from bert_jax.console import track
-    from bert_jax.data import beam
     from bert_jax.data.pretraining import cache_place, load_tokenizer, texts, tokenizer_folder
 
     own, flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])

@@ -12,7 +12,8 @@ from bert_jax.config import DataConfig, InputError
 
 pytest.importorskip("apache_beam")
 
-from bert_jax.data import beam, corpus
+from bert_jax import beam
+from bert_jax.data import corpus
 from bert_jax.data.places import Remote
 
 pytestmark = [pytest.mark.beam, pytest.mark.filterwarnings("ignore:::apache_beam")]
