@@ -1,0 +1,84 @@
+"""What the methods of a kind exchange: a split of a task, the predictions for it, and the options that only some kinds read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bert_jax.data.columns import labels_of, take
+from bert_jax.data.finetuning import Encoded
+from bert_jax.data.tasks import Record
+from bert_jax.tuned import Tuned
+
+
+@dataclass(frozen=True)
+class Split:
+    """Records of a task, and their tokens."""
+
+    name: str
+    records: Sequence[Record]
+    encoded: Encoded
+
+    @property
+    def labelled(self) -> int:
+        """The number of records that have a label: only those are scored."""
+        return sum(label is not None for label in labels_of(self.records))
+
+
+class Predictions(list[Any]):
+    """One prediction for each record, in order; `loss` is their mean loss where the predictions do not give it."""
+
+    def __init__(self, each: Iterable[Any], loss: float | None = None) -> None:
+        super().__init__(each)
+        self.loss = loss
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A split with its predictions.
+
+    Attributes:
+      split: the records.
+      values: one prediction for each record, in the form of `Kind.predictions`.
+      labels: the names of the classes by id; empty where classes have no names.
+      tuned: the thresholds that turn predictions into labels and answers.
+    """
+
+    split: Split
+    values: Sequence[Any]
+    labels: tuple[str, ...]
+    tuned: Tuned
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """The records, one for each prediction."""
+        return self.split.records
+
+    @property
+    def right(self) -> list[Any]:
+        """The label of each record."""
+        return labels_of(self.split.records)
+
+    def labelled(self) -> Predicted:
+        """Returns the records that have a label, and their predictions; all where no record has one. `encoded` stays whole."""
+        if self.split.labelled in (0, len(self.records)):
+            return self
+        own = [i for i, label in enumerate(self.right) if label is not None]
+        split = dataclasses.replace(self.split, records=take(self.records, own))
+        return dataclasses.replace(self, split=split, values=[self.values[i] for i in own])
+
+
+@dataclass(frozen=True)
+class Options:
+    """The fields of FinetuneConfig that only some kinds read; `class_weights` are float32 [C]."""
+
+    loss: str = "auto"
+    temperature: float = 0.05
+    label_smoothing: float = 0.0
+    class_weights: np.ndarray | None = None
+    null_threshold: float | None = None
+    label_threshold: float | None = None
