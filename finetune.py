@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
 
 def finetune(cfg: FinetuneConfig, command: str) -> int:
     """One task, after the one of `--via` if there is one."""
-    from bert_jax.data.tasks import find_task
+    from bert_jax.tasks.table import find_task
     from bert_jax.training import multihost
 
     task = find_task(cfg.task)
@@ -56,9 +56,9 @@ def finetune(cfg: FinetuneConfig, command: str) -> int:
 
 def run(cfg: FinetuneConfig, task: Any, command: str) -> int:
     """Reads the data, trains the runs, picks the best, predicts with it and writes what came of it."""
-    from bert_jax.data.splits import load_splits
     from bert_jax.finetuning import runs, stages
     from bert_jax.finetuning.finish import finish
+    from bert_jax.tasks.splits import load_splits
     from bert_jax.training import loop, multihost
 
     def say(line: str) -> None:

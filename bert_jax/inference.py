@@ -17,11 +17,11 @@ import numpy as np
 from bert_jax.config import InputError
 from bert_jax.data.batching import Example, PackedBatch, batches, exact_batches
 from bert_jax.data.layout import Layout, Reading, Text, Window, cut_windows, most_context, read_windows
+from bert_jax.data.tags import entity_tags
 from bert_jax.data.tokenizer import Encoding
 from bert_jax.model.heads import TORCH_ACTIVATIONS, pool
 from bert_jax.pooling import Pooling, activation_name
 from bert_jax.pretrained import Model, ProblemType
-from bert_jax.tags import entity_tags
 
 _MASKS = 4  # of a text that are filled at once
 _IN_FLIGHT = 4  # batches that are sent ahead of the one whose results are read

@@ -31,12 +31,14 @@ with atheris.instrument_imports(include=["bert_jax"]):
     import bert_jax
     from bert_jax import pretrained
     from bert_jax.config import InputError
-    from bert_jax.data import sources, splits
-    from bert_jax.data.tasks import TaskData, find_task
+    from bert_jax.data import sources
     from bert_jax.data.tokenizer import Tokenizer
     from bert_jax.formats import flax_msgpack, tensors, tf1, torch_bin
     from bert_jax.model import convert
     from bert_jax.model.heads import Bert
+    from bert_jax.tasks import splits
+    from bert_jax.tasks.table import find_task
+    from bert_jax.tasks.task import TaskData
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "the", "cat", "##s", "of", "."]
 CONFIG = dict(model_type="bert", vocab_size=11, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)

@@ -15,12 +15,13 @@ from bert_jax import pretrained
 from bert_jax.config import BertConfig, InputError
 from bert_jax.data.finetuning import IGNORED, encode
 from bert_jax.data.layout import Layout
-from bert_jax.data.tasks import TASKS, Record
+from bert_jax.data.records import Record
 from bert_jax.finetuning.evaluation import Evaluator, Split
 from bert_jax.inference import Answer
 from bert_jax.model.heads import Bert
 from bert_jax.pooling import Pooling
 from bert_jax.pretrained import Model
+from bert_jax.tasks.table import TASKS
 
 CFG = BertConfig(vocab_size=280, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
                  max_position_embeddings=64)  # fmt: skip

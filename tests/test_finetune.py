@@ -32,13 +32,14 @@ from bert_jax import pretrained
 from bert_jax.__main__ import main as command
 from bert_jax.config import BertConfig, InputError
 from bert_jax.data.layout import Layout
-from bert_jax.data.splits import Splits
-from bert_jax.data.tasks import Record, find_task
+from bert_jax.data.records import Record
 from bert_jax.finetuning import stages
 from bert_jax.finetuning.runs import Runs, _best
 from bert_jax.model.convert import flatten
 from bert_jax.model.heads import Bert
 from bert_jax.pooling import Dense
+from bert_jax.tasks.splits import Splits
+from bert_jax.tasks.table import find_task
 from bert_jax.training import writer
 from bert_jax.training.task_metrics import entities
 

@@ -8,8 +8,10 @@ import pytest
 
 import finetune
 from bert_jax.config import InputError, ParallelConfig
-from bert_jax.data.tasks import TASKS, Record, TaskData, find_task
+from bert_jax.data.records import Record
 from bert_jax.finetuning.config import FinetuneConfig, claim_workdir, load_finetune_config
+from bert_jax.tasks.table import TASKS, find_task
+from bert_jax.tasks.task import TaskData
 
 COMMAND = ["model", "--task", "sst2", "--data", "glue/SST-2"]
 

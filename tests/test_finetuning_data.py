@@ -17,7 +17,7 @@ from bert_jax.config import BertConfig, InputError
 from bert_jax.data.batching import Example
 from bert_jax.data.finetuning import IGNORED, Batches, Item, Shape, check_choices, choose_shapes, encode, special_tokens_in
 from bert_jax.data.layout import AT_FIRST, Layout, cut, cut_windows, most_context
-from bert_jax.data.tasks import Record
+from bert_jax.data.records import Record
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.finetuning.config import FinetuneConfig
 from bert_jax.finetuning.runs import make_sums

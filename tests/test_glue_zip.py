@@ -13,8 +13,8 @@ import pytest
 from bert_jax.__main__ import _cli
 from bert_jax.commands.glue import glue_check, glue_zip
 from bert_jax.config import InputError
-from bert_jax.data.glue_zip import FILES, NUM_ROWS, check_zip, spellings, write_zip
-from bert_jax.data.tasks import TASKS
+from bert_jax.glue_zip import FILES, NUM_ROWS, check_zip, spellings, write_zip
+from bert_jax.tasks.table import TASKS
 
 # name in the zip: (task, file of predictions, rows, {our name: GLUE's word}), as gluebenchmark.com has them
 NLI = {"entailment": "entailment", "neutral": "neutral", "contradiction": "contradiction"}
@@ -221,7 +221,7 @@ def test_files_that_are_no_predictions_are_refused(tmp_path, data, message):
 
 def test_a_zip_that_cannot_be_written_leaves_nothing_behind_and_the_old_one_whole(workdirs, tmp_path, monkeypatch):
     (tmp_path / "x.zip").write_bytes(b"old")
-    monkeypatch.setattr("bert_jax.data.glue_zip.check_zip", lambda path: ["RTE.tsv: damaged"])
+    monkeypatch.setattr("bert_jax.glue_zip.check_zip", lambda path: ["RTE.tsv: damaged"])
     with pytest.raises(InputError, match=r"x\.zip: what was written does not read back right.*\n  RTE\.tsv: damaged"):
         write_zip([workdirs["wnli"]], tmp_path / "x.zip", True)
     assert (tmp_path / "x.zip").read_bytes() == b"old"
@@ -340,7 +340,7 @@ WRONG = {
 def short(right, monkeypatch):
     """`right` with QQP's first 100 rows, which make nine tenths of a zip, for tests of many zips."""
     monkeypatch.setattr(
-        "bert_jax.data.glue_zip.FILES", tuple(file._replace(rows=100) if file.task == "qqp" else file for file in FILES)
+        "bert_jax.glue_zip.FILES", tuple(file._replace(rows=100) if file.task == "qqp" else file for file in FILES)
     )
     return right | {"QQP.tsv": b"".join(right["QQP.tsv"].splitlines(keepends=True)[:101])}
 

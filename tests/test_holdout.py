@@ -1,8 +1,8 @@
 import pytest
 
 from bert_jax.config import InputError
-from bert_jax.data.holdout import digest, hold_out, leaks, only_label
-from bert_jax.data.tasks import Record
+from bert_jax.data.records import Record
+from bert_jax.tasks.holdout import digest, hold_out, leaks, only_label
 
 
 def record(texts, label=None, group=None):

@@ -6,9 +6,11 @@ import math
 import pytest
 
 from bert_jax.config import InputError
-from bert_jax.data.labels import Indicators, LabelReader, Spans, by_place, look_alikes, without_minus_one
+from bert_jax.data.records import Record
 from bert_jax.data.tables import ClassName
-from bert_jax.data.tasks import Record, TaskData, find_task
+from bert_jax.tasks.labels import Indicators, LabelReader, Spans, by_place, look_alikes, without_minus_one
+from bert_jax.tasks.table import find_task
+from bert_jax.tasks.task import TaskData
 
 
 def reader(task, **options):

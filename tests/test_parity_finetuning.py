@@ -10,11 +10,12 @@ from helpers import make_words
 
 from bert_jax import pretrained
 from bert_jax.config import BertConfig, ParallelConfig
-from bert_jax.data.splits import Splits
-from bert_jax.data.tasks import TASKS, Record
+from bert_jax.data.records import Record
 from bert_jax.finetuning import runs, stages
 from bert_jax.finetuning.config import FinetuneConfig
 from bert_jax.model.heads import Bert
+from bert_jax.tasks.splits import Splits
+from bert_jax.tasks.table import TASKS
 from bert_jax.training import losses
 
 pytestmark = pytest.mark.parity

@@ -16,9 +16,9 @@ import finetune
 from bert_jax import pretrained
 from bert_jax.__main__ import COMMANDS
 from bert_jax.config import BertConfig, load_train_config
-from bert_jax.data.tasks import TASKS
 from bert_jax.finetuning.config import load_finetune_config
 from bert_jax.model.heads import Bert
+from bert_jax.tasks.table import TASKS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

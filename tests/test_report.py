@@ -11,13 +11,14 @@ import pytest
 
 from bert_jax.config import InputError
 from bert_jax.data.finetuning import Encoded
-from bert_jax.data.tasks import Record, find_task
-from bert_jax.finetuning import report
+from bert_jax.data.records import Record
 from bert_jax.finetuning.evaluation import Split, details
-from bert_jax.finetuning.report import write_report
 from bert_jax.finetuning.results import results
 from bert_jax.finetuning.runs import Outcome
 from bert_jax.inference import Answer
+from bert_jax.report import page as report
+from bert_jax.report.page import write_report
+from bert_jax.tasks.table import find_task
 from bert_jax.tuned import Tuned
 
 VOID = {"meta"}

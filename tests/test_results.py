@@ -12,12 +12,13 @@ import pytest
 from rich.console import Console
 
 from bert_jax.config import InputError
+from bert_jax.data.records import Record
 from bert_jax.data.tables import read_conll
-from bert_jax.data.tasks import TASKS, Record
 from bert_jax.finetuning import results
 from bert_jax.finetuning.evaluation import Split
 from bert_jax.finetuning.runs import Outcome
 from bert_jax.inference import Answer
+from bert_jax.tasks.table import TASKS
 from bert_jax.tuned import Tuned
 
 UGLY = 'a\tb\n"c"\r\\d, é'

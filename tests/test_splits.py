@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from bert_jax.config import InputError
-from bert_jax.data.splits import find_files, load_splits
-from bert_jax.data.tasks import Record, TaskData, find_task
+from bert_jax.data.records import Record
+from bert_jax.tasks.splits import find_files, load_splits
+from bert_jax.tasks.table import find_task
+from bert_jax.tasks.task import TaskData
 
 
 def write(path, data):

@@ -4,8 +4,8 @@ import doctest
 
 import pytest
 
-from bert_jax import tags
-from bert_jax.tags import are_types, entity_tags, tagged_words, without_overlaps
+from bert_jax.data import tags
+from bert_jax.data.tags import are_types, entity_tags, tagged_words, without_overlaps
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
 from bert_jax.config import InputError
-from bert_jax.data.tasks import Record
+from bert_jax.data.records import Record
 from bert_jax.finetuning.weighting import class_weights
 
 

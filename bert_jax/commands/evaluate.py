@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 import tyro
 
 from bert_jax.config import InputError
-from bert_jax.data.tasks import TaskData, find_task
+from bert_jax.tasks.table import find_task
+from bert_jax.tasks.task import TaskData
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ def evaluate(
     if not task_data.data:
         raise InputError("--data is missing: python -m bert_jax evaluate MODEL --data FILE; --help says more")
     from bert_jax import pretrained
-    from bert_jax.data.splits import load_splits
     from bert_jax.finetuning import stages
     from bert_jax.finetuning.config import FinetuneConfig
     from bert_jax.finetuning.finish import finish
+    from bert_jax.tasks.splits import load_splits
 
     described = pretrained.describe(model)
     name = task or described.tuned.task

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from bert_jax.data.glue_zip import FILES, NUM_ROWS, check_zip, write_zip
+from bert_jax.glue_zip import FILES, NUM_ROWS, check_zip, write_zip
 
 
 def glue_zip(

@@ -25,10 +25,10 @@ import numpy as np
 
 from bert_jax.config import InputError
 from bert_jax.data.batching import Example, PackedBatch, fill_rows, pack_rows
-from bert_jax.data.columns import labels_of, numbered, texts_of
 from bert_jax.data.layout import AT_FIRST, Layout, Reading, Window, cut_windows, most_context, read_windows
-from bert_jax.data.tasks import Kind, Record
+from bert_jax.data.records import Record, labels_of, numbered, texts_of
 from bert_jax.data.tokenizer import Encoding, Tokenizer, in_portions
+from bert_jax.tasks.task import Kind
 
 IGNORED = -100  # label of a token that is not trained on
 _LOOKED_AT = 512  # batches that shapes are chosen by

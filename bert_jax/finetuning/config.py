@@ -13,7 +13,8 @@ import tyro
 
 from bert_jax import disk, workdir
 from bert_jax.config import Checked, InputError, ParallelConfig
-from bert_jax.data.tasks import Kind, Record, Task, TaskData
+from bert_jax.data.records import Record
+from bert_jax.tasks.task import Kind, Task, TaskData
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from bert_jax import tags
 from bert_jax.config import InputError
-from bert_jax.data.columns import labels_of, take
+from bert_jax.data import tags
 from bert_jax.data.finetuning import IGNORED, Encoded, Items
 from bert_jax.data.layout import Layout, most_context
-from bert_jax.data.tasks import Record, Task
+from bert_jax.data.records import Record, labels_of, take
 from bert_jax.inference import Answer, Answerer, Classifier, Embedder, Predictor, nearest
 from bert_jax.pooling import Pooling
 from bert_jax.pretrained import Model
+from bert_jax.tasks.task import Task
 from bert_jax.training import task_metrics
 from bert_jax.tuned import Tuned
 

@@ -10,10 +10,11 @@ from rich.console import Console
 
 from bert_jax import disk
 from bert_jax.config import InputError
-from bert_jax.data.splits import Splits
-from bert_jax.finetuning import evaluation, report, results, stages
+from bert_jax.finetuning import evaluation, results, stages
 from bert_jax.finetuning.evaluation import Split
 from bert_jax.finetuning.runs import Outcome, Setting
+from bert_jax.report import page as report
+from bert_jax.tasks.splits import Splits
 
 
 def finish(setting: Setting, splits: Splits, test: Sequence[Split], outcomes: Sequence[Outcome], command: str) -> None:

@@ -21,7 +21,6 @@ import numpy as np
 from bert_jax import pretrained
 from bert_jax.config import InputError, OptimConfig
 from bert_jax.data.finetuning import Batches
-from bert_jax.data.tasks import Task
 from bert_jax.disk import as_numbers, write_json
 from bert_jax.finetuning.config import FinetuneConfig
 from bert_jax.finetuning.evaluation import Evaluator, Split
@@ -29,6 +28,7 @@ from bert_jax.inference import sentence_vectors
 from bert_jax.model import attention, lora
 from bert_jax.model.heads import Bert
 from bert_jax.pooling import Pooling
+from bert_jax.tasks.task import Task
 from bert_jax.training import checkpoint, loop, losses, memory, multihost, optim, parallel, steps, writer
 from bert_jax.training.losses import Sum
 from bert_jax.tuned import Tuned

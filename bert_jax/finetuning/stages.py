@@ -12,14 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from bert_jax import pretrained, tags
+from bert_jax import pretrained
 from bert_jax.config import InputError
-from bert_jax.data import holdout
-from bert_jax.data.columns import labels_of, with_labels
+from bert_jax.data import tags
 from bert_jax.data.finetuning import Batches, check_choices, encode, read_from, special_tokens_in
 from bert_jax.data.layout import Layout
-from bert_jax.data.splits import Splits
-from bert_jax.data.tasks import Kind, Record, Task
+from bert_jax.data.records import Record, labels_of, with_labels
 from bert_jax.finetuning import results
 from bert_jax.finetuning.config import FinetuneConfig
 from bert_jax.finetuning.evaluation import Evaluator, Predictions, Split
@@ -28,6 +26,9 @@ from bert_jax.finetuning.weighting import class_weights
 from bert_jax.model.families import Head
 from bert_jax.pooling import Pooling
 from bert_jax.pretrained import Model
+from bert_jax.tasks import holdout
+from bert_jax.tasks.splits import Splits
+from bert_jax.tasks.task import Kind, Task
 from bert_jax.training import loop, memory, multihost, parallel, task_metrics
 from bert_jax.tuned import Tuned
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bert_jax.config import InputError, did_you_mean
-from bert_jax.data.columns import labels_of
-from bert_jax.data.labels import classes_of
-from bert_jax.data.tasks import Kind, Record
+from bert_jax.data.records import Record, labels_of
+from bert_jax.tasks.labels import classes_of
+from bert_jax.tasks.task import Kind
 
 
 def class_weights(given: str, kind: Kind, labels: Sequence[str], train: Sequence[Record]) -> dict[str, float]:

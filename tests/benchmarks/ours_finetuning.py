@@ -53,10 +53,10 @@ def command(name: str, data: Path, model: Path) -> list[str]:
 
 def prepare(name: str, args: argparse.Namespace, **changes: Any) -> Any:
     """The setting of finetune.py's runs, without dev and test."""
-    from bert_jax.data.splits import load_splits
-    from bert_jax.data.tasks import find_task
     from bert_jax.finetuning import stages
     from bert_jax.finetuning.config import load_finetune_config
+    from bert_jax.tasks.splits import load_splits
+    from bert_jax.tasks.table import find_task
 
     cfg = load_finetune_config(command(name, args.data, args.model))
     task = find_task(cfg.task)

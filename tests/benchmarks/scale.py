@@ -118,9 +118,10 @@ def start_of_lines(folder: Path) -> None:
 def rows(folder: Path, *_: Any) -> None:
     from bert_jax.data.finetuning import Batches, encode
     from bert_jax.data.layout import Layout
-    from bert_jax.data.splits import load_splits
-    from bert_jax.data.tasks import TaskData, find_task
     from bert_jax.data.tokenizer import Tokenizer
+    from bert_jax.tasks.splits import load_splits
+    from bert_jax.tasks.table import find_task
+    from bert_jax.tasks.task import TaskData
 
     task = find_task("classification")
     splits = load_splits(task, TaskData(data=str(folder / "text" / "train.csv")))

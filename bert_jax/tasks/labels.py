@@ -26,9 +26,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from bert_jax.config import InputError
-from bert_jax.data.columns import labels_of, with_labels
+from bert_jax.data.records import Record, labels_of, with_labels
 from bert_jax.data.tables import ClassName
-from bert_jax.data.tasks import Kind, Record, Task, TaskData
+from bert_jax.tasks.task import Kind, Task, TaskData
 
 # What pandas.read_csv takes for a missing value, SNLI's "-" and the "?" of UCI's files. NONE and none are classes (of stances).
 MARKS = frozenset(["-", "?", "nan", "-nan", "NaN", "-NaN", "None", "null", "NULL", "NA", "N/A", "n/a", "#N/A", "#NA", "<NA>"])

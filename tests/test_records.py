@@ -11,14 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_jax.config import BertConfig
-from bert_jax.data import holdout
-from bert_jax.data.columns import Records, groups_of, labels_of, numbered, take, texts_of, with_labels
 from bert_jax.data.finetuning import Batches, Items, encode, read_from, special_tokens_in
-from bert_jax.data.labels import Indicators
 from bert_jax.data.layout import Layout
-from bert_jax.data.splits import load_splits
-from bert_jax.data.tasks import Record, TaskData, find_task
+from bert_jax.data.records import Record, Records, groups_of, labels_of, numbered, take, texts_of, with_labels
 from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.tasks import holdout
+from bert_jax.tasks.labels import Indicators
+from bert_jax.tasks.splits import load_splits
+from bert_jax.tasks.table import find_task
+from bert_jax.tasks.task import TaskData
 
 CFG = BertConfig(vocab_size=280, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
                  max_position_embeddings=64)  # fmt: skip

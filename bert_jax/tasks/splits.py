@@ -25,11 +25,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bert_jax import tags
 from bert_jax.config import InputError, did_you_mean
-from bert_jax.data import holdout, sources, tables
-from bert_jax.data.columns import Records, hashes, labels_of, take, texts_of, with_labels
-from bert_jax.data.labels import (
+from bert_jax.data import sources, tables, tags
+from bert_jax.data.records import Record, Records, hashes, labels_of, take, texts_of, with_labels
+from bert_jax.data.tables import Row, Table
+from bert_jax.tasks import holdout
+from bert_jax.tasks.labels import (
     LabelReader,
     Span,
     Spans,
@@ -41,8 +42,7 @@ from bert_jax.data.labels import (
     whole_number,
     without_minus_one,
 )
-from bert_jax.data.tables import Row, Table
-from bert_jax.data.tasks import Kind, Record, Task, TaskData
+from bert_jax.tasks.task import Kind, Task, TaskData
 
 
 @dataclass(frozen=True)

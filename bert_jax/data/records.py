@@ -13,15 +13,36 @@ from __future__ import annotations
 import dataclasses
 from array import array
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, overload
 
 import numpy as np
 
-from bert_jax.data.tasks import Record
-
 _TEXT, _FIELD = b"\xff", b"\xfe"  # stand between texts, and between texts, id, group and place: no UTF-8 has these bytes
 _SHARED = 1 << 16  # labels that are kept once, where they are equal
+
+
+@dataclass(frozen=True)
+class Record:
+    """One example before it is tokenized.
+
+    Attributes:
+      texts: one text or a pair; tagging: the words; question_answering: (question, context); multiple_choice: the context,
+        then the choices; similarity: a pair, or (anchor, positive, negative).
+      label: None where there is none. classification: the class's name; multi_label: a tuple of names; regression and
+        similarity: a float; tagging: a tag a word; multiple_choice: the number of the right choice, from 0;
+        question_answering: a tuple of answers (text, start), empty where there is no answer.
+      id: what the file calls it, else its number in the split from 0.
+      place: `file:line` (or row, for parquet; `file: id` in JSON), for messages.
+      group: what the group column has, None where there is none: records of one group are held out together.
+    """
+
+    texts: tuple[str, ...]
+    label: Any
+    id: str
+    place: str
+    group: str | None = None
 
 
 class Records(Sequence[Record]):

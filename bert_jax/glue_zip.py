@@ -20,8 +20,9 @@ from typing import NamedTuple
 
 from bert_jax.config import InputError, did_you_mean
 from bert_jax.data import sources
-from bert_jax.data.tasks import TASKS, Task
 from bert_jax.disk import read_json
+from bert_jax.tasks.table import TASKS
+from bert_jax.tasks.task import Task
 
 
 class GlueFile(NamedTuple):

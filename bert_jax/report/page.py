@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import rankdata  # type: ignore[import-untyped]
 
-from bert_jax.data.tasks import Kind, Record
+from bert_jax.data.records import Record
 from bert_jax.disk import write_text
 from bert_jax.finetuning.evaluation import Candidates, Evaluator, Split, has_labels
 from bert_jax.finetuning.results import cosine
 from bert_jax.finetuning.runs import Member
+from bert_jax.tasks.task import Kind
 from bert_jax.training import task_metrics, writer
 from bert_jax.tuned import Tuned
 

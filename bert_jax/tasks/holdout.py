@@ -16,8 +16,8 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 
 from bert_jax.config import InputError
-from bert_jax.data.columns import groups_of, hashes, labels_of, numbered, take, texts_of
-from bert_jax.data.tasks import Kind, Record
+from bert_jax.data.records import Record, groups_of, hashes, labels_of, numbered, take, texts_of
+from bert_jax.tasks.task import Kind
 
 _PAIRS = ("classification", "multi_label", "regression", "similarity")  # kinds whose two texts may change places
 
