@@ -10,7 +10,7 @@ from jax import Array
 
 from bert_jax.data.finetuning import Encoded
 from bert_jax.data.layout import Layout
-from bert_jax.data.tasks import Record
+from bert_jax.data.records import Record
 from bert_jax.model.families import Head
 from bert_jax.pretrained import Model, ProblemType
 from bert_jax.tasks.split import Options, Predicted, Predictions, Split

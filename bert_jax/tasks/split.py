@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from bert_jax.data.columns import labels_of, take
 from bert_jax.data.finetuning import Encoded
-from bert_jax.data.tasks import Record
+from bert_jax.data.records import Record, labels_of, take
 from bert_jax.tuned import Tuned
 
 
