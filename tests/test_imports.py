@@ -33,7 +33,7 @@ NEVER = {
     "bert_jax/model/": ["bert_jax.data", "bert_jax.training", "bert_jax.inference", *PROGRAMS],
     "bert_jax/training/": ["bert_jax.inference", "bert_jax.data", *PROGRAMS],
     "bert_jax/finetuning/": ["bert_jax.commands", "bert_jax.pretraining"],
-    "bert_jax/inference.py": ["bert_jax.training"],
+    "bert_jax/inference/": ["bert_jax.training"],
     "bert_jax/formats/": ["jax", "bert_jax.model", "bert_jax.training", "bert_jax.inference"],
 }
 

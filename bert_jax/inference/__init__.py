@@ -1,0 +1,14 @@
+"""Predictors: a model and texts in, predictions out."""
+
+from bert_jax.inference.answerer import Answer as Answer
+from bert_jax.inference.answerer import Answerer as Answerer
+from bert_jax.inference.classifier import Classification as Classification
+from bert_jax.inference.classifier import Classifier as Classifier
+from bert_jax.inference.embedder import Embedder as Embedder
+from bert_jax.inference.embedder import nearest as nearest
+from bert_jax.inference.embedder import sentence_vectors as sentence_vectors
+from bert_jax.inference.fill_mask import Filling as Filling
+from bert_jax.inference.fill_mask import FillMask as FillMask
+from bert_jax.inference.predictor import Predictor as Predictor
+from bert_jax.inference.tagger import Entity as Entity
+from bert_jax.inference.tagger import Tagger as Tagger

@@ -1,0 +1,110 @@
+"""Vectors of texts, and the nearest of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bert_jax.config import InputError
+from bert_jax.data.batching import Example
+from bert_jax.inference.predictor import Predictor, as_list
+from bert_jax.model.heads import TORCH_ACTIVATIONS, pool
+from bert_jax.pooling import Pooling
+from bert_jax.pretrained import Model
+
+
+def sentence_vectors(
+    pooling: Pooling, dense: Sequence[Sequence[Any]], hidden: jax.Array, sequence_ids: jax.Array, first: jax.Array
+) -> jax.Array:
+    """Embeddings [B, S, E], float32, of hidden states [B, L, D]; `first` [B, S] is where the tokens that count begin.
+
+    `dense`: the arrays of `pooling.dense`, which are arguments as parameters are: constants would be compiled in.
+    """
+    vectors = pool(hidden, sequence_ids, first, pooling.modes).astype(jnp.float32)
+    for layer, (kernel, *bias) in zip(pooling.dense, dense, strict=True):
+        vectors = jnp.matmul(vectors, kernel, precision="highest")
+        vectors = TORCH_ACTIVATIONS[layer.activation](vectors + bias[0] if bias else vectors)
+    if pooling.normalize:
+        vectors /= jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    return vectors[..., : pooling.truncate_dim]
+
+
+class Embedder(Predictor):
+    """One vector a text, for similarity, clustering and search."""
+
+    def __init__(self, model: Model, pooling: Pooling | None = None, *, exact: bool = False) -> None:
+        """`pooling` says how; default: what the model's sentence-transformers files say, else the mean, normalised.
+
+        Raises InputError where those files ask for what is not supported.
+        """
+        super().__init__(model, exact)
+        chosen = pooling or model.pooling or Pooling()
+        if isinstance(chosen, str):
+            raise InputError(f"{chosen}; for other embeddings of this model say which: Embedder(model, Pooling(...))")
+        self.pooling = chosen
+        self._width = chosen.width(model.config.hidden_size)
+        self._longest = min(self.pooling.max_length or self._longest, model.config.max_length)
+
+    def run(self, examples: Sequence[Example], params: Any = None) -> list[dict[str, np.ndarray]]:
+        return super().run(examples, (self._params if params is None else params, jax.device_put(self.pooling.arrays)))
+
+    def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
+        first, (params, dense) = batch.pop("places"), params
+        hidden = self.model.apply(params, batch)["last_hidden_state"].astype(jnp.float32)
+        return {"vectors": sentence_vectors(self.pooling, dense, hidden, batch["sequence_ids"], first)}
+
+    def __call__(self, texts: Sequence[str], prompt_name: str | None = None) -> np.ndarray:
+        """float32 [N, E], a row each text. Too long texts are cut, with a warning.
+
+        Args:
+          texts: N of them.
+          prompt_name: the prompt put before each, one of `pooling.prompts`, such as "query"; default: `pooling.prompt`.
+        """
+        pooling = self.pooling if prompt_name is None else self.pooling.with_prompt(prompt_name)
+        texts = [pooling.read(text) if isinstance(text, str) else text for text in as_list(texts)]
+        first = pooling.first_place(self._layout)
+        results = self.run([example.read_from(first) for example in self._encode(texts, pooling.max_length)])
+        return np.array([result["vectors"][0] for result in results], np.float32).reshape(-1, self._width)
+
+
+def nearest(queries: np.ndarray, corpus: np.ndarray, top_k: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """The `top_k` vectors of `corpus` [N, D] with the largest inner product with each of `queries` [Q, D].
+
+    Inner products of normalised embeddings are cosine similarities. Exact. Returns (scores float32 [Q, k], indices [Q, k]), the
+    best first, ties by index; k is at most N. Raises InputError where the widths differ.
+    """
+    if top_k < 1:
+        raise InputError(f"top_k={top_k} is below 1")
+    queries, corpus = (np.atleast_2d(np.asarray(x, np.float32)) for x in (queries, corpus))
+    if queries.shape[1] != corpus.shape[1]:
+        raise InputError(f"queries have {queries.shape[1]} dimensions and the corpus {corpus.shape[1]}: they are of two models")
+    top_k = min(top_k, len(corpus))
+    scores = np.empty((len(queries), top_k), np.float32)
+    indices = np.empty((len(queries), top_k), np.int64)
+    block = max(1, 2**26 // max(1, len(corpus)))  # 256 MB of scores at a time
+    for start in range(0, len(queries) if top_k else 0, block):
+        some = queries[start : start + block] @ corpus.T
+        best = _best_columns(some, top_k)
+        order = np.lexsort((best, -np.take_along_axis(some, best, axis=1)), axis=1)
+        best = np.take_along_axis(best, order, axis=1)
+        indices[start : start + block] = best
+        scores[start : start + block] = np.take_along_axis(some, best, axis=1)
+    return scores, indices
+
+
+def _best_columns(scores: np.ndarray, top_k: int) -> np.ndarray:
+    """The columns of the `top_k` largest of each row, in any order; of equal ones the first."""
+    if top_k == scores.shape[1]:
+        return np.broadcast_to(np.arange(top_k), scores.shape)
+    best = np.argpartition(-scores, top_k - 1, axis=1)[:, :top_k]
+    values = np.take_along_axis(scores, best, axis=1)
+    least = values.min(axis=1, keepdims=True)
+    some_left_out = (scores == least).sum(axis=1) > (values == least).sum(axis=1)
+    for row in np.flatnonzero(some_left_out):
+        above, equal = np.flatnonzero(scores[row] > least[row]), np.flatnonzero(scores[row] == least[row])
+        best[row] = np.concatenate([above, equal])[:top_k]
+    return best

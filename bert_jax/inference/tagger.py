@@ -1,0 +1,132 @@
+"""Entities of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from bert_jax.config import InputError
+from bert_jax.data.layout import Window, cut_windows, most_context
+from bert_jax.data.tags import entity_tags
+from bert_jax.data.tokenizer import Encoding
+from bert_jax.inference.predictor import Predictor, as_list
+from bert_jax.pretrained import Model
+
+
+class Entity(NamedTuple):
+    """A stretch of a text with a label: text[start:end]."""
+
+    label: str
+    start: int
+    end: int
+    text: str
+    score: float
+
+
+class Tagger(Predictor):
+    """Entities of texts, by a token classifier whose labels are entities in any scheme (`tags.entity_tags`); where they are none,
+    as parts of speech, each word is found with its own label.
+    """
+
+    needs = ("token_classification",)
+    per_token = frozenset(["scores"])
+
+    def __init__(
+        self, model: Model, aggregation: Literal["simple", "first", "average", "max"] = "first", outside: str = "O", *,
+        max_length: int | None = None, exact: bool = False,
+    ) -> None:  # fmt: skip
+        """
+        Args:
+        model: a token classifier.
+        aggregation: the label of a word of several tokens: each token's own (`simple`), that of its first token, that of
+          the mean of their probabilities, or that of the token that is surest.
+        outside: the label of what is no entity; a word with it is not found.
+        max_length: tokens of a window (`Predictor`).
+        exact: same text, same bits (`Predictor`).
+        """
+        super().__init__(model, exact, max_length)
+        if aggregation not in (known := ("simple", "first", "average", "max")):
+            raise InputError(f"aggregation={aggregation!r} is not known; known: {', '.join(known)}")
+        self.aggregation, self.outside = aggregation, outside
+
+    def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
+        del batch["places"]
+        return {"scores": jax.nn.softmax(self.model.apply(params, batch)["logits"])}
+
+    def __call__(self, texts: Sequence[str]) -> list[list[Entity]]:
+        """The entities of each text in the order they stand in. Long texts are read in windows that overlap by half."""
+        texts = as_list(texts)
+        encodings = self.tokenizer.encode_with_offsets(texts)
+        around = self.tokenizer.single
+        room = self._longest - len(around)
+        windows = [w for i, e in enumerate(encodings) for w in cut_windows(i, len(e.ids), room, max(1, room // 2))]
+        results = self.run([self._layout.example([encodings[w.text].ids[w.start : w.stop]]) for w in windows])
+        found: list[list[tuple[Window, np.ndarray]]] = [[] for _ in texts]
+        for window, result in zip(windows, results, strict=True):
+            found[window.text].append((window, result["scores"][len(around.ids[0]) :][: window.stop - window.start]))
+        return [self._entities(*each) for each in zip(texts, encodings, found, strict=True)]
+
+    def _entities(self, text: str, encoding: Encoding, found: list[tuple[Window, np.ndarray]]) -> list[Entity]:
+        size = len(encoding.ids)
+        if not size:
+            return []
+        best = most_context([window for window, _ in found], size)
+        scores = np.stack([found[w][1][i - found[w][0].start] for i, w in enumerate(best)])
+        words = self._words(encoding, scores)
+        groups: list[list[tuple[int, int, str, float]]] = []
+        for (_, _, before, _), word in pairwise([(0, 0, self.outside, 0.0), *words]):
+            if groups and self._continues(before, word[2]):
+                groups[-1].append(word)
+            elif word[2] != self.outside:
+                groups.append([word])
+        return [
+            Entity(self._split(group[0][2])[1], group[0][0], group[-1][1], text[group[0][0] : group[-1][1]],
+                   float(np.mean([score for *_, score in group])))
+            for group in groups
+            if group[0][0] < group[-1][1]  # a lone `▁` is no text
+        ]  # fmt: skip
+
+    def _words(self, encoding: Encoding, scores: np.ndarray) -> list[tuple[int, int, str, float]]:
+        """(start, end, label, score) of each word, or of each token where tokens stand for themselves."""
+        if self.aggregation == "simple":
+            spans = [(i, i + 1) for i in range(len(encoding.ids))]
+        else:
+            cuts = [0, *(np.flatnonzero(np.diff(encoding.word_ids)) + 1).tolist(), len(encoding.ids)]
+            spans = list(pairwise(cuts))
+        words = []
+        for first, last in spans:
+            part = scores[first:last]
+            if self.aggregation == "average":
+                row = part.mean(axis=0)
+            elif self.aggregation == "max":
+                row = part[np.argmax(part.max(axis=1))]
+            else:
+                row = part[0]
+            best = int(np.argmax(row))
+            offsets = encoding.offsets[first:last]
+            words.append((int(offsets[0, 0]), int(offsets[-1, 1]), self.model.labels[best], float(row[best])))
+        return words
+
+    def _continues(self, before: str, label: str) -> bool:
+        """Whether a word with `label` belongs to the entity of the word before it."""
+        (prefix_before, kind_before), (prefix, kind) = self._split(before), self._split(label)
+        return "O" not in (prefix, prefix_before) and kind == kind_before and prefix not in "BS" and prefix_before not in "ES"
+
+    @cached_property
+    def _tags(self) -> dict[str, str] | None:
+        if self.outside in self.model.labels:
+            return entity_tags(self.model.labels, self.outside)
+        usual = entity_tags(self.model.labels)  # words outside are wanted too: runs of them are of a type like others
+        return usual and usual | {"O": "I-O"}
+
+    def _split(self, label: str) -> tuple[str, str]:
+        """(prefix, kind) of a label: `B-PER` is (`B`, `PER`); a type alone continues itself, as with `I-`, a word's class not."""
+        if self._tags is None:
+            return ("O" if label == self.outside else "S"), label
+        prefix, _, kind = self._tags[label].partition("-")
+        return prefix, kind or "_"
