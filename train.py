@@ -23,7 +23,7 @@ from bert_jax.config import BertConfig, InputError, TrainConfig, load_train_conf
 def main(argv: Sequence[str]) -> int:
     """Runs one command line; returns the exit status: 0, or 128 + the signal that ended the run early."""
     cfg = load_train_config(argv, architecture=architecture)
-    from bert_jax import pretrained, pretraining
+    from bert_jax import pretraining, warm_start
     from bert_jax.console import show_table, track
     from bert_jax.data import doctor
     from bert_jax.data.pretraining import BatchSource, load_data
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     for line in multihost.first_then_others(lambda: workdir.claim(cfg, first)):
         if first:
             print(line, file=sys.stderr)
-    data = multihost.first_then_others(lambda: load_data(cfg, track, begun, pretrained.vocabulary(cfg.init_from)))
+    data = multihost.first_then_others(lambda: load_data(cfg, track, begun, warm_start.vocabulary(cfg.init_from)))
     same = to_dict(cfg.replace(parallel=cfg.parallel.replace(process_id=None, num_processes=None)))
     multihost.check_equal("the config", json.dumps(same))
     multihost.check_equal("the text", data.key)
@@ -127,7 +127,7 @@ def restore(program: Any, saved: Any, data_key: str) -> tuple[Any, int, int]:
 
     Raises InputError where the checkpoint is of another run (one before a damaged one may be).
     """
-    from bert_jax import pretrained
+    from bert_jax import warm_start
     from bert_jax.data import corpus
 
     cfg, restored = program.cfg, saved.restore_latest(program.abstract_state)
@@ -141,7 +141,7 @@ def restore(program: Any, saved: Any, data_key: str) -> tuple[Any, int, int]:
         return state, start, meta.get("lines", 0)
     state = program.initial_state()
     if cfg.init_from:
-        params = pretrained.start_from(cfg.init_from, program.module, program.devices.gather(state.params))
+        params = warm_start.start_from(cfg.init_from, program.module, program.devices.gather(state.params))
         state = state._replace(params=program.devices.place(params))
     return state, 0, 0
 

@@ -4,14 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bert_jax.config import BertConfig as BertConfig
-    from bert_jax.config import InputError as InputError
+    from bert_jax.errors import InputError as InputError
     from bert_jax.inference import Answerer as Answerer
     from bert_jax.inference import Classifier as Classifier
     from bert_jax.inference import Embedder as Embedder
     from bert_jax.inference import FillMask as FillMask
     from bert_jax.inference import Tagger as Tagger
     from bert_jax.inference import nearest as nearest
+    from bert_jax.model.config import BertConfig as BertConfig
     from bert_jax.model.heads import Bert as Bert
     from bert_jax.pooling import Pooling as Pooling
     from bert_jax.pretrained import Model as Model
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Names are imported when first used: a process that tokenizes text needs no jax.
 _HOME = {
-    "BertConfig": "config", "InputError": "config", "Bert": "model.heads", "Pooling": "pooling",
+    "BertConfig": "model.config", "InputError": "errors", "Bert": "model.heads", "Pooling": "pooling",
     "Model": "pretrained", "load": "pretrained", "save": "pretrained",
     "Answerer": "inference", "Classifier": "inference", "Embedder": "inference", "FillMask": "inference", "Tagger": "inference",
     "nearest": "inference",

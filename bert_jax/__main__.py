@@ -59,9 +59,9 @@ def _architecture(init_from: str, folder: str) -> BertConfig:
 def _vocabulary(init_from: str | None) -> Path | None:
     if init_from is None:
         return None
-    from bert_jax import pretrained
+    from bert_jax.warm_start import vocabulary
 
-    return pretrained.vocabulary(init_from)
+    return vocabulary(init_from)
 
 
 def prepare(argv: list[str]) -> None:

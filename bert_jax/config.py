@@ -9,241 +9,27 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import importlib.util
 import json
 import math
 import re
 import traceback
-import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, TypeVar
+
+from bert_jax.errors import Checked as Checked
+from bert_jax.errors import InputError as InputError
+from bert_jax.errors import did_you_mean as did_you_mean
+from bert_jax.model.config import COMPUTED as COMPUTED
+from bert_jax.model.config import OF_A_RUN
+from bert_jax.model.config import BertConfig as BertConfig
 
 T = TypeVar("T")
 TextFormat = Literal["auto", "txt", "jsonl", "csv", "tsv", "parquet"]
-ModelType = Literal["bert", "roberta", "xlm-roberta", "distilbert", "albert", "electra"]
-
-
-# Characters that move a terminal's cursor, turn text around, or cannot be written as UTF-8
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def printable(text: str, longest: int = 2000) -> str:
-    """`text` as a terminal may show it: control characters escaped (but for line ends and tabs), and of a line of more than
-    `longest` characters the middle left out."""
-    lines = _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text).split("\n")
-    half = longest // 2 - 2
-    return "\n".join(line if len(line) <= longest else f"{line[:half]}...{line[-half:]}" for line in lines)
-
-
-class InputError(ValueError):
-    """The user's input is at fault: the message names the thing, the place and the fix. Entry points print it alone.
-
-    Messages quote what files hold; it is made `printable`.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest known name, else the empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _accepts(value: Any, kind: Any) -> bool:
-    """Whether `value` is of the annotated type `kind` (the few forms that configs use)."""
-    origin = typing.get_origin(kind)
-    if origin is Literal:
-        return value in typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return any(_accepts(value, k) for k in typing.get_args(kind))
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_accepts(v, typing.get_args(kind)[0]) for v in value)
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind)
-
-
-@dataclass(frozen=True)
-class Checked:
-    """Base of the config classes: the types of its fields are checked when one is built."""
-
-    def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if not _accepts(value, hints[f.name]):
-                expected = f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type))
-                self._require(False, f"{f.name}={value!r} is a {type(value).__name__}; expected {expected}")
-
-    def _require(self, condition: bool, message: str) -> None:
-        if not condition:
-            raise InputError(f"{type(self).__name__}: {message}")
-
-    def replace(self, **changes: Any) -> Self:
-        """A copy with `changes`, checked anew."""
-        return dataclasses.replace(self, **changes)
-
-
-@dataclass(frozen=True)
-class BertConfig(Checked):
-    """The model, and how it is computed. The first fields are a Hugging Face config.json's."""
-
-    model_type: ModelType = "bert"
-    """The family: which of BERT's parts it has, and how its tensors and classes are called elsewhere."""
-    vocab_size: int = 30522
-    """Rows of the word-embedding table."""
-    hidden_size: int = 768
-    """Width of the encoder."""
-    num_hidden_layers: int = 12
-    """Number of Transformer layers."""
-    num_attention_heads: int = 12
-    """Attention heads a layer; must divide hidden_size."""
-    intermediate_size: int = 3072
-    """Width of the feed-forward layer."""
-    embedding_size: int | None = None
-    """Width of the embeddings, projected to hidden_size (ALBERT, ELECTRA); default: hidden_size, no projection."""
-    num_hidden_groups: int | None = None
-    """Groups of consecutive layers that share their parameters (ALBERT: 1); default: none do."""
-    hidden_act: Literal[
-        "gelu", "gelu_python", "gelu_10", "gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate",
-        "quick_gelu", "relu", "silu", "swish",
-    ] = "gelu"  # fmt: skip
-    (
-        "Of the feed-forward layers. `gelu` (`gelu_python`) is the exact (erf) form of the paper's models, `gelu_10` that cut at "
-        "-10 and 10; `gelu_new` and its other names the tanh form, `quick_gelu` a sigmoid form. `silu` is `swish`."
-    )
-    hidden_dropout_prob: float = 0.1
-    """Dropout after the embeddings and after both sublayers of each layer."""
-    attention_probs_dropout_prob: float = 0.1
-    """Dropout on the attention probabilities."""
-    classifier_dropout: float | None = None
-    """Dropout before a classification head; default: hidden_dropout_prob."""
-    max_position_embeddings: int = 512
-    """Rows of the position table: the longest sequence (RoBERTa and XLM-R: and pad_token_id + 1 more)."""
-    pad_token_id: int | None = None
-    """RoBERTa and XLM-R: id of the padding token; a sequence's first token has the position row behind it. Default: 1."""
-    type_vocab_size: int = 2
-    """Rows of the token-type table; 0: no such table (DistilBERT)."""
-    tie_word_embeddings: bool = True
-    """Whether the masked-LM head's output layer is the word-embedding table or has one of its own."""
-    initializer_range: float = 0.02
-    """Standard deviation of the truncated normal (cut at two, not corrected) that weights start from."""
-    layer_norm_eps: float = 1e-12
-    """Added to the variance in LayerNorm."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute type; parameters, softmax, norms and losses stay float32."""
-    remat: Literal["auto", "none", "dots", "full"] = "auto"
-    (
-        "What the backward pass recomputes, for less memory: nothing; all but matrix products; or each layer (about a third "
-        "more compute). auto: the least that fits the device's memory in training, else none."
-    )
-    attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
-    (
-        "The attention kernel: XLA's; Pallas' splash (TPUs, long rows); cuDNN's (GPUs, bfloat16). auto: the fastest that "
-        "computes the same model, which with dropout on the probabilities is XLA's."
-    )
-    scan_layers: bool | None = None
-    """Run the layers by one scan: much faster compilation for deep models. Same parameters, same numbers. Default: on TPUs."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, most in _LARGEST.items():  # before anything is built of this size
-            value = getattr(self, name)
-            least = 0 if name == "type_vocab_size" else 1
-            self._require(value is None or value >= least, f"{name}={value} {'must be positive' if least else 'is negative'}")
-            self._require(value is None or value <= most, f"{name}={value} is more than {most}, which no model has")
-        for name in ("layer_norm_eps", "initializer_range"):
-            self._require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} is not in [0, 1]")
-        counts_padding = self.model_type in ("roberta", "xlm-roberta")
-        self._require(
-            self.pad_token_id is None or (counts_padding and 0 <= self.pad_token_id < self.vocab_size),
-            f"pad_token_id={self.pad_token_id} does not fit model_type={self.model_type!r}, vocab_size={self.vocab_size}: only "
-            "positions of RoBERTa and XLM-R depend on it, and it is one of their ids",
-        )
-        self._require(
-            self.max_length > 0,
-            f"max_position_embeddings={self.max_position_embeddings} leaves no position behind padding",
-        )
-        projected = self.model_type in ("albert", "electra")
-        self._require(
-            self.embedding_size is None
-            or (projected and (self.model_type == "albert" or self.embedding_size != self.hidden_size)),
-            f"embedding_size={self.embedding_size} does not fit model_type={self.model_type!r}, hidden_size={self.hidden_size}",
-        )
-        if self.model_type == "albert":
-            self._require(
-                None not in (self.embedding_size, self.num_hidden_groups),
-                "model_type='albert' needs embedding_size and num_hidden_groups",
-            )
-        else:
-            self._require(
-                self.num_hidden_groups is None,
-                f"num_hidden_groups={self.num_hidden_groups} is for model_type='albert', not {self.model_type!r}",
-            )
-        self._require(
-            (self.type_vocab_size == 0) == (self.model_type == "distilbert"),
-            f"type_vocab_size={self.type_vocab_size} does not fit model_type={self.model_type!r}: only DistilBERT has no types",
-        )
-        self._require(
-            (self.num_hidden_groups or 1) <= self.num_hidden_layers,
-            f"num_hidden_groups={self.num_hidden_groups} is more than num_hidden_layers={self.num_hidden_layers}",
-        )
-        self._require(
-            self.hidden_size % self.num_attention_heads == 0,
-            f"hidden_size={self.hidden_size} is not divisible by num_attention_heads={self.num_attention_heads}",
-        )
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
-            value = getattr(self, name)
-            self._require(value is None or 0 <= value <= 0.99, f"{name}={value} is not in [0, 0.99]")
-
-    @property
-    def position_offset(self) -> int:
-        """Row of the position table that a sequence's first token has: fairseq's models count from the padding's id."""
-        if self.model_type not in ("roberta", "xlm-roberta"):
-            return 0
-        return 2 if self.pad_token_id is None else self.pad_token_id + 1
-
-    @property
-    def max_length(self) -> int:
-        """Tokens of the longest sequence."""
-        return self.max_position_embeddings - self.position_offset
-
-    @classmethod
-    def preset(cls, name: str, **changes: Any) -> BertConfig:
-        """A published size by name (google-research/bert: README, "smaller BERT models"), with `changes`.
-
-        Example: `BertConfig.preset("mini", vocab_size=8192)`. Raises InputError for an unknown name.
-        """
-        if name not in PRESETS:
-            raise InputError(f"unknown preset {name!r}: known are {', '.join(PRESETS)}{did_you_mean(name, PRESETS)}")
-        layers, hidden = PRESETS[name]
-        size = dict(num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=hidden // 64,
-                    intermediate_size=4 * hidden)  # fmt: skip
-        return cls(**{**size, **changes})
-
-
 TRAINED = ("unigram", "bpe", "wordpiece")  # values of data.tokenizer that are no path: vocabularies that are trained
-_LARGEST = {  # far beyond any model: what is larger is a damaged or hostile file
-    "vocab_size": 2**28, "hidden_size": 2**20, "num_hidden_layers": 1024, "num_attention_heads": 2**20,
-    "intermediate_size": 2**22, "max_position_embeddings": 2**24, "embedding_size": 2**20, "num_hidden_groups": 1024,
-    "type_vocab_size": 2**16,
-}  # fmt: skip
-
-COMPUTED = frozenset(["dtype", "remat", "scan_layers", "attention"])  # fields that say how, not what: no part of a model
-# and those that are a run's: a model is the same with other dropout, or drawn from another distribution
-OF_A_RUN = COMPUTED | {"hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "initializer_range"}
-
-PRESETS: dict[str, tuple[int, int]] = {  # name: (layers, hidden size)
-    "tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 512), "base": (12, 768), "large": (24, 1024),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -532,6 +318,11 @@ class TrainConfig(Checked):
             self.optim.warmup_steps <= self.num_steps,
             f"optim.warmup_steps={self.optim.warmup_steps} is more than num_steps={self.num_steps}: lower it",
         )
+
+    @property
+    def head(self) -> Literal["masked_lm", "pretraining"]:
+        """The head that is trained: with next-sentence prediction where the examples are pairs."""
+        return "pretraining" if self.data.examples == "sentence_pairs" else "masked_lm"
 
     @property
     def checkpoints(self) -> str:

@@ -11,10 +11,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from bert_jax.config import BertConfig, InputError, did_you_mean
 from bert_jax.data.layout import Layout
 from bert_jax.disk import put, read_json
+from bert_jax.errors import InputError, did_you_mean
 from bert_jax.formats.tensors import read_directory, write_safetensors
+from bert_jax.model.config import BertConfig
 
 PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 _MODES: tuple[PoolingMode, ...] = get_args(PoolingMode)

@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bert_jax import pretrained
+from bert_jax import warm_start
 from bert_jax.config import BertConfig, InputError, TrainConfig, from_dict
 from bert_jax.disk import read_json
 from bert_jax.model import attention
-from bert_jax.model.heads import Bert
+from bert_jax.model.heads import Bert, initialize
 from bert_jax.training import losses, memory, optim, parallel, steps
 
 
@@ -30,7 +30,7 @@ class Pretraining:
     @cached_property
     def module(self) -> Bert:
         """The encoder with the head that is trained."""
-        return Bert(self.cfg.model, pretrained.pretraining_head(self.cfg))
+        return Bert(self.cfg.model, self.cfg.head)
 
     @cached_property
     def optimizer(self) -> Any:
@@ -51,7 +51,7 @@ class Pretraining:
 
     def fresh(self) -> steps.TrainState:
         """The state before the first step, of random weights. Pure."""
-        return steps.init_state(pretrained.initialize(self.module, self.cfg.seed), self.optimizer)
+        return steps.init_state(initialize(self.module, self.cfg.seed), self.optimizer)
 
     @cached_property
     def abstract_state(self) -> steps.TrainState:
@@ -99,7 +99,7 @@ def architecture(init_from: str, workdir: str) -> BertConfig:
     Raises InputError where neither can be read.
     """
     try:
-        return pretrained.architecture(init_from)
+        return warm_start.architecture(init_from)
     except InputError:
         with contextlib.suppress(InputError):
             old = read_json(Path(workdir) / "config.json", dict)
@@ -113,7 +113,7 @@ def check(cfg: TrainConfig, devices: parallel.Devices, begun: bool) -> None:
     devices and, before it has a checkpoint, that the weights it is to start from fit the model."""
     parallel.check_fit(devices, cfg.model, cfg.batch_size, cfg.gradient_accumulation_steps)
     if cfg.init_from and not begun:
-        pretrained.check_start(cfg.init_from, cfg.model)
+        warm_start.check_start(cfg.init_from, cfg.model)
 
 
 def build(cfg: TrainConfig, devices: parallel.Devices, memory_bytes: int | None) -> Pretraining:

@@ -16,7 +16,10 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
-install_import_hook("bert_jax.model", "beartype.beartype")  # shapes in signatures are checked
+# Shapes in signatures are checked. Not in config.py: its own checks, which tests match, name the field
+MODEL = Path(__file__).parent.parent / "bert_jax" / "model"
+CHECKED = [f"bert_jax.model.{path.stem}" for path in MODEL.glob("*.py") if path.stem not in ("__init__", "config")]
+install_import_hook(CHECKED, "beartype.beartype")
 
 
 @pytest.fixture(scope="session")

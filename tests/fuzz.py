@@ -35,7 +35,7 @@ with atheris.instrument_imports(include=["bert_jax"]):
     from bert_jax.data.tokenizer import Tokenizer
     from bert_jax.formats import flax_msgpack, tensors, tf1, torch_bin
     from bert_jax.model import convert
-    from bert_jax.model.heads import Bert
+    from bert_jax.model.heads import Bert, initialize
     from bert_jax.tasks import splits
     from bert_jax.tasks.table import find_task
     from bert_jax.tasks.task import TaskData
@@ -211,7 +211,7 @@ def weights() -> dict[str, Any]:
     import jax
 
     cfg = convert.config_from_hugging_face(CONFIG | dict(max_position_embeddings=16), "")
-    params = jax.device_get(pretrained.initialize(Bert(cfg, "sequence_classification", 2), 0))
+    params = jax.device_get(initialize(Bert(cfg, "sequence_classification", 2), 0))
     return convert.to_hugging_face(params, cfg, "sequence_classification")
 
 

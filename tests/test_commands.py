@@ -24,6 +24,7 @@ from bert_jax import console, pretrained
 from bert_jax.__main__ import COMMANDS, main
 from bert_jax.commands import predictors
 from bert_jax.config import BertConfig, InputError
+from bert_jax.model.heads import initialize
 from bert_jax.pretrained import Model
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +36,7 @@ def make_model(tokenizer, head, **more):
     config = BertConfig(vocab_size=tokenizer.vocab_size, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
                         intermediate_size=32, max_position_embeddings=96, initializer_range=0.3)  # fmt: skip
     empty = Model(config, {}, tokenizer, head, LABELS.get(head, ()), **more)
-    return Model(config, pretrained.initialize(empty.module, 0), tokenizer, head, empty.labels, **more)
+    return Model(config, initialize(empty.module, 0), tokenizer, head, empty.labels, **more)
 
 
 @pytest.fixture(scope="module")

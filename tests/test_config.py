@@ -3,12 +3,12 @@
 import ast
 import json
 import re
+import sys
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
 import pytest
 
-from bert_jax import config
 from bert_jax.config import (
     BertConfig,
     DataConfig,
@@ -24,6 +24,7 @@ from bert_jax.config import (
     load_train_config,
     to_dict,
 )
+from bert_jax.model.config import PRESETS
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 CLASSES = (BertConfig, DataConfig, MaskingConfig, OptimConfig, ParallelConfig, TrainConfig)
@@ -42,7 +43,8 @@ def config_file(folder, body="return TrainConfig(num_steps=50_000)"):
 @pytest.mark.parametrize("name", [c.__name__ for c in CLASSES])
 def test_every_field_has_a_docstring_under_it(name):
     """But the groups of TrainConfig, whose classes have one."""
-    tree = ast.parse(Path(config.__file__).read_text())
+    module = sys.modules[next(cls for cls in CLASSES if cls.__name__ == name).__module__]
+    tree = ast.parse(Path(module.__file__).read_text())
     (body,) = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
     documented = set()
     for node, following in zip(body, [*body[1:], None], strict=True):
@@ -50,7 +52,7 @@ def test_every_field_has_a_docstring_under_it(name):
             has = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
             if has or ast.unparse(node.annotation) in {c.__name__ for c in CLASSES}:
                 documented.add(node.target.id)
-    assert documented == {f.name for f in fields(getattr(config, name))}
+    assert documented == {f.name for f in fields(getattr(module, name))}
     assert isinstance(body[0].value.value, str)
 
 
@@ -140,7 +142,7 @@ def test_a_value_out_of_range_is_refused_by_name(build, message):
 def test_presets_are_the_published_sizes():
     sizes = {
         name: (c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.intermediate_size)
-        for name in config.PRESETS
+        for name in PRESETS
         for c in [BertConfig.preset(name)]
     }
     assert sizes == {

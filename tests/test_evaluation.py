@@ -11,14 +11,13 @@ import sklearn.metrics
 from helpers import make_words
 from scipy import stats
 
-from bert_jax import pretrained
 from bert_jax.config import BertConfig, InputError
 from bert_jax.data.finetuning import IGNORED, encode
 from bert_jax.data.layout import Layout
 from bert_jax.data.records import Record
 from bert_jax.finetuning.evaluation import Evaluator, Split
 from bert_jax.inference import Answer
-from bert_jax.model.heads import Bert
+from bert_jax.model.heads import Bert, initialize
 from bert_jax.pooling import Pooling
 from bert_jax.pretrained import Model
 from bert_jax.tasks.table import TASKS
@@ -38,7 +37,7 @@ NAMED = ("classification", "multi_label", "tagging")  # kinds whose classes have
 @cache
 def params_of(head, num_labels):
     """Random ones, large enough that every token counts."""
-    shapes = jax.eval_shape(lambda: pretrained.initialize(Bert(CFG, head, num_labels), 0))
+    shapes = jax.eval_shape(lambda: initialize(Bert(CFG, head, num_labels), 0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: (rng.standard_normal(x.shape) * 0.2).astype(np.float32), shapes)
     params["encoder"]["embeddings"]["norm"]["scale"] += 1

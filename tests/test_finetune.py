@@ -36,7 +36,7 @@ from bert_jax.data.records import Record
 from bert_jax.finetuning import stages
 from bert_jax.finetuning.runs import Runs, _best
 from bert_jax.model.convert import flatten
-from bert_jax.model.heads import Bert
+from bert_jax.model.heads import Bert, initialize
 from bert_jax.pooling import Dense
 from bert_jax.tasks.splits import Splits
 from bert_jax.tasks.table import find_task
@@ -61,7 +61,7 @@ TINY = BertConfig(vocab_size=280, hidden_size=32, num_hidden_layers=2, num_atten
 def model(tokenizer, tmp_path_factory):
     """The directory of an untrained model whose weights are large enough to learn within a few steps."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    params = jax.jit(lambda: pretrained.initialize(Bert(TINY, "masked_lm"), 0))()
+    params = jax.jit(lambda: initialize(Bert(TINY, "masked_lm"), 0))()
     pretrained.save(pretrained.Model(TINY, params, tokenizer, "masked_lm"), folder)
     return folder
 

@@ -12,7 +12,6 @@ from helpers import make_words, with_template
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bert_jax import pretrained
 from bert_jax.config import BertConfig, InputError
 from bert_jax.data.batching import Example
 from bert_jax.data.finetuning import IGNORED, Batches, Item, Shape, check_choices, choose_shapes, encode, special_tokens_in
@@ -22,7 +21,7 @@ from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.finetuning.config import FinetuneConfig
 from bert_jax.finetuning.runs import make_sums
 from bert_jax.model.convert import flatten
-from bert_jax.model.heads import Bert
+from bert_jax.model.heads import Bert, initialize
 from bert_jax.pooling import Pooling
 
 CFG = BertConfig(vocab_size=280, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
@@ -92,7 +91,7 @@ def setting_of(case):
 @cache
 def params_of(module):
     """Random ones, large enough that every token counts."""
-    shapes = jax.eval_shape(lambda: pretrained.initialize(module, 0))
+    shapes = jax.eval_shape(lambda: initialize(module, 0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: (rng.standard_normal(x.shape) * 0.2).astype(np.float32), shapes)
     params["encoder"]["embeddings"]["norm"]["scale"] += 1

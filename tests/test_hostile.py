@@ -11,11 +11,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import bert_jax
-from bert_jax.config import BertConfig, InputError, printable
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.disk import MOST_JSON, read_json
+from bert_jax.errors import InputError, printable
+from bert_jax.model.config import BertConfig
+from bert_jax.model.heads import initialize
 from bert_jax.pooling import Pooling
-from bert_jax.pretrained import Model, initialize, save
+from bert_jax.pretrained import Model, save
 
 DEEP = '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"
 

@@ -24,7 +24,7 @@ from bert_jax.data.batching import Example, batches
 from bert_jax.data.layout import Window, cut_windows, most_context
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.inference import Answer, Answerer, Classifier, Embedder, FillMask, Tagger, nearest
-from bert_jax.model.heads import Bert
+from bert_jax.model.heads import Bert, initialize
 from bert_jax.pooling import Dense, Pooling
 from bert_jax.pretrained import Model
 
@@ -40,7 +40,7 @@ SHORT = [text for text in TEXTS if len(text) < 120]
 
 def params_of(cfg, head, num_labels=1):
     """Random ones, large enough that every token counts."""
-    shapes = jax.eval_shape(lambda: pretrained.initialize(Bert(cfg, head, num_labels), 0))
+    shapes = jax.eval_shape(lambda: initialize(Bert(cfg, head, num_labels), 0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: (rng.standard_normal(x.shape) * 0.3).astype(np.float32), shapes)
     params["encoder"]["embeddings"]["norm"]["scale"] += 1

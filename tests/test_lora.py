@@ -9,8 +9,7 @@ import pytest
 from bert_jax.config import BertConfig, OptimConfig
 from bert_jax.model import lora
 from bert_jax.model.convert import flatten
-from bert_jax.model.heads import Bert
-from bert_jax.pretrained import initialize
+from bert_jax.model.heads import Bert, initialize
 from bert_jax.training import optim
 
 CFG = BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax.config import PRESETS, BertConfig, InputError
+from bert_jax.errors import InputError
+from bert_jax.model.config import PRESETS, BertConfig
 from bert_jax.model.convert import flatten, unflatten
 from bert_jax.model.encoder import Embeddings, Encoder, EncoderLayer
 from bert_jax.model.heads import Bert, complete

@@ -162,11 +162,11 @@ def test_two_processes_fine_tune_as_one(tokenizer, tmp_path):
 
     from bert_jax import pretrained
     from bert_jax.config import BertConfig
-    from bert_jax.model.heads import Bert
+    from bert_jax.model.heads import Bert, initialize
 
     cfg = BertConfig(vocab_size=280, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
                      max_position_embeddings=64, initializer_range=0.2)  # fmt: skip
-    params = jax.jit(lambda: pretrained.initialize(Bert(cfg, "masked_lm"), 0))()
+    params = jax.jit(lambda: initialize(Bert(cfg, "masked_lm"), 0))()
     pretrained.save(pretrained.Model(cfg, params, tokenizer, "masked_lm"), tmp_path / "model")
     texts = [" ".join(sentences) for sentences in make_documents(60, sentences=(1, 2))]
     rows = [f"{text}\t{'long' if len(text) > 45 else 'short'}" for text in texts]

@@ -8,8 +8,7 @@ import pytest
 
 from bert_jax.config import BertConfig, InputError, OptimConfig
 from bert_jax.model.convert import flatten, unflatten
-from bert_jax.model.heads import Bert
-from bert_jax.pretrained import initialize
+from bert_jax.model.heads import Bert, initialize
 from bert_jax.training.optim import decays, layer_scales, make_optimizer, make_schedule
 
 RATES = [0.01, 0.02, 0.03, 0.02, 0.01]

@@ -13,7 +13,7 @@ from bert_jax.config import BertConfig, ParallelConfig
 from bert_jax.data.records import Record
 from bert_jax.finetuning import runs, stages
 from bert_jax.finetuning.config import FinetuneConfig
-from bert_jax.model.heads import Bert
+from bert_jax.model.heads import Bert, initialize
 from bert_jax.tasks.splits import Splits
 from bert_jax.tasks.table import TASKS
 from bert_jax.training import losses
@@ -52,7 +52,7 @@ def prepare(kind, tokenizer, folder):
     rng = np.random.default_rng(1)
     records = [record(kind, rng, number) for number in range(24)]
     labels = {"classification": ("a", "b", "c"), "multi_label": ("a", "b", "c"), "tagging": ("O", "B-X", "I-X")}.get(kind, ())
-    params = jax.jit(lambda: pretrained.initialize(Bert(CFG, "masked_lm"), 0))()
+    params = jax.jit(lambda: initialize(Bert(CFG, "masked_lm"), 0))()
     pretrained.save(pretrained.Model(CFG, params, tokenizer, "masked_lm"), folder / "model")
     cfg = FinetuneConfig(
         model=str(folder / "model"), task=kind, batch_size=8, num_epochs=STEPS / 3, learning_rates=(RATE,), max_seq_length=48,

@@ -24,12 +24,14 @@ from tf1_writer import write_tf1
 import bert_jax
 from bert_jax import pretrained
 from bert_jax.config import BertConfig, DataConfig, InputError, OptimConfig, TrainConfig, to_dict
+from bert_jax.directory import LABELLED_HEADS
+from bert_jax.finetuning.init_head import load_for_task
 from bert_jax.formats import tensors as formats_tensors
 from bert_jax.model import convert
 from bert_jax.model.families import FAMILIES
-from bert_jax.model.heads import Bert
+from bert_jax.model.heads import Bert, initialize
 from bert_jax.pooling import Pooling
-from bert_jax.pretrained import Model, load, load_for_task, save
+from bert_jax.pretrained import Model, load, save
 
 ROOT = Path(__file__).parent.parent
 TINY = BertConfig(vocab_size=280, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
@@ -45,7 +47,7 @@ TABLE, DECODER = "bert.embeddings.word_embeddings.weight", "cls.predictions.deco
 @cache
 def params_of(cfg, head, num_labels=1):
     """Random ones, with biases and norms that are not 0 and 1 among them."""
-    shapes = jax.eval_shape(lambda: pretrained.initialize(Bert(cfg, head, num_labels), 0))
+    shapes = jax.eval_shape(lambda: initialize(Bert(cfg, head, num_labels), 0))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: (rng.standard_normal(x.shape) * 0.1).astype(np.float32), shapes)
 
@@ -1104,7 +1106,7 @@ def test_a_head_that_is_not_the_tasks_cannot_be_kept(tmp_path, tokenizer, option
 def test_another_tasks_head_of_the_same_name_starts_anew(tmp_path, tokenizer, theirs):
     """`classifier.weight` is what four heads of BERT call theirs."""
     folder = saved(tmp_path, tokenizer, theirs, ("a",))
-    for head, labels in (("multiple_choice", ()), *((head, ("a",)) for head in pretrained._LABELLED if head != theirs)):
+    for head, labels in (("multiple_choice", ()), *((head, ("a",)) for head in LABELLED_HEADS if head != theirs)):
         begun = start(folder, labels, head=head)
         assert {path for path in begun.fresh if "pooler" not in path} == {
             path for path in convert.flatten(params_of(TINY, head)) if path.split("/")[0].endswith("_classifier")
@@ -1168,7 +1170,7 @@ def round_trips(tokenizer):
     yield Model(TINY, params_of(TINY, "encoder"), tokenizer, "encoder", pooling=Pooling("max", True, 64, False))
     for model_type in FAMILIES:
         cfg = family(model_type)
-        head = next(head for head in FAMILIES[model_type].heads if head not in ("encoder", *pretrained._LABELLED))
+        head = next(head for head in FAMILIES[model_type].heads if head not in ("encoder", *LABELLED_HEADS))
         yield Model(cfg, params_of(cfg, head), None, head)
 
 
@@ -1271,7 +1273,7 @@ MEASURE = """if True:
 @pytest.mark.parametrize("kind", ["safetensors", pytest.param("bin", marks=pytest.mark.slow)])
 def test_a_load_takes_less_than_twice_and_a_bit_the_file(tmp_path, kind):
     cfg = BertConfig(vocab_size=60_000, hidden_size=1024, num_hidden_layers=4, num_attention_heads=16, intermediate_size=4096)
-    shapes = jax.eval_shape(lambda: pretrained.initialize(Bert(cfg, "encoder"), 0))
+    shapes = jax.eval_shape(lambda: initialize(Bert(cfg, "encoder"), 0))
     noise = np.random.default_rng(0).standard_normal(cfg.vocab_size * cfg.hidden_size, np.float32)
     tensors = {
         name: noise[: x.size].reshape(x.shape)

@@ -17,7 +17,7 @@ from bert_jax import pretrained
 from bert_jax.__main__ import COMMANDS
 from bert_jax.config import BertConfig, load_train_config
 from bert_jax.finetuning.config import load_finetune_config
-from bert_jax.model.heads import Bert
+from bert_jax.model.heads import Bert, initialize
 from bert_jax.tasks.table import TASKS
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +38,7 @@ def export(tokenizer, tmp_path_factory):
     cfg = BertConfig(
         vocab_size=tokenizer.vocab_size, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
     )
-    params = pretrained.initialize(Bert(cfg), 0)
+    params = initialize(Bert(cfg), 0)
     pretrained.save(pretrained.Model(cfg, params, tokenizer), folder / "runs/quickstart/export")
     return folder
 

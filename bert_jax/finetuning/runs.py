@@ -24,6 +24,7 @@ from bert_jax.data.finetuning import Batches
 from bert_jax.disk import as_numbers, write_json
 from bert_jax.finetuning.config import FinetuneConfig
 from bert_jax.finetuning.evaluation import Evaluator, Split
+from bert_jax.finetuning.init_head import StartingModel
 from bert_jax.inference import sentence_vectors
 from bert_jax.model import attention, lora
 from bert_jax.model.heads import Bert
@@ -78,7 +79,7 @@ class Setting:
 
     cfg: FinetuneConfig
     task: Task
-    start: pretrained.Start
+    start: StartingModel
     batches: Batches | None  # None: nothing to train on
     dev: list[Split]
     evaluator: Evaluator

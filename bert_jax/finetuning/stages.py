@@ -21,6 +21,7 @@ from bert_jax.data.records import Record, labels_of, with_labels
 from bert_jax.finetuning import results
 from bert_jax.finetuning.config import FinetuneConfig
 from bert_jax.finetuning.evaluation import Evaluator, Predictions, Split
+from bert_jax.finetuning.init_head import load_for_task
 from bert_jax.finetuning.runs import Member, Outcome, Runs, Setting
 from bert_jax.finetuning.weighting import class_weights
 from bert_jax.model.families import Head
@@ -77,7 +78,7 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Callable[[str]
     problem_type = _PROBLEM_TYPES.get(task.kind)
     trains = bool(splits.train) and bool(cfg.num_epochs)
     reads = cfg.special_tokens or ("text" if trains else None)  # None: as the model was trained
-    start = pretrained.load_for_task(cfg.model, _HEADS[task.kind], labels, problem_type, cfg.init_head, reads)
+    start = load_for_task(cfg.model, _HEADS[task.kind], labels, problem_type, cfg.init_head, reads)
     if start.note:
         say(start.note)
     if not trains and task.kind == "regression":  # what the value goes through, as in Classifier

@@ -20,7 +20,8 @@ import numpy as np
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from bert_jax.config import BertConfig, InputError
+from bert_jax.errors import InputError
+from bert_jax.model.config import BertConfig
 from bert_jax.model.layers import MESH_AXES, ROWS, dropout, inside_training_mesh
 
 AnyArray: TypeAlias = Array | np.ndarray  # what callers may give

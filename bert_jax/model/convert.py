@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from bert_jax.config import COMPUTED, BertConfig, InputError, did_you_mean
+from bert_jax.errors import InputError, did_you_mean
+from bert_jax.model.config import COMPUTED, BertConfig
 from bert_jax.model.families import FAMILIES, Family, Head, head_names, names, twins
 
 Params = dict[str, Any]

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from bert_jax.config import BertConfig
 from bert_jax.model.attention import AnyArray, attention
+from bert_jax.model.config import BertConfig
 from bert_jax.model.layers import (
     ACTIVATIONS,
     PRODUCT,

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from bert_jax.config import BertConfig, InputError, ModelType, did_you_mean
+from bert_jax.errors import InputError, did_you_mean
+from bert_jax.model.config import BertConfig, ModelType
 
 Head = Literal[
     "encoder", "masked_lm", "pretraining", "next_sentence", "replaced_token", "sequence_classification",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,8 +14,10 @@ from flax import linen as nn
 from jax.sharding import AxisType
 from jaxtyping import Array, Float, Int
 
-from bert_jax.config import BertConfig, InputError
+from bert_jax.errors import InputError
 from bert_jax.model.attention import AnyArray
+from bert_jax.model.config import BertConfig
+from bert_jax.model.convert import flatten
 from bert_jax.model.encoder import Encoder
 from bert_jax.model.families import FAMILIES, Head
 from bert_jax.model.layers import (
@@ -318,3 +321,29 @@ class Bert(nn.Module):
             spans = Dense(cfg, 2, name="span_classifier")(hidden).astype(jnp.float32)
             outputs["start_logits"], outputs["end_logits"] = spans[..., 0], spans[..., 1]
         return outputs
+
+
+def initialize(module: Bert, seed: Any) -> dict[str, Any]:
+    """Fresh parameters. Pure: jit it, eval_shape it."""
+    ids = jnp.zeros((1, 1, 1) if module.head == "multiple_choice" else (1, 1), jnp.int32)
+    return module.init(jax.random.key(seed), {"input_ids": ids})["params"]
+
+
+def _scanned(module: Bert) -> Bert:
+    """The same parameters, traced in a time that does not depend on the number of layers."""
+    return module.clone(cfg=module.cfg.replace(scan_layers=True))
+
+
+def parameter_shapes(module: Bert) -> dict[str, Any]:
+    """Returns the parameter tree as ShapeDtypeStructs; no device is touched."""
+    return jax.eval_shape(partial(initialize, _scanned(module)), 0)
+
+
+def initial_values(module: Bert, paths: Sequence[str], seed: int = 0) -> dict[str, Any]:
+    """Initial values of some parameters; what is not asked for is not computed."""
+
+    def pick(seed: Any) -> dict[str, Any]:
+        flat = flatten(initialize(_scanned(module), seed))
+        return {path: flat[path] for path in paths}
+
+    return jax.device_get(jax.jit(pick)(seed))

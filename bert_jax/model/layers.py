@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
-from bert_jax.config import BertConfig
+from bert_jax.model.config import BertConfig
 
 PRODUCT = "product"  # what recomputation may be told to keep: outputs of dense layers
 MESH_AXES = ("data", "fsdp", "tensor")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bert_jax.config import BertConfig
+from bert_jax.model.config import BertConfig
 
 # Dense bf16 FLOP/s of one jax device, by a part of its device_kind (makers' data sheets). First match counts.
 PEAK_FLOPS = {

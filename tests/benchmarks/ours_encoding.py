@@ -29,7 +29,7 @@ def write_base() -> None:
     import jax
 
     from bert_jax.data.tokenizer import Tokenizer
-    from bert_jax.pretrained import initialize
+    from bert_jax.model.heads import initialize
 
     tokenizer = Tokenizer.load(args.base_with_tokenizer_of)
     config = bert_jax.BertConfig(

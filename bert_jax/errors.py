@@ -1,0 +1,78 @@
+"""InputError, and dataclasses that raise it for a field of the wrong type. No jax in here."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+# Characters that move a terminal's cursor, turn text around, or cannot be written as UTF-8
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str, longest: int = 2000) -> str:
+    """Returns `text` as a terminal may show it.
+
+    Control characters other than line ends and tabs are escaped. A line longer than `longest` characters loses its middle.
+    """
+    lines = _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text).split("\n")
+    half = longest // 2 - 2
+    return "\n".join(line if len(line) <= longest else f"{line[:half]}...{line[-half:]}" for line in lines)
+
+
+class InputError(ValueError):
+    """The user's input is at fault: the message names the thing, the place and the fix. Entry points print it alone.
+
+    Messages quote what files hold; it is made `printable`.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the nearest known name, else the empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _accepts(value: Any, kind: Any) -> bool:
+    """Returns whether `value` is of the annotated type `kind` (the few forms that configs use)."""
+    origin = typing.get_origin(kind)
+    if origin is Literal:
+        return value in typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(_accepts(value, k) for k in typing.get_args(kind))
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_accepts(v, typing.get_args(kind)[0]) for v in value)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Base of the config classes: the types of its fields are checked when one is built."""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if not _accepts(value, hints[f.name]):
+                expected = f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type))
+                self._require(False, f"{f.name}={value!r} is a {type(value).__name__}; expected {expected}")
+
+    def _require(self, condition: bool, message: str) -> None:
+        if not condition:
+            raise InputError(f"{type(self).__name__}: {message}")
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with `changes`, checked anew."""
+        return dataclasses.replace(self, **changes)

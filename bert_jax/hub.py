@@ -1,0 +1,58 @@
+"""Where a pretrained model lies: a directory here, or a name on the Hugging Face hub, whose files are fetched. No jax in here."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+
+from bert_jax.errors import InputError, did_you_mean
+from bert_jax.pooling import read_modules
+
+
+def find(path_or_name: str | Path) -> Path:
+    """The directory; a name that is none is looked for on the hub (offline: in its cache)."""
+    path, name = Path(path_or_name), str(path_or_name)
+    if path.is_file() or Path(f"{path}.index").is_file():  # or the prefix of a TF1 checkpoint
+        raise InputError(f"{path} is a file; give its directory, {path.parent}")
+    if path.exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        return path
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise InputError(f"no directory {name}; if it is a name on the hub: pip install 'bert_jax[hub]'") from None
+
+    def fetch(folder: str) -> Path:
+        for weights in ("model*.safetensors", "pytorch_model*.bin", "flax_model*.msgpack"):
+            patterns = ("*.json", "*.txt", "*.model", "*/config.json", weights)
+            directory = Path(snapshot_download(name, allow_patterns=[folder + pattern for pattern in patterns]))
+            if list((directory / folder).glob(weights)):
+                break
+        return directory
+
+    try:
+        directory = fetch("")
+        for folder in _module_folders(directory):
+            fetch(f"{folder}/")
+    except Exception as error:  # of many kinds, the HTTP library's among them
+        reason = str(error).strip().splitlines()
+        raise InputError(
+            f"no directory {name}, and the hub did not give it ({type(error).__name__}: {reason[0] if reason else ''})"
+            f"{nearest(path)}"
+        ) from None
+    return directory
+
+
+def _module_folders(directory: Path) -> list[str]:
+    """Folders of modules that have weights of their own."""
+    with contextlib.suppress(InputError):  # read_pooling tells
+        modules = read_modules(directory)
+        return [
+            str(path.relative_to(directory)) for kind, path in modules if kind in ("Transformer", "Dense") and path != directory
+        ]
+    return []
+
+
+def nearest(path: Path) -> str:
+    """Did you mean the neighbour with almost this name?"""
+    return did_you_mean(str(path), [str(p) for p in path.parent.glob("*")] if path.parent.is_dir() else [])

@@ -1,0 +1,57 @@
+"""Starting a pretraining run from a pretrained model: what `--init-from` gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bert_jax import directory as directories
+from bert_jax.config import TrainConfig, differences, from_dict, to_dict
+from bert_jax.data.tokenizer import has_tokenizer
+from bert_jax.disk import read_json
+from bert_jax.errors import InputError
+from bert_jax.formats.tensors import has_weights
+from bert_jax.hub import find
+from bert_jax.model import convert
+from bert_jax.model.config import COMPUTED, OF_A_RUN, BertConfig
+from bert_jax.model.heads import Bert
+from bert_jax.pretrained import report
+
+
+def architecture(path: str | Path) -> BertConfig:
+    """What config.json of a pretrained directory, or of a run that is under way, describes; no device is touched."""
+    directory = find(path)
+    if has_weights(directory) or not (directory / "checkpoints").is_dir():
+        return directories.read(directory).config
+    file = directory / "config.json"
+    return from_dict(TrainConfig, read_json(file, dict) or {}, str(file)).model
+
+
+def vocabulary(path: str | Path | None) -> Path | None:
+    """The folder of a pretrained directory's tokenizer; None if it has none, or there is no `path`."""
+    directory = find(path) if path else None
+    homes = [directory, directory / "export", directory / "tokenizer"] if directory else []
+    return next((home for home in homes if has_tokenizer(home)), None)
+
+
+def check_start(path: str | Path, cfg: BertConfig) -> BertConfig:
+    """The architecture of a pretrained directory, computed as `cfg` says. Raises InputError where it is not that of `cfg`."""
+    theirs = architecture(path).replace(**{name: getattr(cfg, name) for name in COMPUTED})
+    if different := [d for d in differences(to_dict(theirs), to_dict(cfg)) if d[0] not in OF_A_RUN]:
+        listing = "\n".join(f"  model.{name}: {a!r} there, {b!r} in this run" for name, a, b in different)
+        raise InputError(f"--init-from {path} is another model:\n{listing}")
+    return theirs
+
+
+def start_from(path: str | Path, module: Bert, fresh: dict[str, Any]) -> dict[str, Any]:
+    """The weights of a pretrained directory for a new run; heads that it lacks stay as in `fresh`, and are said.
+
+    Raises InputError where its config.json describes another model than `module`'s.
+    """
+    theirs, files = check_start(path, module.cfg), directories.read(find(path))
+    flat = convert.flatten(fresh)
+    converted = convert.from_hugging_face(
+        files.tensors, fresh, theirs, module.head, files.where, lambda paths: {path: flat[path] for path in paths}
+    )
+    report(converted, files.where)
+    return converted.params
