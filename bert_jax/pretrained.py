@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +122,7 @@ class Model:
           **flags: `output_hidden_states=True`, `output_attentions=True`; `deterministic=False` with `rngs={"dropout": key}`.
         """
         rngs = flags.pop("rngs", None)
-        return self.module.apply({"params": params}, batch, rngs=rngs, **flags)
+        return cast(dict[str, Any], self.module.apply({"params": params}, batch, rngs=rngs, **flags))
 
     def encode(
         self, params: Any, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None, position_ids: Any = None
@@ -133,7 +133,7 @@ class Model:
         """
         given = dict(attention_mask=attention_mask, token_type_ids=token_type_ids, position_ids=position_ids)
         batch = {"input_ids": input_ids} | {name: value for name, value in given.items() if value is not None}
-        return self.module.apply({"params": params}, batch, method="hidden_states")
+        return cast(jax.Array, self.module.apply({"params": params}, batch, method="hidden_states"))
 
 
 def load(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from bert_jax import warm_start
 from bert_jax.config import BertConfig, InputError, TrainConfig, from_dict
 from bert_jax.disk import read_json
-from bert_jax.model import attention
+from bert_jax.model import attention, heads
 from bert_jax.model.heads import Bert, initialize
 from bert_jax.training import losses, memory, optim, parallel, steps
 
@@ -45,9 +45,7 @@ class Pretraining:
 
     def sums(self, params: Any, batch: Any, key: Any) -> dict[str, losses.Sum]:
         """The losses of a batch, with dropout if there is a key."""
-        rngs = None if key is None else {"dropout": key}
-        outputs = self.module.apply({"params": params}, batch, key is None, head_only=True, rngs=rngs)
-        return losses.pretraining_sums(outputs, batch)
+        return losses.pretraining_sums(heads.apply(self.module, params, batch, key, head_only=True), batch)
 
     def fresh(self) -> steps.TrainState:
         """The state before the first step, of random weights. Pure."""

@@ -227,7 +227,7 @@ def _cache_compilations() -> None:
 
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "bert_jax" / "xla"
     with contextlib.suppress(OSError, RuntimeError):  # no home, or one that is not to be written to
-        if jax.config.jax_compilation_cache_dir is None:
+        if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
             folder.mkdir(parents=True, exist_ok=True)
             if os.access(folder, os.W_OK):
                 jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -26,7 +26,7 @@ from bert_jax.finetuning.config import FinetuneConfig
 from bert_jax.finetuning.evaluation import Evaluator, Split
 from bert_jax.finetuning.init_head import StartingModel
 from bert_jax.inference import sentence_vectors
-from bert_jax.model import attention, lora
+from bert_jax.model import attention, heads, lora
 from bert_jax.model.heads import Bert
 from bert_jax.pooling import Pooling
 from bert_jax.tasks.task import Task
@@ -213,8 +213,7 @@ def make_sums(setting: Setting) -> steps.SumsFn:
         return losses.ranking_loss(parts[0], candidates, weights, cfg.temperature, texts[0], ids)
 
     def sums(params: Any, batch: Any, key: Any) -> dict[str, Sum]:
-        rngs = None if key is None else {"dropout": key}
-        out = module.apply({"params": params}, batch, key is None, head_only=kind != "similarity", rngs=rngs)
+        out = heads.apply(module, params, batch, key, head_only=kind != "similarity")
         labels, weights = batch["labels"], batch["weights"]
         if kind == "similarity":
             return {"similarity_loss": similarity(out["last_hidden_state"], batch)}

@@ -170,10 +170,12 @@ def _splash(
     def of_device(query: Array, key: Array, value: Array, ids: Array) -> Array:
         length, heads, head_size = query.shape[1:]
         block = next(n for n in (512, 256, _BLOCK) if length % n == 0)
-        names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
         kernel = splash.make_splash_mha(
             splash.MultiHeadMask([splash.FullMask((length, length))] * heads),
-            block_sizes=splash.BlockSizes(**{f"block_{name}": block for name in names}),
+            block_sizes=splash.BlockSizes(
+                block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
+                block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block,
+            ),
             head_shards=1, q_seq_shards=1, interpret=interpret,
         )  # fmt: skip
 
@@ -181,8 +183,8 @@ def _splash(
             return kernel(query, key, value, segment_ids=splash.SegmentIds(q=ids, kv=ids))
 
         scaled = (query * head_size**-0.5).astype(query.dtype)
-        first = (x.transpose(0, 2, 1, 3) for x in (scaled, key, value))  # heads first
-        return jax.vmap(row)(*first, ids).transpose(0, 2, 1, 3)
+        query, key, value = (x.transpose(0, 2, 1, 3) for x in (scaled, key, value))  # heads first
+        return jax.vmap(row)(query, key, value, ids).transpose(0, 2, 1, 3)
 
     if not inside_training_mesh():
         return of_device(query, key, value, ids)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.sharding import AxisType
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from bert_jax.errors import InputError
 from bert_jax.model.attention import AnyArray
@@ -249,11 +249,13 @@ class Bert(nn.Module):
             choices = batch["input_ids"].shape[:2]
             batch = {name: value.reshape(-1, value.shape[-1]) for name, value in batch.items()}
         batch = complete(batch, self.cfg)
-        inputs = [batch[name] for name in ("input_ids", "token_type_ids", "position_ids", "sequence_ids")]
         encoder = Encoder(self.cfg, name="encoder")
         read = self._read(batch) if head_only else {}
         positions = jnp.concatenate(list(read.values()), axis=1) if read else None
-        outputs = encoder(*inputs, deterministic, output_hidden_states, output_attentions, positions)
+        outputs = encoder(
+            batch["input_ids"], batch["token_type_ids"], batch["position_ids"], batch["sequence_ids"],
+            deterministic, output_hidden_states, output_attentions, positions,
+        )  # fmt: skip
         hidden = outputs["last_hidden_state"]
         if read:
             del outputs["last_hidden_state"]
@@ -347,3 +349,12 @@ def initial_values(module: Bert, paths: Sequence[str], seed: int = 0) -> dict[st
         return {path: flat[path] for path in paths}
 
     return jax.device_get(jax.jit(pick)(seed))
+
+
+def apply(
+    module: Bert, params: PyTree, batch: Batch, dropout_key: PRNGKeyArray | None, head_only: bool = False
+) -> dict[str, Array]:
+    """Returns the outputs of `module` for a batch: with dropout where there is a key, else deterministic."""
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    outputs = module.apply({"params": params}, batch, dropout_key is None, head_only=head_only, rngs=rngs)
+    return cast(dict[str, Array], outputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -53,7 +54,7 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 _tanh_gelu = partial(jax.nn.gelu, approximate=True)
-ACTIVATIONS = {  # by the names of transformers' activations.py
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {  # by the names of transformers' activations.py
     **dict.fromkeys(("gelu", "gelu_python"), gelu),
     "gelu_10": lambda x: jnp.clip(gelu(x), -10, 10),
     **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate"), _tanh_gelu),
@@ -90,7 +91,7 @@ def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None) -> Fl
     shape = (1, *x.shape[:-1], -(-x.shape[-1] // 4))[-max(2, x.ndim) :]
     strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     row, *inner = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(len(shape)))
-    place = sum(index * np.uint32(stride) for index, stride in zip(inner, strides[1:], strict=True))
+    place = jnp.asarray(sum(index * np.uint32(stride) for index, stride in zip(inner, strides[1:], strict=True)))
     words = threefry(jax.random.key_data(key)[:2], place, row)
     halves = [half for word in words for half in (word & np.uint32(0xFFFF), word >> np.uint32(16))]
     keep = jnp.concatenate([half >= np.uint32(threshold) for half in halves], axis=-1)[..., : x.shape[-1]].reshape(x.shape)

@@ -161,6 +161,7 @@ def barrier(name: str) -> None:
     """
     if jax.process_count() > 1:
         client = distributed.global_state.client  # JAX has no public barrier but a collective
+        assert client is not None
         client.wait_at_barrier(f"{next(_barriers)}: {name}", _A_WEEK)
 
 

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from bert_jax.config import InputError, OptimConfig
 
-Schedule = Callable[[Any], jax.Array]
+Schedule = Callable[[jax.Array], ArrayLike]
 
 
 def make_schedule(cfg: OptimConfig, num_steps: int) -> Schedule:
@@ -73,9 +74,9 @@ def scale_by_adam(b1: float, b2: float, eps: float, bias_correction: bool) -> op
         mu, nu = jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params)
         return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), mu, nu) if bias_correction else ScaleByBertAdamState(mu, nu)
 
-    def update(grads: Any, state: Any, params: Any = None, *, ok: Any = True, **_: Any) -> tuple[Any, Any]:
-        mu = jax.tree.map(lambda g, m: jnp.where(ok, b1 * m + (1 - b1) * g, m), grads, state.mu)
-        nu = jax.tree.map(lambda g, v: jnp.where(ok, b2 * v + (1 - b2) * g * g, v), grads, state.nu)
+    def update(updates: Any, state: Any, params: Any = None, *, ok: Any = True, **_: Any) -> tuple[Any, Any]:
+        mu = jax.tree.map(lambda g, m: jnp.where(ok, b1 * m + (1 - b1) * g, m), updates, state.mu)
+        nu = jax.tree.map(lambda g, v: jnp.where(ok, b2 * v + (1 - b2) * g * g, v), updates, state.nu)
         mu, nu = jax.lax.optimization_barrier((mu, nu))
         if not bias_correction:
             return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu), ScaleByBertAdamState(mu, nu)
@@ -104,7 +105,7 @@ def scale_by_given_rate() -> optax.GradientTransformationExtraArgs:
     def update(updates: Any, state: Any, params: Any = None, *, learning_rate: Any, **_: Any) -> tuple[Any, Any]:
         return jax.tree.map(lambda u: -learning_rate * u, updates), state
 
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)  # type: ignore[arg-type]
 
 
 def make_optimizer(cfg: OptimConfig, scales: Any = None) -> Guarded:
@@ -123,8 +124,8 @@ def make_optimizer(cfg: OptimConfig, scales: Any = None) -> Guarded:
         direction = optax.chain(optax.masked(direction, jax.tree.map(bool, scales)), _scale(scales))
     rated = scale_by_given_rate()
 
-    def update(grads: Any, state: Any, params: Any = None, **given: Any) -> tuple[Any, Any]:
-        updates, state = direction.update(grads, state, params, **given)
+    def update(updates: Any, state: Any, params: Any = None, **given: Any) -> tuple[Any, Any]:
+        updates, state = direction.update(updates, state, params, **given)
         return rated.update(updates, optax.EmptyState(), params, **given)[0], state
 
     return Guarded(direction.init, update)

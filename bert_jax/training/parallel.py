@@ -149,9 +149,9 @@ class Devices:
         """
         donate = () if state is None else (0,)
         if self.pmap:
-            out = None if state is None else (None, None)
             mapped = jax.pmap(
-                step, axis_name="data", in_axes=(None, axis, *[None] * others), out_axes=out, donate_argnums=donate,
+                step, axis_name="data", in_axes=(None, axis, *[None] * others),
+                out_axes=None if state is None else (None, None), donate_argnums=donate,
                 devices=None if self.mesh.size == jax.device_count() else list(self.mesh.devices.flat),
             )  # fmt: skip
             return _Step(mapped, self)
@@ -238,7 +238,8 @@ def make_mesh(devices: Any, fsdp: int = 1, tensor: int = 1) -> Mesh:
 def _row_ranges(mesh: Mesh, rows: int, process: int) -> list[tuple[int, int]]:
     """[begin, end) of the rows on each device of a process."""
     indices = NamedSharding(mesh, PartitionSpec(ROWS)).devices_indices_map((rows,))
-    return sorted({index[0].indices(rows)[:2] for device, index in indices.items() if device.process_index == process})
+    own = [device for device in mesh.devices.flat if device.process_index == process]
+    return sorted({indices[device][0].indices(rows)[:2] for device in own})
 
 
 def _adjacent(ranges: list[tuple[int, int]]) -> bool:
