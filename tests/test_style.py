@@ -23,7 +23,7 @@ UNCONVERTED: set[str] = {
     "parallel.py", "places.py", "plan.py", "pooling.py", "predictors.py", "pretrained.py", "pretraining.py",
     "repeats.py", "page.py", "records.py", "task.py",
     "table.py", "results.py", "runs.py", "sentencepiece.py", "sources.py", "splits.py", "stages.py",
-    "tables.py", "tags.py", "task_metrics.py", "tf1.py", "tokenizer.py", "torch_bin.py", "train.py",
+    "tables.py", "tags.py", "task_metrics.py", "tf1.py", "tokenizer.py", "train.py",
     "tuned.py", "weighting.py", "workdir.py", "writer.py",
 }  # fmt: skip
 

@@ -449,15 +449,15 @@ EVIL = {  # name: (a pickle, what the refusal names)
     "set item of a list": (b"\x80\x02]" + text("a") + b"Ns.", "list where a dict"),
     "set items without a value": (b"\x80\x02}(" + text("a") + b"u.", "damaged"),
     "persistent id of text": (b"Pstorage\n.", "PERSID"),
-    "persistent id of a number": (b"\x80\x02K\1Q.", "something else than a storage"),
-    "persistent id of no type": (REFERENCE + text("torch.FloatStorage") + END, "something else"),
+    "persistent id of a number": (b"\x80\x02K\1Q.", "something other than a storage"),
+    "persistent id of no type": (REFERENCE + text("torch.FloatStorage") + END, "something other"),
     "persistent id of a function": (
-        REFERENCE + ORDERED + END, "something else",
+        REFERENCE + ORDERED + END, "something other",
     ),
-    "persistent id of no key": (REFERENCE + FLOAT + b"))K\1tQ.", "something else"),
-    "persistent id of a module": (b"\x80\x02(" + text("module") + b"NNNtQ.", "something else"),
+    "persistent id of no key": (REFERENCE + FLOAT + b"))K\1tQ.", "something other"),
+    "persistent id of a module": (b"\x80\x02(" + text("module") + b"NNNtQ.", "something other"),
     "persistent id of six and more": (
-        REFERENCE + FLOAT + text("0") + b"NK\1NNtQ.", "something else",
+        REFERENCE + FLOAT + text("0") + b"NK\1NNtQ.", "something other",
     ),
     "empty stack": (b"\x80\x02.", "damaged"),
     "no stop": (b"\x80\x02N", "damaged"),
@@ -519,18 +519,24 @@ def test_odd_escapes_do_not_warn_past_the_refusal(tmp_path):
         assert "holds code" in refusal(tmp_path, archive(EVIL["odd escapes"][0]))
 
 
-PAIR = b"\x80\x02)" + b"q\0h\0h\0\x86" * 200  # a tuple that is 2**200 long where its parts are not shared
+A_STORAGE = b"(" + text("storage") + FLOAT + text("0") + text("cpu") + b"K\2tq\0Qq\1"
+A_TENSOR = A_STORAGE + global_of("torch._utils _rebuild_tensor") + b"q\2(h\1K\0))tq\3R"
+PAIR = b"\x80\x02)" + b"q\0h\0h\0\x86" * 200 + b"q\0"  # memo 0: a tuple of 2**200 parts where they are not shared
 COLLIDING = [b"\x8a\x0a" + (i * (2**61 - 1)).to_bytes(10, "little") + b"N" for i in range(1, 100_000)]
 TIME_BOMBS = {
-    "key of a dict": b"\x80\x02}" + PAIR[2:] + b"Ns.",
+    "key of a dict": PAIR + b"}h\0Ns.",
     "value": PAIR + b".",
-    "entry": b"\x80\x02}" + text("a") + PAIR[2:] + b"s.",
+    "entry": PAIR + b"}" + text("a") + b"h\0s.",
     "persistent id": PAIR + b"Q.",
-    "key of a storage": REFERENCE + FLOAT + PAIR[2:] + b"NK\1tQ.",
-    "key of an ordered dict": b"\x80\x02" + ORDERED + b"]" + b"]" + PAIR[2:] + b"aNaa\x85R.",
+    "key of a storage": PAIR + REFERENCE[2:] + FLOAT + b"h\0NK\1tQ.",
+    "key of an ordered dict": PAIR + ORDERED + b"]]h\0aNaa\x85R.",
     "colliding keys": b"\x80\x02}(" + b"".join(COLLIDING) + b"u.",
     "one list, many times": (
         b"\x80\x02" + ORDERED + b"q\0]q\1(" + b"]NaNa" * 100_000 + b"e\x85R" + b"h\0h\1\x85R" * 100_000 + b"."
+    ),
+    "one long tuple of arguments, many times": (
+        b"\x80\x02" + A_STORAGE + global_of("torch._utils _rebuild_tensor") + b"q\2(h\1K\0))" + b"N" * 500_000 + b"tq\3"
+        + b"h\2h\3R" * 250_000 + b"."
     ),
     "deep tuples": b"\x80\x02)" + b"\x85" * 2_000_000 + b".",
     "deep lists": b"\x80\x02" + b"]" * 700_000 + b"a" * 699_999 + b".",
@@ -549,12 +555,10 @@ def test_a_pickle_takes_time_by_its_length(tmp_path, name):
 
 def test_a_pickle_beyond_the_bound_is_refused(tmp_path):
     data = pickle.dumps({"a": "x" * (1 << 21)}, 2)
-    assert "its record data.pkl is of 2097" in refusal(tmp_path, archive(data))
+    assert "its record data.pkl has 2097" in refusal(tmp_path, archive(data))
     assert "damaged" in refusal(tmp_path, legacy(data))
 
 
-A_STORAGE = b"(" + text("storage") + FLOAT + text("0") + text("cpu") + b"K\2tq\0Qq\1"
-A_TENSOR = A_STORAGE + global_of("torch._utils _rebuild_tensor") + b"q\2(h\1K\0))tq\3R"
 MEMORY_BOMBS = {  # name: (a start, what is repeated to the bound of the length)
     "dicts": (b"", b"}"), "lists": (b"", b"]"), "memo": (b"N", b"\x94"), "marks": (b"", b"("), "tuples": (b"N", b"\x85"),
     "dicts of one": (b"", b"}U\0Ns"), "lists of one": (b"", b"]Na"), "numbers": (b"", b"\x8a\1\xff"),
@@ -747,7 +751,7 @@ def test_a_directory_is_no_file(tmp_path):
 )
 def test_a_file_of_another_kind_is_refused(tmp_path, content):
     message = refusal(tmp_path, content)
-    assert "no file of torch.save" in message or "not of torch.save" in message
+    assert "not written by torch.save" in message or "not of torch.save" in message
 
 
 def test_an_empty_file_is_refused(tmp_path):
@@ -826,10 +830,10 @@ def test_tensors_that_repeat_their_bytes_are_refused_beyond_what_the_file_has(tm
     storage = Storage(np.arange(8, dtype=np.float32))
     (tmp_path / "a.bin").write_bytes(dumps({"ids": tensor(storage, (1, 8), (0, 1)), "row": tensor(storage, (4, 8), (0, 1))}))
     assert read_torch(tmp_path / "a.bin")["row"].tolist() == 4 * [list(range(8))]
-    assert "its tensors are of 4,294,967,296 bytes" in refusal(tmp_path, dumps({"w": tensor(storage, (1 << 30,), (0,))}))
+    assert "its tensors have 4,294,967,296 bytes" in refusal(tmp_path, dumps({"w": tensor(storage, (1 << 30,), (0,))}))
     shared = Storage(np.zeros(1 << 20, np.float32))
     tied = {f"w{i}": tensor(shared, (1 << 20,), (1,)) for i in range(100)}
-    assert "its tensors are of 419,430,400 bytes" in refusal(tmp_path, dumps(tied))
+    assert "its tensors have 419,430,400 bytes" in refusal(tmp_path, dumps(tied))
 
 
 def test_integers_that_no_file_of_weights_has_are_refused_before_anything_is_done_with_them(tmp_path):

@@ -1,9 +1,12 @@
-"""PyTorch state dicts (pytorch_model.bin, *.pt) without torch, and without running what their pickles ask for.
+"""PyTorch state dicts (pytorch_model.bin, *.pt), read without torch and without running what their pickles ask for.
 
-Two formats, both of torch/serialization.py: a zip file (`_save`, since torch 1.6) of data.pkl and one record per storage, and
-before it (`_legacy_save`) five pickles in a row (magic number, protocol, system, object, storage keys) and then the storages.
-A pickle is a program. Here an interpreter of our own runs it that has no way to import, call or set attributes: it knows
-numbers, strings, tuples, lists and dicts, and names (`_Global`) that stand for nothing but themselves.
+torch/serialization.py has two formats: a zip file (`_save`, since torch 1.6) of data.pkl and one record per storage, and before
+that (`_legacy_save`) five pickles in a row (magic number, protocol, system, object, storage keys) followed by the storages.
+
+A pickle is a program. `_unpickle` interprets the few opcodes that state dicts need, as `weights_only` of torch does: it knows
+numbers, strings, tuples, lists and dicts, and names (`_Global`) that nothing can call. `pickle.Unpickler` with `find_class` runs
+no code either, but has no bounds: a memo index of four bytes allocates up to 64 GB, and keys of dicts are hashed, which takes
+exponential time for tuples that share their parts and quadratic time for numbers that collide.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -25,14 +29,17 @@ import numpy as np
 from bert_jax.config import InputError
 
 T = TypeVar("T")
-Record = tuple[Any, int, int]  # the bytes of a storage: (buffer, where they start, how many)
+Record = tuple[mmap.mmap | bytes, int, int]
+"""The bytes of a storage: (buffer, offset, length)."""
 
-_LIMIT = 1 << 21  # bytes of pickles, and of a zip directory: some 10 000 tensors
-_INFLATION = 16  # times its size that a compressed file may unpack to: weights hardly compress
-_BITS = 128  # of an integer
+_LIMIT = 1 << 21
+"""The longest pickle or zip directory that is read, in bytes: about 10,000 tensors."""
+_INFLATION = 16
+"""How many times its size a file may unpack to. Weights hardly compress."""
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-_NESTED = ("state_dict", "model_state_dict", "model")  # where training checkpoints keep the state dict
-_TYPES: dict[str, np.dtype] = {  # names of the types of storages and tensors -> ours
+_NESTED = ("state_dict", "model_state_dict", "model")
+"""The entries of a training checkpoint that may hold the state dict."""
+_TYPES: dict[str, np.dtype] = {
     f"torch.{name}": np.dtype(ours)
     for names, ours in [
         ("FloatStorage float32", "<f4"), ("DoubleStorage float64", "<f8"), ("HalfStorage float16", "<f2"),
@@ -43,9 +50,10 @@ _TYPES: dict[str, np.dtype] = {  # names of the types of storages and tensors ->
     for name in names.split()
 }  # fmt: skip
 _A_TYPE = re.compile(r"torch\.(\w+\.)?(\w*Storage|(b?float|complex|q?u?int|bits)\d\w*)")
-_REBUILD = {  # functions of torch/_utils.py that make a tensor: arguments after the stride, before the metadata
+_REBUILD = {
     "torch._utils._rebuild_tensor": 0, "torch._utils._rebuild_tensor_v2": 2, "torch._utils._rebuild_tensor_v3": 3,
 }  # fmt: skip
+"""Functions of torch/_utils.py that make a tensor, and how many arguments stand between its stride and its metadata."""
 _PARAMETER = {
     "torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state", "torch.nn.parameter.Parameter",
 }  # fmt: skip
@@ -55,7 +63,10 @@ _LITERALS = {
     "BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
 }  # fmt: skip
 _CONSTANTS = {"NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_TAKES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}  # from the stack; others all since the last MARK
+_TAKES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}
+"""How many values an opcode takes from the stack; others take all since the last MARK."""
+_BITS, _MOST_ARGUMENTS = 128, 16
+"""The longest integer, and the most arguments of a call."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,39 +78,48 @@ class _Global:
 class _Storage:
     key: str
     dtype: np.dtype
-    first: int  # elements of the record before it: 0 but for the views of old torch
+    first: int
+    """Elements of the record before the storage: 0, except in views that old versions of torch wrote."""
     count: int
 
 
 @dataclass(frozen=True, eq=False)
 class _Tensor:
+    """A tensor as its pickle describes it. Offset, size and stride count elements, and are checked in `_array`."""
+
     storage: _Storage
     dtype: np.dtype
-    offset: Any  # in elements, as the strides; _array checks these three
+    offset: Any
     size: tuple[Any, ...]
     stride: tuple[Any, ...]
 
 
 class _Map(mmap.mmap):
-    """A mapped file of which a false directory cannot make zipfile read everything."""
+    """A mapped file of which zipfile never reads more than a bounded directory."""
 
     def read(self, n: int | None = None) -> bytes:
         if n is not None and n > _LIMIT:
-            raise InputError(f"its zip directory is of {n} bytes, too many for a file of weights")
+            raise InputError(f"its zip directory has {n} bytes, too many for a file of weights")
         return super().read(n)
 
 
 def read_torch(path: str | Path) -> dict[str, np.ndarray]:
-    """Tensor name -> array of a state dict that `torch.save` wrote, by itself or in a training checkpoint.
+    """Reads a state dict that `torch.save` wrote, by itself or in a training checkpoint.
 
-    The arrays are read-only views, perhaps strided or unaligned, on the mapped file: their bytes are read when they are used.
-    Only members of a zip file that someone compressed are unpacked, to at most 16 times the file's size. What else is held
-    on the way is at most 400 MB for any file. All arrays together are at most 16 times the file's size. Numbers, strings
-    and None beside the tensors are left out.
+    The arrays are read-only views, perhaps strided or unaligned, of the mapped file: their bytes are read when they are used.
+    Only compressed members of a zip file are unpacked, to at most 16 times the file's size. All arrays together have at most 16
+    times the file's size. Everything else takes at most 400 MB for any file.
 
-    Raises InputError, naming the file, where it is missing, damaged or cut short, where it asks for anything to be imported
-    or called, which is never done, and for what is not supported: TorchScript, tar files of torch before 0.1.10, big-endian
-    files, quantized, sparse or complex tensors, other contents than one dict of tensors.
+    Args:
+      path: the file.
+
+    Returns:
+      Tensor name -> array. Numbers, strings and None beside the tensors are left out.
+
+    Raises:
+      InputError: the file is missing, damaged or cut short; it asks for anything to be imported or called, which is never done;
+        or it is not supported: TorchScript, tar files of torch before 0.1.10, big-endian files, quantized, sparse or complex
+        tensors, contents other than one dict of tensors.
     """
     try:
         with open(path, "rb") as file:
@@ -112,20 +132,20 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
         found, locate = _open_zip(mapped) if mapped[:4] == b"PK\3\4" else _open_legacy(mapped)
         arrays = {name: _array(name, tensor, locate) for name, tensor in _state_dict(found).items()}
         claimed = sum(array.nbytes for array in arrays.values())
-        if claimed > _INFLATION * len(mapped) + _LIMIT:  # by strides of 0, or by the same bytes again and again
-            raise InputError(f"its tensors are of {claimed:,} bytes, in a file of {len(mapped):,}")
+        if claimed > _INFLATION * len(mapped) + _LIMIT:  # through strides of 0, or storages that share their bytes
+            raise InputError(f"its tensors have {claimed:,} bytes, in a file of {len(mapped):,}")
         return arrays
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except (ValueError, LookupError, OverflowError, zipfile.BadZipFile, NotImplementedError, zlib.error, Warning) as error:
-        # what pickletools, zipfile and the stack raise; a Warning is of odd escapes in a name, where warnings are errors
+        # pickletools, zipfile and the stack raise these; a Warning is for odd escapes in a name, where warnings are errors
         what = f"{str(error)[:200]}; it begins with {mapped[:16]!r}"
-        raise InputError(f"{path} is damaged, cut short or no file of torch.save ({what})") from None
+        raise InputError(f"{path} is damaged, cut short or not written by torch.save ({what})") from None
 
 
 def _open_zip(mapped: _Map) -> tuple[Any, Callable[[str], Record]]:
-    """What was pickled, and where the storage of a key is."""
-    with zipfile.ZipFile(cast(IO[bytes], mapped)) as archive:  # for its directory only: zipfile would copy the members
+    """Returns the unpickled object, and a function from the key of a storage to its record."""
+    with zipfile.ZipFile(cast(IO[bytes], mapped)) as archive:  # for its directory alone: zipfile would copy the members
         members = {info.filename: info for info in archive.infolist()}
     tops = [name.removesuffix("data.pkl") for name in members if re.fullmatch(r"[^/]*/data\.pkl", name)]
     if len(tops) != 1:
@@ -135,28 +155,25 @@ def _open_zip(mapped: _Map) -> tuple[Any, Callable[[str], Record]]:
     unpacked = sum(info.file_size for info in members.values() if info.compress_type != zipfile.ZIP_STORED)
     if unpacked > max(_INFLATION * len(mapped), _LIMIT):
         raise InputError(f"a zip bomb: {len(mapped)} bytes that unpack to {unpacked}")
-    records: dict[str, Record] = {}
 
     def locate(name: str) -> Record:
-        if name not in records:
-            if tops[0] + name not in members:
-                raise InputError(f"lacks its record {name[:80]!r}")
-            records[name] = _member(mapped, members[tops[0] + name])
-        return records[name]
+        if tops[0] + name not in members:
+            raise InputError(f"lacks its record {name[:80]!r}")
+        return _member(mapped, members[tops[0] + name])
 
     def contents(name: str) -> bytes:
         buffer, start, size = locate(name)
         if size > _LIMIT:
-            raise InputError(f"its record {name} is of {size} bytes, too many for a file of weights")
+            raise InputError(f"its record {name} has {size} bytes, too many for a file of weights")
         return buffer[start : start + size]
 
     if f"{tops[0]}byteorder" in members and contents("byteorder") != b"little":
         raise InputError("a big-endian file: load it in torch and save it on a little-endian machine")
-    return _unpickle(io.BytesIO(contents("data.pkl")), {}), lambda key: locate(f"data/{key}")
+    return _unpickle(io.BytesIO(contents("data.pkl")), {}), cache(lambda key: locate(f"data/{key}"))
 
 
 def _member(mapped: _Map, info: zipfile.ZipInfo) -> Record:
-    """Where a member's bytes are: behind a header of their own, whose length the directory does not tell."""
+    """Locates a member's bytes, which follow a header of their own, whose length the directory does not tell."""
     header = mapped[info.header_offset : info.header_offset + 30]
     start = info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     if header[:4] != b"PK\3\4" or start + info.compress_size > len(mapped):
@@ -173,7 +190,7 @@ def _member(mapped: _Map, info: zipfile.ZipInfo) -> Record:
 
 
 def _open_legacy(mapped: _Map) -> tuple[Any, Callable[[str], Record]]:
-    """As `_open_zip`, for the pickles in a row."""
+    """Returns what `_open_zip` does, for pickles in a row."""
     if mapped[257:262] == b"ustar":
         raise InputError("a tar file, of torch before 0.1.10: load it in torch and save the state dict anew")
     stream = io.BytesIO(mapped[:_LIMIT])
@@ -181,7 +198,7 @@ def _open_legacy(mapped: _Map) -> tuple[Any, Callable[[str], Record]]:
     if _unpickle(stream, {}) != _MAGIC:
         raise InputError("a pickle, but not of torch.save: it has no magic number")
     if _unpickle(stream, {}) != _PROTOCOL:
-        raise InputError(f"is of another version of the format than {_PROTOCOL}")
+        raise InputError(f"has another version of the format than {_PROTOCOL}")
     if _a(dict, _unpickle(stream, {})).get("little_endian") is not True:
         raise InputError("a big-endian file: load it in torch and save it on a little-endian machine")
     found, keys = _unpickle(stream, dtypes), _a(list, _unpickle(stream, {}))
@@ -197,7 +214,7 @@ def _open_legacy(mapped: _Map) -> tuple[Any, Callable[[str], Record]]:
 
 
 def _unpickle(stream: io.BytesIO, dtypes: dict[str, np.dtype]) -> Any:
-    """The next pickle of `stream`, as plain values and _Tensors; `dtypes` gets the type of each storage it names.
+    """Reads the next pickle of `stream` as plain values and `_Tensor`s, and adds the type of each storage to `dtypes`.
 
     Time and memory are linear in its length: what may be a deep tuple of shared parts is never hashed, compared or printed.
     """
@@ -215,7 +232,7 @@ def _unpickle(stream: io.BytesIO, dtypes: dict[str, np.dtype]) -> Any:
     for opcode, arg, _ in pickletools.genops(stream):
         match opcode.name:
             case name if name in _LITERALS:
-                if isinstance(arg, int) and arg.bit_length() > _BITS:  # sums with it would take long
+                if isinstance(arg, int) and arg.bit_length() > _BITS:  # arithmetic with it would take long
                     raise InputError(f"its pickle has an integer of {arg.bit_length():,} bits")
                 stack.append(_CONSTANTS.get(name, arg))
             case "BINPUT" | "LONG_BINPUT":
@@ -236,7 +253,7 @@ def _unpickle(stream: io.BytesIO, dtypes: dict[str, np.dtype]) -> Any:
             case "SETITEM" | "SETITEMS" as name:
                 items = take(name)
                 _fill(_a(dict, stack[-1]), items[::2], items[1::2])
-            case "GLOBAL" | "INST":  # INST would call it too: here it only leaves a name
+            case "GLOBAL" | "INST":  # INST would also call it; here it leaves a name alone
                 stack.append(_global(arg.replace(" ", ".", 1)))
             case "STACK_GLOBAL":
                 name, module = _a(str, stack.pop()), _a(str, stack.pop())
@@ -247,7 +264,7 @@ def _unpickle(stream: io.BytesIO, dtypes: dict[str, np.dtype]) -> Any:
             case "BINPERSID":
                 stack.append(storage := _storage(stack.pop()))
                 dtypes.setdefault(storage.key, storage.dtype)
-            case "BUILD":  # attributes: `_metadata` of a state dict
+            case "BUILD":  # sets attributes, such as `_metadata` of a state dict
                 del stack[-1]
                 _a(dict, stack[-1])
             case "PROTO" | "FRAME":
@@ -266,12 +283,12 @@ def _a(kind: type[T], value: Any) -> T:
 
 
 def _fill(target: dict[str, Any], keys: list[Any], values: list[Any]) -> None:
-    """Sets items, but for keys that are no strings: an optimizer's numbers, or numbers made to collide."""
+    """Sets items whose keys are strings. Others are an optimizer's numbers, or numbers that were made to collide."""
     target.update((key, value) for key, value in zip(keys, values, strict=True) if isinstance(key, str))
 
 
 def _global(name: str) -> _Global:
-    """The inert name for a global that state dicts have."""
+    """Returns the inert name of a global that state dicts have."""
     if name in _NAMES:
         return _Global(name)
     if _A_TYPE.fullmatch(name):
@@ -283,7 +300,9 @@ def _global(name: str) -> _Global:
 
 
 def _call(name: str, args: Any) -> Any:
-    """What the call of a global stands for (torch/_utils.py)."""
+    """Returns what the call of a global stands for (torch/_utils.py)."""
+    if not isinstance(args, tuple) or len(args) > _MOST_ARGUMENTS:  # more would be copied at each call
+        raise InputError(f"its pickle calls {name} with arguments that are not supported")
     match args:
         case (_Storage() as storage, offset, tuple() as size, tuple() as stride, *rest) if name in _REBUILD:
             if len(rest) >= _REBUILD[name] and not any(rest[_REBUILD[name] :]):  # metadata: a conjugate or a negative
@@ -295,7 +314,7 @@ def _call(name: str, args: Any) -> Any:
             return size
         case () if name == "collections.OrderedDict":
             return {}
-        case (list() as pairs,) if name == "collections.OrderedDict":  # Python 2's
+        case (list() as pairs,) if name == "collections.OrderedDict":  # as Python 2 wrote it
             items = {key: value for key, value in (_a(list, pair) for pair in pairs) if isinstance(key, str)}
             pairs.clear()  # or one list, given again and again, would take quadratic time
             return items
@@ -303,7 +322,7 @@ def _call(name: str, args: Any) -> Any:
 
 
 def _storage(reference: Any) -> _Storage:
-    """From a persistent id: ("storage", type, key, device, elements), in the legacy format with a view's place or None."""
+    """Reads a persistent id: ("storage", type, key, device, elements), in the legacy format with a view's place or None."""
     match reference:
         case ("storage", _Global() as kind, str() as key, _, int() as count, *view) if kind.name in _TYPES:
             match view:
@@ -311,11 +330,11 @@ def _storage(reference: Any) -> _Storage:
                     return _Storage(key, _TYPES[kind.name], 0, count)
                 case [(_, int() as first, int() as size)]:
                     return _Storage(key, _TYPES[kind.name], first, size)
-    raise InputError("its pickle refers to something else than a storage")
+    raise InputError("its pickle refers to something other than a storage")
 
 
 def _array(name: str, tensor: _Tensor, locate: Callable[[str], Record]) -> np.ndarray:
-    """The view that a tensor is, checked against its storage, and that against the record."""
+    """Returns a tensor as a view of its record, checked against its storage, and that against the record."""
     storage, size, stride, itemsize = tensor.storage, tensor.size, tensor.stride, tensor.dtype.itemsize
     buffer, start, nbytes = locate(storage.key)
     first, end = (n * storage.dtype.itemsize for n in (storage.first, storage.first + storage.count))
@@ -326,7 +345,7 @@ def _array(name: str, tensor: _Tensor, locate: Callable[[str], Record]) -> np.nd
         raise InputError(f"{name[:80]!r} has a shape, strides or an offset that no tensor has")
     if 0 in size:
         return np.ndarray(size, tensor.dtype, b"")
-    steps = [step if n > 1 else 0 for n, step in zip(size, stride, strict=True)]  # that of a lone element may be anything
+    steps = [step if n > 1 else 0 for n, step in zip(size, stride, strict=True)]  # the step of a lone element may be anything
     last = tensor.offset + sum((n - 1) * step for n, step in zip(size, steps, strict=True))
     if first + (last + 1) * itemsize > end:
         raise InputError(f"{name[:80]!r} reaches past its storage, to element {last} of {storage.count}")
@@ -334,7 +353,7 @@ def _array(name: str, tensor: _Tensor, locate: Callable[[str], Record]) -> np.nd
 
 
 def _state_dict(found: Any) -> dict[str, _Tensor]:
-    """The one dict of tensors in what was pickled: a nested one of nothing else, or the whole."""
+    """Finds the one dict of tensors: the whole object, or a nested dict that holds nothing else."""
     entries: dict[str, Any] = found if isinstance(found, dict) else {}
     nested = [entries[name] for name in _NESTED if isinstance(entries.get(name), dict) and entries[name]]
     nested = [inner for inner in nested if all(isinstance(value, _Tensor) for value in inner.values())]
