@@ -59,10 +59,10 @@ def pretrain(cfg: TrainConfig, devices: Any, data: Any, training: Any, held_out:
     from bert_jax import pretrained, pretraining
     from bert_jax.data.pretraining import tokenizer_folder, unigram_loss
     from bert_jax.data.tokenizer import Tokenizer
-    from bert_jax.training import checkpoint, loop, memory, metrics, multihost, steps, writer
+    from bert_jax.training import checkpoint, flops, loop, memory, multihost, steps, writer
 
     pretrained.check_padding(cfg.model, data.tokenizer)
-    program = pretraining.build(cfg, devices, memory.of_device(devices.mesh.local_devices[0]))
+    program = pretraining.build(cfg, devices, memory.device_bytes(devices.mesh.local_devices[0]))
     first, rows = multihost.is_first(), devices.rows(cfg.batch_size)
     saved = checkpoint.Checkpointer(cfg.checkpoints, keep=cfg.keep_checkpoints)
     state, start, lines = restore(program, saved, data.key)
@@ -95,12 +95,10 @@ def pretrain(cfg: TrainConfig, devices: Any, data: Any, training: Any, held_out:
             record = {"data": data.key, "tokenizer": data.tokenizer.fingerprint(), "config": to_dict(cfg), "lines": log.lines}
             saved.save(int(state.step), state, record, evaluation)
 
-        length = cfg.data.max_seq_length
-        flops = metrics.pretraining_flops(
-            cfg.model, cfg.batch_size, length, cfg.masking.num_slots(length), cfg.data.examples == "sentence_pairs"
+        peak = flops.peak_flops(devices.kind)
+        cost = loop.Cost(
+            lambda batch: int((batch["sequence_ids"] > 0).sum()), flops.step_flops(cfg), peak and peak * devices.mesh.size
         )
-        peak = metrics.peak_flops(devices.kind)
-        cost = loop.Cost(lambda batch: int((batch["sequence_ids"] > 0).sum()), flops, peak and peak * devices.mesh.size)
         if cfg.profile and first:
             skip = max(0, min(10, cfg.num_steps - start - cfg.profile))
             train_step = loop.profiled(train_step, skip, min(cfg.profile, cfg.num_steps - start), folder / "profile")

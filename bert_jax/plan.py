@@ -22,7 +22,7 @@ from jax.experimental import topologies
 from bert_jax import pretraining
 from bert_jax.config import InputError, TrainConfig
 from bert_jax.model import attention
-from bert_jax.training import memory, metrics, parallel
+from bert_jax.training import flops, memory, parallel
 
 GIB = 2**30
 
@@ -32,7 +32,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """A TPU generation: what of its data sheet bounds a step. Peak FLOP/s are in `metrics.PEAK_FLOPS`."""
+    """A TPU generation: what of its data sheet bounds a step. Peak FLOP/s are in `flops.PEAK_FLOPS`."""
 
     hbm: float  # bytes that a program may use, as the compiler says when one needs more
     hbm_bandwidth: float  # bytes/s
@@ -259,16 +259,16 @@ class Plan:
 
     @cached_property
     def flops(self) -> float:
-        """Of a step on all devices, without recomputation (`metrics.pretraining_flops`)."""
-        return metrics.pretraining_flops(self.program.cfg.model, *_work(self.program.cfg))
+        """Of a step on all devices, without recomputation (`flops.step_flops`)."""
+        return flops.step_flops(self.program.cfg)
 
     @cached_property
     def roofline(self) -> Roofline | None:
         """None for simulated devices."""
-        chip, peak = self.topology.chip, metrics.peak_flops(self.program.devices.kind)
+        chip, peak = self.topology.chip, flops.peak_flops(self.program.devices.kind)
         if chip is None or peak is None:
             return None
-        work = self.flops + recomputed_flops(self.program.cfg)
+        work = self.flops + flops.recomputed_flops(self.program.cfg)
         moved = 2 * (self.sizes["parameters"] + self.sizes["optimizer state"]) + 2 * self.sizes["parameters"]
         sent = sum(c.times * c.sent(self.devices) for c in self.crossing)
         links = chip.links(self.topology.shape)
@@ -277,7 +277,7 @@ class Plan:
     @property
     def mfu(self) -> float | None:
         """The share of peak FLOP/s that the roofline allows the model's own FLOPs."""
-        peak = metrics.peak_flops(self.program.devices.kind)
+        peak = flops.peak_flops(self.program.devices.kind)
         return self.flops / self.devices / peak / self.roofline.step if peak and self.roofline else None
 
 
@@ -340,25 +340,6 @@ def _on_device(tree: Any) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _work(cfg: TrainConfig) -> tuple[int, int, int, bool]:
-    """Rows, length, slots a row and whether there are sentence pairs: of a batch."""
-    length = cfg.data.max_seq_length
-    return cfg.batch_size, length, cfg.masking.num_slots(length), cfg.data.examples == "sentence_pairs"
-
-
-def recomputed_flops(cfg: TrainConfig) -> float:
-    """What `remat` adds to `metrics.pretraining_flops`: the layers' forward pass, or of it attention's products alone."""
-    model, (rows, length, slots, pairs) = cfg.model, _work(cfg)
-    d = model.hidden_size
-    if model.remat == "full":
-        head = 2 * rows * slots * (d * d + d * model.vocab_size)
-        return metrics.pretraining_flops(model, rows, length, slots, pairs) / 3 - head
-    if model.remat == "dots":
-        asking = rows * ((model.num_hidden_layers - 1) * length + slots + pairs)
-        return 4.0 * asking * length * d
-    return 0.0
-
-
 def needed_bytes(refusal: str) -> float | None:
     """What the compiler says that it needs: `... (22.15G) exceeds available HBM (15.75G)`, `Used 19.64G of 15.75G hbm`."""
     found = re.search(r"([\d.]+)([KMGT])\)? (?:exceeds|of) ", refusal)
@@ -374,9 +355,9 @@ def remedies(plan: Plan) -> list[tuple[str, float]]:
         for options in _changes(base, mesh.size).values():
             for option, changed in options:
                 fsdp, tensor = changed.parallel.fsdp, changed.parallel.tensor
-                load = memory.Load.of(changed, plan.program.devices.platform, mesh.size // tensor, fsdp, tensor)
-                need = memory.total_bytes(changed.model, load)
-                if need <= memory.SHARE * hbm:
+                share = memory.DeviceShare.of_run(changed, plan.program.devices.platform, mesh.size // tensor, fsdp, tensor)
+                need = memory.total_bytes(changed.model, share)
+                if need <= memory.USABLE * hbm:
                     yield option, need
                     break
 

@@ -119,5 +119,5 @@ def build(cfg: TrainConfig, devices: parallel.Devices, memory_bytes: int | None)
     known) and platform. Raises InputError where the batch or the model does not divide over the devices."""
     parallel.check_fit(devices, cfg.model, cfg.batch_size, cfg.gradient_accumulation_steps)
     shape = devices.mesh.shape
-    load = memory.Load.of(cfg, devices.platform, devices.rows_cut, shape["fsdp"], shape["tensor"])
-    return Pretraining(cfg.replace(model=memory.automatic(cfg.model, load, memory_bytes)), devices)
+    share = memory.DeviceShare.of_run(cfg, devices.platform, devices.rows_cut, shape["fsdp"], shape["tensor"])
+    return Pretraining(cfg.replace(model=memory.choose_recomputation(cfg.model, share, memory_bytes)), devices)

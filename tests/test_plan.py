@@ -12,7 +12,7 @@ import pytest
 from bert_jax import plan, pretraining
 from bert_jax.__main__ import main
 from bert_jax.config import BertConfig, DataConfig, InputError, OptimConfig, ParallelConfig, TrainConfig
-from bert_jax.training import memory, metrics, parallel
+from bert_jax.training import flops, memory, parallel
 
 ROOT = Path(__file__).parent.parent
 GIB = 2**30
@@ -120,7 +120,7 @@ def test_compiled_products_are_those_of_the_formula():
     large = SMALL.model.replace(hidden_size=256, intermediate_size=1024, vocab_size=4096)
     program = pretraining.build(SMALL.replace(model=large), devices, None)
     compiled = program.train_step.lower(program.abstract_state, program.abstract_batch).compile()
-    formula = metrics.pretraining_flops(large, 16, 128, SMALL.masking.num_slots(128))
+    formula = flops.step_flops(program.cfg)
     assert 0.95 < compiled.cost_analysis()["flops"] / formula < 1.1
 
 
@@ -223,10 +223,10 @@ def planned(cfg, name="v5e:2x4", crossing=()):
 
 
 def test_a_step_is_bounded_by_products_links_and_memory(monkeypatch):
-    monkeypatch.setattr(plan.metrics, "peak_flops", lambda kind: 1e9)
+    monkeypatch.setattr(plan.flops, "peak_flops", lambda kind: 1e9)
     crossing = [plan.Collective("all-reduce", ("f32[]",), 8_000_000_000, 8, 2, "")]
     made = planned(SMALL, crossing=crossing)
-    work = metrics.pretraining_flops(SMALL.model, 16, 128, 20)
+    work = flops.step_flops(SMALL)
     assert made.roofline.compute == pytest.approx(work / 8 / 1e9)
     assert made.roofline.interconnect == pytest.approx(2 * 2 * 7 / 8 * 8e9 / (2 * 50e9))
     assert made.roofline.update == pytest.approx((2 * (40 + 80) + 2 * 40) / 8.19e11)
@@ -245,10 +245,10 @@ LARGE = TrainConfig(
 def test_what_would_fit_is_the_least_change_of_each_kind():
     remedies = dict(plan.remedies(planned(LARGE)))
     assert [option.split()[0] for option in remedies] == ["--model.remat", "--gradient-accumulation-steps", "--batch-size"]
-    assert all(need <= memory.SHARE * 15.75 * GIB for need in remedies.values())
+    assert all(need <= memory.USABLE * 15.75 * GIB for need in remedies.values())
     assert "--model.remat full" in remedies  # dots alone is too much for 32 rows of BERT-large
-    load = memory.Load.of(LARGE.replace(gradient_accumulation_steps=4), "cpu", 8, 1, 1)
-    assert memory.total_bytes(LARGE.model, load) > memory.SHARE * 15.75 * GIB
+    share = memory.DeviceShare.of_run(LARGE.replace(gradient_accumulation_steps=4), "cpu", 8, 1, 1)
+    assert memory.total_bytes(LARGE.model, share) > memory.USABLE * 15.75 * GIB
     assert remedies.keys() >= {"--gradient-accumulation-steps 8"}
 
 
@@ -268,28 +268,30 @@ BASE = BertConfig.preset("base", dtype="bfloat16")
      (1, 8, 2, None, "none")],
 )  # fmt: skip
 def test_the_least_is_recomputed_that_fits(rows, length, slots, hbm, remat):
-    chosen = memory.automatic(BASE, memory.Load(rows, length, slots, "tpu"), hbm and int(hbm * GIB))
+    chosen = memory.choose_recomputation(BASE, memory.DeviceShare(rows, length, slots, "tpu"), hbm and int(hbm * GIB))
     assert (chosen.remat, chosen.scan_layers) == (remat, True)
-    asked = memory.automatic(BASE.replace(remat="full", scan_layers=False), memory.Load(rows, length, slots, "tpu"), 10**15)
+    asked = memory.choose_recomputation(
+        BASE.replace(remat="full", scan_layers=False), memory.DeviceShare(rows, length, slots, "tpu"), 10**15
+    )
     assert (asked.remat, asked.scan_layers) == ("full", False)
 
 
 def test_cutting_parameters_and_recomputing_need_less():
-    load = memory.Load(8, 512, 77, "cpu")
+    share = memory.DeviceShare(8, 512, 77, "cpu")
     base = BASE.replace(scan_layers=True)
-    sizes = [memory.total_bytes(base.replace(remat=how), load) for how in ("none", "dots", "full")]
+    sizes = [memory.total_bytes(base.replace(remat=how), share) for how in ("none", "dots", "full")]
     assert sizes == sorted(sizes, reverse=True)
-    assert memory.state_bytes(BASE, replace(load, fsdp=8)) == memory.state_bytes(BASE, load) / 8
-    assert memory.parameters(BASE) == pytest.approx(110.1e6, rel=0.01)  # Devlin et al., 2018, section 3
+    assert memory.state_bytes(BASE, replace(share, fsdp=8)) == memory.state_bytes(BASE, share) / 8
+    assert memory.num_parameters(BASE) == pytest.approx(110.1e6, rel=0.01)  # Devlin et al., 2018, section 3
 
 
 def test_a_kernel_for_attention_keeps_no_scores():
-    load = memory.Load(16, 512, 77, "tpu")
+    share = memory.DeviceShare(16, 512, 77, "tpu")
     dropped, whole = (BASE.replace(scan_layers=True, remat="none", attention_probs_dropout_prob=rate) for rate in (0.1, 0.0))
     # as compiled for v5e: 7.91 and 4.99 GiB
-    assert memory.total_bytes(dropped, load) / GIB == pytest.approx(7.91, rel=0.06)
-    assert memory.total_bytes(whole, load) / GIB == pytest.approx(4.99, rel=0.06)
-    short = replace(load, length=128, slots=20)  # too short for the kernel
+    assert memory.total_bytes(dropped, share) / GIB == pytest.approx(7.91, rel=0.06)
+    assert memory.total_bytes(whole, share) / GIB == pytest.approx(4.99, rel=0.06)
+    short = replace(share, length=128, slots=20)  # too short for the kernel
     assert memory.total_bytes(whole, short) == memory.total_bytes(dropped, short)
 
 
@@ -301,8 +303,8 @@ def test_a_kernel_for_attention_keeps_no_scores():
 )  # fmt: skip
 def test_estimates_are_near_what_the_compiler_needs(size, rows, length, remat, gib):
     cfg = BertConfig.preset(size, dtype="bfloat16", remat=remat, scan_layers=True)
-    load = memory.Load(rows, length, {512: 77, 128: 20}[length], "tpu")
-    assert 0.98 < memory.total_bytes(cfg, load) / GIB / gib < 1.1
+    share = memory.DeviceShare(rows, length, {512: 77, 128: 20}[length], "tpu")
+    assert 0.98 < memory.total_bytes(cfg, share) / GIB / gib < 1.1
 
 
 @pytest.mark.tpu_compile

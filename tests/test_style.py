@@ -19,7 +19,7 @@ UNCONVERTED: set[str] = {
     "doctor.py", "encoder.py", "evaluation.py", "families.py", "files.py", "finetuning.py", "finish.py",
     "flax_msgpack.py", "glue_zip.py", "heads.py", "holdout.py", "hugepages.py", 
     "answerer.py", "classifier.py", "embedder.py", "fill_mask.py", "predictor.py", "tagger.py", "labels.py",
-    "layers.py", "layout.py", "loop.py", "losses.py", "masking.py", "memory.py", "metrics.py", "multihost.py",
+    "layers.py", "layout.py", "loop.py", "losses.py", "masking.py", "multihost.py",
     "parallel.py", "places.py", "plan.py", "pooling.py", "predictors.py", "pretrained.py", "pretraining.py",
     "repeats.py", "page.py", "records.py", "task.py",
     "table.py", "results.py", "runs.py", "sentencepiece.py", "sources.py", "splits.py", "stages.py",

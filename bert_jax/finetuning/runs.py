@@ -111,8 +111,8 @@ class Setting:
             devices, cut = self.devices, self.devices.mesh.shape
             shape = max(self.batches.shapes, key=lambda shape: shape.rows * shape.length)
             rows = -(-shape.rows // devices.rows_cut)
-            load = memory.Load(rows, shape.length, 0, devices.platform, cut["fsdp"], cut["tensor"])
-            cfg = memory.automatic(cfg, load, memory.of_device(devices.mesh.local_devices[0]))
+            share = memory.DeviceShare(rows, shape.length, 0, devices.platform, cut["fsdp"], cut["tensor"])
+            cfg = memory.choose_recomputation(cfg, share, memory.device_bytes(devices.mesh.local_devices[0]))
         return Bert(cfg, self.start.model.head, max(1, len(self.start.model.labels)))
 
     @property

@@ -217,7 +217,7 @@ def fit_all(setting: Setting, workdir: Path, stop: loop.StopRequest) -> list[Out
 def _gain_together(setting: Setting, count: int) -> bool:
     """Whether `count` runs in one program are likely faster: on CPUs they are not (BERT-tiny: 0.76, MiniLM: 0.99 times as fast);
     an accelerator is kept busier by them, if parameters, gradients and moments of all fit in a quarter of its memory."""
-    available = memory.of_device(setting.devices.mesh.local_devices[0])
+    available = memory.device_bytes(setting.devices.mesh.local_devices[0])
     state = 16 * sum(x.size for x in jax.tree.leaves(setting.start.model.params))
     return available is not None and count * state < available / 4
 

@@ -1,0 +1,45 @@
+"""Counts the floating-point operations of a pretraining step, and lists what devices reach at most.
+
+A multiplication and an addition count as two. Only matrix products are counted: they are nearly all of a Transformer's work.
+"""
+
+from __future__ import annotations
+
+from bert_jax.config import TrainConfig
+
+# Dense bf16 FLOP/s of one jax device, by a part of its device_kind (makers' data sheets). The first match counts.
+PEAK_FLOPS = {
+    "TPU v6 lite": 918e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12,
+    "TPU v4": 275e12, "TPU v3": 61.5e12, "TPU v2": 23e12,
+    "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L4": 121e12, "V100": 125e12, "T4": 65e12,
+}  # fmt: skip
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Returns the peak FLOP/s of a device, or None for a device that the table lacks (CPUs, new devices)."""
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in device_kind), None)
+
+
+def step_flops(cfg: TrainConfig) -> float:
+    """Returns the FLOPs of a training step on the global batch: three times those of the forward pass.
+
+    Attention is counted over whole rows. The last layer and the masked-LM head run only on the masked positions of a row and,
+    with sentence pairs, the layer on [CLS]. Recomputation is not counted (see `recomputed_flops`).
+    """
+    return 3.0 * sum(_forward_flops(cfg))
+
+
+def recomputed_flops(cfg: TrainConfig) -> float:
+    """Returns the FLOPs that `cfg.model.remat` adds to a step: all of the layers' forward pass, or its attention products."""
+    dense, attention, _ = _forward_flops(cfg)
+    return {"full": float(dense + attention), "dots": float(attention)}.get(cfg.model.remat, 0.0)
+
+
+def _forward_flops(cfg: TrainConfig) -> tuple[int, int, int]:
+    """Returns the FLOPs of the layers' dense products, of their attention products and of the masked-LM head."""
+    rows, length, layers = cfg.batch_size, cfg.data.max_seq_length, cfg.model.num_hidden_layers
+    d, slots = cfg.model.hidden_size, cfg.masking.num_slots(cfg.data.max_seq_length)
+    last_queries = rows * (slots + (cfg.data.examples == "sentence_pairs"))
+    queries, keys = (layers - 1) * rows * length + last_queries, layers * rows * length
+    dense = 2 * queries * (2 * d * d + 2 * d * cfg.model.intermediate_size) + 2 * keys * 2 * d * d
+    return dense, 4 * queries * length * d, 2 * rows * slots * (d * d + d * cfg.model.vocab_size)
