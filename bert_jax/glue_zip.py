@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bert_jax.config import InputError, did_you_mean
-from bert_jax.data import sources
+from bert_jax.data import files
 from bert_jax.disk import read_json
 from bert_jax.tasks.table import TASKS
 from bert_jax.tasks.task import Task
@@ -139,8 +139,8 @@ def _read_predictions(file: GlueFile, path: Path) -> list[str]:
     if not path.is_file():
         raise InputError(f"{path}: no such file; finetune.py writes it where the task's data has a test file")
     rows: list[str] = []
-    for number, (_, raw) in enumerate(sources.read_lines(str(path), 0, None), 1):
-        line = sources.decode(raw)
+    for number, (_, raw) in enumerate(files.read_lines(str(path)), 1):
+        line = files.decode(raw)
         if not isinstance(line, str):
             raise InputError(f"{path}:{number}: {line.reason}")
         rows.append(line)

@@ -16,7 +16,7 @@ ONLY_IN = {
     "orbax": ["bert_jax/training/checkpoint.py"],
     "optax": ["bert_jax/training/"],
     "grain": ["bert_jax/data/pretraining.py", "bert_jax/data/finetuning.py"],
-    "tensorflow_datasets": ["bert_jax/data/sources.py"],
+    "tensorflow_datasets": ["bert_jax/data/files/"],
     "sentencepiece": ["bert_jax/data/sentencepiece.py"],
     "apache_beam": ["bert_jax/beam.py"],
     "tensorboardX": ["bert_jax/training/writer.py"],

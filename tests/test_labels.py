@@ -6,8 +6,8 @@ import math
 import pytest
 
 from bert_jax.config import InputError
+from bert_jax.data.files import ClassName
 from bert_jax.data.records import Record
-from bert_jax.data.tables import ClassName
 from bert_jax.tasks.labels import Indicators, LabelReader, Spans, by_place, look_alikes, without_minus_one
 from bert_jax.tasks.table import find_task
 from bert_jax.tasks.task import TaskData

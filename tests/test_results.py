@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from bert_jax.config import InputError
+from bert_jax.data.files import read_conll
 from bert_jax.data.records import Record
-from bert_jax.data.tables import read_conll
 from bert_jax.finetuning import results
 from bert_jax.finetuning.evaluation import Split
 from bert_jax.finetuning.runs import Outcome

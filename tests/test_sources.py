@@ -29,8 +29,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_jax.config import InputError
-from bert_jax.data import sources
-from bert_jax.data.sources import Reader, ReadReport, Segment, list_files, read, scan, state
+from bert_jax.data.files import datasets, state
+from bert_jax.data.sources import Reader, ReadReport, Segment, list_files, read, scan
 
 ENCODERS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 ENCODERS[".zst"] = zstandard.ZstdCompressor().compress
@@ -99,12 +99,12 @@ def test_tsv_gives_its_text_column_a_line_a_record(tmp_path, segment_bytes):
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("a.csv", "id,text\n1,a\n2,b,c\n", r"a\.csv:3 \(byte 12\): 3 fields where the header has 2; --data\.on-error skip"),
-        ("a.csv", 'id,text\n1,"a"b\n', r"a\.csv:2 .*not a record of comma-separated values"),
-        ("a.csv", 'id,text\n1,"a\n2,b\n', r"a\.csv:2 .*not a record of comma-separated values"),
+        ("a.csv", "id,text\n1,a\n2,b,c\n", r"a\.csv:3 \(byte 12\): 3 fields where 2 \(id, text\) are expected; --data"),
+        ("a.csv", 'id,text\n1,"a"b\n', r"a\.csv:2 .*not a record of delimited values"),
+        ("a.csv", 'id,text\n1,"a\n2,b\n', r"a\.csv:2 .*not a record of delimited values"),
         ("a.csv", b"id,text\n1,caf\xe9\n", r"a\.csv:2 \(byte 13\): byte 0xe9 is not UTF-8 \(Western .* iconv -f WINDOWS-1252"),
         ("a.tsv", "id\ttxt\n1\ta\n", r"a\.tsv: no 'text', it has id, txt; did you mean 'txt'\? \(--data\.text-column\)"),
-        ("a.csv", "", r"a\.csv: no 'text', it has nothing"),
+        ("a.csv", "", r"a\.csv: holds no document, only whitespace or nothing"),
         ("a.txt.xz", b"no xz", r"a\.txt\.xz: cannot be read .*it is cut short or not compressed so"),
         ("a.txt.bz2", b"no bz2", r"a\.txt\.bz2: cannot be read .*it is cut short or not compressed so"),
     ],
@@ -293,10 +293,9 @@ def test_bad_documents_count_in_the_indexes_when_they_are_skipped(tmp_path):
         ('{"text": ["x"]}', "'text' is a list, not a string"),
         ('["x"]', "a JSON list, not an object"),
         ('{"text": "x"', "not a JSON object (Expecting"),
-        ('{"text": "\\ud800"}', "not a JSON object ('utf-8' codec can't encode"),
+        ('{"text": "\\ud800"}', "'text' is no text ('utf-8' codec can't encode"),
         ('{"text": "\\u0000"}', "a NUL byte"),
         ("[" * 100_000, "not a JSON object ("),
-        (b'{"text": "caf\xe9"}', "not a JSON object ('utf-8' codec can't decode"),
     ],
 )
 def test_a_malformed_json_line_raises_with_its_place_or_is_skipped(tmp_path, line, reason):
@@ -311,6 +310,28 @@ def test_a_malformed_json_line_raises_with_its_place_or_is_skipped(tmp_path, lin
     assert report.skipped == {path: 1}
 
 
+def test_a_json_line_that_is_not_utf8_is_named_by_its_byte_or_skipped(tmp_path):
+    path = write(tmp_path / "a.jsonl", b'{"text": "one"}\n\n{"text": "caf\xe9"}\n{"text": "two"}\n')
+    with pytest.raises(InputError, match=r"a\.jsonl:3 \(byte 30\): byte 0xe9 is not UTF-8 \(Western .*--data\.on-error skip"):
+        texts(path)
+    report = ReadReport()
+    assert texts(path, Reader(on_error="skip"), 1, report) == ["one", "two"]
+    assert report.skipped == {path: 1}
+
+
+def test_a_quoted_record_of_several_lines_one_of_which_is_not_utf8_is_skipped_whole(tmp_path):
+    path = write(tmp_path / "a.csv", b'id,text\n1,"one\n\xe9\nthree"\n2,four\n')
+    with pytest.raises(InputError, match=r"a\.csv:3 \(byte 15\): byte 0xe9 is not UTF-8"):
+        texts(path)
+    assert texts(path, Reader(on_error="skip"), 1) == ["four"]
+
+
+def test_a_single_quote_within_a_field_of_a_csv_belongs_to_the_text(tmp_path):
+    path = write(tmp_path / "a.csv", 'id,text\n1,5" nails\n2,"a\nb"\n')
+    for segment_bytes in (1, 1000):
+        assert texts(path, segment_bytes=segment_bytes) == ['5" nails', "a\nb"]
+
+
 def test_skipping_every_record_of_a_file_is_an_error(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"body": "x"}\n{"body": "y"}\n')
     with pytest.raises(InputError, match=r"all 2 documents would be skipped.*it has body"):
@@ -322,7 +343,7 @@ def test_a_parquet_file_without_the_column_or_with_numbers_in_it_or_that_is_none
     pq.write_table(pa.table({"body": ["x"], "n": [1]}), path)
     with pytest.raises(InputError, match=r"a.parquet: no 'bodi', it has body, n; did you mean 'body'"):
         scan(path, Reader(text_column="bodi"), 100)
-    with pytest.raises(InputError, match=r"a.parquet: column 'n' is int64, not a string"):
+    with pytest.raises(InputError, match=r"a.parquet: row 0: 'n' is a int, not a string"):
         scan(path, Reader(text_column="n"), 100)
     write(tmp_path / "a.parquet", b"PAR1 this is not it PAR1")
     with pytest.raises(InputError, match=r"a.parquet: not a readable Parquet file"):
@@ -377,14 +398,14 @@ def test_reader_refuses_unknown_choices():
     "name, install",
     [
         ("a.parquet", "pyarrow"),
-        ("a.txt.zst", "zstandard"),
+        ("a.txt.zst", "pyarrow"),
         ("tfds:x", "tensorflow-datasets"),
         ("gs://b/a.txt", r"'bert_jax\[gcs\]'"),
     ],
 )
 def test_a_missing_library_is_named_with_the_line_that_installs_it(tmp_path, monkeypatch, name, install):
     path = write(tmp_path / name, "x") if name.startswith("a.") else name
-    for module in ("pyarrow", "zstandard", "tensorflow_datasets", "fsspec"):
+    for module in ("pyarrow", "tensorflow_datasets", "fsspec"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(InputError, match=f"not installed: pip install {install}"):
         scan(path, Reader(), 100)
@@ -597,8 +618,8 @@ def test_documents_of_the_standard_library_are_prose_and_distinct(tmp_path, monk
 def test_prose_of_a_module_is_its_docstrings_and_long_comments_in_order():
     source = b'"""Module."""\n# one\n# two\n\ndef f():\n    """Doc.\n\n    >>> f()\n    """\n    # single\n\n'
     source += b'class C:\n    "C."\n'
-    assert sources._module_prose(source) == ["Module.", "one\ntwo\n", "Doc.\n\n>>> f()", "C."]
-    assert sources._module_prose(b"not python (") == []
+    assert datasets.module_prose(source) == ["Module.", "one\ntwo\n", "Doc.\n\n>>> f()", "C."]
+    assert datasets.module_prose(b"not python (") == []
 
 
 def test_segments_are_plain_data():

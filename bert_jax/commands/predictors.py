@@ -23,7 +23,7 @@ import tyro
 
 import bert_jax
 from bert_jax.config import InputError, did_you_mean
-from bert_jax.data import sources, tables
+from bert_jax.data import files
 from bert_jax.pooling import PoolingMode
 
 _FIRST, _MOST, _MOST_BYTES = 256, 4096, 1 << 22  # lines of the first chunk and of later ones, and bytes of one
@@ -49,7 +49,7 @@ class Rows:
     """Tokens that are read at a time, special ones included. Default: as many as in fine-tuning, else as the model takes."""
     keep_columns: _Flag = False
     """Print all columns or fields of a row, by their own names; one that is named as a prediction becomes input_NAME."""
-    quotes: tables.Quotes = "auto"
+    quotes: files.Quotes = "auto"
     """Whether double quotes enclose the fields of a .csv or .tsv; auto: in .csv, and in a .tsv that looks so."""
     special_tokens: Literal["read", "text"] | None = None
     """Whether `[SEP]` in a text is that token, or text like any other; default: as the model's files say, mostly read."""
@@ -82,18 +82,18 @@ def _name(path: str) -> str:
 
 
 def _suffix(path: str) -> str:
-    return Path(path.removesuffix(sources.codec_of(path))).suffix.lower()
+    return Path(path.removesuffix(files.codec_of(path))).suffix.lower()
 
 
-def _open(path: str, quotes: tables.Quotes = "auto", say: bool = True) -> tuple[Iterator[Any], Callable[[], bool]]:
+def _open(path: str, quotes: files.Quotes = "auto", say: bool = True) -> tuple[Iterator[Any], Callable[[], bool]]:
     """The lines (of a .json: questions; of a table: rows), and a function that says whether the next one is there and need not be
     waited for. `say`: what was found out about a table is shown."""
     if path != "-" and (os.path.isfile(path) or os.path.isdir(path) or not os.path.exists(path)):
-        lines: Iterator[Any] = (line for _, line in sources.read_lines(path, 0, None))
+        lines: Iterator[Any] = (line for _, line in files.read_lines(path))
         if _suffix(path) == ".json":
             lines = _questions(path)
         elif _suffix(path) in _TABLES:
-            table = tables.read_table(path, quotes)
+            table = files.read_table(path, quotes)
             for remark in table.remarks if say else ():
                 print(remark, file=sys.stderr)
             lines = table.rows
@@ -105,7 +105,7 @@ def _open(path: str, quotes: tables.Quotes = "auto", say: bool = True) -> tuple[
 
     def opened() -> Iterator[bytes]:  # not sys.stdin: a thread that waits for it holds its lock when the interpreter ends
         with open(handle, "rb", closefd=path != "-") as file:
-            yield file.readline().removeprefix(sources.BOM)
+            yield file.readline().removeprefix(files.BOM)
             yield from file
 
     if stat.S_ISREG(os.stat(handle).st_mode):
@@ -133,7 +133,7 @@ def _open(path: str, quotes: tables.Quotes = "auto", say: bool = True) -> tuple[
 def _questions(path: str) -> Iterator[_Row]:
     """The questions of a file in SQuAD's layout, each with its context."""
     try:
-        articles = json.loads(b"".join(line for _, line in sources.read_lines(path, 0, None)))["data"]
+        articles = json.loads(b"".join(line for _, line in files.read_lines(path)))["data"]
         paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
         yield from [question | {"context": paragraph["context"]} for paragraph in paragraphs for question in paragraph["qas"]]
     except (KeyError, TypeError):
@@ -166,7 +166,7 @@ def _item(where: str, line: Any, columns: dict[str, str], jsonl: bool, mask: str
     `columns` says for each field of the output which one of the JSON object it is; a plain line has them in this order.
     """
     if isinstance(line, bytes):
-        text = sources.decode(line)
+        text = files.decode(line)
         if not isinstance(text, str):
             raise InputError(f"{where}: {text.reason}")
         if jsonl and not text.strip():
@@ -178,7 +178,7 @@ def _item(where: str, line: Any, columns: dict[str, str], jsonl: bool, mask: str
             line = json.loads(text) if jsonl else dict(zip(columns.values(), parts, strict=True))
         except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: not a JSON object ({error})") from None
-    if isinstance(line, tables.Row):
+    if isinstance(line, files.Row):
         where, line = line
     if not isinstance(line, dict):
         raise InputError(f"{where}: a JSON {type(line).__name__}, not an object")

@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 
 from bert_jax.config import DataConfig, InputError
-from bert_jax.data import examples, packing, places, repeats, sentencepiece, sources
+from bert_jax.data import examples, files, packing, places, repeats, sentencepiece, sources
 from bert_jax.data.places import Place, Progress, Remote, place, write
 from bert_jax.data.repeats import Sample
 from bert_jax.data.tokenizer import SpecialTokens, Tokenizer, in_portions
@@ -379,7 +379,7 @@ def _scan_file(reader: sources.Reader, segment_bytes: int, path: str) -> tuple[l
 
 def _unchanged_name(path: str, cfg: DataConfig) -> str:
     """Another for a file that was touched or is cut in another way; empty for what is no file."""
-    if not (state := sources.state(path)):
+    if not (state := files.state(path)):
         return ""
     return json.dumps([path, *state, dataclasses.astuple(_reader(cfg)), SHARD_BYTES, FORMAT])
 

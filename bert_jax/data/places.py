@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax.config import InputError
-from bert_jax.data import sources
+from bert_jax.data import files
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]  # (items, how many, what) -> the items, shown as they pass
 
@@ -51,7 +51,7 @@ class Remote:
     @property
     def files(self) -> Any:
         """fsspec's file system, without what it remembers of this place: others write there too."""
-        found = sources.filesystem(self._url)
+        found = files.filesystem(self._url)
         found.invalidate_cache(self._url)
         return found
 

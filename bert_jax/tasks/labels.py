@@ -26,8 +26,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from bert_jax.config import InputError
+from bert_jax.data.files import ClassName
 from bert_jax.data.records import Record, labels_of, with_labels
-from bert_jax.data.tables import ClassName
 from bert_jax.tasks.task import Kind, Task, TaskData
 
 # What pandas.read_csv takes for a missing value, SNLI's "-" and the "?" of UCI's files. NONE and none are classes (of stances).

@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bert_jax.config import InputError, did_you_mean
-from bert_jax.data import sources, tables, tags
+from bert_jax.data import files, tags
+from bert_jax.data.files import Row, Table
 from bert_jax.data.records import Record, Records, hashes, labels_of, take, texts_of, with_labels
-from bert_jax.data.tables import Row, Table
 from bert_jax.tasks import holdout
 from bert_jax.tasks.labels import (
     LabelReader,
@@ -77,9 +77,9 @@ def load_splits(task: Task, cfg: TaskData) -> Splits:
         class only.
     """
     hasher, notes = hashlib.sha256(), list[str]()
-    files = {split: _read(split, path, task, cfg, hasher, notes) for split, path in find_files(task, cfg).items()}
-    task, read = _settled(task, cfg, files, notes)
-    files.clear()  # what is left out takes no memory from here on
+    loaded = {split: _read(split, path, task, cfg, hasher, notes) for split, path in find_files(task, cfg).items()}
+    task, read = _settled(task, cfg, loaded, notes)
+    loaded.clear()  # what is left out takes no memory from here on
     train = read.pop("train", [])
     dev = {split: records for split, records in read.items() if split.startswith("dev")}
     test = {split: records for split, records in read.items() if split.startswith("test")}
@@ -114,8 +114,6 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "test_mismatched": ("test_mismatched",),
 }
 _LATER: dict[str, tuple[str, ...]] = {"test": ("test-labeled", "test-unlabeled")}  # taken where there is no test.*
-_CONLL = (".conll", ".bio", ".txt", ".tsv")  # suffixes of files with a word a line, for tagging
-_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet", ".conll", ".bio")
 
 
 def find_files(task: Task, cfg: TaskData) -> dict[str, str]:
@@ -142,19 +140,19 @@ def find_files(task: Task, cfg: TaskData) -> dict[str, str]:
 def _candidates(data: str) -> list[tuple[str, str]]:
     """(name without suffix, path) of all that a folder or a TFDS name holds; nothing for a single file."""
     if data.startswith("tfds:"):
-        whole = "tfds:" + ":".join(sources.tfds_name(data))
+        whole = "tfds:" + ":".join(files.tfds_name(data))
         if data == whole:
             return []
-        return [(split, f"{data}:{split}") for split in sources.tfds_splits(data)]
-    if "://" not in data and not os.path.exists(data) and tables.suffix_of(data) not in _SUFFIXES:
+        return [(split, f"{data}:{split}") for split in files.tfds_splits(data)]
+    if "://" not in data and not os.path.exists(data) and files.suffix_of(data) not in files.TABLE_SUFFIXES:
         beside = sorted(glob.glob(os.path.join(glob.escape(os.path.dirname(data) or "."), "*")))
         raise InputError(
             f"no folder or file {data}{did_you_mean(os.path.normpath(data), map(os.path.normpath, beside))} (--data)"
         )
-    if not (os.path.isdir(data) or ("://" in data and tables.suffix_of(data) not in _SUFFIXES)):
+    if not (os.path.isdir(data) or ("://" in data and files.suffix_of(data) not in files.TABLE_SUFFIXES)):
         return []
     folder = data.rstrip("/") or "/"
-    paths = sorted(sources.matches(os.path.join(folder if "://" in data else glob.escape(folder), "*")))
+    paths = sorted(files.matches(os.path.join(folder if "://" in data else glob.escape(folder), "*")))
     if not paths:
         raise InputError(f"{data}: holds no files")
     return [(_stem(path), path) for path in paths]
@@ -162,8 +160,8 @@ def _candidates(data: str) -> list[tuple[str, str]]:
 
 def _stem(path: str) -> str:
     """`train` of "a/Train.tsv.gz"; nothing for a file that is no table."""
-    name, suffix = os.path.splitext(os.path.basename(path.removesuffix(sources.codec_of(path))))
-    return name.lower() if suffix.lower() in _SUFFIXES else ""
+    name, suffix = os.path.splitext(os.path.basename(path.removesuffix(files.codec_of(path))))
+    return name.lower() if suffix.lower() in files.TABLE_SUFFIXES else ""
 
 
 def _pick(split: str, named: list[tuple[str, str]], task: Task) -> str | None:
@@ -270,7 +268,7 @@ def _existing(path: str, columns: Sequence[str], name: str, option: str) -> str:
                 f"{path}: no column {name!r}; the first line seems to be of columns with {separator!r} between them, where .csv "
                 "means commas and .tsv tabs: save it so"
             )
-        first = "" if path.startswith("tfds:") else " in its first line" * (tables.suffix_of(path) in (".csv", ".tsv", ".txt"))
+        first = "" if path.startswith("tfds:") else " in its first line" * (files.suffix_of(path) in files.DELIMITED_SUFFIXES)
         near = did_you_mean(name, columns)
         raise InputError(f"{path}: no column {name!r}{first}, it has {', '.join(columns)}{near} ({option})")
     return name
@@ -348,20 +346,20 @@ def _label(row: Row, columns: tuple[str, ...], reader: LabelReader) -> Any:
 
 
 def _open(split: str, path: str, task: Task, cfg: TaskData, hasher: Any) -> tuple[Table, _Columns]:
-    suffix = tables.suffix_of(path)
-    if task.kind == "tagging" and suffix in _CONLL and not _has_sentence_column(path, cfg):
+    suffix = files.suffix_of(path)
+    if task.kind == "tagging" and suffix in files.CONLL_SUFFIXES and not _has_sentence_column(path, cfg):
         label = whole_number(" ".join(cfg.label_column) or "-1", "--label-column")
         word = whole_number(" ".join(cfg.text_column) or "0", "--text-column")
-        table = tables.read_conll(path, label, word, hasher, skip_bad=cfg.on_error == "skip")
+        table = files.read_conll(path, label, word, hasher, skip_bad=cfg.on_error == "skip")
         cfg = cfg.replace(label_column=(), text_column=())
     elif task.kind == "question_answering" and suffix == ".json":
-        table = tables.read_squad(path, hasher)
+        table = files.read_squad(path, hasher)
     else:
-        skip = cfg.on_error == "skip" or (task.skip_ragged and suffix in tables.DELIMITERS)
-        table = tables.read_table(path, cfg.quotes, hasher, header=task.header, skip_bad=skip)
+        skip = cfg.on_error == "skip" or (task.skip_ragged and suffix in files.DELIMITED_SUFFIXES)
+        table = files.read_table(path, cfg.quotes, hasher, header=task.header, skip_bad=skip)
     columns = _columns(split, path, table.columns, task, cfg)
     if task.kind == "tagging" and columns.id:
-        rows = tables.sentences_of_words(table.rows, columns.id, (*columns.texts, *columns.labels))
+        rows = files.sentences_of_words(table.rows, columns.id, (*columns.texts, *columns.labels))
         table = table._replace(rows=rows)
     return table, columns
 
@@ -374,9 +372,9 @@ def _is_word(row: Row, columns: _Columns) -> bool:
 
 def _has_sentence_column(path: str, cfg: TaskData) -> bool:
     """Whether a file that could be CoNLL's is a table with a word a row: its first line names the column of the sentences."""
-    if tables.suffix_of(path) not in tables.DELIMITERS:
+    if files.suffix_of(path) not in files.DELIMITED_SUFFIXES:
         return False
-    return any(name.strip().lower() in _USUAL_SENTENCE or name.strip() == cfg.id_column for name in tables.first_fields(path))
+    return any(name.strip().lower() in _USUAL_SENTENCE or name.strip() == cfg.id_column for name in files.first_fields(path))
 
 
 def _has_no_words(row: Row, column: str) -> bool:
@@ -511,25 +509,27 @@ def _few(names: Sequence[str]) -> str:
 # ---- all splits together
 
 
-def _settled(task: Task, cfg: TaskData, files: Mapping[str, _File], notes: list[str]) -> tuple[Task, dict[str, Sequence[Record]]]:
+def _settled(
+    task: Task, cfg: TaskData, loaded: Mapping[str, _File], notes: list[str]
+) -> tuple[Task, dict[str, Sequence[Record]]]:
     """The task with its classes, where columns or places name them, and the records of each split with their labels.
 
     Training and dev rows without a label are left out; test rows are kept, to be predicted. Both are counted in `notes`.
     """
-    read = {split: file.records for split, file in files.items()}
-    for split, file in files.items():
+    read = {split: file.records for split, file in loaded.items()}
+    for split, file in loaded.items():
         if task.kind == "multi_label" and file.reader.blank == len(file.records):  # not even one row names a class
             read[split] = with_labels(file.records, [None] * len(file.records))
             file.reader.unlabelled["empty"] += len(file.records)
     read = without_minus_one(task, read, given=cfg.unlabelled_mark is not None)
-    classes = next((file.columns.labels for file in files.values() if len(file.columns.labels) > 1), ())
+    classes = next((file.columns.labels for file in loaded.values() if len(file.columns.labels) > 1), ())
     if task.kind == "multi_label" and not classes:
         read, classes = by_place(read, task.labels)
         if classes and not task.labels:
             notes.append(f"labels are lists of 0 and 1: the classes are called by their place in them, 0 to {len(classes) - 1}")
     if classes and not task.labels:
         task = dataclasses.replace(task, labels=classes)
-    return task, {split: _labelled(split, files[split], task, records, notes) for split, records in read.items()}
+    return task, {split: _labelled(split, loaded[split], task, records, notes) for split, records in read.items()}
 
 
 def _labelled(split: str, file: _File, task: Task, records: Sequence[Record], notes: list[str]) -> Sequence[Record]:

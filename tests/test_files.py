@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from bert_jax.config import InputError
-from bert_jax.data.tables import Row, read_conll, read_squad, read_table, sentences_of_words, suffix_of
+from bert_jax.data.files import Row, read_conll, read_squad, read_table, sentences_of_words, suffix_of
 
 CODECS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
 
@@ -224,7 +224,7 @@ def test_class_numbers_in_a_parquet_file_of_hugging_face_are_given_by_name(tmp_p
 def test_a_parquet_text_that_is_not_utf8_is_named(tmp_path):
     bad = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff"))
     pq.write_table(pa.table({"a": bad}), tmp_path / "a.parquet")
-    fails("a.parquet: a text of rows 0 to 0 is not UTF-8", read_table, str(tmp_path / "a.parquet"))
+    fails("a.parquet: row 0: byte 0xff is not UTF-8", read_table, str(tmp_path / "a.parquet"))
 
 
 def test_suffixes_are_without_codec_and_case():

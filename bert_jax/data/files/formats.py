@@ -1,0 +1,364 @@
+"""The readers: one for each format, from a path to records with their place.
+
+    next(read_csv(Request("a.csv")).records)    Located(offset=11, place=":2", value={"text": "A fine film.", "label": "1"})
+
+A reader yields records from `Request.start` on, lazily, and so reads one without those before it, except in a compressed file.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+from bert_jax.config import InputError
+from bert_jax.data.files.storage import Bad, Hasher, decode, need, not_utf8, open_file, open_stream, read_lines
+
+Documents = Literal["blank_line", "line", "file"]
+Values = dict[str, Any]  # column -> what JSON knows, bytes or a date
+T = TypeVar("T")
+
+
+class Located(NamedTuple, Generic[T]):
+    """One record of a file.
+
+    Attributes:
+      offset: where it lies: a byte of the decompressed text, or a row. A later reading may start there.
+      place: what follows the path in messages: ":3" for a line (counted from where reading began), ": row 3" for a row.
+      value: its content, or what is wrong with it.
+    """
+
+    offset: int
+    place: str
+    value: T | Bad
+
+
+@dataclass(frozen=True)
+class Request:
+    """A file to read, and the part of it.
+
+    Attributes:
+      path: a file, a URL, `tfds:NAME:SPLIT` or `stdlib:`.
+      columns: those that are wanted, none for all: the others may be left out. Text alone has whatever column is wanted.
+      start: offset of the first record.
+      hasher: sees all bytes of the file (of `tfds:` and `stdlib:`, the content) by the last record, if `start` is 0.
+      documents: what ends a record of plain text: a blank line, the end of the line, or the end of the file.
+    """
+
+    path: str
+    columns: tuple[str, ...] = ()
+    start: int = 0
+    hasher: Hasher | None = None
+    documents: Documents = "blank_line"
+
+
+# ---- text
+
+# Every byte that occurs in the UTF-8 of whitespace: a line that has others is not blank, and need not be decoded to know it.
+_SPACE_BYTES = bytes({b for i in range(0x3001) if chr(i).isspace() for b in chr(i).encode()})
+
+
+def is_blank(raw: bytes) -> bool:
+    """Tells whether UTF-8 has nothing but whitespace."""
+    return not raw.strip(_SPACE_BYTES) and not raw.decode(errors="replace").strip()
+
+
+def read_text(request: Request) -> Iterator[Located[Values]]:
+    """Yields the documents of plain text, as bytes that are not decoded yet."""
+    (column,), held, offset = request.columns, list[bytes](), request.start
+    for position, line in read_lines(request.path, request.start, request.hasher):
+        if request.documents == "line":
+            if not is_blank(line):
+                yield Located(position, "", {column: line})
+        elif request.documents == "file" or not is_blank(line):
+            offset = offset if held else position
+            held.append(line)
+        elif held:
+            yield Located(offset, "", {column: b"".join(held)})
+            held = []
+    if held and not all(map(is_blank, held)):
+        yield Located(offset, "", {column: b"".join(held)})
+
+
+def decoded(lines: Iterator[tuple[int, bytes]]) -> Iterator[Located[str]]:
+    """Yields the lines of UTF-8 text, without their ends."""
+    return (Located(offset, f":{number}", decode(line)) for number, (offset, line) in enumerate(lines, 1))
+
+
+# ---- delimited text
+
+
+def split_fields(lines: Iterator[Located[str]], delimiter: str, quoted: bool) -> Iterator[Located[list[str]]]:
+    """Yields the fields of each record; none of an empty line. Where double quotes enclose them, a record may take lines."""
+    if quoted:
+        yield from _quoted(lines, delimiter)
+        return
+    for offset, place, line in lines:
+        yield Located(offset, place, line if isinstance(line, Bad) else line.split(delimiter) if line else [])
+
+
+def _quoted(lines: Iterator[Located[str]], delimiter: str) -> Iterator[Located[list[str]]]:
+    csv.field_size_limit(1 << 30)  # the default, 128 KiB, is less than a long document
+    taken: list[Located[str]] = []  # the lines of the record that is read
+
+    def texts() -> Iterator[str]:
+        for line in lines:
+            taken.append(line)
+            yield "\n" if isinstance(line.value, Bad) else line.value + "\n"
+
+    parser = csv.reader(texts(), delimiter=delimiter, strict=True)
+    while True:
+        taken.clear()
+        try:
+            found: list[str] | Bad = next(parser)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            fix = "if double quotes are plain characters here, say --quotes none"
+            found = Bad(f"not a record of delimited values ({error})", fix=fix)
+        first = taken[0]
+        bad = next((line for line in taken if isinstance(line.value, Bad)), None)
+        if bad and isinstance(bad.value, Bad):
+            at = bad.offset - first.offset + bad.value.at
+            yield Located(first.offset, bad.place, bad.value._replace(at=at))
+        else:
+            yield Located(first.offset, first.place, found)
+
+
+def read_csv(request: Request) -> Iterator[Located[Values]]:
+    """Yields comma-separated values, by column."""
+    return read_delimited(request, ",", quoted=True)[1]
+
+
+def read_tsv(request: Request) -> Iterator[Located[Values]]:
+    """Yields tab-separated values, by column; double quotes belong to the text."""
+    return read_delimited(request, "\t", quoted=False)[1]
+
+
+def read_delimited(
+    request: Request, delimiter: str, quoted: bool, header: tuple[str, ...] = ()
+) -> tuple[tuple[str, ...], Iterator[Located[Values]]]:
+    """Returns the columns of delimited text, none where it is empty, and its records.
+
+    Args:
+      request: what to read.
+      delimiter: what separates fields.
+      quoted: whether double quotes may enclose them.
+      header: the columns where the first line has none of these names in it; "..." at the end: more may follow.
+    """
+
+    def lines(start: int, hasher: Hasher | None) -> Iterator[Located[list[str]]]:
+        return split_fields(decoded(read_lines(request.path, start, hasher)), delimiter, quoted)
+
+    records = lines(0, None if request.start else request.hasher)
+    first = next((record for record in records if isinstance(record.value, Bad) or _is_filled(record.value)), None)
+    if first is None:
+        return (), iter(())
+    if isinstance(first.value, Bad):
+        raise unreadable(request.path, first)
+    more = False
+    if not header or not set(header).isdisjoint(first.value):
+        columns = tuple(name.strip() for name in first.value)
+    else:
+        more = header[-1] == "..."
+        columns, records = header[: len(header) - more], chain([first], records)
+    wanted = request.columns or columns
+    if double := sorted({name for name in columns if columns.count(name) > 1 and name in wanted}):
+        raise InputError(f"{request.path}{first.place}: the header has {', '.join(map(repr, double))} twice: rename one")
+    rest = lines(request.start, None) if request.start else records
+    fix = f"quote a field that holds {delimiter!r}" if quoted else "if double quotes enclose fields, say --quotes csv"
+    return columns, _by_column(rest, columns, more, fix)
+
+
+def _by_column(
+    records: Iterator[Located[list[str]]], columns: tuple[str, ...], more: bool, fix: str
+) -> Iterator[Located[Values]]:
+    """Yields values by column. A line of blanks has none, where there are several columns."""
+    expected = f"{len(columns)}{' or more' if more else ''} ({', '.join(columns)}) are expected"
+    for offset, place, fields in records:
+        if isinstance(fields, Bad):
+            yield Located(offset, place, fields)
+        elif len(fields) == len(columns) or (more and len(fields) > len(columns)):
+            yield Located(offset, place, dict(zip(columns, fields, strict=False)))
+        elif _is_filled(fields):
+            yield Located(offset, place, Bad(f"{len(fields)} fields where {expected}", fix=fix))
+
+
+def _is_filled(fields: Sequence[str]) -> bool:
+    """Tells whether fields are those of a line with more than blanks."""
+    return len(fields) > 1 or bool("".join(fields).strip())
+
+
+def looks_quoted(path: str, delimiter: str) -> bool:
+    r"""Tells whether double quotes enclose fields of a file, as a CSV writer puts them; a GLUE file's stand for themselves.
+
+    Every field that starts with a quote must also end with one, and have only doubled ones inside. Then the file is quoted
+
+    - if that gives all records as many fields as the first has, and splitting at each delimiter does not (a tab or a line's end
+      is enclosed), or
+    - if both do, where a doubled quote is enclosed, or a whole column is: a writer that encloses only what it must has no other
+      reason to, and quotes around one row of many are the text's own.
+    """
+    number, width, even, doubled, columns = 0, 0, True, False, set[int]()
+    for _, _, line in decoded(read_lines(path)):
+        if isinstance(line, Bad) or not line:
+            continue
+        fields = line.split(delimiter) if '"' in line else []
+        enclosed = {i for i, field in enumerate(fields) if len(field) > 1 and field[0] == field[-1] == '"'}
+        doubled = doubled or any('""' in fields[i][1:-1] for i in enclosed)
+        columns = enclosed if number <= 1 else columns & enclosed  # those of the header, if it is one, do not count
+        size = line.count(delimiter) + 1
+        number, width, even = number + 1, width or size, even and size == (width or size)
+    if even and not doubled and (number < 2 or not columns):
+        return False
+    records, first = 0, 0
+    for _, _, found in split_fields(decoded(read_lines(path)), delimiter, quoted=True):
+        if isinstance(found, Bad):  # a quote that no writer would have left so
+            return False
+        first = first or len(found)
+        records += bool(found)
+        if found and len(found) != first:
+            return False
+    return not even or records == number  # where both ways are even, no quotes enclose line ends
+
+
+# ---- JSON
+
+
+def read_json_lines(request: Request) -> Iterator[Located[Values]]:
+    """Yields a JSON object a line."""
+    return json_objects(decoded(read_lines(request.path, request.start, request.hasher)))
+
+
+def json_objects(lines: Iterator[Located[str]]) -> Iterator[Located[Values]]:
+    """Yields the object of each line that is not blank."""
+    for offset, place, text in lines:
+        if isinstance(text, Bad):
+            yield Located(offset, place, text)
+        elif text and not text.isspace():
+            yield Located(offset, place, json_object(text))
+
+
+def json_object(text: str) -> Values | Bad:
+    """Returns the object that a text is, or why it is none."""
+    try:
+        return _as_object(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        return Bad(f"not a JSON object ({error})")
+
+
+def _as_object(value: Any) -> Values | Bad:
+    return value if isinstance(value, dict) else Bad(f"a JSON {type(value).__name__}, not an object")
+
+
+def load_json(path: str, hasher: Hasher | None = None) -> Any:
+    """Returns the one value of a JSON file. Raises InputError with the line of what is wrong."""
+    return _load_json(path, list(decoded(read_lines(path, 0, hasher))))
+
+
+def _load_json(path: str, lines: Sequence[Located[str]]) -> Any:
+    text = []
+    for line in lines:
+        if isinstance(line.value, Bad):
+            raise unreadable(path, line)
+        text.append(line.value)
+    try:
+        return json.loads("\n".join(text))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno})") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
+
+
+def read_json(request: Request) -> Iterator[Located[Values]]:
+    """Yields the objects of a list, or one object a line."""
+    lines = list(decoded(read_lines(request.path, 0, request.hasher)))
+    start = "".join(line.value for line in lines[:100] if isinstance(line.value, str)).lstrip()
+    if not start.startswith("["):
+        yield from json_objects(iter(lines))
+        return
+    for number, value in enumerate(_load_json(request.path, lines)):
+        yield Located(number, f": item {number}", _as_object(value))
+
+
+# ---- Parquet
+
+
+class ClassName(str):
+    """A class's name from the file's own list of classes: whatever it is, it is no mark for a missing label."""
+
+
+def _named(value: Any, classes: Sequence[str]) -> Any:
+    """Class numbers -> names, in lists too; None for -1."""
+    if isinstance(value, list):
+        return [_named(v, classes) for v in value]
+    if not isinstance(value, int):
+        return value
+    return ClassName(classes[value]) if 0 <= value < len(classes) else None
+
+
+def with_class_names(values: Values, classes: Mapping[str, Sequence[str]]) -> Values:
+    """Returns the values with classes by name, of the columns that have names."""
+    return {k: _named(v, classes[k]) if k in classes else v for k, v in values.items()} if classes else values
+
+
+@contextmanager
+def _open_parquet(path: str, hasher: Hasher | None) -> Iterator[Any]:
+    """A pyarrow.parquet.ParquetFile; every error of reading it is an InputError. `hasher` sees the raw file."""
+    pa, pq = need("pyarrow", "pyarrow"), need("pyarrow.parquet", "pyarrow")
+    if hasher:
+        with open_stream(path, 0, hasher):
+            pass
+    with open_file(path) as file:
+        try:
+            yield pq.ParquetFile(file)
+        except pa.ArrowException as error:
+            raise InputError(f"{path}: not a readable Parquet file ({error})") from None
+
+
+def read_parquet(request: Request) -> Iterator[Located[Values]]:
+    """Yields the rows of a Parquet file, with the names of classes in place of the numbers that stand for them."""
+    row = 0
+    with _open_parquet(request.path, request.hasher) as table:
+        classes = _hugging_face_classes(table.schema_arrow.metadata or {})
+        wanted = list(request.columns) if set(request.columns) <= set(table.schema_arrow.names) else []
+        for group in range(table.num_row_groups):
+            end = row + table.metadata.row_group(group).num_rows
+            if end <= request.start:
+                row = end
+                continue
+            for batch in table.iter_batches(256, row_groups=[group], columns=wanted or None):
+                for value in _rows_of(batch):
+                    if row >= request.start:
+                        yield Located(row, f": row {row}", value if isinstance(value, Bad) else with_class_names(value, classes))
+                    row += 1
+
+
+def _rows_of(batch: Any) -> list[Values | Bad]:
+    """The rows of a batch of pyarrow's: where a text is not UTF-8, one by one."""
+    try:
+        return list(batch.to_pylist())
+    except UnicodeDecodeError as error:
+        if batch.num_rows == 1:
+            return [not_utf8(error)]
+        return [row for number in range(batch.num_rows) for row in _rows_of(batch.slice(number, 1))]
+
+
+def _hugging_face_classes(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """Columns whose numbers stand for names, as Hugging Face's `datasets` notes them in a Parquet file."""
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        inner = {column: feature.get("feature", feature) for column, feature in features.items() if isinstance(feature, dict)}
+        return {column: feature["names"] for column, feature in inner.items() if feature.get("_type") == "ClassLabel"}
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return {}  # another file's metadata
+
+
+def unreadable(path: str, record: Located[Any]) -> InputError:
+    """Returns the error of a record that cannot be read."""
+    fix = f"; {record.value.fix}" if record.value.fix else ""
+    return InputError(f"{path}{record.place}: {record.value.reason}{fix}")
