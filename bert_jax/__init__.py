@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bert_jax.errors import InputError as InputError
+    from bert_jax.finetuning.finetune import finetune as finetune
     from bert_jax.inference import Answerer as Answerer
     from bert_jax.inference import Classifier as Classifier
     from bert_jax.inference import Embedder as Embedder
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from bert_jax.model.config import BertConfig as BertConfig
     from bert_jax.model.heads import Bert as Bert
     from bert_jax.pooling import Pooling as Pooling
+    from bert_jax.pretrain import train as train
     from bert_jax.pretrained import Model as Model
     from bert_jax.pretrained import load as load
     from bert_jax.pretrained import save as save
@@ -23,7 +25,7 @@ _HOME = {
     "BertConfig": "model.config", "InputError": "errors", "Bert": "model.heads", "Pooling": "pooling",
     "Model": "pretrained", "load": "pretrained", "save": "pretrained",
     "Answerer": "inference", "Classifier": "inference", "Embedder": "inference", "FillMask": "inference", "Tagger": "inference",
-    "nearest": "inference",
+    "nearest": "inference", "train": "pretrain", "finetune": "finetuning.finetune",
 }  # fmt: skip
 __all__ = list(_HOME)
 

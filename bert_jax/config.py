@@ -404,9 +404,9 @@ def _mistake(path: Path, error: Exception) -> str:
 
 
 def load_train_config(
-    argv: Sequence[str], prog: str = "train.py", architecture: Callable[[str, str], BertConfig] | None = None
+    argv: Sequence[str], prog: str = "bert_jax train", architecture: Callable[[str, str], BertConfig] | None = None
 ) -> TrainConfig:
-    """`CONFIG.py [--field value ...]` -> the config, overridden. `--help` lists every field; tyro names near misses.
+    """`CONFIG [--field value ...]` -> the config, overridden. `--help` lists every field; tyro names near misses.
 
     With `init_from` the model is not the file's but (init_from, workdir) -> `architecture`, for `--model.*` to override.
     """
@@ -417,7 +417,7 @@ def load_train_config(
     elif "--help" in argv or "-h" in argv:
         default, rest = TrainConfig(), argv
     else:
-        raise InputError(f"usage: python {prog} configs/NAME.py [--field value ...]; --help lists the fields")
+        raise InputError(f"usage: {prog} CONFIG [--field value ...]; --help lists the fields")
     if architecture is not None and (start := _given(rest, "init-from") or default.init_from):
         taken = architecture(start, _given(rest, "workdir") or default.workdir)
         default = _started(default, taken, start, _given(rest, "data.max-seq-length"))
@@ -425,7 +425,7 @@ def load_train_config(
         TrainConfig,
         default=default,
         args=list(rest),
-        prog=f"{prog} CONFIG.py",
+        prog=f"{prog} CONFIG",
         description="Pretrain a BERT from raw text. Values shown are those of the given config file.",
     )
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,27 @@ except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
 
 Change = tuple[str, Any, Any]  # dotted name, value there, value here
+
+
+@dataclass(frozen=True)
+class Reached:
+    """The result of `bert_jax.train` and `bert_jax.finetune`.
+
+    Attributes:
+        metrics: The values that the exported model reached, by name: `eval/masked_lm_loss`, `test/accuracy`.
+        export: The folder of the exported model; None if there is none.
+        signal: The number of the signal that stopped the run, which the same call continues; None if the run is finished.
+    """
+
+    metrics: dict[str, float]
+    export: Path | None
+    signal: int | None = None
+
+    @property
+    def status(self) -> int:
+        """The exit status of a program that ends with this result."""
+        return 0 if self.signal is None else 128 + self.signal
+
 
 # May differ between runs of one work directory: where and how often, never what is computed.
 FREE_FIELDS = frozenset(

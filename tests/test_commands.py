@@ -512,10 +512,10 @@ def test_help_documents_every_option(capsys, command):
         main([command, "--help"])
     text = capsys.readouterr().out
     assert ended.value.code == 0
-    assert f"usage: python -m bert_jax {command} [-h]" in text
-    assert COMMANDS[command][1].__doc__.splitlines()[0][:60] in text
-    for name in inspect.signature(COMMANDS[command][1]).parameters:
-        assert f"    {name}: " in COMMANDS[command][1].__doc__
+    assert f"usage: bert_jax {command} [-h]" in text
+    assert COMMANDS[command].__doc__.splitlines()[0][:60] in text
+    for name in inspect.signature(COMMANDS[command]).parameters:
+        assert f"    {name}: " in COMMANDS[command].__doc__
         assert name in ("texts", "rows") or f"--{name.replace('_', '-')}" in text
 
 

@@ -297,7 +297,7 @@ def test_a_mistake_on_the_command_line_is_told_with_what_was_meant(tmp_path, cap
 
 def test_no_config_file_is_answered_with_the_usage():
     for arguments in ([], ["--num-steps", "3"]):
-        with pytest.raises(InputError, match=r"usage: python train\.py configs/NAME\.py"):
+        with pytest.raises(InputError, match=r"usage: bert_jax train CONFIG "):
             load_train_config(arguments)
 
 

@@ -6,12 +6,13 @@ import re
 
 import pytest
 
-import finetune
 from bert_jax.config import InputError, ParallelConfig
 from bert_jax.data.records import Record
+from bert_jax.finetuning import finetune
 from bert_jax.finetuning.config import FinetuneConfig, claim_workdir, load_finetune_config
 from bert_jax.tasks.table import TASKS, find_task
 from bert_jax.tasks.task import TaskData
+from bert_jax.workdir import Reached
 
 COMMAND = ["model", "--task", "sst2", "--data", "glue/SST-2"]
 
@@ -203,7 +204,7 @@ def test_the_data_options_have_no_prefix_and_the_rest_is_as_it_is_called():
     [(COMMAND[1:], "MODEL"), (["model", "--data", "d"], "--task"), (["model", "--task", "sst2"], "--data"), ([], "MODEL")],
 )
 def test_what_is_missing_is_named(argv, missing):
-    with pytest.raises(InputError, match=f"^{missing} is missing: python finetune.py MODEL --task NAME --data PATH"):
+    with pytest.raises(InputError, match=f"^{missing} is missing: bert_jax finetune MODEL --task NAME --data PATH"):
         load_finetune_config(argv)
 
 
@@ -211,8 +212,13 @@ def test_the_columns_of_a_first_task_are_its_own(monkeypatch, tmp_path):
     argv = [*COMMAND, "--text-column", "sentence", "--via", "multi_label=a=b.csv", "--workdir", str(tmp_path)]
     cfg = load_finetune_config([*argv, "--via-text-column", "Review Text", "--via-label-column", "good", "bad"])
     seen = []
-    monkeypatch.setattr(finetune, "run", lambda cfg, task, command: seen.append((task.name, cfg.model, cfg.task_data)) or 0)
-    assert finetune.finetune(cfg, "the command") == 0
+
+    def run(cfg, task, command):
+        seen.append((task.name, cfg.model, cfg.task_data))
+        return Reached({}, None)
+
+    monkeypatch.setattr(finetune, "run", run)
+    assert finetune.finetune(cfg, "the command").status == 0
     first = TaskData(data="a=b.csv", text_column=("Review Text",), label_column=("good", "bad"))
     assert seen == [("multi_label", "model", first), ("sst2", str(tmp_path / "via" / "export"), cfg.task_data)]
     for name in ("via_text_column", "via_label_column"):

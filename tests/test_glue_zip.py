@@ -426,17 +426,17 @@ def test_a_locked_zip_is_refused(tmp_path, right):
 
 def test_the_commands_write_a_zip_and_check_it(workdirs, tmp_path, capsys):
     out = str(tmp_path / "x.zip")
-    _cli(glue_zip)([str(workdirs["rte"]), str(workdirs["wnli"]), "--out", out, "--fill-missing"])
+    _cli(glue_zip)([str(workdirs["rte"]), str(workdirs["wnli"]), "--out", out, "--fill-missing"], "glue-zip")
     shown = capsys.readouterr().out.splitlines()
     assert sum("NOT RUN" in line for line in shown) == 9
     assert shown[-1] == f"{out}: 11 files, 426309 rows"
-    _cli(glue_check)([out])
+    _cli(glue_check)([out], "glue-check")
     assert capsys.readouterr().out == "11 files, 426309 rows: as the leaderboard wants them\n"
 
 
 def test_the_check_of_a_wrong_zip_prints_the_problems_and_fails(tmp_path, right, capsys):
     path = make_zip(tmp_path / "x.zip", {name: data for name, data in right.items() if name not in ("RTE.tsv", "QQP.tsv")})
     with pytest.raises(SystemExit) as caught:
-        _cli(glue_check)([str(path)])
+        _cli(glue_check)([str(path)], "glue-check")
     assert caught.value.code == 1
     assert capsys.readouterr().out == "QQP.tsv: missing\nRTE.tsv: missing\n"

@@ -24,7 +24,7 @@ ONLY_IN = {
     "tensorflow": [],
     "transformers": [],
 }
-PROGRAMS = ["bert_jax.finetuning", "bert_jax.beam", "bert_jax.pretraining", "bert_jax.plan", "bert_jax.commands"]
+PROGRAMS = ["bert_jax.finetuning", "bert_jax.beam", "bert_jax.pretrain", "bert_jax.plan", "bert_jax.commands"]
 # place: what it may not import
 NEVER = {
     "bert_jax/errors.py": ["jax", "bert_jax."],
@@ -35,7 +35,7 @@ NEVER = {
     "bert_jax/data/": ["jax", "bert_jax.model", "bert_jax.training", "bert_jax.inference", *PROGRAMS],
     "bert_jax/model/": ["bert_jax.data", "bert_jax.training", "bert_jax.inference", *PROGRAMS],
     "bert_jax/training/": ["bert_jax.inference", "bert_jax.data", *PROGRAMS],
-    "bert_jax/finetuning/": ["bert_jax.commands", "bert_jax.pretraining"],
+    "bert_jax/finetuning/": ["bert_jax.commands", "bert_jax.pretrain"],
     "bert_jax/inference/": ["bert_jax.training"],
     "bert_jax/formats/": ["jax", "bert_jax.model", "bert_jax.training", "bert_jax.inference"],
 }

@@ -114,7 +114,7 @@ def test_every_bert_jax_command_exists_with_its_options(line, capsys):
     words = line.split("-m bert_jax ")[1].split(" -- ")[0].split()  # behind a lone -- stand Beam's own
     options = {word for word in words if word.startswith("--")}
     with pytest.raises(SystemExit):
-        COMMANDS[words[0]][0](["--help"])
+        COMMANDS[words[0]](["--help"], words[0])
     shown = capsys.readouterr().out
     if any(word.endswith(".py") for word in words):  # a config's fields go with it
         with pytest.raises(SystemExit):

@@ -1,1 +1,1 @@
-"""Command lines of `python -m bert_jax`, beside the small ones in __main__.py."""
+"""The command lines of `bert_jax COMMAND`, one module a command or a few."""

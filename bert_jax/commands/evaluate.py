@@ -51,7 +51,7 @@ def evaluate(
         special_tokens: Whether `[SEP]` in a text is that token, or text like any other. Default: as the model's files say.
     """
     if not task_data.data:
-        raise InputError("--data is missing: python -m bert_jax evaluate MODEL --data FILE; --help says more")
+        raise InputError("--data is missing: bert_jax evaluate MODEL --data FILE; --help says more")
     from bert_jax import pretrained
     from bert_jax.finetuning import stages
     from bert_jax.finetuning.config import FinetuneConfig
@@ -76,4 +76,4 @@ def evaluate(
     if row.kind != "similarity" and not any(record.label is not None for records in splits.test.values() for record in records):
         raise InputError(f"{task_data.data}: no row has a label, so there is nothing to score; --label-column names its column")
     setting, test = stages.prepare(cfg, row, splits, lambda line: print(line, file=sys.stderr))
-    finish(setting, splits, test, [], "python -m bert_jax " + shlex.join(sys.argv[1:]))
+    finish(setting, splits, test, [], shlex.join(["bert_jax", *sys.argv[1:]]))

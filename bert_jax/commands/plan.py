@@ -1,4 +1,4 @@
-"""`python -m bert_jax plan`: what a run needs and could reach on TPUs that are not here."""
+"""The command `plan`: what a run needs and could reach on TPUs that are not here."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from bert_jax.config import TrainConfig, load_train_config
+from bert_jax.commands.train import read_config
+from bert_jax.config import TrainConfig
 
 if TYPE_CHECKING:  # jax is to be imported when the environment is ready
     from bert_jax.plan import Plan
 
-_PROG = "python -m bert_jax plan"
 _GIB, _MIB = 2**30, 2**20
 
 
 @dataclass(frozen=True)
 class Options:
-    """Compile the training step of CONFIG.py for TPUs that are not here: does it fit, and how fast could it be?
+    """Compile the training step of CONFIG for TPUs that are not here: does it fit, and how fast could it be?
 
-    The fields of a config, [--field value ...], are those of train.py: `python train.py CONFIG.py --help` lists them.
+    The fields of a config, [--field value ...], are those of train: `bert_jax train CONFIG --help` lists them.
     """
 
     topology: tyro.conf.UseAppendAction[tuple[str, ...]]
@@ -38,14 +38,14 @@ class Options:
     """How hard the compiler tries. A run's own level takes four times as long, and a little less memory."""
 
 
-def plan(argv: list[str]) -> None:
-    """Compile a run's step for TPUs that are not here; does it fit: CONFIG.py --topology v5e:2x4 [--field value ...]."""
-    options, rest = tyro.cli(Options, args=argv, prog=f"{_PROG} CONFIG.py", return_unknown_args=True)
+def plan(argv: list[str], prog: str = "bert_jax plan") -> None:
+    """Compile a run's step for TPUs that are not here; does it fit: CONFIG --topology v5e:2x4 [--field value ...]."""
+    options, rest = tyro.cli(Options, args=argv, prog=f"{prog} CONFIG", return_unknown_args=True)
     names = [name.strip() for given in options.topology for name in given.split(",")]
     _prepare_environment(names, options.optimization_level)
-    from bert_jax import plan, pretraining
+    from bert_jax import plan
 
-    cfg = load_train_config(rest, _PROG, pretraining.architecture)
+    cfg = read_config(rest, prog)
     for name in names:
         plan.Topology(name)  # a misspelt one is to be known before others have taken their minutes
     made = [_in_a_process(cfg, name) for name in names]

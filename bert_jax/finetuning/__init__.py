@@ -1,1 +1,1 @@
-"""Fine-tuning: the parts of finetune.py."""
+"""Fine-tuning: from files to results."""

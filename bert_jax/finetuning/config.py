@@ -188,15 +188,15 @@ _ONLY_FOR: dict[str, tuple[Kind, ...]] = {
 }  # fmt: skip
 
 
-def load_finetune_config(argv: Sequence[str]) -> FinetuneConfig:
-    """The command line of finetune.py -> the config. `--help` lists every field; tyro names near misses."""
+def load_finetune_config(argv: Sequence[str], prog: str = "bert_jax finetune") -> FinetuneConfig:
+    """The command line of `prog` -> the config. `--help` lists every field; tyro names near misses."""
     cfg = tyro.cli(
-        FinetuneConfig, args=_rates_apart(argv), prog="finetune.py", config=(tyro.conf.OmitArgPrefixes,),
+        FinetuneConfig, args=_rates_apart(argv), prog=prog, config=(tyro.conf.OmitArgPrefixes,),
         description="Fine-tune a pretrained model on a task, for each seed and learning rate; the same command continues.",
     )  # fmt: skip
     for name, value in (("MODEL", cfg.model), ("--task", cfg.task), ("--data", cfg.task_data.data)):
         if not value:
-            raise InputError(f"{name} is missing: python finetune.py MODEL --task NAME --data PATH; --help says more")
+            raise InputError(f"{name} is missing: {prog} MODEL --task NAME --data PATH; --help says more")
     if cfg.via is not None and "=" not in cfg.via:
         raise InputError(f"--via {cfg.via}: expected TASK=DATA, such as mnli=GLUE/MNLI")
     return cfg

@@ -17,11 +17,13 @@ from bert_jax.report import page as report
 from bert_jax.tasks.splits import Splits
 
 
-def finish(setting: Setting, splits: Splits, test: Sequence[Split], outcomes: Sequence[Outcome], command: str) -> None:
+def finish(
+    setting: Setting, splits: Splits, test: Sequence[Split], outcomes: Sequence[Outcome], command: str
+) -> dict[str, dict[str, float]]:
     """Picks the best of the runs, if any, predicts with it (else with the model itself), and writes what came of it.
 
-    Into the config's workdir: export/ (the best run's), predictions/, results.json and report.html. Raises InputError where all
-    runs diverged, and where a file cannot be written.
+    Returns the scores of each split. Writes into the config's workdir: export/ (the best run's), predictions/, results.json and
+    report.html. Raises InputError where all runs diverged, and where a file cannot be written.
     """
     workdir = Path(setting.cfg.workdir or "")
     scored = [outcome for outcome in outcomes if outcome.history]
@@ -52,6 +54,7 @@ def finish(setting: Setting, splits: Splits, test: Sequence[Split], outcomes: Se
             rows = f" ({part[name]} rows of {data[name]} have a label)" if name in part else ""
             print(f"{name}{rows}: " + "  ".join(f"{metric} {value:.4f}" for metric, value in values.items()))
     print(f"Predictions: {workdir}/predictions; curves and the worst errors: {page}")
+    return scores
 
 
 def _keep_best(workdir: Path, export: Path) -> None:

@@ -1,0 +1,15 @@
+"""The command `finetune`."""
+
+from __future__ import annotations
+
+import shlex
+
+from bert_jax.finetuning.config import load_finetune_config
+
+
+def finetune(argv: list[str], prog: str = "bert_jax finetune") -> int:
+    """Fine-tune a pretrained model on a task: MODEL --task NAME --data PATH [--field value ...]; the same command continues."""
+    cfg = load_finetune_config(argv, prog)
+    from bert_jax.finetuning.finetune import finetune  # after the command line: a mistake in it is told at once
+
+    return finetune(cfg, f"{prog} {shlex.join(argv)}").status

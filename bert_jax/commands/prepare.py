@@ -1,0 +1,56 @@
+"""The commands that read a run's text before it is trained on: prepare, prepare-beam and doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bert_jax import workdir
+from bert_jax.commands.train import read_config
+from bert_jax.config import TrainConfig
+
+
+def prepare(argv: list[str], prog: str = "bert_jax prepare") -> None:
+    """Tokenize a run's text into its cache, and show what was counted: CONFIG [--field value ...]."""
+    _examine(read_config(argv, prog))
+
+
+def doctor(argv: list[str], prog: str = "bert_jax doctor") -> int:
+    """Say what is odd about a run's text, vocabulary and masks: CONFIG [--field value ...]. Exit status 1: something is."""
+    return int(bool(_examine(read_config(argv, prog))))
+
+
+def prepare_beam(argv: list[str], prog: str = "bert_jax prepare-beam") -> None:
+    """Tokenize a run's text as prepare does, by Apache Beam's workers: CONFIG [--field value ...] [-- Beam's own flags]."""
+    from bert_jax import beam
+    from bert_jax.console import track
+    from bert_jax.data.pretraining import cache_place, load_tokenizer, texts, tokenizer_folder
+
+    own, flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    cfg = read_config(own, prog)
+    beam.check(cache_place(cfg), flags)
+    workdir.claim(cfg)
+    load_tokenizer(cfg, track, workdir.recorded(cfg.checkpoints), _vocabulary(cfg.init_from))
+    for data in texts(cfg.data):
+        print(f"the token cache is {beam.make(data, tokenizer_folder(cfg), cache_place(cfg), flags)}")
+
+
+def _examine(cfg: TrainConfig) -> list[str]:
+    """Prepares a run's text and shows what was found; returns the warnings."""
+    from bert_jax.console import show_table, track
+    from bert_jax.data import doctor
+    from bert_jax.data.pretraining import BatchSource, load_data
+
+    workdir.claim(cfg)
+    data = load_data(cfg, track, workdir.recorded(cfg.checkpoints), _vocabulary(cfg.init_from))
+    diagnosis = doctor.examine(data, cfg, BatchSource.of(cfg, data.tokenizer, data.training.train))
+    show_table("the text", diagnosis.facts, diagnosis.warnings)
+    return diagnosis.warnings
+
+
+def _vocabulary(init_from: str | None) -> Path | None:
+    """The tokenizer of the model that a run starts from."""
+    if init_from is None:
+        return None
+    from bert_jax.warm_start import vocabulary
+
+    return vocabulary(init_from)

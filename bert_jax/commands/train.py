@@ -1,0 +1,24 @@
+"""The command `train`."""
+
+from __future__ import annotations
+
+from bert_jax.config import BertConfig, TrainConfig, load_train_config
+
+
+def train(argv: list[str], prog: str = "bert_jax train") -> int:
+    """Pretrain a model on raw text: CONFIG [--field value ...]; the same command continues."""
+    cfg = read_config(argv, prog)
+    from bert_jax import pretrain  # after the command line: a mistake in it is told at once
+
+    return pretrain.train(cfg, prog).status
+
+
+def read_config(argv: list[str], prog: str) -> TrainConfig:
+    """Returns the config of a command line, with the architecture of the model that `--init-from` names."""
+    return load_train_config(argv, prog, _architecture)
+
+
+def _architecture(init_from: str, workdir: str) -> BertConfig:
+    from bert_jax import pretrain
+
+    return pretrain.architecture(init_from, workdir)

@@ -1,0 +1,300 @@
+"""A pretraining run: the program that a config asks for (`build`), its training (`train`), and the model it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import shlex
+import sys
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bert_jax import inference, pretrained, warm_start, workdir
+from bert_jax.config import BertConfig, InputError, TrainConfig, from_dict, to_dict
+from bert_jax.console import show_table, track
+from bert_jax.data import corpus, doctor
+from bert_jax.data.pretraining import BatchSource, PretrainingData, load_data, tokenizer_folder, unigram_loss
+from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.disk import read_json
+from bert_jax.model import attention, heads
+from bert_jax.model.families import Head
+from bert_jax.model.heads import Bert, initialize
+from bert_jax.training import checkpoint, flops, loop, losses, memory, multihost, optim, parallel, steps, writer
+from bert_jax.workdir import Reached
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a run computes on its devices: the module, the optimizer, the steps and the state before the first step.
+
+    Attributes:
+        cfg: The run; `cfg.model` says how the model is computed on these devices (see `build`).
+        devices: The devices.
+    """
+
+    cfg: TrainConfig
+    devices: parallel.Devices
+
+    @cached_property
+    def module(self) -> Bert:
+        """The encoder with the head that is trained."""
+        return Bert(self.cfg.model, self.cfg.head)
+
+    @cached_property
+    def optimizer(self) -> Any:
+        """The optimizer, without the learning rate."""
+        return optim.make_optimizer(self.cfg.optim)
+
+    def describe(self) -> str:
+        """Describes the computation in a line of the log."""
+        cfg = self.cfg.model
+        kernel = attention.describe(cfg, self.devices.platform, self.cfg.data.max_seq_length, deterministic=False)
+        return f"{cfg.dtype}, {kernel}, recomputed: {cfg.remat}{', layers by a scan' if cfg.scan_layers else ''}"
+
+    def sums(self, params: Any, batch: Any, key: Any) -> dict[str, losses.Sum]:
+        """Returns the losses of a batch; dropout is on if there is a key."""
+        return losses.pretraining_sums(heads.apply(self.module, params, batch, key, head_only=True), batch)
+
+    def fresh(self) -> steps.TrainState:
+        """Returns the state before the first step, with random weights. Pure."""
+        return steps.init_state(initialize(self.module, self.cfg.seed), self.optimizer)
+
+    @cached_property
+    def abstract_state(self) -> steps.TrainState:
+        """Shapes, types and shardings of the state."""
+        return self.devices.struct(jax.eval_shape(self.fresh))
+
+    def initial_state(self) -> steps.TrainState:
+        """Returns the state of `fresh`, each array made on the devices that hold it."""
+        return jax.jit(self.fresh, out_shardings=self.devices.shardings(self.abstract_state))()
+
+    @cached_property
+    def train_step(self) -> Any:
+        """(state, batch) -> (state, metrics)."""
+        cfg = self.cfg
+        schedule = optim.make_schedule(cfg.optim, cfg.num_steps)
+        step = steps.make_train_step(
+            self.sums, self.optimizer, schedule, cfg.seed, cfg.optim.clip_norm, cfg.gradient_accumulation_steps,
+            self.devices.axis_name,
+        )  # fmt: skip
+        return self.devices.jit(step, state=self.abstract_state)
+
+    @cached_property
+    def eval_step(self) -> Any:
+        """(params, batch) -> named sums."""
+        return self.devices.jit(steps.make_eval_step(self.sums, self.devices.axis_name))
+
+    @cached_property
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, types and shardings of a global batch (see `data.pretraining.BatchSource`)."""
+        cfg = self.cfg
+        rows, length = cfg.batch_size, cfg.data.max_seq_length
+        slots = cfg.masking.num_slots(length)
+        tokens = ("input_ids", "token_type_ids", "position_ids", "sequence_ids")
+        shapes: dict[str, tuple[tuple[int, ...], Any]] = dict.fromkeys(tokens, ((rows, length), jnp.int32))
+        shapes |= dict.fromkeys(("masked_positions", "masked_ids"), ((rows, slots), jnp.int32))
+        shapes["masked_weights"] = (rows, slots), jnp.float32
+        if cfg.data.examples == "sentence_pairs":
+            shapes["next_sentence_label"] = (rows,), jnp.int32
+        return self.devices.abstract_batch({name: jax.ShapeDtypeStruct(*of) for name, of in shapes.items()})
+
+
+def architecture(init_from: str, workdir: str) -> BertConfig:
+    """Returns the config of the model at `init_from`, or the one that the run in `workdir` recorded if that model is gone.
+
+    Raises:
+        InputError: Neither can be read.
+    """
+    try:
+        return warm_start.architecture(init_from)
+    except InputError:
+        with contextlib.suppress(InputError):
+            old = read_json(Path(workdir) / "config.json", dict)
+            if old and old.get("init_from") == init_from:
+                return from_dict(TrainConfig, old).model
+        raise
+
+
+def check(cfg: TrainConfig, devices: parallel.Devices, begun: bool) -> None:
+    """Checks a run before its text is read.
+
+    Raises:
+        InputError: The batch or the model does not divide over the devices or, of a run that has not `begun` (has no checkpoint),
+            the weights that it is to start from do not fit the model.
+    """
+    parallel.check_fit(devices, cfg.model, cfg.batch_size, cfg.gradient_accumulation_steps)
+    if cfg.init_from and not begun:
+        warm_start.check_start(cfg.init_from, cfg.model)
+
+
+def build(cfg: TrainConfig, devices: parallel.Devices, memory_bytes: int | None) -> Program:
+    """Returns the program of a run; recomputation and scan, where the config leaves them open, follow the devices.
+
+    Args:
+        cfg: The run.
+        devices: The devices that compute it.
+        memory_bytes: Memory of a device; None if it is not known.
+
+    Raises:
+        InputError: The batch or the model does not divide over the devices.
+    """
+    parallel.check_fit(devices, cfg.model, cfg.batch_size, cfg.gradient_accumulation_steps)
+    shape = devices.mesh.shape
+    share = memory.DeviceShare.of_run(cfg, devices.platform, devices.rows_cut, shape["fsdp"], shape["tensor"])
+    return Program(cfg.replace(model=memory.choose_recomputation(cfg.model, share, memory_bytes)), devices)
+
+
+def train(cfg: TrainConfig, prog: str = "bert_jax train") -> Reached:
+    """Pretrains a model on raw text, or continues the run that `cfg.workdir` holds, and exports it.
+
+    Args:
+        cfg: The run. `bert_jax.config.load_config_file` reads one from a file.
+        prog: The command that the user typed, which the printed next steps name.
+
+    Returns:
+        The losses on the held-out text (`eval/masked_lm_loss` in nats per masked token, and the like) and the folder of the
+        exported model; or the signal that stopped the run.
+
+    Raises:
+        InputError: The config, the text or the work directory does not allow the run.
+    """
+    multihost.connect(cfg.parallel)
+    first, devices = multihost.is_first(), parallel.make_devices(cfg.parallel)
+    begun = workdir.recorded(cfg.checkpoints)
+    check(cfg, devices, begun is not None)
+    for line in multihost.first_then_others(lambda: workdir.claim(cfg, first)):
+        if first:
+            print(line, file=sys.stderr)
+    data = multihost.first_then_others(lambda: load_data(cfg, track, begun, warm_start.vocabulary(cfg.init_from)))
+    same = to_dict(cfg.replace(parallel=cfg.parallel.replace(process_id=None, num_processes=None)))
+    multihost.check_equal("the config", json.dumps(same))
+    multihost.check_equal("the text", data.key)
+    training, held_out = (BatchSource.of(cfg, data.tokenizer, rows) for rows in (data.training.train, data.held_out))
+    if first:
+        diagnosis = doctor.examine(data, cfg, training)
+        show_table("the text", diagnosis.facts, diagnosis.warnings)
+    return fit(cfg, devices, data, training, held_out, prog)
+
+
+def fit(
+    cfg: TrainConfig, devices: parallel.Devices, data: PretrainingData, training: BatchSource, held_out: BatchSource, prog: str
+) -> Reached:
+    """Builds the model, the steps and the state, fits, and exports."""
+    pretrained.check_padding(cfg.model, data.tokenizer)
+    program = build(cfg, devices, memory.device_bytes(devices.mesh.local_devices[0]))
+    first, rows = multihost.is_first(), devices.rows(cfg.batch_size)
+    saved = checkpoint.Checkpointer(cfg.checkpoints, keep=cfg.keep_checkpoints)
+    state, start, lines = restore(program, saved, data.key)
+    folder = Path(cfg.workdir)
+    if first:
+        writer.cut(folder / "metrics.jsonl", start if saved.steps else -1, lines)
+    log = writer.Writer(folder, cfg.num_steps, start) if first else writer.Silent()
+    stop = loop.StopRequest(multihost.stop_agreed())
+    with closing(log), closing(saved), stop, multihost.Watchdog(cfg.parallel.stuck_timeout) as alive:
+        begun = f"continuing from step {start}" if start else "starting"
+        log.message(f"{begun} on {devices.describe()}, {cfg.batch_size // devices.rows_cut} rows each; {program.describe()}")
+        batches = [held_out.evaluation(i) for i in range(held_out.num_evaluation_batches(cfg.eval_batches))]
+        unigram = {"eval/unigram_loss": unigram_loss(data.training.token_counts, iter(batches))} if batches else {}
+        predictions = sum(float(batch["masked_weights"].sum()) for batch in batches)
+        begun_at = time.perf_counter()
+        train_step = program.train_step.compile(state, devices.put(training.train(start, rows)))
+        if batches:
+            eval_step = program.eval_step.compile(state.params, devices.put_whole(batches[0]))
+        log.timing(start, {"compile_seconds": time.perf_counter() - begun_at})
+        multihost.barrier("compiled")  # or the first collective gives up on a slow one, on CPUs
+
+        def evaluate(params: Any) -> dict[str, float]:
+            if not batches:
+                return {}
+            put = alive.watched(devices.put_whole)
+            values = loop.evaluate_sums(eval_step, params, batches, put, {"masked_lm_loss": predictions})
+            return {f"eval/{name}": value for name, value in values.items()} | unigram
+
+        def save(state: steps.TrainState, evaluation: dict[str, float]) -> None:
+            record = {"data": data.key, "tokenizer": data.tokenizer.fingerprint(), "config": to_dict(cfg), "lines": log.lines}
+            saved.save(int(state.step), state, record, evaluation)
+
+        peak = flops.peak_flops(devices.kind)
+        cost = loop.Cost(
+            lambda batch: int((batch["sequence_ids"] > 0).sum()), flops.step_flops(cfg), peak and peak * devices.mesh.size
+        )
+        if cfg.profile and first:
+            skip = max(0, min(10, cfg.num_steps - start - cfg.profile))
+            train_step = loop.profiled(train_step, skip, min(cfg.profile, cfg.num_steps - start), folder / "profile")
+        state = loop.fit(
+            state, train_step, training.stream(start, cfg.num_steps, rows), alive.watched(devices.put),
+            loop.Cadence(cfg.num_steps, cfg.log_every, cfg.eval_every, cfg.checkpoint_every, cfg.optim.max_skipped),
+            evaluate, save, log, stop, cost, first_loss=None if cfg.init_from else untrained_loss(cfg),
+        )  # fmt: skip
+    if stop.signal is not None:
+        if first:
+            print(f"stopped at step {int(state.step)} and saved; the same command continues", file=sys.stderr)
+        return Reached({}, None, stop.signal)
+    reached = evaluate(state.params)
+    params = devices.gather(state.params)
+    if first:
+        finish(cfg, program.module.head, params, reached, prog)
+    return Reached(reached, folder / "export")
+
+
+def restore(program: Program, saved: checkpoint.Checkpointer, data_key: str) -> tuple[steps.TrainState, int, int]:
+    """Returns the state to go on from, its step, and the number of lines of metrics.jsonl up to that step.
+
+    The state is that of the newest checkpoint or, without one, a fresh state with the weights of `init_from`.
+
+    Raises:
+        InputError: The checkpoint is of another run, as one that is older than a damaged one may be.
+    """
+    cfg, restored = program.cfg, saved.restore_latest(program.abstract_state)
+    if restored is not None:
+        state, meta, start = restored
+        different = [c for c in workdir.other_run(meta["config"], cfg, moved=True) if c[0] != "num_steps"]
+        if different:
+            workdir.refuse(cfg, different, "", f"checkpoint {saved.directory / str(start)} is of another run")
+        if meta["data"] != data_key:
+            raise InputError(corpus.other_text(cfg.data.source, cfg.workdir))
+        return state, start, meta.get("lines", 0)
+    state = program.initial_state()
+    if cfg.init_from:
+        params = warm_start.start_from(cfg.init_from, program.module, program.devices.gather(state.params))
+        state = state._replace(params=program.devices.place(params))
+    return state, 0, 0
+
+
+def untrained_loss(cfg: TrainConfig) -> float:
+    """Returns the loss of a model that guesses by chance."""
+    return math.log(cfg.model.vocab_size) + (math.log(2) if cfg.data.examples == "sentence_pairs" else 0)
+
+
+def finish(cfg: TrainConfig, head: Head, params: Any, reached: dict[str, float], prog: str) -> None:
+    """Exports the model and prints what it learnt and what to do next."""
+    if reached:
+        print(
+            f"held-out loss {reached['eval/masked_lm_loss']:.3f} nats a masked token; "
+            f"a model without context, which knows only how frequent each token is, reaches {reached['eval/unigram_loss']:.3f}"
+        )
+    directory = Path(cfg.workdir) / "export"
+    tokenizer = Tokenizer.load(tokenizer_folder(cfg))  # which reads special tokens, whatever the run did
+    model = pretrained.Model(cfg.model, params, tokenizer, head)
+    pretrained.save(model, directory)
+    for sentence, fillings in zip(cfg.fill_masks, inference.FillMask(model)(cfg.fill_masks), strict=True):
+        print(f"{sentence}\n    " + "  ".join(f"{f.token} {f.score:.0%}" for f in fillings))
+    own = f"{prog} bert_mini --data.source 'text/*.txt' --workdir runs/mine"
+    there, masked = str(directory), f"I {tokenizer.mask_token} it."
+    columns = "--text-column NAME --label-column NAME"
+    task = f"{prog.replace('train', 'finetune')} {shlex.quote(there)} --task classification --data FILE.csv {columns}"
+    code = f"import bert_jax; print(bert_jax.FillMask(bert_jax.load({json.dumps(there)}))([{json.dumps(masked)}]))"
+    print(
+        f"\nThe model is in {directory}: transformers loads it (AutoModelForMaskedLM.from_pretrained), and so does\n"
+        f"    python -c {shlex.quote(code)}\n"
+        f"Its curves are in {cfg.workdir}/metrics.jsonl (and TensorBoard: {cfg.workdir}/tensorboard). "
+        + (f"Go on with your own text:\n    {own}" if cfg.data.source == ("stdlib:",) else f"Go on with a task:\n    {task}")
+    )
