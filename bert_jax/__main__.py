@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import tyro
 
+import bert_jax
 from bert_jax.commands import convert, evaluate, finetune, glue, plan, predictors, prepare, tokenizer, train
 from bert_jax.config import InputError, did_you_mean
 
@@ -53,7 +53,7 @@ def main(argv: list[str], prog: str = "bert_jax") -> int | None:
         print(f"usage: {prog} COMMAND ... (COMMAND --help says more)\n\n" + "\n".join(lines))
         return None
     if argv[0] == "--version":
-        print(f"bert_jax {importlib.metadata.version('bert_jax')}")
+        print(f"bert_jax {bert_jax.__version__}")
         return None
     if argv[0] not in COMMANDS:
         raise InputError(f"unknown command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}; known: {', '.join(COMMANDS)}")

@@ -362,15 +362,24 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     return found
 
 
+def shipped_configs() -> dict[str, Path]:
+    """Returns the files of configs/ by name: in an installed package they lie inside it, in a clone beside it."""
+    inside = Path(__file__).parent / "configs"
+    folder = inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.py"))}
+
+
 def load_config_file(path: str | Path) -> TrainConfig:
-    """Runs `get_config()` of a Python config file.
+    """Runs `get_config()` of a Python config file: `quickstart` or another name in `shipped_configs`, or a path.
 
     Raises InputError where the file is missing or has no get_config, and, with its line, for whatever its code raises.
     """
-    path = Path(path)
+    shipped = shipped_configs()
+    path = shipped.get(str(path), Path(path))
     if not path.is_file():
         nearby = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        raise InputError(f"no config file {path}{did_you_mean(str(path), nearby)}")
+        names = f"; shipped configs: {', '.join(shipped)}" if path.name == str(path) or path.stem in shipped else ""
+        raise InputError(f"no config file {path}{did_you_mean(str(path), [*nearby, *shipped])}{names}")
     spec = importlib.util.spec_from_file_location(f"bert_jax_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise InputError(f"{path} is not a Python file: a config is a .py file with get_config()")

@@ -519,6 +519,21 @@ def test_help_documents_every_option(capsys, command):
         assert name in ("texts", "rows") or f"--{name.replace('_', '-')}" in text
 
 
+@pytest.mark.parametrize("prog", ["bert_jax", "python -m bert_jax"])
+def test_the_list_of_commands_names_each_by_what_was_typed(capsys, prog):
+    assert main([], prog) is None
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: {prog} COMMAND")
+    assert [name for name in COMMANDS if f"\n  {name} " not in shown] == []
+    with pytest.raises(InputError, match=f"usage: {prog} train CONFIG"):
+        main(["train"], prog)
+
+
+def test_the_version_is_the_packages(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"bert_jax {bert_jax.__version__}\n"
+
+
 def test_preparing_by_beam_says_what_to_install(monkeypatch, tmp_path):
     """Before anything is read or written."""
     (tmp_path / "config.py").write_text("from bert_jax.config import TrainConfig\ndef get_config(): return TrainConfig()\n")

@@ -22,6 +22,7 @@ from bert_jax.config import (
     from_dict,
     load_config_file,
     load_train_config,
+    shipped_configs,
     to_dict,
 )
 from bert_jax.model.config import PRESETS
@@ -207,6 +208,15 @@ def test_every_config_file_loads_and_says_how_it_is_run(path):
 
 def test_there_are_config_files():
     assert CONFIGS
+
+
+def test_a_shipped_config_is_taken_by_name_anywhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert set(shipped_configs()) == {path.stem for path in CONFIGS}
+    for path in CONFIGS:
+        assert load_train_config([path.stem]) == load_train_config([str(path)])
+    with pytest.raises(InputError, match=r"no config file quickstrt; did you mean 'quickstart'\?; shipped configs: .*bert_mini"):
+        load_train_config(["quickstrt"])
 
 
 def test_a_missing_config_file_is_named_with_the_nearest_one(tmp_path):
