@@ -484,7 +484,7 @@ def test_a_missing_file_is_missed_before_the_model_is_loaded(run, tmp_path):
 def test_texts_that_are_cut_are_said_in_one_plain_line(run, models, monkeypatch):
     monkeypatch.setattr(predictors, "_FIRST", 2)
     run("embed", models["masked_lm"], "--max-length", "5", stdin=b"bako tine rodusi bako tine\n\n" * 4 + b"a\n")
-    assert run.err == "warning: 4 of 9 texts have more than 5 tokens; what is past them was not read\n"
+    assert run.err == "warning: 4 of 9 texts have more than 5 tokens; the rest was not read\n"
 
 
 def test_other_warnings_stay_warnings():

@@ -17,7 +17,7 @@ ONLY_IN = {
     "optax": ["bert_jax/training/"],
     "grain": ["bert_jax/data/pretraining.py", "bert_jax/data/finetuning.py"],
     "tensorflow_datasets": ["bert_jax/data/files/"],
-    "sentencepiece": ["bert_jax/data/sentencepiece.py"],
+    "sentencepiece": ["bert_jax/data/tokenizer_training.py"],
     "apache_beam": ["bert_jax/beam.py"],
     "tensorboardX": ["bert_jax/training/writer.py"],
     "torch": [],

@@ -24,6 +24,7 @@ from bert_jax.data.batching import Example, batches
 from bert_jax.data.layout import Window, cut_windows, most_context
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.inference import Answer, Answerer, Classifier, Embedder, FillMask, Tagger, nearest
+from bert_jax.inference.tagger import _Word
 from bert_jax.model.heads import Bert, initialize
 from bert_jax.pooling import Dense, Pooling
 from bert_jax.pretrained import Model
@@ -328,7 +329,7 @@ MEGABYTE = " ".join(TEXTS) * (2**20 // sum(map(len, TEXTS)) + 1)
 def test_texts_that_are_too_long_are_cut_with_a_warning_that_says_how_many(request, name):
     predictor = request.getfixturevalue(name)
     assert len(MEGABYTE) >= 2**20
-    with pytest.warns(UserWarning, match="2 of 4 texts have more than 96 tokens; what is past them was not read") as caught:
+    with pytest.warns(UserWarning, match="2 of 4 texts have more than 96 tokens; the rest was not read") as caught:
         found = predictor([MEGABYTE, SHORT[0], TEXTS[1] * 20, SHORT[1]])
     assert [w.filename for w in caught] == [__file__]
     close(found[1], predictor([SHORT[0]])[0])
@@ -627,7 +628,7 @@ def test_other_schemes_of_prefixes_are_understood(tagger, words, expected):
     tagger = Tagger.__new__(Tagger)
     tagger.model, tagger.outside, tagger.aggregation = model, "O", "first"
     text = " ".join("abcdef"[: len(words.split())])
-    rows = [(2 * i, 2 * i + 1, label(p), 0.9) for i, p in enumerate(words.split())]
+    rows = [_Word(2 * i, 2 * i + 1, label(p), 0.9) for i, p in enumerate(words.split())]
     tagger._words = lambda encoding, scores: rows
     size = len(rows)
     encoding = type("E", (), {"ids": np.zeros(size), "word_ids": np.arange(size)})
@@ -642,7 +643,7 @@ def tagged_by(tagger, labels, *found, outside="O"):
     own = Tagger.__new__(Tagger)
     own.model, own.outside, own.aggregation = dataclasses.replace(tagger.model, labels=labels), outside, "first"
     text = " ".join("abcdef"[: len(found)])
-    own._words = lambda encoding, scores: [(2 * i, 2 * i + 1, label, 0.9) for i, label in enumerate(found)]
+    own._words = lambda encoding, scores: [_Word(2 * i, 2 * i + 1, label, 0.9) for i, label in enumerate(found)]
     encoding = type("E", (), {"ids": np.zeros(len(found)), "word_ids": np.arange(len(found))})
     (window,) = cut_windows(0, len(found), len(found), 1)
     return [(e.label, e.text) for e in own._entities(text, encoding, [(window, np.zeros((len(found), 1)))])]
@@ -905,7 +906,7 @@ def test_what_is_no_question_with_context_is_refused_with_its_index(answerer, wr
 @pytest.mark.parametrize(
     "options, match",
     [
-        ({}, "max_length=96 leaves no room for a context behind max_question_length=200"),
+        ({}, "max_length=96 leaves no room for a context after max_question_length=200"),
         ({"max_question_length": 24, "stride": 0}, "stride=0"),
         ({"max_question_length": 24, "top_k": 0}, "top_k=0"),
         ({"max_question_length": 24, "max_answer_length": 0}, "max_answer_length=0"),

@@ -278,7 +278,7 @@ def test_user_defined_pieces_of_albert_are_pieces_as_in_the_published_tokenizer_
     sentencepiece_model(tmp_path / "spiece.model", **ALBERT, user_defined_symbols=["(", ")", '"', "-", ".", "–"])
     model = _parse((tmp_path / "spiece.model").read_bytes(), "model")
     pieces = list(zip(model.names, model.scores, strict=True))
-    theirs = AlbertTokenizer(vocab=pieces, _spm_precompiled_charsmap=model.norm[2])
+    theirs = AlbertTokenizer(vocab=pieces, _spm_precompiled_charsmap=model.charsmap)
     ours = Tokenizer.load(tmp_path, model_type="albert")
     texts = NASTY + TEXTS
     assert [ids.tolist() for ids in ours.encode_batch(texts)] == theirs(texts, add_special_tokens=False)["input_ids"]

@@ -19,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_jax.config import InputError
-from bert_jax.data.sentencepiece import convert, train, training_lines
+from bert_jax.data.sentencepiece import convert
 from bert_jax.data.tokenizer import Tokenizer, has_tokenizer
+from bert_jax.data.tokenizer_training import train_sentencepiece, training_lines
 
 LINES = [line.strip() for text in topics.values() for line in text.splitlines() if line.strip()][:300]
 WORLD = [
@@ -109,7 +110,7 @@ def assert_same_ids(theirs, ours, texts):
 @pytest.mark.parametrize("lowercase", [True, False])
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_converted_model_gives_the_ids_of_sentencepiece(kind, lowercase):
-    model = train(TEXTS, 600, kind, lowercase)
+    model = train_sentencepiece(TEXTS, 600, kind, lowercase)
     theirs, ours = sentencepiece.SentencePieceProcessor(model_proto=model), Tokenizer(convert(model, "model"))
     texts = TEXTS + varied_strings(4000)
     assert_same_ids(theirs, ours, texts)

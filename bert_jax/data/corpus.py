@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 
 from bert_jax.config import DataConfig, InputError
-from bert_jax.data import examples, files, packing, places, repeats, sentencepiece, sources
+from bert_jax.data import examples, files, packing, places, repeats, sources, tokenizer_training
 from bert_jax.data.places import Place, Progress, Remote, place, write
 from bert_jax.data.repeats import Sample
 from bert_jax.data.tokenizer import SpecialTokens, Tokenizer, in_portions
@@ -325,7 +325,7 @@ def read_texts(cfg: DataConfig, progress: Progress) -> Iterator[str]:
             if share == 1:
                 yield text
             else:
-                yield from (line for line in sentencepiece.lines(text) if zlib.crc32(line.encode()) < share * 2**32)
+                yield from (line for line in tokenizer_training.lines(text) if zlib.crc32(line.encode()) < share * 2**32)
 
 
 def _sampling(num_bytes: int, most_bytes: int | None) -> tuple[int, float]:

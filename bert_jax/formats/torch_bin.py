@@ -35,7 +35,7 @@ Record = tuple[mmap.mmap | bytes, int, int]
 _LIMIT = 1 << 21
 """The longest pickle or zip directory that is read, in bytes: about 10,000 tensors."""
 _INFLATION = 16
-"""How many times its size a file may unpack to. Weights hardly compress."""
+"""A file may unpack to this many times its size. Weights hardly compress."""
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _NESTED = ("state_dict", "model_state_dict", "model")
 """The entries of a training checkpoint that may hold the state dict."""
@@ -64,7 +64,7 @@ _LITERALS = {
 }  # fmt: skip
 _CONSTANTS = {"NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _TAKES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}
-"""How many values an opcode takes from the stack; others take all since the last MARK."""
+"""The number of values that an opcode takes from the stack; others take all since the last MARK."""
 _BITS, _MOST_ARGUMENTS = 128, 16
 """The longest integer, and the most arguments of a call."""
 

@@ -1,13 +1,14 @@
-"""Answers to questions from a context."""
+"""Answers to questions, as spans of a context."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from bert_jax.config import InputError
 from bert_jax.data.layout import Reading, Window, most_context, read_windows
@@ -17,9 +18,14 @@ from bert_jax.pretrained import Model
 
 
 class Answer(NamedTuple):
-    """An answer: context[start:end], its share of the probability of all candidates, and the sum of its two logits.
+    """An answer, context[start:end]; no answer is the empty text at 0.
 
-    No answer is the empty text at 0.
+    Attributes:
+      text: the answer.
+      start: its first character.
+      end: the character after its last.
+      score: its share of the probability of all candidates.
+      logit: the sum of the logits of its first and last token.
     """
 
     text: str
@@ -30,7 +36,7 @@ class Answer(NamedTuple):
 
 
 class Answerer(Predictor):
-    """Answers to questions as stretches of a context (Devlin et al., 2018, section 4.2; run_squad.py)."""
+    """Returns answers to questions as spans of a context (Devlin et al., 2018, section 4.2; run_squad.py)."""
 
     needs = ("question_answering",)
     per_token = frozenset(["start", "end"])
@@ -40,69 +46,69 @@ class Answerer(Predictor):
         max_answer_length: int = 30, max_length: int | None = None, stride: int = 128, max_question_length: int | None = None,
         n_best: int = 20, *, exact: bool = False,
     ) -> None:  # fmt: skip
-        """
+        """Prepares the predictor. All lengths are in tokens.
+
         Args:
-        model: a span classifier.
-        top_k: answers returned for each question.
-        no_answer: whether "there is no answer" is a candidate (SQuAD 2.0); default: where fine-tuning found a threshold for it.
-        null_threshold: no answer is given where its logit is above the best answer's by more than this; default: that
-          threshold, else 0.
-        max_answer_length: tokens.
-        max_length: tokens of a window: question, stretch of the context and special ones; default: as many as in
-          fine-tuning, of other models 384.
-        stride: tokens from the start of one window to the next.
-        max_question_length: tokens of a question that are read; default: 64, or half of a shorter window.
-        n_best: candidates kept.
-        exact: same text, same bits (`Predictor`).
+          model: a span classifier.
+          top_k: answers returned for each question.
+          no_answer: True if "there is no answer" is a candidate (SQuAD 2.0); default: where fine-tuning found a threshold for it.
+          null_threshold: no answer is given where its logit exceeds the best answer's by more than this; default: that
+            threshold, else 0.
+          max_answer_length: of an answer.
+          max_length: of a window: question, part of the context and special tokens; default: as in fine-tuning, for other
+            models 384.
+          stride: from the start of one window to the next.
+          max_question_length: of a question; the rest is not read. Default: 64, or half of a shorter window.
+          n_best: candidates kept.
+          exact: same text, same bits (see `Predictor`).
         """
         super().__init__(model, exact)
         tuned = model.tuned
         self.top_k, self.no_answer = top_k, tuned.null_threshold is not None if no_answer is None else no_answer
         self.null_threshold = (tuned.null_threshold or 0.0) if null_threshold is None else null_threshold
         self.max_answer_length, self.stride, self.n_best = max_answer_length, stride, max(n_best, top_k)
-        if max_length is None:
-            max_length = model.window
-        self.max_length = self._longest = min(max_length, model.config.max_length)
+        self.max_length = self._longest = min(model.window if max_length is None else max_length, model.config.max_length)
         if max_question_length is None:
             max_question_length = self._layout.longest_question(self.max_length)
         self.max_question_length = max_question_length
-        least = max_question_length + 1 + len(self.tokenizer.pair)
         for name, value in (("top_k", top_k), ("stride", stride), ("max_answer_length", max_answer_length)):
             if value < 1:
                 raise InputError(f"{name}={value} is below 1")
-        if self.max_length <= least:
+        if self.max_length <= max_question_length + 1 + len(self.tokenizer.pair):
             raise InputError(
-                f"max_length={self.max_length} leaves no room for a context behind max_question_length={max_question_length}"
+                f"max_length={self.max_length} leaves no room for a context after max_question_length={max_question_length}"
             )
 
-    def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
+    def _outputs(self, params: PyTree, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         del batch["places"]
         outputs = self.model.apply(params, batch)
         return {"start": outputs["start_logits"], "end": outputs["end_logits"]}
 
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[list[Answer]]:
-        """For each (question, context) the `top_k` answers, the best first. Long contexts are read in windows."""
+        """Returns the `top_k` answers to each (question, context), the best first. Long contexts are read in windows."""
         pairs = as_list(pairs, "pairs")
         for i, pair in enumerate(pairs):
             if not is_pair(pair):
                 raise InputError(f"pairs[{i}] is {str(pair)[:60]!r}; expected (question, context)")
         reading = self.read(pairs)
-        if reading.long_questions:
-            warnings.warn(
-                f"{reading.long_questions} of {len(pairs)} questions have more than {self.max_question_length} tokens; "
-                "the rest was not read",
-                stacklevel=2,
-            )
+        if cut := reading.long_questions:
+            most = self.max_question_length
+            warnings.warn(f"{cut} of {len(pairs)} questions have more than {most} tokens; the rest was not read", stacklevel=2)
         return [self._ranked(answers, null) for answers, null in self.candidates(reading, self.run(reading.examples))]
 
     def read(self, pairs: Sequence[tuple[str, str]]) -> Reading:
-        """The windows that (question, context) pairs are read in."""
+        """Cuts (question, context) pairs into windows."""
         return read_windows(self._layout, pairs, self.max_length, self.stride, self.max_question_length)
 
     def candidates(self, reading: Reading, results: Sequence[dict[str, np.ndarray]]) -> list[tuple[list[Answer], float]]:
-        """For each pair its `n_best` answers, the best first, with `score` left at 0, and the logit of no answer.
+        """Collects the candidates of each pair from its windows.
 
-        `results` are what `run` says of the windows.
+        Args:
+          reading: the windows.
+          results: the outputs of `run` for each window.
+
+        Returns:
+          For each pair its `n_best` answers, the best first, with a `score` of 0, and the logit of no answer.
         """
         found: list[list[tuple[Window, dict[str, np.ndarray]]]] = [[] for _ in reading.pairs]
         for window, result in zip(reading.windows, results, strict=True):
@@ -117,7 +123,7 @@ class Answerer(Predictor):
     def _candidates(
         self, context: str, encoding: Encoding, before: int, found: list[tuple[Window, dict[str, np.ndarray]]]
     ) -> tuple[list[Answer], float]:
-        """`before`: tokens before the context in each window."""
+        """Collects the candidates of a context whose windows have `before` tokens before the part of the context."""
         size = len(encoding.ids)
         home = most_context([window for window, _ in found], size) if size else np.zeros(0, np.int64)
         logits: dict[tuple[int, int], float] = {}
@@ -135,7 +141,7 @@ class Answerer(Predictor):
         return [Answer(context[a:b], a, b, 0.0, logit) for (a, b), logit in ranked], null
 
     def _ranked(self, answers: list[Answer], null: float) -> list[Answer]:
-        """The `top_k` best with their scores, no answer among them where that is allowed, or nothing else is there."""
+        """Returns the `top_k` best with their scores; no answer is among them where allowed, or where there is nothing else."""
         if self.no_answer or not answers:
             answers = self._with_null(answers, null)
         logits = np.array([answer.logit for answer in answers])
@@ -143,9 +149,8 @@ class Answerer(Predictor):
         return [answer._replace(score=float(share)) for answer, share in zip(answers, shares, strict=True)][: self.top_k]
 
     def _with_null(self, answers: list[Answer], null: float) -> list[Answer]:
-        """The candidates with no answer in its place: first where it wins by the threshold, else behind the best answer."""
+        """Adds no answer: first where it wins by the threshold, else somewhere after the best answer."""
         nothing = Answer("", 0, 0, 0.0, null)
         if not answers or null - answers[0].logit > self.null_threshold:
             return [nothing, *answers]
-        behind = sorted([*answers[1:], nothing], key=lambda answer: -answer.logit)
-        return [answers[0], *behind]
+        return [answers[0], *sorted([*answers[1:], nothing], key=lambda answer: -answer.logit)]

@@ -1,12 +1,13 @@
-"""Classes of texts and of pairs of texts."""
+"""Predictions of the classes of texts and of pairs of texts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from bert_jax.config import InputError
 from bert_jax.data.layout import Text
@@ -15,15 +16,17 @@ from bert_jax.model.heads import TORCH_ACTIVATIONS
 from bert_jax.pooling import activation_name
 from bert_jax.pretrained import Model, ProblemType
 
+_ACTIVATIONS = {**TORCH_ACTIVATIONS, "Softmax": jax.nn.softmax}
+
 
 class Classification(NamedTuple):
-    """What a text was taken for.
+    """The classification of a text.
 
     Attributes:
       label: the likeliest class; for regression the name of the value.
       score: its probability; for regression the value.
-      scores: those of all classes.
-      labels: with several labels a text, all whose probability reaches their threshold; else `label` alone.
+      scores: the scores of all classes.
+      labels: where a text may have several labels, all whose probability reaches their threshold; else `label` alone.
     """
 
     label: str
@@ -32,20 +35,21 @@ class Classification(NamedTuple):
     labels: tuple[str, ...]
 
 
-def _told_apart(labels: tuple[str, ...]) -> tuple[str, ...]:
-    """("a", "b", "a") -> ("a (0)", "b", "a (2)"): classes of one name would be one entry of a dict."""
-    told = tuple(f"{name} ({i})" if labels.count(name) > 1 else name for i, name in enumerate(labels))
-    return told if len(set(told)) == len(told) else tuple(f"{name} ({i})" for i, name in enumerate(labels))
+def _distinct(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """Numbers labels that share a name, which would be one entry of a dict.
 
-
-_ACTIVATIONS = {**TORCH_ACTIVATIONS, "Softmax": jax.nn.softmax}  # of logits
+    >>> _distinct(("a", "b", "a"))
+    ('a (0)', 'b', 'a (2)')
+    """
+    numbered = tuple(f"{name} ({i})" if labels.count(name) > 1 else name for i, name in enumerate(labels))
+    return numbered if len(set(numbered)) == len(numbered) else tuple(f"{name} ({i})" for i, name in enumerate(labels))
 
 
 def _meaning(model: Model, labels: int) -> tuple[ProblemType, str]:
-    """What the logits of `labels` classes mean, and which activation makes scores of them.
+    """Returns the problem type of logits of `labels` classes, and the activation that turns them into scores.
 
-    One value goes through the activation of sentence-transformers' files; without that, it is itself where config.json says
-    "regression", else a probability, as in transformers and sentence-transformers.
+    A single value goes through the activation of sentence-transformers' files; without that, it is itself where config.json has
+    the problem type "regression", else a probability, as in transformers and sentence-transformers.
     """
     if isinstance(model.pooling, str):
         raise InputError(f"{model.pooling}; for scores of the head alone: Classifier(dataclasses.replace(model, pooling=None))")
@@ -61,11 +65,11 @@ def _meaning(model: Model, labels: int) -> tuple[ProblemType, str]:
 
 
 class Classifier(Predictor):
-    """Classes of texts, or of pairs of texts; probabilities of several labels; a value, for regression and for cross-encoders.
+    """Returns classes of texts or pairs of texts, probabilities of several labels, or a value (regression, cross-encoders).
 
     The scores of one class among several are probabilities, also where sentence-transformers' CrossEncoder would give logits
-    (its Identity). A head with one value and no statement of what it means gives the sigmoid, as CrossEncoder and transformers'
-    pipelines do; `problem_type` "regression" the value itself.
+    (its Identity). A head with one value whose meaning is not stated gives the sigmoid, as CrossEncoder and transformers'
+    pipelines do; with the `problem_type` "regression" it gives the value itself.
     """
 
     needs = ("sequence_classification", "next_sentence", "pretraining")
@@ -73,24 +77,30 @@ class Classifier(Predictor):
     def __init__(
         self, model: Model, threshold: float | None = None, *, max_length: int | None = None, exact: bool = False
     ) -> None:
-        """`threshold`: probability from which on a text has a label, where it may have several; default: for each label the
-        one that fine-tuning found best on its dev set, else 0.5. `max_length` and `exact`: `Predictor` says.
+        """Prepares the predictor.
+
+        Args:
+          model: one with a sequence-classification head, or a pretraining head for pairs of sentences.
+          threshold: the least probability of a label that a text is given, where it may have several; default: for each
+            label the one that fine-tuning found best on its dev set, else 0.5.
+          max_length: tokens of a text that are read (see `Predictor`).
+          exact: same text, same bits (see `Predictor`).
         """
         super().__init__(model, exact, max_length)
         in_order = ("in_order", "swapped") if model.config.model_type == "albert" else ("is_next", "random")
-        self.labels = _told_apart(model.labels or (("LABEL_0",) if model.head == "sequence_classification" else in_order))
+        self.labels = _distinct(model.labels or (("LABEL_0",) if model.head == "sequence_classification" else in_order))
         self.problem_type, self._activation = _meaning(model, len(self.labels))
-        own = model.tuned.label_thresholds if threshold is None else ()
-        self.thresholds = own or (0.5 if threshold is None else threshold,) * len(self.labels)
+        tuned = model.tuned.label_thresholds if threshold is None else ()
+        self.thresholds = tuned or (0.5 if threshold is None else threshold,) * len(self.labels)
 
-    def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
+    def _outputs(self, params: PyTree, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         batch["cls_positions"] = batch.pop("places")
-        outputs = self.model.apply(params, batch, head_only=True)  # all but pretraining's, which reads every token
+        outputs = self.model.apply(params, batch, head_only=True)  # a pretraining head reads every token all the same
         logits = outputs["logits"] if self.model.head == "sequence_classification" else outputs["next_sentence_logits"]
         return {"scores": _ACTIVATIONS[self._activation](logits)}
 
     def __call__(self, texts: Sequence[Text]) -> list[Classification]:
-        """A classification for each text, or tuple of two texts. Too long ones are cut, with a warning."""
+        """Classifies each text, or tuple of two texts. Texts that are too long are cut, with a warning."""
         return [self._classification(result["scores"][0]) for result in self.run(self._encode(as_list(texts)))]
 
     def _classification(self, scores: np.ndarray) -> Classification:

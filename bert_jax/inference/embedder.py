@@ -1,13 +1,14 @@
-"""Vectors of texts, and the nearest of them."""
+"""Embeddings of texts, and the search for the nearest of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from bert_jax.config import InputError
 from bert_jax.data.batching import Example
@@ -18,11 +19,19 @@ from bert_jax.pretrained import Model
 
 
 def sentence_vectors(
-    pooling: Pooling, dense: Sequence[Sequence[Any]], hidden: jax.Array, sequence_ids: jax.Array, first: jax.Array
+    pooling: Pooling, dense: Sequence[Sequence[ArrayLike]], hidden: jax.Array, sequence_ids: jax.Array, first: jax.Array
 ) -> jax.Array:
-    """Embeddings [B, S, E], float32, of hidden states [B, L, D]; `first` [B, S] is where the tokens that count begin.
+    """Pools hidden states into embeddings.
 
-    `dense`: the arrays of `pooling.dense`, which are arguments as parameters are: constants would be compiled in.
+    Args:
+      pooling: the pooling.
+      dense: the arrays of `pooling.dense`: arguments, as parameters are, because constants would be compiled in.
+      hidden: hidden states, [B, L, D].
+      sequence_ids: int [B, L].
+      first: where the tokens that count begin in each of S sequences of a row, int [B, S].
+
+    Returns:
+      Embeddings, float32 [B, S, E].
     """
     vectors = pool(hidden, sequence_ids, first, pooling.modes).astype(jnp.float32)
     for layer, (kernel, *bias) in zip(pooling.dense, dense, strict=True):
@@ -34,12 +43,18 @@ def sentence_vectors(
 
 
 class Embedder(Predictor):
-    """One vector a text, for similarity, clustering and search."""
+    """Returns one vector for each text, for similarity, clustering and search."""
 
     def __init__(self, model: Model, pooling: Pooling | None = None, *, exact: bool = False) -> None:
-        """`pooling` says how; default: what the model's sentence-transformers files say, else the mean, normalised.
+        """Prepares the predictor.
 
-        Raises InputError where those files ask for what is not supported.
+        Args:
+          model: any model.
+          pooling: default: as the model's sentence-transformers files describe it, else the normalized mean.
+          exact: same text, same bits (see `Predictor`).
+
+        Raises:
+          InputError: those files ask for what is not supported.
         """
         super().__init__(model, exact)
         chosen = pooling or model.pooling or Pooling()
@@ -49,20 +64,24 @@ class Embedder(Predictor):
         self._width = chosen.width(model.config.hidden_size)
         self._longest = min(self.pooling.max_length or self._longest, model.config.max_length)
 
-    def run(self, examples: Sequence[Example], params: Any = None) -> list[dict[str, np.ndarray]]:
+    def run(self, examples: Sequence[Example], params: PyTree = None) -> list[dict[str, np.ndarray]]:
+        """Runs `Predictor.run` with the arrays of the pooling beside the parameters."""
         return super().run(examples, (self._params if params is None else params, jax.device_put(self.pooling.arrays)))
 
-    def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
+    def _outputs(self, params: PyTree, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         first, (params, dense) = batch.pop("places"), params
         hidden = self.model.apply(params, batch)["last_hidden_state"].astype(jnp.float32)
         return {"vectors": sentence_vectors(self.pooling, dense, hidden, batch["sequence_ids"], first)}
 
     def __call__(self, texts: Sequence[str], prompt_name: str | None = None) -> np.ndarray:
-        """float32 [N, E], a row each text. Too long texts are cut, with a warning.
+        """Embeds texts. Texts that are too long are cut, with a warning.
 
         Args:
-          texts: N of them.
+          texts: N texts.
           prompt_name: the prompt put before each, one of `pooling.prompts`, such as "query"; default: `pooling.prompt`.
+
+        Returns:
+          Vectors, float32 [N, E].
         """
         pooling = self.pooling if prompt_name is None else self.pooling.with_prompt(prompt_name)
         texts = [pooling.read(text) if isinstance(text, str) else text for text in as_list(texts)]
@@ -72,10 +91,20 @@ class Embedder(Predictor):
 
 
 def nearest(queries: np.ndarray, corpus: np.ndarray, top_k: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """The `top_k` vectors of `corpus` [N, D] with the largest inner product with each of `queries` [Q, D].
+    """Finds the vectors of a corpus with the largest inner products, exactly.
 
-    Inner products of normalised embeddings are cosine similarities. Exact. Returns (scores float32 [Q, k], indices [Q, k]), the
-    best first, ties by index; k is at most N. Raises InputError where the widths differ.
+    Inner products of normalized embeddings are cosine similarities.
+
+    Args:
+      queries: [Q, D].
+      corpus: [N, D].
+      top_k: vectors for each query; k is this or N, whichever is less.
+
+    Returns:
+      Scores, float32 [Q, k], and indices, int64 [Q, k], the best first, ties by index.
+
+    Raises:
+      InputError: the widths differ.
     """
     if top_k < 1:
         raise InputError(f"top_k={top_k} is below 1")
@@ -97,7 +126,7 @@ def nearest(queries: np.ndarray, corpus: np.ndarray, top_k: int = 10) -> tuple[n
 
 
 def _best_columns(scores: np.ndarray, top_k: int) -> np.ndarray:
-    """The columns of the `top_k` largest of each row, in any order; of equal ones the first."""
+    """Returns the columns of the `top_k` largest of each row, in any order; of equal ones the first."""
     if top_k == scores.shape[1]:
         return np.broadcast_to(np.arange(top_k), scores.shape)
     best = np.argpartition(-scores, top_k - 1, axis=1)[:, :top_k]

@@ -1,24 +1,34 @@
-"""Tokens for the masks of texts."""
+"""Predictions of the tokens at the masks of texts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from bert_jax.config import InputError
+from bert_jax.data.batching import Example
 from bert_jax.data.layout import Layout
 from bert_jax.inference.predictor import Predictor, as_list
 from bert_jax.pretrained import Model
 
-_MASKS = 4  # of a text that are filled at once
+_MASKS = 4
+"""Masks of a text that are filled at once."""
 
 
 class Filling(NamedTuple):
-    """One candidate for a mask: the token, its probability, the text with it in place, and which mask of the text it is for."""
+    """A candidate for a mask.
+
+    Attributes:
+      token: the token, as text.
+      score: its probability.
+      text: the text with the token in place of the mask.
+      mask: the index of the mask in the text.
+    """
 
     token: str
     score: float
@@ -27,7 +37,7 @@ class Filling(NamedTuple):
 
 
 class FillMask(Predictor):
-    """The likeliest tokens for each mask (`[MASK]`, `<mask>`: the tokenizer's `mask_token`) of each text.
+    """Returns the likeliest tokens for each mask (`[MASK]`, `<mask>`: the tokenizer's `mask_token`) of each text.
 
     Special tokens in a text are read as such, whatever the tokenizer's `special_tokens`: the mask is one.
     """
@@ -39,16 +49,18 @@ class FillMask(Predictor):
         self, model: Model, top_k: int = 5, targets: Sequence[str] | None = None, *, max_length: int | None = None,
         exact: bool = False,
     ) -> None:  # fmt: skip
-        """
+        """Prepares the predictor.
+
         Args:
           model: one with a masked-LM head.
           top_k: candidates for each mask; at most as many as there are.
-          targets: the only candidates, each a token of the model, as a word, inside of one, or by its name in the vocabulary;
-            their scores are shares of the whole vocabulary, as without targets. Default: every token.
-          max_length: tokens that are read around a mask (`Predictor`).
-          exact: same text, same bits (`Predictor`).
+          targets: the only candidates, each a token of the model: a word, the continuation of a word, or a name of the
+            vocabulary. Their scores are shares of the whole vocabulary, as without targets. Default: every token.
+          max_length: tokens that are read around a mask (see `Predictor`).
+          exact: same text, same bits (see `Predictor`).
 
-        Raises InputError for a target that is no single token.
+        Raises:
+          InputError: a target is not a single token.
         """
         super().__init__(model, exact, max_length)
         self.tokenizer = self.tokenizer.replace(special_tokens="read")
@@ -63,6 +75,7 @@ class FillMask(Predictor):
         self.top_k = min(top_k, int(self._allowed.sum()))
 
     def _target_ids(self, target: str) -> list[int]:
+        """Returns the ids of a target alone, after a space, and by its name in the vocabulary."""
         read = self.tokenizer.encode_batch([target, f" {target}"])
         named = [id for id, name in enumerate(self.tokenizer.tokens(range(self.tokenizer.vocab_size))) if name == target]
         found = {int(ids[0]) for ids in read if len(ids) == 1 and ids[0] != self.tokenizer.unk_id} | set(named)
@@ -72,9 +85,9 @@ class FillMask(Predictor):
         return sorted(found)
 
     def _slots(self, length: int) -> int:
-        return max(_MASKS, length // 16)  # the head is as wide as the vocabulary: few masks a row are the rule
+        return max(_MASKS, length // 16)  # the head is as wide as the vocabulary, and rows have few masks
 
-    def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
+    def _outputs(self, params: PyTree, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         batch["masked_positions"] = batch.pop("places")
         logits = self.model.apply(params, batch, head_only=True)["masked_lm_logits"]
         best, ids = jax.lax.top_k(jnp.where(self._allowed, logits, -jnp.inf), self.top_k)
@@ -82,12 +95,17 @@ class FillMask(Predictor):
         return {"scores": scores, "ids": ids}
 
     def __call__(self, texts: Sequence[str]) -> list[list[Filling]]:
-        """For each text its fillings: `top_k` for its first mask, the best first, then those for its second, ...
+        """Fills the masks of each text: `top_k` candidates for its first mask, the best first, then for its second, ...
 
-        Texts that are too long are read around their masks. Raises InputError for a text without a mask.
+        Texts that are too long are read around their masks.
+
+        Raises:
+          InputError: a text has no mask.
         """
         texts = as_list(texts)
-        examples, owners, around = [], [], self.tokenizer.single
+        examples: list[Example] = []
+        owners: list[int] = []
+        around = self.tokenizer.single
         room = self._longest - len(around)
         for i, ids in enumerate(self.tokenizer.encode_batch(texts)):
             masks = np.flatnonzero(ids == self.tokenizer.mask_id).astype(np.int32)
@@ -95,19 +113,21 @@ class FillMask(Predictor):
                 raise InputError(f"texts[{i}] has no {self.tokenizer.mask_token}: {texts[i][:60]!r}")
             for group in _together(masks.tolist(), room):
                 start, stop = _window(len(ids), group[0], group[-1], room)
-                examples.append(self._layout.example([ids[start:stop]], np.array(group, np.int32) - start + len(around.ids[0])))
+                places = np.array(group, np.int32) - start + len(around.ids[0])
+                examples.append(self._layout.example([ids[start:stop]], places))
                 owners.append(i)
         found: list[list[Filling]] = [[] for _ in texts]
         for i, result in zip(owners, self.run(examples), strict=True):
-            for scores, ids in zip(result["scores"], result["ids"], strict=True):
+            for scores, best in zip(result["scores"], result["ids"], strict=True):
                 mask = len(found[i]) // self.top_k
-                found[i] += [self._filling(texts[i], mask, int(id), float(score)) for id, score in zip(ids, scores, strict=True)]
+                found[i] += [self._filling(texts[i], mask, int(id), float(p)) for id, p in zip(best, scores, strict=True)]
         return found
 
     def _filling(self, text: str, mask: int, id: int, score: float) -> Filling:
         pieces = text.split(self.tokenizer.mask_token)
         left, right = (self.tokenizer.mask_token.join(part) for part in (pieces[: mask + 1], pieces[mask + 1 :]))
-        once = self.tokenizer.decode([id])  # behind itself it loses the `##` of WordPiece; a `##` of byte-level BPE is text
+        # A second copy of the token loses the `##` of WordPiece; a `##` of byte-level BPE is text.
+        once = self.tokenizer.decode([id])
         token = self.tokenizer.decode([id, id])[len(once) :].strip() or self.tokenizer.tokens([id])[0]
         if not self.tokenizer.starts_word[id]:
             left = left.rstrip()
@@ -115,7 +135,7 @@ class FillMask(Predictor):
 
 
 def _together(masks: list[int], room: int) -> Iterator[list[int]]:
-    """Masks in groups that one row has slots and room for."""
+    """Yields masks in groups that one row has slots and room for."""
     group: list[int] = []
     for mask in masks:
         if group and (len(group) == _MASKS or mask - group[0] >= room):
@@ -126,7 +146,7 @@ def _together(masks: list[int], room: int) -> Iterator[list[int]]:
 
 
 def _window(size: int, first: int, last: int, room: int) -> tuple[int, int]:
-    """(start, stop) of `room` of `size` tokens with first...last in the middle."""
+    """Returns (start, stop) of `room` of `size` tokens with first...last in the middle."""
     if size <= room:
         return 0, size
     start = min(max(0, (first + last + 1 - room) // 2), size - room)

@@ -1,14 +1,15 @@
-"""Entities of texts."""
+"""Predictions of the entities in texts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from bert_jax.config import InputError
 from bert_jax.data.layout import Window, cut_windows, most_context
@@ -19,7 +20,7 @@ from bert_jax.pretrained import Model
 
 
 class Entity(NamedTuple):
-    """A stretch of a text with a label: text[start:end]."""
+    """A span of a text with a label: text[start:end]."""
 
     label: str
     start: int
@@ -28,9 +29,19 @@ class Entity(NamedTuple):
     score: float
 
 
+class _Word(NamedTuple):
+    """A word, or a token where each token has a label of its own."""
+
+    start: int
+    end: int
+    label: str
+    score: float
+
+
 class Tagger(Predictor):
-    """Entities of texts, by a token classifier whose labels are entities in any scheme (`tags.entity_tags`); where they are none,
-    as parts of speech, each word is found with its own label.
+    """Returns the entities of texts, by a token classifier whose labels mark entities in any scheme (see `entity_tags`).
+
+    Where the labels mark none, such as parts of speech, each word is returned with its own label.
     """
 
     needs = ("token_classification",)
@@ -40,26 +51,27 @@ class Tagger(Predictor):
         self, model: Model, aggregation: Literal["simple", "first", "average", "max"] = "first", outside: str = "O", *,
         max_length: int | None = None, exact: bool = False,
     ) -> None:  # fmt: skip
-        """
+        """Prepares the predictor.
+
         Args:
-        model: a token classifier.
-        aggregation: the label of a word of several tokens: each token's own (`simple`), that of its first token, that of
-          the mean of their probabilities, or that of the token that is surest.
-        outside: the label of what is no entity; a word with it is not found.
-        max_length: tokens of a window (`Predictor`).
-        exact: same text, same bits (`Predictor`).
+          model: a token classifier.
+          aggregation: the label of a word of several tokens: each token's own (`simple`), that of its first token, that of
+            the mean of their probabilities, or that of the token with the highest probability (`max`).
+          outside: the label of words outside entities, which are left out.
+          max_length: tokens of a window (see `Predictor`).
+          exact: same text, same bits (see `Predictor`).
         """
         super().__init__(model, exact, max_length)
         if aggregation not in (known := ("simple", "first", "average", "max")):
             raise InputError(f"aggregation={aggregation!r} is not known; known: {', '.join(known)}")
         self.aggregation, self.outside = aggregation, outside
 
-    def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
+    def _outputs(self, params: PyTree, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         del batch["places"]
         return {"scores": jax.nn.softmax(self.model.apply(params, batch)["logits"])}
 
     def __call__(self, texts: Sequence[str]) -> list[list[Entity]]:
-        """The entities of each text in the order they stand in. Long texts are read in windows that overlap by half."""
+        """Finds the entities of each text, in order. Long texts are read in windows that overlap by half."""
         texts = as_list(texts)
         encodings = self.tokenizer.encode_with_offsets(texts)
         around = self.tokenizer.single
@@ -77,22 +89,22 @@ class Tagger(Predictor):
             return []
         best = most_context([window for window, _ in found], size)
         scores = np.stack([found[w][1][i - found[w][0].start] for i, w in enumerate(best)])
-        words = self._words(encoding, scores)
-        groups: list[list[tuple[int, int, str, float]]] = []
-        for (_, _, before, _), word in pairwise([(0, 0, self.outside, 0.0), *words]):
-            if groups and self._continues(before, word[2]):
+        groups: list[list[_Word]] = []
+        for before, word in pairwise([_Word(0, 0, self.outside, 0.0), *self._words(encoding, scores)]):
+            if groups and self._continues(before.label, word.label):
                 groups[-1].append(word)
-            elif word[2] != self.outside:
+            elif word.label != self.outside:
                 groups.append([word])
-        return [
-            Entity(self._split(group[0][2])[1], group[0][0], group[-1][1], text[group[0][0] : group[-1][1]],
-                   float(np.mean([score for *_, score in group])))
-            for group in groups
-            if group[0][0] < group[-1][1]  # a lone `▁` is no text
-        ]  # fmt: skip
+        entities = []
+        for words in groups:
+            start, end = words[0].start, words[-1].end
+            if start < end:  # a lone `▁` stands for no text
+                score = float(np.mean([word.score for word in words]))
+                entities.append(Entity(self._split(words[0].label)[1], start, end, text[start:end], score))
+        return entities
 
-    def _words(self, encoding: Encoding, scores: np.ndarray) -> list[tuple[int, int, str, float]]:
-        """(start, end, label, score) of each word, or of each token where tokens stand for themselves."""
+    def _words(self, encoding: Encoding, scores: np.ndarray) -> list[_Word]:
+        """Returns each word with its label, or each token for the aggregation `simple`."""
         if self.aggregation == "simple":
             spans = [(i, i + 1) for i in range(len(encoding.ids))]
         else:
@@ -109,24 +121,27 @@ class Tagger(Predictor):
                 row = part[0]
             best = int(np.argmax(row))
             offsets = encoding.offsets[first:last]
-            words.append((int(offsets[0, 0]), int(offsets[-1, 1]), self.model.labels[best], float(row[best])))
+            words.append(_Word(int(offsets[0, 0]), int(offsets[-1, 1]), self.model.labels[best], float(row[best])))
         return words
 
     def _continues(self, before: str, label: str) -> bool:
-        """Whether a word with `label` belongs to the entity of the word before it."""
-        (prefix_before, kind_before), (prefix, kind) = self._split(before), self._split(label)
-        return "O" not in (prefix, prefix_before) and kind == kind_before and prefix not in "BS" and prefix_before not in "ES"
+        """Returns True if a word with `label` belongs to the entity of the word before it."""
+        (prefix_before, type_before), (prefix, type) = self._split(before), self._split(label)
+        return "O" not in (prefix, prefix_before) and type == type_before and prefix not in "BS" and prefix_before not in "ES"
 
     @cached_property
     def _tags(self) -> dict[str, str] | None:
         if self.outside in self.model.labels:
             return entity_tags(self.model.labels, self.outside)
-        usual = entity_tags(self.model.labels)  # words outside are wanted too: runs of them are of a type like others
+        usual = entity_tags(self.model.labels)  # words outside are wanted too: runs of them have a type like others
         return usual and usual | {"O": "I-O"}
 
     def _split(self, label: str) -> tuple[str, str]:
-        """(prefix, kind) of a label: `B-PER` is (`B`, `PER`); a type alone continues itself, as with `I-`, a word's class not."""
+        """Returns (prefix, type) of a label: (`B`, `PER`) for `B-PER`; a type alone continues itself, as with `I-`.
+
+        A label that marks no entity never continues another: its prefix is `S`.
+        """
         if self._tags is None:
             return ("O" if label == self.outside else "S"), label
-        prefix, _, kind = self._tags[label].partition("-")
-        return prefix, kind or "_"
+        prefix, _, type = self._tags[label].partition("-")
+        return prefix, type or "_"
