@@ -120,8 +120,10 @@ def _text(value: object, column: str) -> bytes | Bad:
     if value is None:
         return b""
     if isinstance(value, str):
+        if value.isspace():
+            return b""
         try:
-            value = value.encode()
+            return value.encode()
         except UnicodeEncodeError as error:
             return Bad(f"{column!r} is no text ({error})")
     if not isinstance(value, bytes):

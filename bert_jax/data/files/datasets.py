@@ -92,7 +92,7 @@ def read_tfds(request: Request) -> Iterator[Located[Values]]:
             values = {name: _plain(value) for name, value in sorted(source[row].items())}
             content = values.get(request.columns[0]) if request.columns else json.dumps(values, default=str)
             _hash(content if isinstance(content, bytes) else str(content).encode(), request.hasher)
-            yield Located(row, f": row {row}", with_class_names(values, classes))
+            yield (row, f": row {row}", with_class_names(values, classes))
 
 
 def _plain(value: Any) -> Any:
@@ -132,7 +132,7 @@ def read_stdlib(request: Request) -> Iterator[Located[Values]]:
         raw = "\n\n".join(fresh).encode()
         if len(_hash(raw, request.hasher)) >= 200:
             if row >= request.start:
-                yield Located(row, f": row {row}", {column: raw})
+                yield (row, f": row {row}", {column: raw})
             row += 1
 
 

@@ -1,6 +1,6 @@
 """The readers: one for each format, from a path to records with their place.
 
-    next(read_csv(Request("a.csv")).records)    Located(offset=11, place=":2", value={"text": "A fine film.", "label": "1"})
+    next(read_csv(Request("a.csv")))    (11, ":2", {"text": "A fine film.", "label": "1"})
 
 A reader yields records from `Request.start` on, lazily, and so reads one without those before it, except in a compressed file.
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 from bert_jax.config import InputError
 from bert_jax.data.files.storage import Bad, Hasher, decode, need, not_utf8, open_file, open_stream, read_lines
@@ -23,18 +23,11 @@ Values = dict[str, Any]  # column -> what JSON knows, bytes or a date
 T = TypeVar("T")
 
 
-class Located(NamedTuple, Generic[T]):
-    """One record of a file.
-
-    Attributes:
-      offset: where it lies: a byte of the decompressed text, or a row. A later reading may start there.
-      place: what follows the path in messages: ":3" for a line (counted from where reading began), ": row 3" for a row.
-      value: its content, or what is wrong with it.
-    """
-
-    offset: int
-    place: str
-    value: T | Bad
+# A record of a file as a plain tuple, for there are millions:
+#   offset: a byte of the decompressed text, or a row, from which a later reading may start
+#   place: what follows the path in messages, as ":3" for a line (counted from where reading began) and ": row 3" for a row
+#   value: the record, or what is wrong with it
+Located = tuple[int, str, T | Bad]
 
 
 @dataclass(frozen=True)
@@ -56,6 +49,11 @@ class Request:
     documents: Documents = "blank_line"
 
 
+def unreadable(place: str, bad: Bad) -> InputError:
+    """Returns the error of a record that cannot be read."""
+    return InputError(f"{place}: {bad.reason}{'; ' * bool(bad.fix)}{bad.fix}")
+
+
 # ---- text
 
 # Every byte that occurs in the UTF-8 of whitespace: a line that has others is not blank, and need not be decoded to know it.
@@ -64,6 +62,8 @@ _SPACE_BYTES = bytes({b for i in range(0x3001) if chr(i).isspace() for b in chr(
 
 def is_blank(raw: bytes) -> bool:
     """Tells whether UTF-8 has nothing but whitespace."""
+    if raw[:1].isalnum():
+        return False
     return not raw.strip(_SPACE_BYTES) and not raw.decode(errors="replace").strip()
 
 
@@ -73,20 +73,20 @@ def read_text(request: Request) -> Iterator[Located[Values]]:
     for position, line in read_lines(request.path, request.start, request.hasher):
         if request.documents == "line":
             if not is_blank(line):
-                yield Located(position, "", {column: line})
+                yield (position, "", {column: line})
         elif request.documents == "file" or not is_blank(line):
             offset = offset if held else position
             held.append(line)
         elif held:
-            yield Located(offset, "", {column: b"".join(held)})
+            yield (offset, "", {column: b"".join(held)})
             held = []
     if held and not all(map(is_blank, held)):
-        yield Located(offset, "", {column: b"".join(held)})
+        yield (offset, "", {column: b"".join(held)})
 
 
 def decoded(lines: Iterator[tuple[int, bytes]]) -> Iterator[Located[str]]:
     """Yields the lines of UTF-8 text, without their ends."""
-    return (Located(offset, f":{number}", decode(line)) for number, (offset, line) in enumerate(lines, 1))
+    return ((offset, f":{number}", decode(line)) for number, (offset, line) in enumerate(lines, 1))
 
 
 # ---- delimited text
@@ -98,7 +98,7 @@ def split_fields(lines: Iterator[Located[str]], delimiter: str, quoted: bool) ->
         yield from _quoted(lines, delimiter)
         return
     for offset, place, line in lines:
-        yield Located(offset, place, line if isinstance(line, Bad) else line.split(delimiter) if line else [])
+        yield (offset, place, line if isinstance(line, Bad) else line.split(delimiter) if line else [])
 
 
 def _quoted(lines: Iterator[Located[str]], delimiter: str) -> Iterator[Located[list[str]]]:
@@ -108,7 +108,7 @@ def _quoted(lines: Iterator[Located[str]], delimiter: str) -> Iterator[Located[l
     def texts() -> Iterator[str]:
         for line in lines:
             taken.append(line)
-            yield "\n" if isinstance(line.value, Bad) else line.value + "\n"
+            yield "\n" if isinstance(line[2], Bad) else line[2] + "\n"
 
     parser = csv.reader(texts(), delimiter=delimiter, strict=True)
     while True:
@@ -120,13 +120,12 @@ def _quoted(lines: Iterator[Located[str]], delimiter: str) -> Iterator[Located[l
         except csv.Error as error:
             fix = "if double quotes are plain characters here, say --quotes none"
             found = Bad(f"not a record of delimited values ({error})", fix=fix)
-        first = taken[0]
-        bad = next((line for line in taken if isinstance(line.value, Bad)), None)
-        if bad and isinstance(bad.value, Bad):
-            at = bad.offset - first.offset + bad.value.at
-            yield Located(first.offset, bad.place, bad.value._replace(at=at))
-        else:
-            yield Located(first.offset, first.place, found)
+        start, place, _ = taken[0]
+        for offset, own_place, line in taken:
+            if isinstance(line, Bad):
+                place, found = own_place, line._replace(at=offset - start + line.at)
+                break
+        yield (start, place, found)
 
 
 def read_csv(request: Request) -> Iterator[Located[Values]]:
@@ -155,20 +154,21 @@ def read_delimited(
         return split_fields(decoded(read_lines(request.path, start, hasher)), delimiter, quoted)
 
     records = lines(0, None if request.start else request.hasher)
-    first = next((record for record in records if isinstance(record.value, Bad) or _is_filled(record.value)), None)
+    first = next((record for record in records if isinstance(record[2], Bad) or _is_filled(record[2])), None)
     if first is None:
         return (), iter(())
-    if isinstance(first.value, Bad):
-        raise unreadable(request.path, first)
+    _, place, names = first
+    if isinstance(names, Bad):
+        raise unreadable(request.path + place, names)
     more = False
-    if not header or not set(header).isdisjoint(first.value):
-        columns = tuple(name.strip() for name in first.value)
+    if not header or not set(header).isdisjoint(names):
+        columns = tuple(name.strip() for name in names)
     else:
         more = header[-1] == "..."
         columns, records = header[: len(header) - more], chain([first], records)
     wanted = request.columns or columns
     if double := sorted({name for name in columns if columns.count(name) > 1 and name in wanted}):
-        raise InputError(f"{request.path}{first.place}: the header has {', '.join(map(repr, double))} twice: rename one")
+        raise InputError(f"{request.path}{place}: the header has {', '.join(map(repr, double))} twice: rename one")
     rest = lines(request.start, None) if request.start else records
     fix = f"quote a field that holds {delimiter!r}" if quoted else "if double quotes enclose fields, say --quotes csv"
     return columns, _by_column(rest, columns, more, fix)
@@ -181,11 +181,11 @@ def _by_column(
     expected = f"{len(columns)}{' or more' if more else ''} ({', '.join(columns)}) are expected"
     for offset, place, fields in records:
         if isinstance(fields, Bad):
-            yield Located(offset, place, fields)
+            yield (offset, place, fields)
         elif len(fields) == len(columns) or (more and len(fields) > len(columns)):
-            yield Located(offset, place, dict(zip(columns, fields, strict=False)))
+            yield (offset, place, dict(zip(columns, fields, strict=False)))
         elif _is_filled(fields):
-            yield Located(offset, place, Bad(f"{len(fields)} fields where {expected}", fix=fix))
+            yield (offset, place, Bad(f"{len(fields)} fields where {expected}", fix=fix))
 
 
 def _is_filled(fields: Sequence[str]) -> bool:
@@ -238,9 +238,9 @@ def json_objects(lines: Iterator[Located[str]]) -> Iterator[Located[Values]]:
     """Yields the object of each line that is not blank."""
     for offset, place, text in lines:
         if isinstance(text, Bad):
-            yield Located(offset, place, text)
+            yield (offset, place, text)
         elif text and not text.isspace():
-            yield Located(offset, place, json_object(text))
+            yield (offset, place, json_object(text))
 
 
 def json_object(text: str) -> Values | Bad:
@@ -262,10 +262,10 @@ def load_json(path: str, hasher: Hasher | None = None) -> Any:
 
 def _load_json(path: str, lines: Sequence[Located[str]]) -> Any:
     text = []
-    for line in lines:
-        if isinstance(line.value, Bad):
-            raise unreadable(path, line)
-        text.append(line.value)
+    for _, place, line in lines:
+        if isinstance(line, Bad):
+            raise unreadable(path + place, line)
+        text.append(line)
     try:
         return json.loads("\n".join(text))
     except json.JSONDecodeError as error:
@@ -277,12 +277,12 @@ def _load_json(path: str, lines: Sequence[Located[str]]) -> Any:
 def read_json(request: Request) -> Iterator[Located[Values]]:
     """Yields the objects of a list, or one object a line."""
     lines = list(decoded(read_lines(request.path, 0, request.hasher)))
-    start = "".join(line.value for line in lines[:100] if isinstance(line.value, str)).lstrip()
+    start = "".join(line for _, _, line in lines[:100] if isinstance(line, str)).lstrip()
     if not start.startswith("["):
         yield from json_objects(iter(lines))
         return
     for number, value in enumerate(_load_json(request.path, lines)):
-        yield Located(number, f": item {number}", _as_object(value))
+        yield (number, f": item {number}", _as_object(value))
 
 
 # ---- Parquet
@@ -334,7 +334,7 @@ def read_parquet(request: Request) -> Iterator[Located[Values]]:
             for batch in table.iter_batches(256, row_groups=[group], columns=wanted or None):
                 for value in _rows_of(batch):
                     if row >= request.start:
-                        yield Located(row, f": row {row}", value if isinstance(value, Bad) else with_class_names(value, classes))
+                        yield (row, f": row {row}", value if isinstance(value, Bad) else with_class_names(value, classes))
                     row += 1
 
 
@@ -356,9 +356,3 @@ def _hugging_face_classes(metadata: Mapping[bytes, bytes]) -> dict[str, list[str
         return {column: feature["names"] for column, feature in inner.items() if feature.get("_type") == "ClassLabel"}
     except (KeyError, TypeError, AttributeError, ValueError):
         return {}  # another file's metadata
-
-
-def unreadable(path: str, record: Located[Any]) -> InputError:
-    """Returns the error of a record that cannot be read."""
-    fix = f"; {record.value.fix}" if record.value.fix else ""
-    return InputError(f"{path}{record.place}: {record.value.reason}{fix}")

@@ -31,13 +31,13 @@ def read_conll(
         `skip_bad` such lines are left out instead); a file without words.
     """
     skipped, lines = list[str](), list[tuple[str, str]]()
-    for record in decoded(read_lines(path, 0, hasher)):
-        if not isinstance(record.value, Bad):
-            lines.append((path + record.place, record.value if record.value.strip() else ""))
+    for _, place, text in decoded(read_lines(path, 0, hasher)):
+        if not isinstance(text, Bad):
+            lines.append((path + place, text if text.strip() else ""))
         elif skip_bad:
-            skipped.append(path + record.place)
+            skipped.append(path + place)
         else:
-            raise unreadable(path, record)
+            raise unreadable(path + place, text)
     first = next((line for _, line in lines if line and not line.startswith(("#", "-DOCSTART-"))), "-").strip(" \t")
 
     def split(line: str) -> list[str]:
@@ -87,7 +87,7 @@ def _is_list(text: str) -> bool:
 
 def first_fields(path: str) -> list[str]:
     """Returns what is between the tabs of the first line that is not blank."""
-    lines = (record.value for record in decoded(read_lines(path)) if not isinstance(record.value, Bad))
+    lines = (line for _, _, line in decoded(read_lines(path)) if not isinstance(line, Bad))
     return next((line.split("\t") for line in lines if line.strip()), [])
 
 

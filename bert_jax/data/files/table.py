@@ -161,10 +161,10 @@ def read_table(
 
 def _rows(path: str, records: Iterator[Located[Values]], skipped: list[str] | None) -> Iterator[Row]:
     """The records that can be read. Places of the others are added to `skipped`; without one, they are errors."""
-    for record in records:
-        if not isinstance(record.value, Bad):
-            yield Row(path + record.place, record.value)
+    for _, place, values in records:
+        if not isinstance(values, Bad):
+            yield Row(path + place, values)
         elif skipped is not None:
-            skipped.append(path + record.place)
+            skipped.append(path + place)
         else:
-            raise unreadable(path, record)
+            raise unreadable(path + place, values)
