@@ -17,13 +17,13 @@ UNCONVERTED: set[str] = {
     "attention.py", "batching.py", "checkpoint.py", "config.py", "console.py", "convert.py", "corpus.py",
     "directory.py", "hub.py", "init_head.py", "warm_start.py",
     "doctor.py", "encoder.py", "evaluation.py", "families.py", "finetuning.py", "finish.py",
-    "flax_msgpack.py", "glue_zip.py", "heads.py", "holdout.py", "hugepages.py", 
+    "glue_zip.py", "heads.py", "holdout.py", "hugepages.py", 
     "labels.py",
     "layers.py", "layout.py", "loop.py", "losses.py", "masking.py", "multihost.py",
     "parallel.py", "places.py", "plan.py", "pooling.py", "predictors.py", "pretrained.py", "pretraining.py",
     "repeats.py", "page.py", "records.py", "task.py",
     "table.py", "results.py", "runs.py", "splits.py", "stages.py",
-    "tags.py", "task_metrics.py", "tf1.py", "train.py",
+    "tags.py", "task_metrics.py", "train.py",
     "tuned.py", "weighting.py", "workdir.py", "writer.py",
 }  # fmt: skip
 

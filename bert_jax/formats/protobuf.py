@@ -1,6 +1,7 @@
-"""Protobuf messages without their classes: the wire format.
+"""The wire format of protobuf messages, read without their classes.
 
-By hand, because a generated module refuses a protobuf runtime older than its own, as notebooks have.
+The generated module of the `sentencepiece` package refuses every protobuf runtime older than the one it was built with, such as
+those of notebooks, and no installed package has the messages of a TensorFlow checkpoint.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
-    """The varint at `data[at:]`, 0 <= value < 2**64, and the offset behind it; ValueError where there is none."""
+    """Returns the varint at `data[at:]`, below 2**64, and the offset after it. Raises ValueError where there is none."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):
@@ -26,10 +27,18 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def fields(message: bytes, fixed32: str = "<f") -> dict[int, list[Any]]:
-    """Field number -> values of a protobuf message, in their order; no values for a number that is not in it.
+    """Reads a protobuf message (protobuf.dev/programming-guides/encoding).
 
-    Varints come as int, unsigned; 32-bit values by the struct format `fixed32`; the rest as bytes. Raises ValueError
-    where `message` is none or is cut short. (protobuf.dev/programming-guides/encoding)
+    Args:
+      message: its bytes.
+      fixed32: the struct format of 32-bit values.
+
+    Returns:
+      Field number -> values in their order, [] for a field that is absent. Varints are unsigned ints, 32-bit values as `fixed32`
+      reads them, all others bytes.
+
+    Raises:
+      ValueError: the message is damaged or cut short.
     """
     found: dict[int, list[Any]] = defaultdict(list)
     at = 0

@@ -1,4 +1,4 @@
-"""The weights of a directory, whatever file they are in, as views that are read when they are used. No jax in here."""
+"""The weights of a directory, in any file format, as views that are read when they are used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -20,30 +19,37 @@ from safetensors.numpy import save_file
 from bert_jax.config import InputError
 from bert_jax.disk import read_json
 from bert_jax.formats.flax_msgpack import read_flax
+from bert_jax.formats.mapped import map_file
 from bert_jax.formats.torch_bin import read_torch
 
-_DTYPES: dict[str, Any] = {
+_DTYPES: dict[str, type[np.generic]] = {
     "F32": np.float32, "F64": np.float64, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64, "I32": np.int32,
     "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
 
 
 def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Name -> array, read-only views of the mapped file (safetensors' own reader copies, and bare NumPy has no bfloat16).
+    """Reads a file as read-only views of its map (safetensors' own reader copies, and NumPy alone has no bfloat16).
 
-    Memory: the header, at most 100 MB, is read twice; the arrays lie in the file.
+    Memory: the header, at most 100 MB, is read twice; the arrays stay in the file.
 
-    Raises InputError where the file is missing, damaged or cut short, or holds a type that weights do not have.
+    Args:
+      path: the file.
+
+    Returns:
+      Tensor name -> array.
+
+    Raises:
+      InputError: the file is missing, damaged or cut short, or holds a type that weights do not have.
     """
     try:
         with safe_open(path, "np"):  # the library's own checks of header, offsets and length
             pass
-        with open(path, "rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise InputError(f"no {path}") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is damaged: {error}") from None
+    mapped = map_file(path, mmap.mmap)
     size = int.from_bytes(mapped[:8], "little")
     header = json.loads(mapped[8 : 8 + size])
     tensors = {}
@@ -61,8 +67,13 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Writes contiguous arrays, whole or not at all, with the permissions of any other new file (the library's are its owner's
-    alone). Raises OSError or SafetensorError where it cannot be written."""
+    """Writes contiguous arrays, whole or not at all, with the permissions of any other new file.
+
+    The library makes files that their owner alone can read.
+
+    Raises:
+      OSError, SafetensorError: it cannot be written.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         temporary.touch()
@@ -76,23 +87,27 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
         raise
 
 
-# What a pretrained directory may hold, the first found counts: (file, its reader).
 _FILES: list[tuple[str, Callable[[Path], dict[str, np.ndarray]]]] = [
     ("model.safetensors", read_safetensors),
     ("pytorch_model.bin", read_torch),
     ("flax_model.msgpack", read_flax),
 ]
+"""The files that a pretrained directory may hold, each with its reader; the first found counts."""
 
 
 def has_weights(directory: Path) -> bool:
-    """True if `directory` has a file that `read_directory` would read."""
+    """Returns True if `directory` has a file that `read_directory` would read."""
     return any((directory / file).is_file() for name, _ in _FILES for file in (name, f"{name}.index.json"))
 
 
 def read_directory(directory: Path) -> tuple[dict[str, np.ndarray], Path]:
-    """(tensors, the file they are of): the first that is there of `_FILES`, whole or in shards with an index.
+    """Reads the weights of a directory, whole or in shards with an index.
 
-    Raises InputError where there is none of them, a shard is missing, or a file is damaged.
+    Returns:
+      (tensors, their file).
+
+    Raises:
+      InputError: there are no weights, a shard is missing, or a file is damaged.
     """
     for name, read in _FILES:
         if (directory / name).is_file():
@@ -104,7 +119,7 @@ def read_directory(directory: Path) -> tuple[dict[str, np.ndarray], Path]:
     raise InputError(f"{directory} has no weights: none of {tried}, nor a TensorFlow checkpoint{say_not_read(directory)}")
 
 
-_NOT_READ = {  # glob: what it is, and the way to a file that is read
+_NOT_READ = {
     "adapter_*.*": "an adapter of PEFT: merge it into its model, merge_and_unload() and save_pretrained(DIR) in Python",
     "tf_model*.h5": "Keras weights: from_pretrained(DIR, from_tf=True) and save_pretrained(DIR) in transformers 4",
     "*.h5": "Keras weights, perhaps: save them by save_pretrained(DIR) of transformers 4",
@@ -119,11 +134,12 @@ _NOT_READ = {  # glob: what it is, and the way to a file that is read
     "*.pth": "rename it pytorch_model.bin, if torch.save wrote it of a state dict",
     "*.bin": "rename it pytorch_model.bin, if torch.save wrote it of a state dict",
 }
+"""Patterns of files that are not read, and for each its kind and how to get a file that is read."""
 _OF_TRAINING = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)")
 
 
 def say_not_read(directory: Path) -> str:
-    """`; it has FILE (what that is, and what to do)` for the first file of weights that cannot be read, else the empty string."""
+    """Returns `; it has FILE (its kind and what to do)` for the first file of weights that cannot be read, else ""."""
     for pattern, advice in _NOT_READ.items():
         found = [path for path in sorted(directory.glob(pattern)) if not _OF_TRAINING.fullmatch(path.name)]
         if found:
@@ -132,6 +148,7 @@ def say_not_read(directory: Path) -> str:
 
 
 def _read_shards(index: Path, read: Callable[[Path], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Reads the tensors that an index names from the files beside it."""
     file_of = (read_json(index, dict) or {}).get("weight_map")
     if not isinstance(file_of, dict) or not all(isinstance(file, str) for file in file_of.values()):
         raise InputError(f"{index} is not an index of shards: it has no weight_map of tensors to files")

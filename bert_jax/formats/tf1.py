@@ -1,8 +1,9 @@
-"""TensorFlow 1 checkpoints (the V2 format: PREFIX.index and PREFIX.data-0000i-of-0000n), without TensorFlow.
+"""TensorFlow 1 checkpoints (the V2 format: PREFIX.index and PREFIX.data-0000i-of-0000n), read without TensorFlow.
 
 The index is a LevelDB table: blocks of (name, BundleEntryProto) in the order of names, each block with a CRC; a block of
-their places; a footer. The data shards hold the tensors' bytes. Written after tensorflow/core/lib/io/format.cc and
-block.cc, tensorflow/core/util/tensor_bundle/tensor_bundle.cc and tensorflow/core/protobuf/tensor_bundle.proto.
+their offsets; a footer. The data shards hold the tensors' bytes. The format is defined in tensorflow/core/lib/io/format.cc and
+block.cc, tensorflow/core/util/tensor_bundle/tensor_bundle.cc and tensorflow/core/protobuf/tensor_bundle.proto. No package but
+TensorFlow reads it.
 """
 
 from __future__ import annotations
@@ -23,21 +24,30 @@ from bert_jax.formats.crc32c import crc32c, masked
 from bert_jax.formats.protobuf import fields, varint
 
 T = TypeVar("T", int, bytes)
-# DataType (tensorflow/core/framework/types.proto) -> ours
 _DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 5: "<i2", 6: "i1", 9: "<i8", 10: "?", 14: ml_dtypes.bfloat16, 19: "<f2"}
+"""DataType (tensorflow/core/framework/types.proto) -> NumPy's type."""
 _MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
-_FOOTER = 48  # bytes: two block handles, zeros, the magic number
-_TRAILER = 5  # bytes behind a block: its type, its CRC
+_FOOTER = 48
+"""Bytes of two block handles, zeros and the magic number."""
+_TRAILER = 5
+"""Bytes after a block: its type and its CRC."""
 
 
 def read_tf1(prefix: str | Path) -> dict[str, np.ndarray]:
-    """Variable name -> array of the checkpoint PREFIX (`bert_model.ckpt`, say), in the order of names.
+    """Reads the checkpoint PREFIX, such as `bert_model.ckpt`.
 
-    The arrays are read-only views, perhaps unaligned, on the mapped files. The CRC of each is checked, so all its bytes
-    are read from the disk once; none are held. Variables that are not numbers (strings, a TF2 object graph) are left out.
+    The arrays are read-only views, perhaps unaligned, of the mapped files. The CRC of each is checked, so all its bytes are read
+    from the disk once; none are held.
 
-    Raises InputError, naming the file, where one is missing, damaged or cut short, where no variable is left, and for
-    what is not supported: V1 checkpoints, compressed indices, big-endian data, partitioned variables.
+    Args:
+      prefix: the path without `.index`.
+
+    Returns:
+      Variable name -> array, in the order of names. Variables that are not numbers (strings, a TF2 object graph) are left out.
+
+    Raises:
+      InputError: a file is missing, damaged or cut short; no variable is left; or what is not supported: V1 checkpoints,
+        compressed indices, big-endian data, partitioned variables.
     """
     path = Path(f"{prefix}.index")
     if os.path.isfile(prefix) and not os.path.isfile(path):
@@ -70,10 +80,12 @@ def read_tf1(prefix: str | Path) -> dict[str, np.ndarray]:
 
 
 def find_tf1(directory: Path) -> Path | None:
-    """The prefix of the TensorFlow checkpoint in a directory, None without one.
+    """Returns the prefix of the TensorFlow checkpoint in a directory, None without one.
 
-    That is bert_model.ckpt, or the only one, or of several that which the text file `checkpoint` calls the newest.
-    Raises InputError, naming the prefixes, where there are several and that file does not choose one of them.
+    That is bert_model.ckpt, or the only one, or the one that the text file `checkpoint` calls the newest.
+
+    Raises:
+      InputError: there are several and that file does not choose one of them.
     """
     found = [path.with_name(path.name[: -len(".index")]) for path in sorted(directory.glob("?*.index")) if path.is_file()]
     usual = directory / "bert_model.ckpt"
@@ -89,7 +101,7 @@ def find_tf1(directory: Path) -> Path | None:
 
 
 def _map(path: Path) -> np.ndarray:
-    """A file as read-only bytes, uint8 [size]: mapped, not read."""
+    """Maps a file as read-only bytes, uint8 [size]."""
     try:
         if not os.path.isfile(path):  # unlike Path.is_file, it raises nothing
             raise InputError(f"no {path}")
@@ -101,12 +113,12 @@ def _map(path: Path) -> np.ndarray:
 
 
 def _last(message: dict[int, list[Any]], number: int, default: T) -> T:
-    """The value of a field that is not repeated. One of another type is an unknown field, as everywhere in protobuf."""
+    """Returns the value of a field that is not repeated. A value of another type is an unknown field, as always in protobuf."""
     return next((value for value in reversed(message[number]) if type(value) is type(default)), default)
 
 
 def _read_index(index: np.ndarray) -> tuple[int, dict[str, dict[int, list[Any]]]]:
-    """The number of data shards, and the BundleEntryProto of each variable of numbers."""
+    """Returns the number of data shards, and the BundleEntryProto of each variable of numbers."""
     rows = _table(index)
     key, value = next(rows, (b"?", b""))
     if key:
@@ -117,7 +129,7 @@ def _read_index(index: np.ndarray) -> tuple[int, dict[str, dict[int, list[Any]]]
     entries = {
         key.decode(): entry
         for key, value in rows
-        if key[0] and _last(entry := fields(value, "<I"), 1, 0) in _DTYPES  # a first byte 0: a slice of a variable
+        if key[0] and _last(entry := fields(value, "<I"), 1, 0) in _DTYPES  # a first byte of 0 marks a slice of a variable
     }
     if not entries:
         raise ValueError("no variable of numbers in it")
@@ -125,17 +137,17 @@ def _read_index(index: np.ndarray) -> tuple[int, dict[str, dict[int, list[Any]]]
 
 
 def _table(index: np.ndarray) -> Iterator[tuple[bytes, bytes]]:
-    """The (key, value) of a table in order. Blocks and keys must ascend as TensorFlow writes them, so it ends."""
+    """Yields each (key, value) of a table in order. It ends, because blocks and keys must ascend, as TensorFlow writes them."""
     footer = index[-_FOOTER:].tobytes()
     if not footer.endswith(_MAGIC):
         raise ValueError("not the index of a TensorFlow checkpoint, or cut short")
-    _, _, at = _handle(footer)  # of the metaindex, which is empty
-    last, behind = None, 0
+    _, _, at = _handle(footer)  # the handle of the metaindex, which is empty
+    last, least = None, 0
     for _, value in _entries(_block(index, *_handle(footer, at)[:2])):
         offset, size, _ = _handle(value)
-        if offset < behind:
+        if offset < least:
             raise ValueError("its blocks overlap or are out of order")
-        behind = offset + size + _TRAILER
+        least = offset + size + _TRAILER
         for key, value in _entries(_block(index, offset, size)):
             if last is not None and key <= last:
                 raise ValueError("its names are out of order")
@@ -144,14 +156,14 @@ def _table(index: np.ndarray) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _handle(data: bytes, at: int = 0) -> tuple[int, int, int]:
-    """Offset and size of a block, and the offset behind its handle."""
+    """Returns offset and size of a block, and the offset after its handle."""
     offset, at = varint(data, at)
     size, at = varint(data, at)
     return offset, size, at
 
 
 def _block(index: np.ndarray, offset: int, size: int) -> bytes:
-    """The contents of a block, checked."""
+    """Returns the contents of a block, checked."""
     end = offset + size + 1  # the type is under the CRC
     if offset + size + _TRAILER > len(index):
         raise ValueError(f"a block of {size} bytes at {offset} is past its end")
@@ -164,8 +176,8 @@ def _block(index: np.ndarray, offset: int, size: int) -> bytes:
 
 
 def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The (key, value) of a block: a key is given by what it shares with the one before, and the rest."""
-    end = len(block) - 4 - 4 * int.from_bytes(block[-4:], "little")  # behind it, the places of whole keys
+    """Yields each (key, value) of a block, where a key is stored as the length it shares with the one before, and the rest."""
+    end = len(block) - 4 - 4 * int.from_bytes(block[-4:], "little")  # the offsets of whole keys follow
     if end < 0:
         raise ValueError("a block is too short")
     key, at, total = b"", 0, 0
@@ -184,7 +196,7 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _array(entry: dict[int, list[Any]], shard: np.ndarray) -> np.ndarray:
-    """The view on `shard` that a BundleEntryProto describes."""
+    """Returns the view of `shard` that a BundleEntryProto describes."""
     if entry[7]:
         raise ValueError("partitioned variables are not supported: save it in one piece")
     shape = fields(_last(entry, 2, b""))

@@ -27,6 +27,7 @@ import ml_dtypes
 import numpy as np
 
 from bert_jax.config import InputError
+from bert_jax.formats.mapped import map_file
 
 T = TypeVar("T")
 Record = tuple[mmap.mmap | bytes, int, int]
@@ -121,13 +122,7 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
         or it is not supported: TorchScript, tar files of torch before 0.1.10, big-endian files, quantized, sparse or complex
         tensors, contents other than one dict of tensors.
     """
-    try:
-        with open(path, "rb") as file:
-            mapped = _Map(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
-        raise InputError(f"no {path}") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+    mapped = map_file(path, _Map)
     try:
         found, locate = _open_zip(mapped) if mapped[:4] == b"PK\3\4" else _open_legacy(mapped)
         arrays = {name: _array(name, tensor, locate) for name, tensor in _state_dict(found).items()}
