@@ -458,10 +458,10 @@ def test_a_pair_has_one_tab(run, models):
     "name, content, message",
     [
         ("a.txt", "bako?", 'a.txt: expected .jsonl, with {"question"'),
-        ("a.json", '{"data": [{"paragraphs": [{"qas": [{}]}]}]}', "a.json: not in SQuAD's layout"),
-        ("a.json", "[]", "a.json: not in SQuAD's layout"),
-        ("a.json", "{", "a.json: not JSON"),
-        ("a.json", '{"data": [{"paragraphs": [{"context": "", "qas": [{}]}]}]}', "a.json, question 1: no 'question'"),
+        ("a.json", '{"data": [{"paragraphs": [{"qas": [{}]}]}]}', "paragraphs[0]: has no 'context'; SQuAD's layout is"),
+        ("a.json", "[]", "a.json: has no 'data'; SQuAD's layout is"),
+        ("a.json", "{", "a.json:1: not JSON"),
+        ("a.json", '{"data": [{"paragraphs": [{"context": "", "qas": [{}]}]}]}', "paragraphs[0].qas[0]: no 'question'"),
         ("a.jsonl", '{"question": "bako?"}', "a.jsonl:1: no 'context', it has question"),
     ],
 )

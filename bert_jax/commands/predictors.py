@@ -81,18 +81,14 @@ def _name(path: str) -> str:
     return "stdin" if path == "-" else path
 
 
-def _suffix(path: str) -> str:
-    return Path(path.removesuffix(files.codec_of(path))).suffix.lower()
-
-
 def _open(path: str, quotes: files.Quotes = "auto", say: bool = True) -> tuple[Iterator[Any], Callable[[], bool]]:
     """The lines (of a .json: questions; of a table: rows), and a function that says whether the next one is there and need not be
     waited for. `say`: what was found out about a table is shown."""
     if path != "-" and (os.path.isfile(path) or os.path.isdir(path) or not os.path.exists(path)):
         lines: Iterator[Any] = (line for _, line in files.read_lines(path))
-        if _suffix(path) == ".json":
-            lines = _questions(path)
-        elif _suffix(path) in _TABLES:
+        if files.suffix_of(path) == ".json":
+            lines = files.squad_questions(path)
+        elif files.suffix_of(path) in _TABLES:
             table = files.read_table(path, quotes)
             for remark in table.remarks if say else ():
                 print(remark, file=sys.stderr)
@@ -130,18 +126,6 @@ def _open(path: str, quotes: files.Quotes = "auto", say: bool = True) -> tuple[I
     return taken(), lambda: not ahead.empty()
 
 
-def _questions(path: str) -> Iterator[_Row]:
-    """The questions of a file in SQuAD's layout, each with its context."""
-    try:
-        articles = json.loads(b"".join(line for _, line in files.read_lines(path)))["data"]
-        paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
-        yield from [question | {"context": paragraph["context"]} for paragraph in paragraphs for question in paragraph["qas"]]
-    except (KeyError, TypeError):
-        raise InputError(f"{path}: not in SQuAD's layout, {_SQUAD}") from None
-    except (ValueError, RecursionError) as error:
-        raise error if isinstance(error, InputError) else InputError(f"{path}: not JSON ({error})") from None
-
-
 def _chunks(rows: Iterator[_Item], ready: Callable[[], bool]) -> Iterator[list[_Item]]:
     """Rows in lists: at least one, and more while the next is `ready`. An InputError comes behind the rows before it."""
     most, end = _FIRST, None
@@ -174,14 +158,11 @@ def _item(where: str, line: Any, columns: dict[str, str], jsonl: bool, mask: str
         parts = text.split("\t") if len(columns) > 1 and text else [text] * len(columns)
         if not jsonl and len(parts) != len(columns):
             raise InputError(f"{where}: {len(parts) - 1} tabs; --pairs expects one, between the two texts")
-        try:
-            line = json.loads(text) if jsonl else dict(zip(columns.values(), parts, strict=True))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: not a JSON object ({error})") from None
+        line = files.json_object(text) if jsonl else dict(zip(columns.values(), parts, strict=True))
+        if isinstance(line, files.Bad):
+            raise InputError(f"{where}: {line.reason}")
     if isinstance(line, files.Row):
         where, line = line
-    if not isinstance(line, dict):
-        raise InputError(f"{where}: a JSON {type(line).__name__}, not an object")
     texts: dict[str, str | None] = {}
     for name, column in columns.items():
         if column not in line:
@@ -205,11 +186,11 @@ def _item(where: str, line: Any, columns: dict[str, str], jsonl: bool, mask: str
 
 def _texts(texts: Texts, pair_column: str | None = None, pairs: bool = False) -> tuple[Texts, dict[str, str], bool]:
     """What `_predict` needs to know of texts: the columns, and whether lines are JSON objects or rows of a table."""
-    if _suffix(texts.file) == ".json":
+    if files.suffix_of(texts.file) == ".json":
         raise InputError(
             f"{texts.file}: expected plain text, a text a line, .jsonl, a JSON object a line, .csv, .tsv or .parquet"
         )
-    named = _suffix(texts.file) in (".jsonl", *_TABLES) or bool(texts.text_column or pair_column)
+    named = files.suffix_of(texts.file) in (".jsonl", *_TABLES) or bool(texts.text_column or pair_column)
     if pairs and named:
         raise InputError(
             "--pairs is for plain text; --text-column and --pair-column name the two texts of JSON objects and tables"
@@ -246,14 +227,13 @@ def _predict(
     from bert_jax.console import predicting
 
     path = texts.file
-    if texts.quotes != "auto" and _suffix(path) not in (".csv", ".tsv"):
+    if texts.quotes != "auto" and files.suffix_of(path) not in (".csv", ".tsv"):
         raise InputError(f"--quotes {texts.quotes} is for .csv and .tsv, and {_name(path)} is neither")
     lines, ready = _open(path, texts.quotes)
     _cache_compilations()
     predictor, fields = make(bert_jax.load(texts.model, special_tokens=texts.special_tokens))
     mask = predictor.tokenizer.mask_token if isinstance(predictor, bert_jax.FillMask) else ""
-    place = f"{_name(path)}{', question ' if _suffix(path) == '.json' else ':'}"
-    items = (_item(f"{place}{n}", line, columns, jsonl, mask, texts.keep_columns) for n, line in enumerate(lines, 1))
+    items = (_item(f"{_name(path)}:{n}", line, columns, jsonl, mask, texts.keep_columns) for n, line in enumerate(lines, 1))
     typed = path == "-" and sys.stdin.isatty()
     shown = sys.stderr.isatty() and not typed and (write is not None or not sys.stdout.isatty())
     total = sum(1 for _ in _open(path, texts.quotes, say=False)[0]) if shown and os.path.isfile(path) else None
@@ -431,7 +411,7 @@ def answer(
         stride: Tokens from the start of one window to the next.
         max_question_length: Tokens of a question that are read. Default: 64, or half of a shorter window.
     """
-    if os.path.isfile(rows.file) and _suffix(rows.file) not in (".json", ".jsonl", *_TABLES):
+    if os.path.isfile(rows.file) and files.suffix_of(rows.file) not in (".json", ".jsonl", *_TABLES):
         expected = f'.jsonl, with {{"question": ..., "context": ...}} a line, .csv, .tsv or .parquet, or .json: {_SQUAD}'
         raise InputError(f"{rows.file}: expected {expected}")
 

@@ -10,7 +10,7 @@ rows (`read_table`, `read_conll`, `read_squad`).
 """
 
 from bert_jax.data.files.datasets import tfds_name, tfds_splits
-from bert_jax.data.files.formats import ClassName, Located, Request, decoded, is_blank, json_objects
+from bert_jax.data.files.formats import ClassName, Located, Request, decoded, is_blank, json_object
 from bert_jax.data.files.layouts import first_fields, read_conll, read_squad, sentences_of_words, squad_questions
 from bert_jax.data.files.storage import (
     BOM,
@@ -64,7 +64,7 @@ __all__ = [
     "first_fields",
     "format_of",
     "is_blank",
-    "json_objects",
+    "json_object",
     "list_files",
     "matches",
     "open_stream",
