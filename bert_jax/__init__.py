@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bert_jax.inference import Tagger as Tagger
     from bert_jax.inference import nearest as nearest
     from bert_jax.model.config import BertConfig as BertConfig
+    from bert_jax.model.config import ComputeConfig as ComputeConfig
     from bert_jax.model.heads import Bert as Bert
     from bert_jax.pooling import Pooling as Pooling
     from bert_jax.pretrain import train as train
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 # Names are imported when first used: a process that tokenizes text needs no jax.
 _HOME = {
-    "BertConfig": "model.config", "InputError": "errors", "Bert": "model.heads", "Pooling": "pooling",
+    "BertConfig": "model.config", "ComputeConfig": "model.config", "Bert": "model.heads", "InputError": "errors",
+    "Pooling": "pooling",
     "Model": "pretrained", "load": "pretrained", "save": "pretrained",
     "Answerer": "inference", "Classifier": "inference", "Embedder": "inference", "FillMask": "inference", "Tagger": "inference",
     "nearest": "inference", "train": "pretrain", "finetune": "finetuning.finetune",

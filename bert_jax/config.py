@@ -23,9 +23,9 @@ from typing import Any, Literal, TypeVar
 from bert_jax.errors import Checked as Checked
 from bert_jax.errors import InputError as InputError
 from bert_jax.errors import did_you_mean as did_you_mean
-from bert_jax.model.config import COMPUTED as COMPUTED
-from bert_jax.model.config import OF_A_RUN
+from bert_jax.model.config import CHOSEN_BY_RUN
 from bert_jax.model.config import BertConfig as BertConfig
+from bert_jax.model.config import ComputeConfig as ComputeConfig
 
 T = TypeVar("T")
 TextFormat = Literal["auto", "txt", "jsonl", "csv", "tsv", "parquet"]
@@ -293,6 +293,7 @@ class TrainConfig(Checked):
     fill_masks: tuple[str, ...] = ()
     """Sentences with [MASK], filled in by the model at the end of the run."""
     model: BertConfig = field(default_factory=BertConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     data: DataConfig = field(default_factory=DataConfig)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -330,6 +331,9 @@ class TrainConfig(Checked):
         return self.checkpoint_dir or str(Path(self.workdir) / "checkpoints")
 
 
+_COMPUTE_FIELDS = tuple(field.name for field in dataclasses.fields(ComputeConfig))
+
+
 def to_dict(cfg: Any) -> dict[str, Any]:
     """A config as plain JSON types (tuples become lists)."""
     return json.loads(json.dumps(dataclasses.asdict(cfg)))
@@ -348,6 +352,15 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") ->
             value = from_dict(hints[key], value, f"{where}: {key}")
         built[key] = tuple(value) if isinstance(value, list) else value
     return cls(**built)
+
+
+def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a `to_dict` of TrainConfig in its present form: the fields of `compute` were once part of `model`."""
+    model = values.get("model")
+    if "compute" in values or not isinstance(model, Mapping):
+        return dict(values)
+    moved = {name: model[name] for name in _COMPUTE_FIELDS if name in model}
+    return {**values, "model": {name: value for name, value in model.items() if name not in moved}, "compute": moved}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
@@ -405,9 +418,15 @@ def _mistake(path: Path, error: Exception) -> str:
     if isinstance(error, InputError):
         return f"{where}: {error}"
     unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-    known = {c.__name__: c for c in (BertConfig, DataConfig, MaskingConfig, OptimConfig, ParallelConfig, TrainConfig)}
+    known = {
+        c.__name__: c for c in (BertConfig, ComputeConfig, DataConfig, MaskingConfig, OptimConfig, ParallelConfig, TrainConfig)
+    }
     if unknown is None or unknown[1] not in known:
         return f"{where}: {type(error).__name__}: {error}"
+    if known[unknown[1]] is BertConfig and unknown[2] in _COMPUTE_FIELDS:
+        flag = f"--compute.{unknown[2].replace('_', '-')}"
+        advice = f"give TrainConfig(compute=ComputeConfig({unknown[2]}=...)), or {flag} on the command line"
+        return f"{where}: BertConfig has no field {unknown[2]!r}: {advice}"
     names = [f.name for f in dataclasses.fields(known[unknown[1]])]  # a dataclass called with a name that it does not have
     return f"{where}: {unknown[1]} has no field {unknown[2]!r}{did_you_mean(unknown[2], names)}"
 
@@ -421,6 +440,7 @@ def load_train_config(
     """
     import tyro
 
+    argv = [_renamed(argument) for argument in argv]
     if argv and not argv[0].startswith("-"):
         default, rest = load_config_file(argv[0]), argv[1:]
     elif "--help" in argv or "-h" in argv:
@@ -439,6 +459,12 @@ def load_train_config(
     )
 
 
+def _renamed(argument: str) -> str:
+    """Returns a command-line argument with `--compute.` where `--model.` once named a field of ComputeConfig."""
+    name = argument.partition("=")[0].removeprefix("--model.").replace("-", "_")
+    return argument.replace("--model.", "--compute.", 1) if name in _COMPUTE_FIELDS else argument
+
+
 def _given(argv: Sequence[str], option: str) -> str | None:
     """The value of a text option of a command line that is yet to be parsed."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -449,7 +475,7 @@ def _given(argv: Sequence[str], option: str) -> str | None:
 
 def _started(cfg: TrainConfig, taken: BertConfig, start: str, length: str | None) -> TrainConfig:
     """`cfg` with the architecture `taken` from the model `start`, its own dropout and ways to compute; `length` is asked for."""
-    model = taken.replace(**{name: getattr(cfg.model, name) for name in OF_A_RUN})
+    model = taken.replace(**{name: getattr(cfg.model, name) for name in CHOSEN_BY_RUN})
     if length is None and cfg.data.max_seq_length > model.max_length:
         raise InputError(
             f"data.max_seq_length={cfg.data.max_seq_length} is longer than --init-from {start} allows: give "

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bert_jax.config import TrainConfig, from_dict
+from bert_jax.config import TrainConfig, from_dict, upgrade
 from bert_jax.disk import read_json
 from bert_jax.errors import InputError, did_you_mean
 from bert_jax.formats.tensors import has_weights, read_directory, say_not_read
@@ -77,7 +77,7 @@ def _read_workdir(workdir: Path) -> Directory:
     path = workdir / "config.json"
     if (values := read_json(path, dict)) is None:
         raise InputError(f"{workdir} has checkpoints but no config.json: it is no work directory of train.py")
-    cfg = from_dict(TrainConfig, values, str(path))
+    cfg = from_dict(TrainConfig, upgrade(values), str(path))
     head = cfg.head
     module = Bert(cfg.model, head)
     like = jax.eval_shape(lambda: steps.init_state(initialize(module, 0), optim.make_optimizer(cfg.optim)))

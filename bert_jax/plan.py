@@ -356,24 +356,26 @@ def remedies(plan: Plan) -> list[tuple[str, float]]:
             for option, changed in options:
                 fsdp, tensor = changed.parallel.fsdp, changed.parallel.tensor
                 share = memory.DeviceShare.of_run(changed, plan.program.devices.platform, mesh.size // tensor, fsdp, tensor)
-                need = memory.total_bytes(changed.model, share)
+                need = memory.total_bytes(changed.model, changed.compute, share)
                 if need <= memory.USABLE * hbm:
                     yield option, need
                     break
 
-    full = cfg.replace(model=cfg.model.replace(remat="full"))
-    return [*fitting(cfg)] or [(f"--model.remat full {option}", need) for option, need in fitting(full)]
+    full = cfg.replace(compute=cfg.compute.replace(remat="full"))
+    return [*fitting(cfg)] or [(f"--compute.remat full {option}", need) for option, need in fitting(full)]
 
 
 def _changes(cfg: TrainConfig, devices: int) -> dict[str, list[tuple[str, TrainConfig]]]:
     """Kinds of changes that need less memory, each from little to much of it, with the options that ask for them."""
     rows = cfg.batch_size * cfg.parallel.tensor // devices  # a device
     parts = [n for n in range(cfg.gradient_accumulation_steps + 1, rows + 1) if rows % n == 0]
-    weaker = ("none", "dots", "full").index(cfg.model.remat)
+    weaker = ("none", "dots", "full").index(cfg.compute.remat)
     cuts = [n for n in range(2, devices + 1) if devices // cfg.parallel.tensor % n == 0 and cfg.model.hidden_size % n == 0]
     fewer = [cfg.batch_size * n // rows for n in range(rows - 1, 0, -1)]
     return {
-        "remat": [(f"--model.remat {how}", cfg.replace(model=cfg.model.replace(remat=how))) for how in ("dots", "full")[weaker:]],
+        "remat": [
+            (f"--compute.remat {how}", cfg.replace(compute=cfg.compute.replace(remat=how))) for how in ("dots", "full")[weaker:]
+        ],
         "accumulation": [(f"--gradient-accumulation-steps {n}", cfg.replace(gradient_accumulation_steps=n)) for n in parts],
         "batch": [(f"--batch-size {n}", cfg.replace(batch_size=n)) for n in fewer if n % cfg.gradient_accumulation_steps == 0],
         "fsdp": [

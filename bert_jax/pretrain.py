@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from bert_jax import inference, pretrained, warm_start, workdir
-from bert_jax.config import BertConfig, InputError, TrainConfig, from_dict, to_dict
+from bert_jax.config import BertConfig, InputError, TrainConfig, from_dict, to_dict, upgrade
 from bert_jax.console import show_table, track
 from bert_jax.data import corpus, doctor
 from bert_jax.data.pretraining import BatchSource, PretrainingData, load_data, tokenizer_folder, unigram_loss
@@ -36,7 +36,7 @@ class Program:
     """What a run computes on its devices: the module, the optimizer, the steps and the state before the first step.
 
     Attributes:
-        cfg: The run; `cfg.model` says how the model is computed on these devices (see `build`).
+        cfg: The run; `cfg.compute` says how the model is computed on these devices (see `build`).
         devices: The devices.
     """
 
@@ -46,7 +46,7 @@ class Program:
     @cached_property
     def module(self) -> Bert:
         """The encoder with the head that is trained."""
-        return Bert(self.cfg.model, self.cfg.head)
+        return Bert(self.cfg.model, self.cfg.head, compute=self.cfg.compute)
 
     @cached_property
     def optimizer(self) -> Any:
@@ -55,9 +55,9 @@ class Program:
 
     def describe(self) -> str:
         """Describes the computation in a line of the log."""
-        cfg = self.cfg.model
-        kernel = attention.describe(cfg, self.devices.platform, self.cfg.data.max_seq_length, deterministic=False)
-        return f"{cfg.dtype}, {kernel}, recomputed: {cfg.remat}{', layers by a scan' if cfg.scan_layers else ''}"
+        cfg, how = self.cfg, self.cfg.compute
+        kernel = attention.describe(cfg.model, how, self.devices.platform, cfg.data.max_seq_length, deterministic=False)
+        return f"{how.dtype}, {kernel}, recomputed: {how.remat}{', layers by a scan' if how.scan_layers else ''}"
 
     def sums(self, params: Any, batch: Any, key: Any) -> dict[str, losses.Sum]:
         """Returns the losses of a batch; dropout is on if there is a key."""
@@ -119,7 +119,7 @@ def architecture(init_from: str, workdir: str) -> BertConfig:
         with contextlib.suppress(InputError):
             old = read_json(Path(workdir) / "config.json", dict)
             if old and old.get("init_from") == init_from:
-                return from_dict(TrainConfig, old).model
+                return from_dict(TrainConfig, upgrade(old)).model
         raise
 
 
@@ -149,7 +149,8 @@ def build(cfg: TrainConfig, devices: parallel.Devices, memory_bytes: int | None)
     parallel.check_fit(devices, cfg.model, cfg.batch_size, cfg.gradient_accumulation_steps)
     shape = devices.mesh.shape
     share = memory.DeviceShare.of_run(cfg, devices.platform, devices.rows_cut, shape["fsdp"], shape["tensor"])
-    return Program(cfg.replace(model=memory.choose_recomputation(cfg.model, share, memory_bytes)), devices)
+    compute = memory.choose_recomputation(cfg.model, cfg.compute, share, memory_bytes)
+    return Program(cfg.replace(compute=compute), devices)
 
 
 def train(cfg: TrainConfig, prog: str = "bert_jax train") -> Reached:

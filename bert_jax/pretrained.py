@@ -23,7 +23,7 @@ from bert_jax.errors import InputError, printable
 from bert_jax.formats.tensors import write_safetensors
 from bert_jax.hub import find
 from bert_jax.model import convert
-from bert_jax.model.config import BertConfig
+from bert_jax.model.config import BertConfig, ComputeConfig
 from bert_jax.model.families import FAMILIES, Head
 from bert_jax.model.heads import Bert, initial_values, parameter_shapes
 from bert_jax.pooling import Pooling, read_activation, read_pooling, write_pooling
@@ -74,6 +74,7 @@ class Model:
       problem_type: what a sequence classifier's logits mean; None: single_label_classification, or regression if there is one.
       pooling: how sentence-transformers makes embeddings of it, where its files say so; a str says why they cannot be followed.
       no_tokenizer: why the tokenizer's files were not read, where there are any.
+      compute: how it is computed: `dataclasses.replace(model, compute=ComputeConfig(dtype="bfloat16"))`.
       activation: the class of torch.nn that sentence-transformers' CrossEncoder puts behind the logits, where its files say so.
       untrained: what of the head the file lacked; predictors that read it warn.
       tuned: how long texts were in fine-tuning, and thresholds: predictors follow it.
@@ -90,6 +91,7 @@ class Model:
     untrained: Untrained | None = field(default=None, repr=False)
     tuned: Tuned = field(default_factory=Tuned)
     no_tokenizer: str | None = None
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
 
     @property
     def max_length(self) -> int:
@@ -111,7 +113,7 @@ class Model:
     @property
     def module(self) -> Bert:
         """The Flax module that `params` belong to."""
-        return Bert(self.config, self.head, max(1, len(self.labels)))
+        return Bert(self.config, self.head, max(1, len(self.labels)), self.compute)
 
     def apply(self, params: Any, batch: Mapping[str, Any], **flags: Any) -> dict[str, Any]:
         """Hidden states and the head's outputs (see `Bert`), a pure function of `params` and `batch`: jit, vmap, grad, pmap it.

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax import directory as directories
-from bert_jax.config import TrainConfig, differences, from_dict, to_dict
+from bert_jax.config import TrainConfig, differences, from_dict, to_dict, upgrade
 from bert_jax.data.tokenizer import has_tokenizer
 from bert_jax.disk import read_json
 from bert_jax.errors import InputError
 from bert_jax.formats.tensors import has_weights
 from bert_jax.hub import find
 from bert_jax.model import convert
-from bert_jax.model.config import COMPUTED, OF_A_RUN, BertConfig
+from bert_jax.model.config import CHOSEN_BY_RUN, BertConfig
 from bert_jax.model.heads import Bert
 from bert_jax.pretrained import report
 
@@ -24,7 +24,7 @@ def architecture(path: str | Path) -> BertConfig:
     if has_weights(directory) or not (directory / "checkpoints").is_dir():
         return directories.read(directory).config
     file = directory / "config.json"
-    return from_dict(TrainConfig, read_json(file, dict) or {}, str(file)).model
+    return from_dict(TrainConfig, upgrade(read_json(file, dict) or {}), str(file)).model
 
 
 def vocabulary(path: str | Path | None) -> Path | None:
@@ -36,8 +36,8 @@ def vocabulary(path: str | Path | None) -> Path | None:
 
 def check_start(path: str | Path, cfg: BertConfig) -> BertConfig:
     """The architecture of a pretrained directory, computed as `cfg` says. Raises InputError where it is not that of `cfg`."""
-    theirs = architecture(path).replace(**{name: getattr(cfg, name) for name in COMPUTED})
-    if different := [d for d in differences(to_dict(theirs), to_dict(cfg)) if d[0] not in OF_A_RUN]:
+    theirs = architecture(path)
+    if different := [d for d in differences(to_dict(theirs), to_dict(cfg)) if d[0] not in CHOSEN_BY_RUN]:
         listing = "\n".join(f"  model.{name}: {a!r} there, {b!r} in this run" for name, a, b in different)
         raise InputError(f"--init-from {path} is another model:\n{listing}")
     return theirs

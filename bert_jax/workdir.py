@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax import disk
-from bert_jax.config import COMPUTED, TRAINED, InputError, TrainConfig, differences, to_dict
+from bert_jax.config import TRAINED, InputError, TrainConfig, differences, to_dict, upgrade
 
 try:
     import fcntl
@@ -47,7 +47,7 @@ class Reached:
 # May differ between runs of one work directory: where and how often, never what is computed.
 FREE_FIELDS = frozenset(
     ["workdir", "eval_every", "checkpoint_every", "keep_checkpoints", "checkpoint_dir", "log_every", "profile",
-     "extend", "fill_masks", "data.cache_dir", "data.num_workers", *(f"model.{name}" for name in COMPUTED - {"dtype"})]
+     "extend", "fill_masks", "data.cache_dir", "data.num_workers", "compute.remat", "compute.scan_layers", "compute.attention"]
 )  # fmt: skip
 
 ANOTHER = ": use another --workdir, or delete that file"
@@ -129,7 +129,7 @@ def other_run(old: Mapping[str, Any], cfg: TrainConfig, moved: bool) -> list[Cha
             return there not in TRAINED and here not in TRAINED
         return name in ("data.source", "data.eval_source") and bool(there) and bool(here)
 
-    return [change for change in changed(old, cfg, FREE_FIELDS) if not (moved and is_path(*change))]
+    return [change for change in changed(upgrade(old), cfg, FREE_FIELDS) if not (moved and is_path(*change))]
 
 
 def _read(path: Path) -> dict[str, Any] | None:

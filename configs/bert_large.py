@@ -10,7 +10,7 @@ The paper trains 900,000 steps at length 128 and then 100,000 at 512; the second
 Hardware: the paper's was 16 Cloud TPUs for four days. Not measured here.
 """
 
-from bert_jax.config import BertConfig, DataConfig, OptimConfig, TrainConfig
+from bert_jax.config import BertConfig, ComputeConfig, DataConfig, OptimConfig, TrainConfig
 
 
 def get_config() -> TrainConfig:
@@ -21,7 +21,8 @@ def get_config() -> TrainConfig:
         eval_every=5000,
         checkpoint_every=5000,
         log_every=100,
-        model=BertConfig.preset("large", dtype="bfloat16"),
+        model=BertConfig.preset("large"),
+        compute=ComputeConfig(dtype="bfloat16"),
         data=DataConfig(examples="sentence_pairs", dupe_factor=5),
         optim=OptimConfig(name="adamw_bert", learning_rate=1e-4, schedule="bert_tf", warmup_steps=10_000),
     )

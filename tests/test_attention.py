@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax.config import BertConfig, InputError, ParallelConfig
+from bert_jax.config import BertConfig, ComputeConfig, InputError, ParallelConfig
 from bert_jax.model import attention
 from bert_jax.model.encoder import Encoder
 from bert_jax.training import parallel
@@ -32,7 +32,7 @@ def inputs(rows=ROWS, length=LENGTH, dtype=jnp.float32):
 
 
 def mixed(kernel, query, key, value, ids):
-    return attention.attention(CFG.replace(attention=kernel), query, key, value, ids, ids, 0.0, None, False)[0]
+    return attention.attention(query, key, value, ids, ids, kernel, 0.0, None, False)[0]
 
 
 def values_and_gradients(kernel, ids, *arrays):
@@ -83,12 +83,12 @@ def test_an_encoder_by_splash_is_the_one_by_xla_layers_scanned_and_some_position
     params = jax.jit(Encoder(CFG).init)(jax.random.key(0), *args)
     for how in (dict(), dict(positions=np.array([[0, 7], [0, 51]], np.int32))):
         outputs = [
-            jax.jit(partial(Encoder(CFG.replace(attention=kernel, scan_layers=True)).apply, **how))(params, *args)
+            jax.jit(partial(Encoder(CFG, ComputeConfig(attention=kernel, scan_layers=True)).apply, **how))(params, *args)
             for kernel in ("splash", "xla")
         ]
         np.testing.assert_allclose(*(out["last_hidden_state"] for out in outputs), atol=5e-5)
     with pytest.raises(InputError, match="attention='splash': it does not give the probabilities that output_attentions"):
-        Encoder(CFG.replace(attention="splash")).apply(params, *args, output_attentions=True)
+        Encoder(CFG, ComputeConfig(attention="splash")).apply(params, *args, output_attentions=True)
 
 
 def test_cudnn_is_asked_for_what_xla_computes(monkeypatch):
@@ -103,7 +103,7 @@ def test_cudnn_is_asked_for_what_xla_computes(monkeypatch):
     arrays = inputs()
     half = inputs(dtype=jnp.bfloat16)
     with attention.for_platform("gpu"):
-        out, weights = attention.attention(CFG.replace(dtype="bfloat16"), *half, PACKED, PACKED, 0.0, None, False)
+        out, weights = attention.attention(*half, PACKED, PACKED, "auto", 0.0, None, False)
     assert called == ["cudnn"]
     assert weights is None
     np.testing.assert_allclose(np.asarray(out, np.float32), mixed("xla", *arrays, PACKED), atol=0.03)
@@ -158,26 +158,24 @@ def test_a_mesh_of_someone_else_gets_xla():
 
 
 def test_the_choice_is_told_in_a_line():
-    base = BertConfig.preset("base", dtype="bfloat16")
-    assert attention.describe(base, "tpu", 512, True) == "attention by splash (on tpu)"
-    assert "attention by xla (attention_probs_dropout_prob=0.1: " in attention.describe(base, "tpu", 512, False)
-    assert attention.describe(base.replace(attention="xla"), "gpu", 512, True) == "attention by xla (asked for)"
+    base, half = BertConfig.preset("base"), ComputeConfig(dtype="bfloat16")
+    assert attention.describe(base, half, "tpu", 512, True) == "attention by splash (on tpu)"
+    assert "attention by xla (attention_probs_dropout_prob=0.1: " in attention.describe(base, half, "tpu", 512, False)
+    assert attention.describe(base, half.replace(attention="xla"), "gpu", 512, True) == "attention by xla (asked for)"
 
 
 FOR_A_TPU = """
 import jax, jax.numpy as jnp
 from jax.experimental import topologies
-from bert_jax.config import BertConfig
 from bert_jax.model import attention
 from bert_jax.training import parallel
 
 found = topologies.get_topology_desc("v5e:2x4", "tpu").devices
 devices = parallel.Devices(parallel.make_mesh(found, 2, 2))
-cfg = BertConfig.preset("base", dtype="bfloat16")
 
 def step(_, batch):
     def total(q, k, v):
-        out, _ = attention.attention(cfg, q, k, v, batch["ids"], batch["ids"], 0.0, None, False)
+        out, _ = attention.attention(q, k, v, batch["ids"], batch["ids"], "auto", 0.0, None, False)
         return jnp.sum(out.astype(jnp.float32))
     return jax.grad(total, argnums=(0, 1, 2))(batch["q"], batch["k"], batch["v"])
 

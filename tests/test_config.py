@@ -11,6 +11,7 @@ import pytest
 
 from bert_jax.config import (
     BertConfig,
+    ComputeConfig,
     DataConfig,
     InputError,
     MaskingConfig,
@@ -24,11 +25,12 @@ from bert_jax.config import (
     load_train_config,
     shipped_configs,
     to_dict,
+    upgrade,
 )
 from bert_jax.model.config import PRESETS
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
-CLASSES = (BertConfig, DataConfig, MaskingConfig, OptimConfig, ParallelConfig, TrainConfig)
+CLASSES = (BertConfig, ComputeConfig, DataConfig, MaskingConfig, OptimConfig, ParallelConfig, TrainConfig)
 
 
 def config_file(folder, body="return TrainConfig(num_steps=50_000)"):
@@ -72,7 +74,7 @@ def test_a_config_cannot_be_changed_but_by_replace():
         (lambda: BertConfig(hidden_size=1.5), "BertConfig: hidden_size=1.5 is a float; expected int"),
         (lambda: BertConfig(hidden_size=True), "hidden_size=True is a bool; expected int"),
         (lambda: BertConfig(layer_norm_eps="1e-12"), "layer_norm_eps='1e-12' is a str; expected float"),
-        (lambda: BertConfig(remat=1), "remat=1 is a int; expected Literal"),
+        (lambda: ComputeConfig(remat=1), "remat=1 is a int; expected Literal"),
         (lambda: BertConfig(hidden_act="mish"), "hidden_act='mish' .*'gelu', 'gelu_python'"),
         (lambda: DataConfig(source="a.txt"), r"source='a.txt' is a str; expected tuple\[str, ...\]"),
         (lambda: DataConfig(source=(3,)), r"source=\(3,\)"),
@@ -326,6 +328,40 @@ def test_help_lists_every_field_with_its_docstring(tmp_path, capsys, has_file, m
     assert ("default: 50000" in shown) == has_file
 
 
+# ---- compute: its fields were once part of the model
+
+
+@pytest.mark.parametrize(
+    "form", [["--model.dtype", "bfloat16"], ["--model.dtype=bfloat16"], ["--compute.dtype", "bfloat16"]], ids=" ".join
+)
+def test_fields_of_compute_go_by_their_old_flags_too(tmp_path, form):
+    scan = ["--model.scan_layers", "True", "--model.remat", "full", "--model.attention", "xla", "--model.hidden-size", "24"]
+    cfg = load_train_config([config_file(tmp_path), *form, *scan])
+    assert cfg.compute == ComputeConfig(dtype="bfloat16", remat="full", attention="xla", scan_layers=True)
+    assert cfg.model.hidden_size == 24
+
+
+def test_a_config_of_before_there_was_compute_is_read_as_it_was_meant():
+    cfg = TrainConfig(compute=ComputeConfig(dtype="bfloat16", scan_layers=True), model=BertConfig.preset("mini"))
+    new = to_dict(cfg)
+    old = {**new, "model": {**new["model"], **new["compute"]}}
+    del old["compute"]
+    assert upgrade(old) == upgrade(new) == new
+    assert from_dict(TrainConfig, upgrade(old)) == cfg
+    del old["model"]["remat"]  # of a version that did not have it
+    assert from_dict(TrainConfig, upgrade(old)) == cfg
+    assert upgrade({"num_steps": 3}) == {"num_steps": 3}
+
+
+def test_a_config_file_that_gives_the_model_a_field_of_compute_is_told_where_it_goes(tmp_path):
+    path = config_file(tmp_path, "return TrainConfig(model=BertConfig.preset('mini', dtype='bfloat16'))")
+    said = (
+        r"py:5: BertConfig has no field 'dtype': give TrainConfig\(compute=ComputeConfig\(dtype=\.\.\.\)\), or --compute\.dtype"
+    )
+    with pytest.raises(InputError, match=said):
+        load_config_file(path)
+
+
 # ---- --init-from: the model's architecture, unless the command line says otherwise
 
 
@@ -333,9 +369,10 @@ def written(tmp_path):
     path = tmp_path / "config.py"
     path.write_text(
         "from bert_jax.config import *\n"
-        "model = BertConfig.preset('mini', dtype='bfloat16', hidden_dropout_prob=0.0, max_position_embeddings=128)\n"
+        "model = BertConfig.preset('mini', hidden_dropout_prob=0.0, max_position_embeddings=128)\n"
         "def get_config():\n"
-        "    return TrainConfig(model=model, data=DataConfig(max_seq_length=128))\n"
+        "    half = ComputeConfig(dtype='bfloat16')\n"
+        "    return TrainConfig(model=model, compute=half, data=DataConfig(max_seq_length=128))\n"
     )
     return str(path)
 
@@ -349,8 +386,9 @@ def test_with_init_from_the_architecture_is_the_models_and_dropout_and_types_the
         return BertConfig.preset("tiny", vocab_size=77, hidden_dropout_prob=0.3)
 
     cfg = load_train_config([written(tmp_path), *form, "--workdir", "w", "--model.num-hidden-layers", "3"], "x", architecture)
-    wanted = BertConfig.preset("tiny", vocab_size=77, hidden_dropout_prob=0.0, dtype="bfloat16", num_hidden_layers=3)
+    wanted = BertConfig.preset("tiny", vocab_size=77, hidden_dropout_prob=0.0, num_hidden_layers=3)
     assert (cfg.model, cfg.init_from, asked) == (wanted, "model", [("model", "w")])
+    assert cfg.compute == ComputeConfig(dtype="bfloat16")
     assert load_train_config([written(tmp_path)], "x", architecture).model.num_hidden_layers == 4
     assert len(asked) == 1
 

@@ -19,7 +19,7 @@ import same_bits
 from helpers import make_documents, with_template
 
 from bert_jax import pretrained
-from bert_jax.config import BertConfig, InputError
+from bert_jax.config import BertConfig, ComputeConfig, InputError
 from bert_jax.data.batching import Example, batches
 from bert_jax.data.layout import Window, cut_windows, most_context
 from bert_jax.data.tokenizer import Tokenizer
@@ -1237,7 +1237,7 @@ def test_a_prompt_stands_before_each_text(embedder):
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16_gives_nearly_the_same(request, name):
     predictor = request.getfixturevalue(name)
-    half = type(predictor)(dataclasses.replace(predictor.model, config=TINY.replace(dtype="bfloat16")))
+    half = type(predictor)(dataclasses.replace(predictor.model, compute=ComputeConfig(dtype="bfloat16")))
     for key, values in half.run(half._encode(SHORT[:3]))[0].items():
         assert values.dtype in (np.float32, np.int32), key
     if name == "embedder":

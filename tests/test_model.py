@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from bert_jax.errors import InputError
-from bert_jax.model.config import PRESETS, BertConfig
+from bert_jax.model.config import PRESETS, BertConfig, ComputeConfig
 from bert_jax.model.convert import flatten, unflatten
 from bert_jax.model.encoder import Embeddings, Encoder, EncoderLayer
 from bert_jax.model.heads import Bert, complete
@@ -54,10 +54,15 @@ def make_batch(seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
-def shapes(cfg: BertConfig = CFG) -> dict:
+def shapes(cfg: BertConfig = CFG, **how) -> dict:
     """Shapes and dtypes of the parameters with every head."""
     key = jax.random.key(0)
-    return jax.eval_shape(lambda: Bert(cfg, "pretraining").init(key, make_batch()))["params"]
+    return jax.eval_shape(lambda: pretrained_bert(cfg, **how).init(key, make_batch()))["params"]
+
+
+def pretrained_bert(cfg: BertConfig = CFG, **how) -> Bert:
+    """A model with every head, computed as fields of ComputeConfig say."""
+    return Bert(cfg, "pretraining", compute=ComputeConfig(**how))
 
 
 @cache
@@ -83,23 +88,23 @@ KEYS = [jax.random.key(seed, impl="unsafe_rbg") for seed in (0, 1)]  # compile f
 ENCODER_INPUTS = ("input_ids", "token_type_ids", "position_ids", "sequence_ids")
 
 
-def forward(cfg: BertConfig, params, batch, key=None) -> dict:
+def forward(cfg: BertConfig, params, batch, key=None, **how) -> dict:
     """All that the model and its encoder return."""
     rngs = None if key is None else {"dropout": key}
-    model = Bert(cfg, "pretraining")
+    model, encoder = pretrained_bert(cfg, **how), Encoder(cfg, ComputeConfig(**how))
     outputs = model.apply({"params": params}, batch, key is None, rngs=rngs)
     encoder_inputs = [batch[name] for name in ENCODER_INPUTS]
-    return outputs | Encoder(cfg).apply({"params": params["encoder"]}, *encoder_inputs, key is None, True, True, rngs=rngs)
+    return outputs | encoder.apply({"params": params["encoder"]}, *encoder_inputs, key is None, True, True, rngs=rngs)
 
 
 @cache
-def compiled(**changes):
-    return jax.jit(partial(forward, CFG.replace(**changes)))
+def compiled(changes=(), **how):
+    return jax.jit(partial(forward, CFG.replace(**dict(changes)), **how))
 
 
-def pretraining_loss(cfg: BertConfig, params, batch, key=None):
+def pretraining_loss(cfg: BertConfig, params, batch, key=None, **how):
     rngs = None if key is None else {"dropout": key}
-    outputs = Bert(cfg, "pretraining").apply({"params": params}, batch, key is None, rngs=rngs)
+    outputs = pretrained_bert(cfg, **how).apply({"params": params}, batch, key is None, rngs=rngs)
     sums = pretraining_sums(outputs, batch)
     return sums["masked_lm_loss"].mean() + sums["next_sentence_loss"].mean()
 
@@ -175,7 +180,7 @@ def numpy_bert(params: dict, batch: dict, act: str) -> dict:
 @pytest.mark.parametrize("act", ["gelu", "gelu_new", "relu"])
 def test_outputs_equal_those_of_a_plain_numpy_bert(act: str) -> None:
     batch = make_batch()
-    ours, theirs = compiled(hidden_act=act)(params(), batch), numpy_bert(params(), batch, act)
+    ours, theirs = compiled((("hidden_act", act),))(params(), batch), numpy_bert(params(), batch, act)
     real = batch["sequence_ids"] > 0
     for mine, golden in zip(ours["hidden_states"], theirs["hidden_states"], strict=True):
         np.testing.assert_allclose(mine[real], golden[real], atol=1e-5, rtol=0)
@@ -274,13 +279,12 @@ def test_choices_packed_in_rows_have_the_logits_that_they_have_apart() -> None:
         np.testing.assert_allclose(found[row, : len(chosen)], [logits[where] for where in chosen], atol=1e-5)
 
 
-def outputs_and_gradients(dropped: bool, **changes):
+def outputs_and_gradients(dropped: bool, **how):
     """Of one batch: loss, hidden states, attentions, and the loss's gradients by parameter."""
-    cfg = CFG.replace(**changes)
 
     def loss(params, batch, key):
         rngs = None if key is None else {"dropout": key}
-        outputs = Bert(cfg, "pretraining").apply({"params": params}, batch, key is None, rngs=rngs)
+        outputs = pretrained_bert(**how).apply({"params": params}, batch, key is None, rngs=rngs)
         sums = pretraining_sums(outputs, batch)
         return sums["masked_lm_loss"].mean() + sums["next_sentence_loss"].mean(), outputs
 
@@ -313,16 +317,16 @@ def test_a_scan_gives_the_same_hidden_states_and_attentions() -> None:
 
 @pytest.mark.parametrize("how", HOW, ids=lambda how: "+".join(how))
 def test_scan_and_remat_are_really_used(how: dict) -> None:
-    def scanned_and_recomputed(cfg: BertConfig) -> tuple[bool, bool]:
+    def scanned_and_recomputed(**how) -> tuple[bool, bool]:
         """Whether there is a scan, and whether products are computed again (what GELU and LayerNorm compute always is)."""
-        found = equations(partial(pretraining_loss, cfg), params(), make_batch())
+        found = equations(partial(pretraining_loss, CFG, **how), params(), make_batch())
         again = [eqn for eqn in found if eqn.primitive.name in ("remat2", "checkpoint")]
         assert again
         inner = (e.primitive.name for eqn in again for e in equations_of(eqn.params["jaxpr"]))
         return any(eqn.primitive.name == "scan" for eqn in found), "dot_general" in inner
 
-    assert scanned_and_recomputed(CFG) == (False, False)
-    assert scanned_and_recomputed(CFG.replace(**how)) == (how.get("scan_layers", False), "remat" in how)
+    assert scanned_and_recomputed() == (False, False)
+    assert scanned_and_recomputed(**how) == (how.get("scan_layers", False), "remat" in how)
 
 
 def equations(function, *args) -> list:
@@ -351,7 +355,7 @@ def test_no_array_of_all_positions_by_all_tokens_is_made() -> None:
     key = jax.random.key(0)
     step = jax.value_and_grad(partial(pretraining_loss, CFG))
     assert arrays_of_all_logits(step, params(), make_batch(), key) == []
-    scanned = jax.value_and_grad(partial(pretraining_loss, CFG.replace(scan_layers=True, remat="full")))
+    scanned = jax.value_and_grad(partial(pretraining_loss, CFG, scan_layers=True, remat="full"))
     assert arrays_of_all_logits(scanned, params(), make_batch(), key) == []
 
 
@@ -383,12 +387,12 @@ def test_bfloat16_is_close_to_float32_and_really_used() -> None:
 
 
 def test_under_bfloat16_products_are_rough_and_softmax_norms_losses_gradients_are_float32() -> None:
-    cfg = CFG.replace(dtype="bfloat16")
-    assert {leaf.dtype for leaf in jax.tree.leaves(shapes(cfg))} == {jnp.dtype("float32")}
-    grads = jax.eval_shape(jax.grad(partial(pretraining_loss, cfg)), params(), make_batch())
+    loss = partial(pretraining_loss, CFG, dtype="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes(dtype="bfloat16"))} == {jnp.dtype("float32")}
+    grads = jax.eval_shape(jax.grad(loss), params(), make_batch())
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
     found = {}
-    for eqn in equations(partial(pretraining_loss, cfg), params(), make_batch(), jax.random.key(0)):
+    for eqn in equations(loss, params(), make_batch(), jax.random.key(0)):
         kinds = {str(v.aval.dtype) for v in eqn.invars if jnp.issubdtype(v.aval.dtype, jnp.floating)}
         found[eqn.primitive.name] = found.get(eqn.primitive.name, set()) | kinds
     assert found["dot_general"] == {"bfloat16"}
@@ -474,7 +478,7 @@ def test_dropout_follows_the_key_and_deterministic_has_none() -> None:
     a, again, b = (run(params(), batch, KEYS[seed]) for seed in (0, 0, 1))
     np.testing.assert_array_equal(a["masked_lm_logits"], again["masked_lm_logits"])
     assert not np.allclose(a["masked_lm_logits"], b["masked_lm_logits"], atol=1e-2)
-    without = compiled(**OFF)
+    without = compiled(tuple(OFF.items()))
     np.testing.assert_array_equal(run(params(), batch)["masked_lm_logits"], without(params(), batch)["masked_lm_logits"])
     keyed = without(params(), batch, KEYS[0])  # rates of 0: a key changes nothing
     np.testing.assert_array_equal(keyed["masked_lm_logits"], without(params(), batch)["masked_lm_logits"])
@@ -572,7 +576,7 @@ def test_hidden_states_and_attentions_come_on_request() -> None:
     plain = jax.eval_shape(Encoder(CFG).apply, {"params": params()["encoder"]}, *encoder_inputs)
     assert set(plain) == {"last_hidden_state"}
     for scan_layers in (False, True):
-        outputs = jax.eval_shape(partial(forward, CFG.replace(scan_layers=scan_layers)), params(), batch)
+        outputs = jax.eval_shape(partial(forward, CFG, scan_layers=scan_layers), params(), batch)
         assert [a.shape for a in outputs["hidden_states"]] == (CFG.num_hidden_layers + 1) * [(B, L, CFG.hidden_size)]
         assert [a.shape for a in outputs["attentions"]] == CFG.num_hidden_layers * [(B, CFG.num_attention_heads, L, L)]
 
@@ -598,7 +602,7 @@ def test_the_parameter_tree_is_the_one_on_file() -> None:
 
 @pytest.mark.parametrize("how", [*HOW, dict(dtype="bfloat16")], ids=lambda how: "+".join(how))
 def test_the_parameter_tree_does_not_depend_on_how_the_model_is_computed(how: dict) -> None:
-    assert shapes(CFG.replace(**how)) == shapes()
+    assert shapes(**how) == shapes()
 
 
 def test_pooler_and_next_sentence_head_exist_only_where_asked_for() -> None:
@@ -650,8 +654,8 @@ def test_the_last_layer_at_the_heads_places_alone_gives_the_same_outputs_and_gra
         "distilbert": dict(type_vocab_size=0),
     }
     cfg = BertConfig(model_type=family, vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
-                     intermediate_size=24, initializer_range=0.3, scan_layers=scan, **sizes.get(family, {}))  # fmt: skip
-    module, rng = Bert(cfg, head), np.random.default_rng(0)
+                     intermediate_size=24, initializer_range=0.3, **sizes.get(family, {}))  # fmt: skip
+    module, rng = Bert(cfg, head, compute=ComputeConfig(scan_layers=scan)), np.random.default_rng(0)
     batch = {"input_ids": rng.integers(5, 50, (2, 12)).astype(np.int32)}
     batch["sequence_ids"] = np.array([[1] * 5 + [2] * 4 + [0] * 3, [1] * 3 + [2] * 8 + [0]], np.int32)
     if packed:

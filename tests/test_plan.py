@@ -11,7 +11,7 @@ import pytest
 
 from bert_jax import plan, pretrain
 from bert_jax.__main__ import main
-from bert_jax.config import BertConfig, DataConfig, InputError, OptimConfig, ParallelConfig, TrainConfig
+from bert_jax.config import BertConfig, ComputeConfig, DataConfig, InputError, OptimConfig, ParallelConfig, TrainConfig
 from bert_jax.training import flops, memory, parallel
 
 ROOT = Path(__file__).parent.parent
@@ -232,23 +232,23 @@ def test_a_step_is_bounded_by_products_links_and_memory(monkeypatch):
     assert made.roofline.update == pytest.approx((2 * (40 + 80) + 2 * 40) / 8.19e11)
     assert made.roofline.step == max(made.roofline.compute, made.roofline.interconnect) + made.roofline.update
     assert made.mfu == pytest.approx(made.roofline.compute / made.roofline.step)
-    again = planned(SMALL.replace(model=SMALL.model.replace(remat="full")), crossing=crossing)
+    again = planned(SMALL.replace(compute=ComputeConfig(remat="full")), crossing=crossing)
     assert 1.2 < again.roofline.compute / made.roofline.compute < 4 / 3  # the layers' forward pass once more, not the head's
 
 
 LARGE = TrainConfig(
     batch_size=256, data=DataConfig(max_seq_length=512),
-    model=BertConfig.preset("large", dtype="bfloat16", remat="none", scan_layers=True),
+    model=BertConfig.preset("large"), compute=ComputeConfig(dtype="bfloat16", remat="none", scan_layers=True),
 )  # fmt: skip
 
 
 def test_what_would_fit_is_the_least_change_of_each_kind():
     remedies = dict(plan.remedies(planned(LARGE)))
-    assert [option.split()[0] for option in remedies] == ["--model.remat", "--gradient-accumulation-steps", "--batch-size"]
+    assert [option.split()[0] for option in remedies] == ["--compute.remat", "--gradient-accumulation-steps", "--batch-size"]
     assert all(need <= memory.USABLE * 15.75 * GIB for need in remedies.values())
-    assert "--model.remat full" in remedies  # dots alone is too much for 32 rows of BERT-large
+    assert "--compute.remat full" in remedies  # dots alone is too much for 32 rows of BERT-large
     share = memory.DeviceShare.of_run(LARGE.replace(gradient_accumulation_steps=4), "cpu", 8, 1, 1)
-    assert memory.total_bytes(LARGE.model, share) > memory.USABLE * 15.75 * GIB
+    assert memory.total_bytes(LARGE.model, LARGE.compute, share) > memory.USABLE * 15.75 * GIB
     assert remedies.keys() >= {"--gradient-accumulation-steps 8"}
 
 
@@ -256,10 +256,10 @@ def test_where_no_change_fits_by_itself_all_is_recomputed_too():
     larger = LARGE.replace(model=LARGE.model.replace(num_hidden_layers=72))
     remedies = plan.remedies(planned(larger))
     assert remedies
-    assert all(option.startswith("--model.remat full --parallel.fsdp") for option, _ in remedies)
+    assert all(option.startswith("--compute.remat full --parallel.fsdp") for option, _ in remedies)
 
 
-BASE = BertConfig.preset("base", dtype="bfloat16")
+BASE, HALF = BertConfig.preset("base"), ComputeConfig(dtype="bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -268,18 +268,17 @@ BASE = BertConfig.preset("base", dtype="bfloat16")
      (1, 8, 2, None, "none")],
 )  # fmt: skip
 def test_the_least_is_recomputed_that_fits(rows, length, slots, hbm, remat):
-    chosen = memory.choose_recomputation(BASE, memory.DeviceShare(rows, length, slots, "tpu"), hbm and int(hbm * GIB))
+    share = memory.DeviceShare(rows, length, slots, "tpu")
+    chosen = memory.choose_recomputation(BASE, HALF, share, hbm and int(hbm * GIB))
     assert (chosen.remat, chosen.scan_layers) == (remat, True)
-    asked = memory.choose_recomputation(
-        BASE.replace(remat="full", scan_layers=False), memory.DeviceShare(rows, length, slots, "tpu"), 10**15
-    )
+    asked = memory.choose_recomputation(BASE, HALF.replace(remat="full", scan_layers=False), share, 10**15)
     assert (asked.remat, asked.scan_layers) == ("full", False)
 
 
 def test_cutting_parameters_and_recomputing_need_less():
     share = memory.DeviceShare(8, 512, 77, "cpu")
-    base = BASE.replace(scan_layers=True)
-    sizes = [memory.total_bytes(base.replace(remat=how), share) for how in ("none", "dots", "full")]
+    ways = HALF.replace(scan_layers=True)
+    sizes = [memory.total_bytes(BASE, ways.replace(remat=how), share) for how in ("none", "dots", "full")]
     assert sizes == sorted(sizes, reverse=True)
     assert memory.state_bytes(BASE, replace(share, fsdp=8)) == memory.state_bytes(BASE, share) / 8
     assert memory.num_parameters(BASE) == pytest.approx(110.1e6, rel=0.01)  # Devlin et al., 2018, section 3
@@ -287,12 +286,13 @@ def test_cutting_parameters_and_recomputing_need_less():
 
 def test_a_kernel_for_attention_keeps_no_scores():
     share = memory.DeviceShare(16, 512, 77, "tpu")
-    dropped, whole = (BASE.replace(scan_layers=True, remat="none", attention_probs_dropout_prob=rate) for rate in (0.1, 0.0))
+    dropped, whole = (BASE.replace(attention_probs_dropout_prob=rate) for rate in (0.1, 0.0))
+    how = HALF.replace(scan_layers=True, remat="none")
     # as compiled for v5e: 7.91 and 4.99 GiB
-    assert memory.total_bytes(dropped, share) / GIB == pytest.approx(7.91, rel=0.06)
-    assert memory.total_bytes(whole, share) / GIB == pytest.approx(4.99, rel=0.06)
+    assert memory.total_bytes(dropped, how, share) / GIB == pytest.approx(7.91, rel=0.06)
+    assert memory.total_bytes(whole, how, share) / GIB == pytest.approx(4.99, rel=0.06)
     short = replace(share, length=128, slots=20)  # too short for the kernel
-    assert memory.total_bytes(whole, short) == memory.total_bytes(dropped, short)
+    assert memory.total_bytes(whole, how, short) == memory.total_bytes(dropped, how, short)
 
 
 @pytest.mark.parametrize(
@@ -302,9 +302,9 @@ def test_a_kernel_for_attention_keeps_no_scores():
      ("large", 8, 512, "dots", 7.77)],
 )  # fmt: skip
 def test_estimates_are_near_what_the_compiler_needs(size, rows, length, remat, gib):
-    cfg = BertConfig.preset(size, dtype="bfloat16", remat=remat, scan_layers=True)
+    how = ComputeConfig(dtype="bfloat16", remat=remat, scan_layers=True)
     share = memory.DeviceShare(rows, length, {512: 77, 128: 20}[length], "tpu")
-    assert 0.98 < memory.total_bytes(cfg, share) / GIB / gib < 1.1
+    assert 0.98 < memory.total_bytes(BertConfig.preset(size), how, share) / GIB / gib < 1.1
 
 
 @pytest.mark.tpu_compile
@@ -315,7 +315,7 @@ def test_a_run_is_planned_for_a_tpu_and_what_does_not_fit_says_what_would():
     assert fits.returncode == 0, fits.stderr
     assert "yes, " in fits.stdout
     assert "recomputed: dots" in fits.stdout
-    refused = run(*base[:-1], "384", "--topology", "v5e:2x4", "--model.remat", "none")
+    refused = run(*base[:-1], "384", "--topology", "v5e:2x4", "--compute.remat", "none")
     assert "no, " in refused.stdout
     assert "the compiler: RESOURCE_EXHAUSTED" in refused.stdout
-    assert "--model.remat dots" in refused.stdout
+    assert "--compute.remat dots" in refused.stdout

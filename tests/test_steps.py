@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from bert_jax.config import BertConfig, OptimConfig, ParallelConfig
+from bert_jax.config import BertConfig, ComputeConfig, OptimConfig, ParallelConfig
 from bert_jax.model.convert import flatten
 from bert_jax.model.heads import Bert
 from bert_jax.training import losses, optim, parallel, steps
@@ -53,8 +53,8 @@ def uneven_batch(seed: int = 0) -> dict[str, np.ndarray]:
     return batch
 
 
-def sums_of(cfg: BertConfig, next_sentence: bool = True):
-    model = Bert(cfg, "pretraining" if next_sentence else "masked_lm")
+def sums_of(cfg: BertConfig, next_sentence: bool = True, **how):
+    model = Bert(cfg, "pretraining" if next_sentence else "masked_lm", compute=ComputeConfig(**how))
 
     def sums(params, batch, key):
         rngs = None if key is None else {"dropout": key}
@@ -95,7 +95,7 @@ def initial_state(optimizer: str, layout: str) -> steps.TrainState:
 def lowered(optimizer: str, layout: str, microbatches: int, dropout: bool, clip_norm: float | None):
     """The step as train.py has it, and a state and a batch for it."""
     devices = devices_of(layout)
-    sums = sums_of(CFG.replace(**DROPOUT, scan_layers=True) if dropout else CFG)  # a scan compiles twice as fast
+    sums = sums_of(CFG.replace(**DROPOUT), scan_layers=True) if dropout else sums_of(CFG)  # a scan compiles twice as fast
     step = steps.make_train_step(sums, *OPTIMIZERS[optimizer], 7, clip_norm, microbatches, devices.axis_name)
     state = initial_state(optimizer, layout)
     return devices.jit(step, state=state), state, devices.put(uneven_batch())
@@ -124,7 +124,7 @@ def assert_same(a, b) -> None:
 
 def train(batches, cfg: OptimConfig, num_steps: int, dtype: str = "float32") -> tuple[dict, list[float]]:
     """Parameters and losses after steps on `batches(step)`."""
-    optimizer, sums = optim.make_optimizer(cfg), sums_of(CFG.replace(dtype=dtype), next_sentence=False)
+    optimizer, sums = optim.make_optimizer(cfg), sums_of(CFG, next_sentence=False, dtype=dtype)
     params = {name: initial_params()[name] for name in ("encoder", "masked_lm")}
     state = jax.jit(partial(steps.init_state, optimizer=optimizer))(params)
     step = jax.jit(steps.make_train_step(sums, optimizer, optim.make_schedule(cfg, num_steps), 0), donate_argnums=0)

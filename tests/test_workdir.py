@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bert_jax import disk
-from bert_jax.config import BertConfig, DataConfig, InputError, TrainConfig, from_dict, to_dict
+from bert_jax.config import BertConfig, ComputeConfig, DataConfig, InputError, TrainConfig, from_dict, to_dict
 from bert_jax.workdir import FREE_FIELDS, claim, recorded
 
 
@@ -202,7 +202,8 @@ OTHER_VALUE = {
     "eval_every": 7, "checkpoint_every": 7, "keep_checkpoints": 7, "log_every": 7, "profile": 7, "extend": True,
     "fill_masks": ["x"],
     "data.cache_dir": "x", "data.num_workers": 7, "checkpoint_dir": "x", "parallel.num_devices": 7, "parallel.strategy": "pmap",
-    "parallel.fsdp": 2, "parallel.stuck_timeout": 9, "model.remat": "full", "model.scan_layers": True, "model.attention": "xla",
+    "parallel.fsdp": 2, "parallel.stuck_timeout": 9,
+    "compute.remat": "full", "compute.scan_layers": True, "compute.attention": "xla",
 }  # fmt: skip
 
 
@@ -219,8 +220,21 @@ def test_free_fields_may_differ(run, name, tmp_path, monkeypatch):
     assert json.loads((Path(run.workdir) / "config.json").read_text()) == values
 
 
+def test_a_work_directory_of_before_there_was_compute_goes_on_and_its_compute_type_is_held(run):
+    claim(run)
+    path = Path(run.workdir) / "config.json"
+    values = json.loads(path.read_text())
+    values["model"] |= values.pop("compute")
+    path.write_text(json.dumps(values))
+    (path.parent / "checkpoints" / "5").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"compute\.dtype: 'float32' there, 'bfloat16' here"):
+        claim(run.replace(compute=ComputeConfig(dtype="bfloat16")))
+    assert claim(run.replace(compute=ComputeConfig(remat="full"))) == []
+    assert json.loads(path.read_text())["compute"]["remat"] == "full"
+
+
 def test_the_list_of_free_fields_names_fields_that_are_there_and_tested():
-    groups = {"": TrainConfig, "data.": DataConfig, "model.": BertConfig}
+    groups = {"": TrainConfig, "data.": DataConfig, "model.": BertConfig, "compute.": ComputeConfig}
     names = {prefix + f.name for prefix, cls in groups.items() for f in fields(cls)}
     assert names >= FREE_FIELDS
     assert FREE_FIELDS - {"workdir"} == {name for name in OTHER_VALUE if not name.startswith("parallel.")}

@@ -136,7 +136,7 @@ def _row(made: Plan) -> list[str]:
     chip, roofline = made.topology.chip, made.roofline if not made.refusal else None
     crossing = sum(each.times * each.size for each in made.crossing) / _MIB
     return [
-        made.topology.name, ("no" if made.refusal else "yes") if chip else "-", made.program.cfg.model.remat,
+        made.topology.name, ("no" if made.refusal else "yes") if chip else "-", made.program.cfg.compute.remat,
         (f"{made.needed / _GIB:.2f}" if made.needed else "?") + (f" of {chip.hbm / _GIB:.2f}" if chip else ""),
         "-" if made.refusal else f"{sum(each.times for each in made.crossing)}, {crossing:,.0f} MiB",
         f"{made.compile_seconds:.0f} s", f"{1e3 * roofline.step:.1f} ms" if roofline else "-",

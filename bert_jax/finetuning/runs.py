@@ -27,6 +27,7 @@ from bert_jax.finetuning.evaluation import Evaluator, Split
 from bert_jax.finetuning.init_head import StartingModel
 from bert_jax.inference import sentence_vectors
 from bert_jax.model import attention, heads, lora
+from bert_jax.model.config import ComputeConfig
 from bert_jax.model.heads import Bert
 from bert_jax.pooling import Pooling
 from bert_jax.tasks.task import Task
@@ -104,7 +105,7 @@ class Setting:
     @cached_property
     def module(self) -> Bert:
         """As it is trained: with the config's dropout and compute type, recomputing what the devices' memory asks for."""
-        cfg, drop = self.start.model.config.replace(dtype=self.cfg.dtype), self.cfg.dropout
+        cfg, compute, drop = self.start.model.config, ComputeConfig(dtype=self.cfg.dtype), self.cfg.dropout
         if drop is not None:
             cfg = cfg.replace(hidden_dropout_prob=drop, attention_probs_dropout_prob=drop, classifier_dropout=drop)
         if self.batches is not None:
@@ -112,15 +113,15 @@ class Setting:
             shape = max(self.batches.shapes, key=lambda shape: shape.rows * shape.length)
             rows = -(-shape.rows // devices.rows_cut)
             share = memory.DeviceShare(rows, shape.length, 0, devices.platform, cut["fsdp"], cut["tensor"])
-            cfg = memory.choose_recomputation(cfg, share, memory.device_bytes(devices.mesh.local_devices[0]))
-        return Bert(cfg, self.start.model.head, max(1, len(self.start.model.labels)))
+            compute = memory.choose_recomputation(cfg, compute, share, memory.device_bytes(devices.mesh.local_devices[0]))
+        return Bert(cfg, self.start.model.head, max(1, len(self.start.model.labels)), compute)
 
     @property
     def kernel(self) -> str:
         """Which attention kernel the longest batches get, for the log."""
         assert self.batches is not None
         longest = max(shape.length for shape in self.batches.shapes)
-        return attention.describe(self.module.cfg, self.devices.platform, longest, deterministic=False)
+        return attention.describe(self.module.cfg, self.module.compute, self.devices.platform, longest, deterministic=False)
 
     @cached_property
     def optimizer(self) -> Any:

@@ -111,7 +111,7 @@ class Predictor:
         cfg, pad_id = self.model.config, self.tokenizer.pad_id
         pad_id = pad_id if pad_id < cfg.vocab_size else 0  # an id past the table would be NaN, and spread
         # TPUs and GPUs multiply float32 in less by default, and the numbers would differ from those of the model's makers.
-        precise = jax.default_matmul_precision("highest") if cfg.dtype == "float32" else contextlib.nullcontext()
+        precise = jax.default_matmul_precision("highest") if self.model.compute.dtype == "float32" else contextlib.nullcontext()
         packed = batches(examples, self._longest, self._tokens, self._slots, pad_id)
         for batch in exact_batches(examples, self._exact_tokens, self.most_places, pad_id) if self.exact else packed:
             with precise:

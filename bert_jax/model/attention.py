@@ -21,11 +21,12 @@ from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from bert_jax.errors import InputError
-from bert_jax.model.config import BertConfig
+from bert_jax.model.config import BertConfig, ComputeConfig
 from bert_jax.model.layers import MESH_AXES, ROWS, dropout, inside_training_mesh
 
 AnyArray: TypeAlias = Array | np.ndarray  # what callers may give
 Kernel = Literal["xla", "splash", "cudnn"]
+Wanted = Literal["auto", "xla", "splash", "cudnn"]  # see ComputeConfig.attention
 MASKED = -1e9  # added in float32; finite, so that a row with nothing to attend to stays finite
 SPLASH_FROM = 512  # tokens; below, XLA's attention takes less memory and no more time
 _BLOCK = 128  # tokens that splash takes at a time are multiples of it
@@ -59,7 +60,7 @@ def choose(
     """The kernel, and why.
 
     Args:
-      wanted: `BertConfig.attention`.
+      wanted: `ComputeConfig.attention`.
       platform: "cpu", "gpu" or "tpu".
       length: tokens of a row; in jax.export it may be a symbol.
       head_size: K.
@@ -112,10 +113,11 @@ def _obstacle(
     return None
 
 
-def describe(cfg: BertConfig, platform: str, length: int, deterministic: bool) -> str:
+def describe(cfg: BertConfig, compute: ComputeConfig, platform: str, length: int, deterministic: bool) -> str:
     """Which kernel rows of `length` tokens get, and why, in one line. Raises InputError as `choose` does."""
     rate = 0.0 if deterministic else cfg.attention_probs_dropout_prob
-    kernel, why = choose(cfg.attention, platform, length, cfg.hidden_size // cfg.num_attention_heads, cfg.dtype, rate)
+    head_size = cfg.hidden_size // cfg.num_attention_heads
+    kernel, why = choose(compute.attention, platform, length, head_size, compute.dtype, rate)
     return f"attention by {kernel} ({why})"
 
 
@@ -125,12 +127,12 @@ def same_sequence(asking: Int[AnyArray, "B Q"], ids: Int[AnyArray, "B L"]) -> Bo
 
 
 def attention(
-    cfg: BertConfig,
     query: Float[Array, "B Q H K"],
     key: Float[Array, "B L H K"],
     value: Float[Array, "B L H K"],
     asking: Int[AnyArray, "B Q"],
     sequence_ids: Int[AnyArray, "B L"],
+    wanted: Wanted,
     dropout_rate: float,
     dropout_key: PRNGKeyArray | None,
     wants_weights: bool,
@@ -143,7 +145,7 @@ def attention(
     platform, interpret = _compiling_for.get() or (jax.default_backend(), False)
     length, head_size = key.shape[1], key.shape[3]
     rate = 0.0 if dropout_key is None else dropout_rate
-    kernel, _ = choose(cfg.attention, platform, length, head_size, cfg.dtype, rate, query.shape[1], wants_weights)
+    kernel, _ = choose(wanted, platform, length, head_size, query.dtype.name, rate, query.shape[1], wants_weights)
     if kernel == "splash":
         return _splash(query, key, value, jnp.asarray(sequence_ids), interpret), None
     mask = same_sequence(asking, sequence_ids)

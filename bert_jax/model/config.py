@@ -1,4 +1,4 @@
-"""What a model is: the fields of a Hugging Face config.json that describe it. No jax in here."""
+"""Describes a model, and how it is computed. No jax in here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ModelType = Literal["bert", "roberta", "xlm-roberta", "distilbert", "albert", "e
 
 @dataclass(frozen=True)
 class BertConfig(Checked):
-    """The model, and how it is computed. The first fields are a Hugging Face config.json's."""
+    """The model, described by fields of a Hugging Face config.json."""
 
     model_type: ModelType = "bert"
     """The family: which of BERT's parts it has, and how its tensors and classes are called elsewhere."""
@@ -56,20 +56,6 @@ class BertConfig(Checked):
     """Standard deviation of the truncated normal (cut at two, not corrected) that weights start from."""
     layer_norm_eps: float = 1e-12
     """Added to the variance in LayerNorm."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute type; parameters, softmax, norms and losses stay float32."""
-    remat: Literal["auto", "none", "dots", "full"] = "auto"
-    (
-        "What the backward pass recomputes, for less memory: nothing; all but matrix products; or each layer (about a third "
-        "more compute). auto: the least that fits the device's memory in training, else none."
-    )
-    attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
-    (
-        "The attention kernel: XLA's; Pallas' splash (TPUs, long rows); cuDNN's (GPUs, bfloat16). auto: the fastest that "
-        "computes the same model, which with dropout on the probabilities is XLA's."
-    )
-    scan_layers: bool | None = None
-    """Run the layers by one scan: much faster compilation for deep models. Same parameters, same numbers. Default: on TPUs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,15 +134,34 @@ class BertConfig(Checked):
         return cls(**{**size, **changes})
 
 
+@dataclass(frozen=True)
+class ComputeConfig(Checked):
+    """How a model is computed; the parameters and, up to rounding, the outputs are the same."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type. Parameters, softmax, norm statistics and losses stay float32."""
+    remat: Literal["auto", "none", "dots", "full"] = "auto"
+    (
+        "What the backward pass recomputes to save memory: nothing; all but matrix products; or each layer (about a third "
+        "more compute). auto: the least that fits the device's memory in training, else none."
+    )
+    attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
+    (
+        "The attention kernel: XLA's; Pallas' splash (TPUs, long rows); cuDNN's (GPUs, bfloat16). auto: the fastest that "
+        "computes the same model, which with dropout on the probabilities is XLA's."
+    )
+    scan_layers: bool | None = None
+    """Run the layers by one scan: much faster compilation for deep models. Same parameters, same numbers. Default: on TPUs."""
+
+
 _LARGEST = {  # far beyond any model: what is larger is a damaged or hostile file
     "vocab_size": 2**28, "hidden_size": 2**20, "num_hidden_layers": 1024, "num_attention_heads": 2**20,
     "intermediate_size": 2**22, "max_position_embeddings": 2**24, "embedding_size": 2**20, "num_hidden_groups": 1024,
     "type_vocab_size": 2**16,
 }  # fmt: skip
 
-COMPUTED = frozenset(["dtype", "remat", "scan_layers", "attention"])  # fields that say how, not what: no part of a model
-# and those that are a run's: a model is the same with other dropout, or drawn from another distribution
-OF_A_RUN = COMPUTED | {"hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "initializer_range"}
+# Fields that a run may choose: they change how the model is trained or drawn, not which model it is.
+CHOSEN_BY_RUN = frozenset(["hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "initializer_range"])
 
 PRESETS: dict[str, tuple[int, int]] = {  # name: (layers, hidden size)
     "tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 512), "base": (12, 768), "large": (24, 1024),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bert_jax.errors import InputError, did_you_mean
-from bert_jax.model.config import COMPUTED, BertConfig
+from bert_jax.model.config import BertConfig
 from bert_jax.model.families import FAMILIES, Family, Head, head_names, names, twins
 
 Params = dict[str, Any]
@@ -328,7 +328,7 @@ def config_from_hugging_face(values: Mapping[str, Any], where: str) -> BertConfi
             fields[f.name] = family.fixed[f.name]
         elif f.name in ("embedding_size", "num_hidden_groups", "pad_token_id") and f.name not in family.defaults:
             continue  # of no meaning in this family, whatever the file says
-        elif f.name not in COMPUTED and key in values:
+        elif key in values:
             fields[f.name] = values[key]
         elif f.name in family.defaults:
             fields[f.name] = family.defaults[f.name]
@@ -346,9 +346,7 @@ def config_to_hugging_face(cfg: BertConfig, head: Head, pad_id: int) -> dict[str
     """The inverse of `config_from_hugging_face`, with what transformers asks beside it."""
     family = FAMILIES[cfg.model_type]
     fields = {
-        family.renamed.get(name, name): value
-        for name, value in dataclasses.asdict(cfg).items()
-        if name not in COMPUTED and name not in family.fixed
+        family.renamed.get(name, name): value for name, value in dataclasses.asdict(cfg).items() if name not in family.fixed
     }
     if cfg.model_type in ("albert", "electra"):
         fields["embedding_size"] = cfg.embedding_size or cfg.hidden_size

@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from bert_jax.model.attention import AnyArray, attention
-from bert_jax.model.config import BertConfig
+from bert_jax.model.attention import AnyArray, Wanted, attention
+from bert_jax.model.config import BertConfig, ComputeConfig
 from bert_jax.model.layers import (
     ACTIVATIONS,
     PRODUCT,
@@ -28,7 +29,7 @@ from bert_jax.model.layers import (
     word_table,
 )
 
-REMAT_POLICIES = {  # of cfg.remat: what the backward pass need not recompute; the others recompute nothing
+REMAT_POLICIES = {  # ComputeConfig.remat -> what the backward pass need not recompute; other values recompute nothing
     "full": None,
     "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),  # attention's scores and probabilities are recomputed
 }
@@ -41,6 +42,7 @@ class Embeddings(nn.Module):
     """
 
     cfg: BertConfig
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -66,13 +68,14 @@ class Embeddings(nn.Module):
         if cfg.type_vocab_size == 1:  # nn.Embed then looks nothing up
             x = jnp.where(jnp.asarray(token_type_ids)[..., None] == 0, x, jnp.nan)
         # Looked up and added as they are, float32: so are the sums of their gradients over tokens.
-        return Dropout(cfg.hidden_dropout_prob)(layer_norm(cfg, "norm")(x), deterministic)
+        return Dropout(cfg.hidden_dropout_prob)(layer_norm(cfg, self.dtype, "norm")(x), deterministic)
 
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention with its output projection."""
 
     cfg: BertConfig
+    kernel: Wanted = "auto"
 
     @nn.compact
     def __call__(
@@ -92,7 +95,7 @@ class SelfAttention(nn.Module):
         )
         rate = 0.0 if deterministic else cfg.attention_probs_dropout_prob
         dropout_key = self.make_rng("dropout") if rate else None
-        mixed, weights = attention(cfg, query, key, value, asking_ids, sequence_ids, rate, dropout_key, wants_weights)
+        mixed, weights = attention(query, key, value, asking_ids, sequence_ids, self.kernel, rate, dropout_key, wants_weights)
         return Dense(cfg, cfg.hidden_size, name="output")(mixed.reshape(asking.shape)), weights
 
 
@@ -114,6 +117,7 @@ class EncoderLayer(nn.Module):
     """
 
     cfg: BertConfig
+    kernel: Wanted = "auto"
 
     @nn.compact
     def __call__(
@@ -128,10 +132,10 @@ class EncoderLayer(nn.Module):
         if positions is not None:
             asking = jnp.take_along_axis(x, positions[:, :, None], axis=1)
             asking_ids = jnp.take_along_axis(jnp.asarray(sequence_ids), positions, axis=1)
-        attend = SelfAttention(self.cfg, name="attention")
+        attend = SelfAttention(self.cfg, self.kernel, name="attention")
         mixed, weights = attend(asking, asking_ids, x, sequence_ids, deterministic, wants_weights)
-        x = layer_norm(self.cfg, "attention_norm")(asking + Dropout(drop)(mixed, deterministic))
-        x = layer_norm(self.cfg, "mlp_norm")(x + Dropout(drop)(Mlp(self.cfg, name="mlp")(x), deterministic))
+        x = layer_norm(self.cfg, x.dtype, "attention_norm")(asking + Dropout(drop)(mixed, deterministic))
+        x = layer_norm(self.cfg, x.dtype, "mlp_norm")(x + Dropout(drop)(Mlp(self.cfg, name="mlp")(x), deterministic))
         return x, weights
 
 
@@ -144,6 +148,7 @@ class Encoder(nn.Module):
     """
 
     cfg: BertConfig
+    compute: ComputeConfig = ComputeConfig()
 
     @nn.compact
     def __call__(
@@ -160,12 +165,12 @@ class Encoder(nn.Module):
         """Returns `last_hidden_state` [B, L, D]; on request `hidden_states` (the embeddings' output, then each
         layer's) and `attentions` (each layer's probabilities [B, H, L, L], before dropout). With `positions`, what the last
         layer gives is of those alone, [B, P, D], which saves most of its work."""
-        cfg = self.cfg
-        x = Embeddings(cfg, name="embeddings")(input_ids, token_type_ids, position_ids, deterministic)
+        cfg, compute = self.cfg, self.compute
+        x = Embeddings(cfg, compute.dtype, name="embeddings")(input_ids, token_type_ids, position_ids, deterministic)
         if cfg.embedding_size is not None:
             x = Dense(cfg, cfg.hidden_size, name="projection")(x)
         x = laid_out(x, ROWS, None, None)
-        layer = EncoderLayer(cfg, parent=None)
+        layer = EncoderLayer(cfg, compute.attention, parent=None)
 
         def initial(key: Array) -> Any:
             return layer.init(key, x, sequence_ids, True)["params"]
@@ -177,14 +182,14 @@ class Encoder(nn.Module):
             x = laid_out(x, ROWS, None, None)
             return x, (x if output_hidden_states else None, weights if output_attentions else None)
 
-        if cfg.remat in REMAT_POLICIES:
-            run = jax.checkpoint(run, prevent_cse=not cfg.scan_layers, policy=REMAT_POLICIES[cfg.remat])
+        if compute.remat in REMAT_POLICIES:
+            run = jax.checkpoint(run, prevent_cse=not compute.scan_layers, policy=REMAT_POLICIES[compute.remat])
         groups = cfg.num_hidden_groups or cfg.num_hidden_layers
         distinct = [self.param(f"layer_{i}", initial) for i in range(groups)]
         layers = [distinct[i * groups // cfg.num_hidden_layers] for i in range(cfg.num_hidden_layers)]
         keys = jax.random.split(jax.random.key(0) if deterministic else self.make_rng("dropout"), len(layers))
         first, whole = x, len(layers) - (positions is not None)
-        if cfg.scan_layers and whole:
+        if compute.scan_layers and whole:
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers[:whole])
             x, asked = jax.lax.scan(run, x, (stacked, keys[:whole]))
             kept = [tuple(None if each is None else each[i] for each in asked) for i in range(whole)]

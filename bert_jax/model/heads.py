@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from bert_jax.errors import InputError
 from bert_jax.model.attention import AnyArray
-from bert_jax.model.config import BertConfig
+from bert_jax.model.config import BertConfig, ComputeConfig
 from bert_jax.model.convert import flatten
 from bert_jax.model.encoder import Encoder
 from bert_jax.model.families import FAMILIES, Head
@@ -55,7 +55,7 @@ class MaskedLMHead(nn.Module):
     def __call__(self, hidden: Float[Array, "B P D"], table: Float[AnyArray, "V E"]) -> Float[Array, "B P V"]:
         cfg = self.cfg
         activation = ACTIVATIONS[FAMILIES[cfg.model_type].masked_lm_activation or cfg.hidden_act]
-        x = layer_norm(cfg, "norm")(activation(Dense(cfg, table.shape[1], name="dense")(hidden)))
+        x = layer_norm(cfg, hidden.dtype, "norm")(activation(Dense(cfg, table.shape[1], name="dense")(hidden)))
         bias = self.param("bias", nn.initializers.zeros, (cfg.vocab_size,))
         if not cfg.tie_word_embeddings:
             table = nn.Embed(cfg.vocab_size, table.shape[1], embedding_init=initializer(cfg), name="decoder").embedding
@@ -234,6 +234,7 @@ class Bert(nn.Module):
     cfg: BertConfig
     head: Head = "masked_lm"
     num_labels: int = 2
+    compute: ComputeConfig = ComputeConfig()
 
     @nn.compact
     def __call__(
@@ -249,7 +250,7 @@ class Bert(nn.Module):
             choices = batch["input_ids"].shape[:2]
             batch = {name: value.reshape(-1, value.shape[-1]) for name, value in batch.items()}
         batch = complete(batch, self.cfg)
-        encoder = Encoder(self.cfg, name="encoder")
+        encoder = Encoder(self.cfg, self.compute, name="encoder")
         read = self._read(batch) if head_only else {}
         positions = jnp.concatenate(list(read.values()), axis=1) if read else None
         outputs = encoder(
@@ -333,7 +334,7 @@ def initialize(module: Bert, seed: Any) -> dict[str, Any]:
 
 def _scanned(module: Bert) -> Bert:
     """The same parameters, traced in a time that does not depend on the number of layers."""
-    return module.clone(cfg=module.cfg.replace(scan_layers=True))
+    return module.clone(compute=module.compute.replace(scan_layers=True))
 
 
 def parameter_shapes(module: Bert) -> dict[str, Any]:

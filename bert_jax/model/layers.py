@@ -13,6 +13,7 @@ import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from bert_jax.model.config import BertConfig
@@ -134,7 +135,7 @@ affine.defvjp(_affine_forward, _affine_backward)
 
 
 class Dense(nn.Module):
-    """A dense layer with BERT's initialisation, in the compute type."""
+    """A dense layer with BERT's initialisation. It computes in the type of its input."""
 
     cfg: BertConfig
     features: int
@@ -144,7 +145,7 @@ class Dense(nn.Module):
         kernel = self.param("kernel", initializer(self.cfg), (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         # All leading axes as one: then the kernel's gradient contracts one axis, and XLA's CPU backend need not transpose for it.
-        flat = x.reshape(-1, x.shape[-1]).astype(self.cfg.dtype)
+        flat = x.reshape(-1, x.shape[-1])
         kernel, bias = jnp.asarray(kernel), jnp.asarray(bias)
         plain = flat.dtype == kernel.dtype  # and forward-mode derivatives exist
         y = flat @ kernel + bias if plain else affine(flat, kernel, bias)
@@ -187,7 +188,10 @@ def nowhere_if_negative(ids: Int[Array | np.ndarray, "..."]) -> Int[Array, "..."
     return jnp.where(wide < 0, np.iinfo(np.int32).max, wide)
 
 
-def layer_norm(cfg: BertConfig, name: str) -> nn.LayerNorm:
-    """LayerNorm with float32 statistics and the two-pass variance that small activations need; its backward pass starts from its
-    input, as that of `gelu`."""
-    return nn.remat(nn.LayerNorm)(epsilon=cfg.layer_norm_eps, use_fast_variance=False, dtype=cfg.dtype, name=name)
+def layer_norm(cfg: BertConfig, dtype: DTypeLike, name: str) -> nn.LayerNorm:
+    """Returns a LayerNorm with outputs of type `dtype`.
+
+    Its statistics are float32, and its variance takes two passes, which small activations need. The backward pass keeps the
+    input alone, as that of `gelu` does.
+    """
+    return nn.remat(nn.LayerNorm)(epsilon=cfg.layer_norm_eps, use_fast_variance=False, dtype=dtype, name=name)

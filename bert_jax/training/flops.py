@@ -30,9 +30,9 @@ def step_flops(cfg: TrainConfig) -> float:
 
 
 def recomputed_flops(cfg: TrainConfig) -> float:
-    """Returns the FLOPs that `cfg.model.remat` adds to a step: all of the layers' forward pass, or its attention products."""
+    """Returns the FLOPs that `cfg.compute.remat` adds to a step: all of the layers' forward pass, or its attention products."""
     dense, attention, _ = _forward_flops(cfg)
-    return {"full": float(dense + attention), "dots": float(attention)}.get(cfg.model.remat, 0.0)
+    return {"full": float(dense + attention), "dots": float(attention)}.get(cfg.compute.remat, 0.0)
 
 
 def _forward_flops(cfg: TrainConfig) -> tuple[int, int, int]:

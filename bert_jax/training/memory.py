@@ -13,7 +13,7 @@ import jax
 
 from bert_jax.config import TrainConfig
 from bert_jax.model import attention
-from bert_jax.model.config import BertConfig
+from bert_jax.model.config import BertConfig, ComputeConfig
 
 USABLE = 0.9  # the share of a device's memory that an estimate may fill
 
@@ -66,79 +66,81 @@ def state_bytes(cfg: BertConfig, share: DeviceShare) -> float:
     return 12.0 * num_parameters(cfg) / (share.fsdp * share.tensor)
 
 
-def activation_bytes(cfg: BertConfig, share: DeviceShare, remat: str) -> float:
+def activation_bytes(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare) -> float:
     """Returns the bytes that a step needs at its peak in addition to its state.
 
     These are the values that the forward pass saves for the backward pass, the temporaries of one layer's (or the head's)
-    backward pass, and the gradients. `cfg.scan_layers` must be set.
+    backward pass, and the gradients. `compute.remat` and `compute.scan_layers` must be set.
     """
-    size = 4 if cfg.dtype == "float32" else 2
+    size = 4 if compute.dtype == "float32" else 2
     tokens, last_layer = share.rows * share.length, share.slots / share.length or 1.0
-    d, m, scores = cfg.hidden_size / share.tensor, cfg.intermediate_size / share.tensor, _score_values(cfg, share)
-    saved = tokens * (cfg.num_hidden_layers - 1 + last_layer) * _saved_per_token(cfg, share, remat)
+    d, m, scores = cfg.hidden_size / share.tensor, cfg.intermediate_size / share.tensor, _score_values(cfg, compute, share)
+    saved = tokens * (cfg.num_hidden_layers - 1 + last_layer) * _saved_per_token(cfg, compute, share)
     # In float32: attention scores and the intermediate layer; with a kernel its operands and their gradients.
     attention_bytes, mlp_bytes = (4 + size) * scores or 24 * d, 12 * m
-    if cfg.scan_layers and remat == "dots":  # part of the recomputed values and of their gradients live at the same time
+    if (
+        compute.scan_layers and compute.remat == "dots"
+    ):  # part of the recomputed values and of their gradients live at the same time
         attention_bytes *= 1.5
     head_bytes = 6.5 * share.rows * share.slots * cfg.vocab_size / share.tensor
     temporaries = max(tokens * (attention_bytes + mlp_bytes), head_bytes)
-    return 1.05 * (saved + temporaries + _parameter_copies(cfg, share))  # 5 %: gaps that the allocator leaves
+    return 1.05 * (saved + temporaries + _parameter_copies(cfg, compute, share))  # 5 %: gaps that the allocator leaves
 
 
-def _saved_per_token(cfg: BertConfig, share: DeviceShare, remat: str) -> float:
+def _saved_per_token(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare) -> float:
     """Returns the bytes that a layer saves for the backward pass, a token.
 
     Without a scan the compiler recomputes some cheap values on its own, but draws dropout (counted here as scores) once. Through
     a scan it can do neither: every value that the derivatives read is stacked.
     """
-    size = 4 if cfg.dtype == "float32" else 2
+    size = 4 if compute.dtype == "float32" else 2
     whole, d, m = cfg.hidden_size, cfg.hidden_size / share.tensor, cfg.intermediate_size / share.tensor
-    scores = _score_values(cfg, share)
-    if remat == "full":  # the layer's input
-        return size * whole + (0 if cfg.scan_layers else 3 * scores)
-    if remat == "dots":  # the layer's input and the outputs of its dense products
-        return size * (3 * whole + 3 * d + m) + (0 if cfg.scan_layers else 1.5 * scores)
+    scores = _score_values(cfg, compute, share)
+    if compute.remat == "full":  # the layer's input
+        return size * whole + (0 if compute.scan_layers else 3 * scores)
+    if compute.remat == "dots":  # the layer's input and the outputs of its dense products
+        return size * (3 * whole + 3 * d + m) + (0 if compute.scan_layers else 1.5 * scores)
     kernel = 0.0 if scores else 6 * size * d  # the operands in the kernel's layout, and its output
-    if cfg.scan_layers:
+    if compute.scan_layers:
         return (5 + size) * scores + kernel + size * (2 * m + 2 * whole + 4 * d)
     return 4 * scores + kernel + size * (2 * m + 2 * whole + 3 * d)
 
 
-def _score_values(cfg: BertConfig, share: DeviceShare) -> float:
+def _score_values(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare) -> float:
     """Returns the attention scores that a layer holds in memory, a token: none where a kernel computes attention."""
     rate, head_size = cfg.attention_probs_dropout_prob, cfg.hidden_size // cfg.num_attention_heads
-    kernel, _ = attention.choose(cfg.attention, share.platform, share.length, head_size, cfg.dtype, rate)
+    kernel, _ = attention.choose(compute.attention, share.platform, share.length, head_size, compute.dtype, rate)
     return share.length * cfg.num_attention_heads / share.tensor if kernel == "xla" else 0.0
 
 
-def _parameter_copies(cfg: BertConfig, share: DeviceShare) -> float:
+def _parameter_copies(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare) -> float:
     """Returns the bytes of the gradients, of a scan's stacked layers with their gradients, and of gathered word embeddings."""
     shards = share.fsdp * share.tensor
     gradients = 4.0 * num_parameters(cfg) / shards
-    stacked = 8.0 * (cfg.num_hidden_layers - 1) * _layer_parameters(cfg) / shards if cfg.scan_layers else 0.0
+    stacked = 8.0 * (cfg.num_hidden_layers - 1) * _layer_parameters(cfg) / shards if compute.scan_layers else 0.0
     words = 4.0 * cfg.vocab_size * (cfg.embedding_size or cfg.hidden_size) / share.tensor if share.fsdp > 1 else 0.0
     return max(gradients, stacked) + words + (gradients if share.microbatches > 1 else 0.0)
 
 
-def total_bytes(cfg: BertConfig, share: DeviceShare) -> float:
-    """Returns the bytes of state and activations; `cfg.remat` and `cfg.scan_layers` must be set."""
-    return state_bytes(cfg, share) + activation_bytes(cfg, share, cfg.remat)
+def total_bytes(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare) -> float:
+    """Returns the bytes of state and activations; `compute.remat` and `compute.scan_layers` must be set."""
+    return state_bytes(cfg, share) + activation_bytes(cfg, compute, share)
 
 
-def choose_recomputation(cfg: BertConfig, share: DeviceShare, memory_bytes: int | None) -> BertConfig:
-    """Returns `cfg` with `remat` and `scan_layers` chosen where it leaves them open.
+def choose_recomputation(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare, memory_bytes: int | None) -> ComputeConfig:
+    """Returns `compute` with `remat` and `scan_layers` chosen where it leaves them open.
 
     The choice is the least recomputation whose estimate fits into `USABLE` of `memory_bytes`, and none where the memory is not
     known, as on CPUs.
     """
-    if cfg.scan_layers is None:  # without a scan, compilation for TPUs takes many times as long
-        cfg = cfg.replace(scan_layers=share.platform == "tpu" and cfg.num_hidden_layers > 4)
-    if cfg.remat != "auto":
-        return cfg
-    choices = [cfg.replace(remat=remat) for remat in ("none", "dots", "full")]
+    if compute.scan_layers is None:  # without a scan, compilation for TPUs takes many times as long
+        compute = compute.replace(scan_layers=share.platform == "tpu" and cfg.num_hidden_layers > 4)
+    if compute.remat != "auto":
+        return compute
+    choices = [compute.replace(remat=remat) for remat in ("none", "dots", "full")]
     if memory_bytes is None:
         return choices[0]
-    return next((choice for choice in choices if total_bytes(choice, share) <= USABLE * memory_bytes), choices[-1])
+    return next((choice for choice in choices if total_bytes(cfg, choice, share) <= USABLE * memory_bytes), choices[-1])
 
 
 def device_bytes(device: jax.Device) -> int | None:
