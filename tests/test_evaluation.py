@@ -12,15 +12,19 @@ from helpers import make_words
 from scipy import stats
 
 from bert_jax.config import BertConfig, InputError
-from bert_jax.data.finetuning import IGNORED, encode
+from bert_jax.data.finetuning import IGNORED
 from bert_jax.data.layout import Layout
 from bert_jax.data.records import Record
-from bert_jax.finetuning.evaluation import Evaluator, Split
+from bert_jax.finetuning.evaluation import Evaluator
 from bert_jax.inference import Answer
+from bert_jax.inference.predictor import Predictor
 from bert_jax.model.heads import Bert, initialize
 from bert_jax.pooling import Pooling
 from bert_jax.pretrained import Model
-from bert_jax.tasks.table import TASKS
+from bert_jax.tasks.question_answering import answers
+from bert_jax.tasks.split import Predicted, Split
+from bert_jax.tasks.table import KINDS, TASKS
+from bert_jax.tuned import Tuned
 
 CFG = BertConfig(vocab_size=280, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
                  max_position_embeddings=64)  # fmt: skip
@@ -55,8 +59,8 @@ def evaluator_of(kind, tokenizer, labels=LABELS, limit=64, null_threshold=None, 
     return Evaluator(TASKS[kind], model_of(kind, tokenizer, labels, pooling), limit, null_threshold, label_threshold)
 
 
-def split_of(kind, records, tokenizer, labels=LABELS, limit=64, stride=128):
-    return Split("dev", records, encode(kind, records, labels, Layout(tokenizer, CFG), limit, stride))
+def split_of(kind, records, tokenizer, labels=LABELS, limit=64, **stride):
+    return Split("dev", records, KINDS[kind].encode(records, labels, Layout(tokenizer, CFG), limit, **stride))
 
 
 def labelled(*labels, texts=("a", "b")):
@@ -168,10 +172,10 @@ def knowing(kind, split):
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_a_model_that_knows_the_targets_has_the_best_scores(kind, tokenizer, monkeypatch):
-    limit, stride = (40, 8) if kind == "question_answering" else (24, 8)  # a few windows each
-    split = split_of(kind, random_records(kind, 12), tokenizer, limit=limit, stride=stride)
+    limit, stride = (40, {"stride": 8}) if kind == "question_answering" else (24, {})  # a few windows each
+    split = split_of(kind, random_records(kind, 12), tokenizer, limit=limit, **stride)
     evaluator = evaluator_of(kind, tokenizer, limit=limit)
-    monkeypatch.setattr(evaluator._predictor, "run", lambda sequences, params: knowing(kind, split))
+    monkeypatch.setattr(Predictor, "run", lambda self, sequences, params: knowing(kind, split))
     scores = evaluator.scores(split, evaluator.predict(split, {}))
     if kind in ("tagging", "question_answering"):
         assert len(split.encoded.windows) > len(split.records)
@@ -202,7 +206,7 @@ def test_a_words_tag_is_that_of_its_first_token_in_the_window_with_the_most_cont
         return results
 
     evaluator = evaluator_of("tagging", tokenizer, limit=20)
-    monkeypatch.setattr(evaluator._predictor, "run", run)
+    monkeypatch.setattr(Predictor, "run", lambda self, *args: run(*args))
     assert evaluator.predict(split, {}) == [["B-X"], [LABELS[tags[t]] for t in firsts]]
 
 
@@ -212,7 +216,7 @@ def test_words_without_tokens_are_outside(tokenizer, monkeypatch, labels, outsid
     split = split_of("tagging", records, tokenizer, labels)
     evaluator = evaluator_of("tagging", tokenizer, labels)
     run = lambda sequences, params: [{"logits": np.eye(2)[[labels.index(outside) ^ 1] * len(s.input_ids)]} for s in sequences]  # noqa: E731
-    monkeypatch.setattr(evaluator._predictor, "run", run)
+    monkeypatch.setattr(Predictor, "run", lambda self, *args: run(*args))
     other = labels[labels.index(outside) ^ 1]
     assert evaluator.predict(split, {}) == [[outside, other, outside], [outside]]
 
@@ -448,20 +452,20 @@ def test_the_threshold_of_no_answer_is_tuned_on_dev_and_holds_for_test(tokenizer
 
 def test_a_question_without_any_candidate_has_no_answer(tokenizer):
     split, predicted = questions(["a"], []), [*answered(-1, texts=("a",)), ([], -3.0)]
-    assert Evaluator.answers(split, predicted) == ({"0": "a", "1": ""}, {"0": -1.0, "1": 1e9})
+    assert answers(Predicted(split, predicted, (), Tuned())) == ({"0": "a", "1": ""}, {"0": -1.0, "1": 1e9})
     assert evaluator_of("question_answering", tokenizer).scores(split, predicted)["f1"] == 1
 
 
 def test_tags_and_answers_have_their_mean_loss_too(tokenizer, monkeypatch):
     """Of each word once, and of both ends of an answer in each window; a model that knows nothing gives log(n)."""
-    for kind, limit, stride in (("tagging", 12, 8), ("question_answering", 40, 8)):
-        split = split_of(kind, random_records(kind), tokenizer, limit=limit, stride=stride)
+    for kind, limit, stride in (("tagging", 12, {}), ("question_answering", 40, {"stride": 8})):
+        split = split_of(kind, random_records(kind), tokenizer, limit=limit, **stride)
         evaluator = evaluator_of(kind, tokenizer)
         sizes = [len(item.sequences[0].input_ids) for item in split.encoded.items]
         assert len(sizes) > len(split.records)
         logits = {"logits": 3} if kind == "tagging" else {"start": (), "end": ()}
         known = [{name: np.zeros((size, of) if of else size, np.float32) for name, of in logits.items()} for size in sizes]
-        monkeypatch.setattr(evaluator._predictor, "run", lambda sequences, params, known=known: known)
+        monkeypatch.setattr(Predictor, "run", lambda self, sequences, params, known=known: known)
         expected = math.log(3) if kind == "tagging" else np.mean(np.log(sizes))
         assert evaluator.scores(split, evaluator.predict(split, {}))["loss"] == pytest.approx(expected)
         if kind == "tagging":  # e to one tag, of which the words that have it count
@@ -471,7 +475,7 @@ def test_tags_and_answers_have_their_mean_loss_too(tokenizer, monkeypatch):
             assert evaluator.predict(split, {}).loss == pytest.approx(math.log(math.e + 2) - share)
             assert np.sum(rows != IGNORED) == sum(len(record.texts) for record in split.records)
         none = [dataclasses.replace(record, label=None) for record in split.records]
-        unlabelled = split_of(kind, none, tokenizer, limit=limit, stride=stride)
+        unlabelled = split_of(kind, none, tokenizer, limit=limit, **stride)
         assert evaluator.predict(unlabelled, {}).loss is None
 
 

@@ -38,10 +38,10 @@ from bert_jax.finetuning.runs import Runs, _best
 from bert_jax.model.convert import flatten
 from bert_jax.model.heads import Bert, initialize
 from bert_jax.pooling import Dense
+from bert_jax.tasks.metrics import entities
 from bert_jax.tasks.splits import Splits
 from bert_jax.tasks.table import find_task
 from bert_jax.training import writer
-from bert_jax.training.task_metrics import entities
 
 ROOT = Path(__file__).parent.parent
 WORDS = make_words(60)
@@ -831,7 +831,7 @@ def test_a_model_of_sentence_transformers_is_trained_as_it_embeds(model, tmp_pat
     export = bert_jax.load(tmp_path / "run" / "export")
     assert export.pooling == pooling
     said = capsys.readouterr().err
-    assert "Dense(64 -> 24, Tanh) behind the pooling: used as it is, and not trained" in said
+    assert "Dense(64 -> 24, Tanh) after the pooling: used as it is, and not trained" in said
     assert "cut to their first 16 values (truncate_dim), in training too" in said
     assert f"default prompt {prompts['ours']!r} is put before each text" in said
     assert "prompts other are kept, but put before no text" in said
@@ -1035,7 +1035,7 @@ CLASSES = {"text_column": "text", "label_column": "label"}
         ),
         ("sst2", sst2().files, {"num_devices": 99}, r"num_devices=99, but there are 8 .*: choose 1 to 8"),
         ("sst2", sst2().files, {"freeze_layers": 3}, r"freeze_layers=3, but .*/tiny has 2 layers: choose 0 to 2"),
-        ("sst2", sst2().files, {"loss": "cosine"}, r"loss='cosine' is for similarity, not classification"),
+        ("sst2", sst2().files, {"loss": "cosine"}, r"loss='cosine' is for similarity, not for classification"),
         ("similarity", PAIRS, {"loss": "cosine"}, r"loss='cosine' does not fit the training data, which is for ranking"),
         ("sst2", sst2().files, {"via": "mnli"}, r"--via mnli: expected TASK=DATA"),
         ("sst2", {}, {"workdir": "/dev/null/run"}, r"cannot use the work directory /dev/null/run: Not a directory"),

@@ -10,8 +10,8 @@ from bert_jax.config import InputError, ParallelConfig
 from bert_jax.data.records import Record
 from bert_jax.finetuning import finetune
 from bert_jax.finetuning.config import FinetuneConfig, claim_workdir, load_finetune_config
-from bert_jax.tasks.table import TASKS, find_task
-from bert_jax.tasks.task import TaskData
+from bert_jax.tasks.table import KINDS, TASKS, find_task
+from bert_jax.tasks.task import Options, TaskData
 from bert_jax.workdir import Reached
 
 COMMAND = ["model", "--task", "sst2", "--data", "glue/SST-2"]
@@ -102,7 +102,7 @@ def test_every_tasks_usual_values_are_fields_that_may_be_set():
 # ---- what the data asks for
 
 
-SIMILARITY = TASKS["similarity"]
+SIMILARITY = KINDS["similarity"]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ SIMILARITY = TASKS["similarity"]
     ],
 )
 def test_the_loss_of_similarity_is_what_the_data_is_for(train, loss, chosen):
-    assert FinetuneConfig(loss=loss).for_data(SIMILARITY, train).loss == chosen
+    assert SIMILARITY.settle(Options(loss=loss), train)[0].loss == chosen
 
 
 @pytest.mark.parametrize(
@@ -131,26 +131,25 @@ def test_the_loss_of_similarity_is_what_the_data_is_for(train, loss, chosen):
 )
 def test_a_loss_that_the_data_is_not_for_is_refused(train, loss, fitting):
     with pytest.raises(InputError, match=f"loss='{loss}' does not fit the training data, which is for {fitting}$"):
-        FinetuneConfig(loss=loss).for_data(SIMILARITY, train)
+        SIMILARITY.settle(Options(loss=loss), train)
 
 
 def test_options_of_other_kinds_of_tasks_are_refused():
-    train = records("a", "b")
     for options, message in (
-        (dict(loss="cosine"), "loss='cosine' is for similarity, not classification"),
+        (dict(loss="cosine"), "loss='cosine' is for similarity, not for classification"),
         (dict(null_threshold=1.0), "null_threshold=1.0 is for question_answering, not for classification"),
         (dict(null_threshold=0.0), "null_threshold=0.0 is for question_answering, not for classification"),
         (dict(label_threshold=0.4), "label_threshold=0.4 is for multi_label, not for classification"),
     ):
         with pytest.raises(InputError, match=message):
-            FinetuneConfig(**options).for_data(TASKS["sst2"], train)
+            FinetuneConfig(**options).options(KINDS["classification"])
     with pytest.raises(
         InputError, match=r"label_smoothing=0.1 is for classification, tagging, multiple_choice, not for regression"
     ):
-        FinetuneConfig(label_smoothing=0.1).for_data(TASKS["stsb"], records(1.0))
-    for task in ("sst2", "ner", "swag"):
-        assert FinetuneConfig(label_smoothing=0.1).for_data(TASKS[task], train).label_smoothing == 0.1
-    assert FinetuneConfig(null_threshold=1.0).for_data(TASKS["squad2"], train).null_threshold == 1
+        FinetuneConfig(label_smoothing=0.1).options(KINDS["regression"])
+    for kind in ("classification", "tagging", "multiple_choice"):
+        assert FinetuneConfig(label_smoothing=0.1).options(KINDS[kind]).label_smoothing == 0.1
+    assert FinetuneConfig(null_threshold=1.0).options(KINDS["question_answering"]).null_threshold == 1
 
 
 # ---- the command line

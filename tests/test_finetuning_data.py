@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 
 from bert_jax.config import BertConfig, InputError
 from bert_jax.data.batching import Example
-from bert_jax.data.finetuning import IGNORED, Batches, Item, Shape, check_choices, choose_shapes, encode, special_tokens_in
+from bert_jax.data.finetuning import IGNORED, Batches, Item, Shape, choose_shapes, special_tokens_in
 from bert_jax.data.layout import AT_FIRST, Layout, cut, cut_windows, most_context
 from bert_jax.data.records import Record
 from bert_jax.data.tokenizer import Tokenizer
-from bert_jax.finetuning.config import FinetuneConfig
-from bert_jax.finetuning.runs import make_sums
+from bert_jax.finetuning.trainer import make_sums
 from bert_jax.model.convert import flatten
 from bert_jax.model.heads import Bert, initialize
 from bert_jax.pooling import Pooling
+from bert_jax.tasks.table import KINDS
+from bert_jax.tasks.task import Options
 
 CFG = BertConfig(vocab_size=280, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
                  max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)  # fmt: skip
@@ -39,6 +40,14 @@ CASES = [*(kind for kind in HEADS if kind != "similarity"), "cosine", "ranking",
 
 def record(texts, label=None, number=0):
     return Record(tuple(texts), label, str(number), f"file.tsv:{number + 1}")
+
+
+def encode(kind, records, labels, layout, limit, *stride, **options):
+    return KINDS[kind].encode(records, labels, layout, limit, str, *stride, **options)
+
+
+def batches_of(kind, *args, **options):
+    return Batches(*args, **options, targets=KINDS[kind].targets)
 
 
 # ---- the loss of a batch does not depend on how it is laid out
@@ -75,16 +84,15 @@ def kind_of(case):
 
 
 def setting_of(case):
-    """As much of a runs.Setting as the loss needs."""
+    """The arguments of make_sums."""
     kind = kind_of(case)
     smoothing = 0.1 if kind in ("classification", "tagging", "multiple_choice") else 0.0
     mode = {"cosine": "cls", "triplet": "max"}.get(case, "mean")
     return SimpleNamespace(
-        cfg=FinetuneConfig(loss=case if kind == "similarity" else "auto", temperature=0.5, label_smoothing=smoothing),
-        task=SimpleNamespace(kind=kind),
+        kind=KINDS[kind],
         module=Bert(CFG, HEADS[kind], 3 if kind in ("classification", "multi_label", "tagging") else 1),
-        start=SimpleNamespace(model=SimpleNamespace(pooling=Pooling(mode))),
-        class_weights=None,
+        model=SimpleNamespace(pooling=Pooling(mode)),
+        options=Options(loss=case if kind == "similarity" else "auto", temperature=0.5, label_smoothing=smoothing),
     )
 
 
@@ -102,11 +110,11 @@ def loss_and_gradients(setting, batch):
     """The training loss, and its gradients by path."""
 
     def loss(params):
-        sums = make_sums(setting)(params, batch, None)
+        sums = make_sums(**vars(setting))(params, batch, None)
         return sum(of.mean() for name, of in sums.items() if name.endswith("_loss"))
 
     # a maximum's gradient is lost where its operand is computed twice, not the same to the bit, as these options do
-    options = None if setting.start.model.pooling.mode == "max" else QUICKLY
+    options = None if setting.model.pooling.mode == "max" else QUICKLY
     value, gradients = jax.jit(jax.value_and_grad(loss), compiler_options=options)(params_of(setting.module))
     return float(value), flatten(jax.device_get(gradients))
 
@@ -135,7 +143,7 @@ def loss_by_hand(case, setting, items):
         return np.mean([-(s[a] + e[b]) / 2 for (s, e), (a, b) in zip(ends, targets, strict=True)])
     if case in ("cosine", "ranking", "triplet"):
         states = [hidden[:size] for hidden, size in zip(out["last_hidden_state"], sizes, strict=True)]
-        pooled = np.array([{"cls": x[0], "max": x.max(0), "mean": x.mean(0)}[setting.start.model.pooling.mode] for x in states])
+        pooled = np.array([{"cls": x[0], "max": x.max(0), "mean": x.mean(0)}[setting.model.pooling.mode] for x in states])
         pooled /= np.linalg.norm(pooled, axis=-1, keepdims=True)
         anchors, others, *worse = np.moveaxis(pooled.reshape(len(items), -1, pooled.shape[-1]), 1, 0)
         cosines = (anchors * others).sum(-1)
@@ -162,8 +170,10 @@ def test_packed_and_padded_batches_have_the_loss_and_the_gradients_of_their_item
     rng = np.random.default_rng(0)
     records = [random_record(case, rng, number) for number in range(10)]
     kind, setting = kind_of(case), setting_of(case)
-    items = encode(kind, records, CLASSES, Layout(tokenizer, CFG), 64, stride=16).items
-    streams = [Batches(kind, items, 6, how, 32, tokenizer.pad_id) for how in ("packed", "padded")]
+    items = encode(
+        kind, records, CLASSES, Layout(tokenizer, CFG), 64, **({"stride": 16} if kind == "question_answering" else {})
+    ).items
+    streams = [batches_of(kind, items, 6, how, 32, tokenizer.pad_id) for how in ("packed", "padded")]
     step = streams[0].steps_per_epoch - 1
     packed, padded = (stream.train([3], step) for stream in streams)
     chosen = [items[i] for i in streams[0].order(3, step)]
@@ -204,7 +214,7 @@ BATCHINGS = ["packed", "padded", "by_length"]
 
 @pytest.mark.parametrize("batching", BATCHINGS)
 def test_each_epoch_has_every_item_once_in_another_order(batching):
-    batches = Batches("classification", made_up_items(45), 8, batching, 32, 0)
+    batches = batches_of("classification", made_up_items(45), 8, batching, 32, 0)
     assert batches.steps_per_epoch == 6
     epochs = [[who(batches.train([seed], step)) for step in range(first, first + 6)] for seed in (0, 1) for first in (0, 6)]
     for epoch in epochs:
@@ -217,7 +227,7 @@ def test_each_epoch_has_every_item_once_in_another_order(batching):
 @pytest.mark.parametrize("batching", BATCHINGS)
 def test_a_batch_follows_from_seed_and_step_in_whatever_order_it_is_asked_for(batching):
     items = made_up_items(45)
-    first, second = (Batches("classification", items, 8, batching, 32, 0) for _ in range(2))
+    first, second = (batches_of("classification", items, 8, batching, 32, 0) for _ in range(2))
     asked = [(seed, step) for seed in (0, 7) for step in (0, 5, 6, 13, 2)]
     there = {key: first.train([key[0]], key[1]) for key in asked}
     for seed, step in reversed(asked):
@@ -232,7 +242,7 @@ def test_targets_stand_where_the_tokens_of_their_items_are(kind, batching):
     items = made_up_items(20, kind, each=each)
     if kind == "question_answering":
         items = [Item(item.sequences, np.array([1, 2], np.int32)) for item in items]
-    batches = Batches(kind, items, 8, batching, 32, 0)
+    batches = batches_of(kind, items, 8, batching, 32, 0)
     for step in range(3):
         batch, chosen = batches.train([0], step), batches.order(0, step)
         assert batch["input_ids"].dtype == batch["labels"].dtype == np.int32
@@ -259,7 +269,7 @@ def test_targets_stand_where_the_tokens_of_their_items_are(kind, batching):
 
 def test_the_order_in_a_row_starts_positions_anew_and_numbers_sequences_from_one():
     items = made_up_items(16, longest=12)
-    batch = Batches("classification", items, 16, "packed", 32, 0).train([0], 0)
+    batch = batches_of("classification", items, 16, "packed", 32, 0).train([0], 0)
     for ids, sequences, positions in zip(batch["input_ids"], batch["sequence_ids"], batch["position_ids"], strict=True):
         for number in range(1, sequences.max() + 1):
             inside = np.flatnonzero(sequences == number)
@@ -269,7 +279,7 @@ def test_the_order_in_a_row_starts_positions_anew_and_numbers_sequences_from_one
 
 
 def test_batches_that_are_made_ahead_are_those_that_are_asked_for_and_may_be_none():
-    batches = Batches("classification", made_up_items(20), 8, "packed", 32, 0)
+    batches = batches_of("classification", made_up_items(20), 8, "packed", 32, 0)
     ahead = list(batches.stream([0, 1], 2, 6))
     assert len(ahead) == 4
     for step, batch in enumerate(ahead, 2):
@@ -280,7 +290,7 @@ def test_batches_that_are_made_ahead_are_those_that_are_asked_for_and_may_be_non
 
 @pytest.mark.parametrize("batching", BATCHINGS)
 def test_batches_of_several_seeds_are_stacked_and_each_is_its_seeds(batching):
-    batches = Batches("classification", made_up_items(45), 8, batching, 32, 0)
+    batches = batches_of("classification", made_up_items(45), 8, batching, 32, 0)
     for step in range(8):
         stacked = batches.train([0, 1, 2], step)
         assert all(len(values) == 3 for values in stacked.values())
@@ -292,7 +302,7 @@ def test_batches_of_several_seeds_are_stacked_and_each_is_its_seeds(batching):
 @pytest.mark.parametrize("kind, count", [("classification", 3), ("multiple_choice", 3), ("tagging", 1)])
 def test_fewer_items_than_a_batch_has_make_one_batch(kind, count):
     each = 2 if kind == "multiple_choice" else 1
-    batches = Batches(kind, made_up_items(count, kind, each=each), 8, "packed", 32, 0)
+    batches = batches_of(kind, made_up_items(count, kind, each=each), 8, "packed", 32, 0)
     assert batches.steps_per_epoch == 1
     assert set(who(batches.train([0], 5))) == set(range(count))
 
@@ -303,7 +313,7 @@ def test_fewer_items_than_a_batch_has_make_one_batch(kind, count):
 @pytest.mark.parametrize("batching", BATCHINGS)
 @pytest.mark.parametrize("granule", [1, 8])
 def test_shapes_are_few_hold_all_batches_and_divide_over_the_devices(batching, granule):
-    batches = Batches("classification", made_up_items(150, longest=200), 16, batching, 32, 0, granule, most_shapes=4)
+    batches = batches_of("classification", made_up_items(150, longest=200), 16, batching, 32, 0, granule, most_shapes=4)
     assert len(batches.shapes) <= 4
     seen = Counter(Shape(*batches.train([seed], step)["input_ids"].shape) for seed in range(3) for step in range(40))
     assert sum(count for shape, count in seen.items() if shape not in batches.shapes) <= 2
@@ -313,14 +323,16 @@ def test_shapes_are_few_hold_all_batches_and_divide_over_the_devices(batching, g
 
 
 def test_items_divide_over_the_devices_too():
-    batch = Batches("multiple_choice", made_up_items(9, "multiple_choice", each=2), 6, "packed", 32, 0, granule=4).train([0], 1)
+    batch = batches_of("multiple_choice", made_up_items(9, "multiple_choice", each=2), 6, "packed", 32, 0, granule=4).train(
+        [0], 1
+    )
     assert batch["slots"].shape == (8, 2)
     assert batch["weights"].tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
 
 
 def test_a_batch_larger_than_all_that_were_planned_for_is_made_all_the_same():
     items = made_up_items(64, longest=100)
-    batches = Batches("classification", items, 32, "packed", 32, 0, granule=2)
+    batches = batches_of("classification", items, 32, "packed", 32, 0, granule=2)
     expected = [sorted(who(batches.train([0], step))) for step in range(2)]
     batches.shapes = [Shape(2, 64)]
     for step in range(2):
@@ -331,15 +343,15 @@ def test_a_batch_larger_than_all_that_were_planned_for_is_made_all_the_same():
 
 def test_batches_by_length_and_packed_ones_have_less_padding_than_padded_ones():
     items = made_up_items(600, longest=100)
-    padding = {how: Batches("classification", items, 16, how, 384, 0).padding for how in BATCHINGS}
+    padding = {how: batches_of("classification", items, 16, how, 384, 0).padding for how in BATCHINGS}
     assert padding["packed"] < 0.15
     assert padding["by_length"] < 0.4 < 0.6 < padding["padded"] < 1
 
 
 def test_the_share_of_padding_is_what_is_computed_in_vain():
     items = [Item((Example(np.full(12, 5, np.int32), np.zeros(12, np.int32), AT_FIRST),), np.array(0, np.int32))] * 8
-    assert Batches("classification", items, 4, "padded", 32, 0).padding == 0.25  # 12 of 16 tokens
-    assert Batches("classification", items, 4, "packed", 32, 0).padding == 0.25  # 48 of 64
+    assert batches_of("classification", items, 4, "padded", 32, 0).padding == 0.25  # 12 of 16 tokens
+    assert batches_of("classification", items, 4, "packed", 32, 0).padding == 0.25  # 48 of 64
 
 
 def cost(shape, hidden_size):
@@ -426,7 +438,7 @@ def test_a_word_without_tokens_has_no_target(wordpiece, empty):
 def test_a_sentence_without_any_token_is_an_item_without_targets(wordpiece):
     encoded = tagged(("\u200b",), ("B",), wordpiece)
     assert encoded.items[0].target.tolist() == [-100, -100]
-    batch = Batches("tagging", encoded.items, 2, "packed", 32, 0).train([0], 0)
+    batch = batches_of("tagging", encoded.items, 2, "packed", 32, 0).train([0], 0)
     assert batch["weights"].sum() == 0
 
 
@@ -587,25 +599,25 @@ def test_equal_texts_of_a_batch_have_equal_ids(wordpiece):
     texts = [("a b", "saw"), ("ann", "a b"), ("A  B", "ann"), ("saw a", "b saw")]
     records = [record(pair, None, number) for number, pair in enumerate(texts)]
     items = encode("similarity", records, (), Layout(wordpiece, CFG), 16).items
-    assert Batches("multiple_choice", items, 3, "packed", 32, 0).train([0], 0).keys() >= {"slots", "labels"}
-    batches, seen = Batches("similarity", items, 3, "packed", 32, 0), {}
+    assert batches_of("multiple_choice", items, 3, "packed", 32, 0).train([0], 0).keys() >= {"slots", "labels"}
+    batches = batches_of("similarity", items, 3, "packed", 32, 0)
     for step in range(4):  # two epochs; the second batch of one has a single pair
-        batch, chosen = batches.train([7], step), batches.order(7, step)
+        batch, chosen, seen = batches.train([7], step), batches.order(7, step), {}
         assert batch["text_ids"].shape == batch["slots"].shape == (3, 2)
         assert (batch["text_ids"][len(chosen) :] == -1).all()
         for number, ids in zip(chosen, batch["text_ids"].tolist(), strict=False):
             for text, id in zip(texts[number], ids, strict=True):
-                assert seen.setdefault(text.lower().replace("  ", " "), id) == id
-    assert len(set(seen.values())) == len(seen) == 5  # "A  B" is "a b" to a model that reads lower case
+                assert seen.setdefault(text.lower().replace("  ", " "), id) == id  # "A  B" is "a b" to a model of lower case
+        assert len(set(seen.values())) == len(seen)
 
 
 def test_another_number_of_texts_is_refused_with_both_places():
     records = [record(("a", "b", "c"), 0, 0), record(("a", "b"), 0, 1)]
     for kind in ("multiple_choice", "similarity"):
         with pytest.raises(InputError, match=r"file.tsv:2 has 2 texts, where file.tsv:1 has 3"):
-            check_choices(kind, records)
-    check_choices("classification", records)
-    check_choices("multiple_choice", [])
+            KINDS[kind].settle(Options(), records)
+    KINDS["classification"].settle(Options(), records)
+    KINDS["multiple_choice"].settle(Options(), [])
 
 
 def test_special_tokens_whose_characters_stand_in_texts_are_counted_where_they_are_text(wordpiece):

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 
-from bert_jax.training.task_metrics import entities, entity_f1, entity_precision, entity_recall, entity_report, tag_accuracy
+from bert_jax.tasks.metrics import entities, entity_f1, entity_precision, entity_recall, entity_report, tag_accuracy
 
 pytestmark = pytest.mark.parity
 

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_jax.config import BertConfig
-from bert_jax.data.finetuning import Batches, Items, encode, read_from, special_tokens_in
+from bert_jax.data.finetuning import Batches, Items, special_tokens_in
 from bert_jax.data.layout import Layout
 from bert_jax.data.records import Record, Records, groups_of, labels_of, numbered, take, texts_of, with_labels
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.tasks import holdout
 from bert_jax.tasks.labels import Indicators
 from bert_jax.tasks.splits import load_splits
-from bert_jax.tasks.table import find_task
+from bert_jax.tasks.table import KINDS, find_task
 from bert_jax.tasks.task import TaskData
 
 CFG = BertConfig(vocab_size=280, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
@@ -96,11 +96,11 @@ def test_items_are_those_of_their_records_encoded_alone(kind, counts, tokenizer,
     labels = {"classification": ["a", "b", None], "multi_label": [("a",), (), ("a", "b")], "multiple_choice": [0, 1]}
     texts = [[" ".join(rng.choices(words, k=rng.randint(0, 12))) for _ in range(counts[i % len(counts)])] for i in range(12)]
     records = [Record(tuple(of), rng.choice(labels.get(kind, [0.5, 1.0])), str(i), f"f:{i}") for i, of in enumerate(texts)]
-    encoded = encode(kind, stored(records), ("a", "b"), layout, 16)
+    encoded = KINDS[kind].encode(stored(records), ("a", "b"), layout, 16)
     assert isinstance(encoded.items, Items)
-    alone = [encode(kind, [record], ("a", "b"), layout, 16) for record in records]
+    alone = [KINDS[kind].encode([record], ("a", "b"), layout, 16) for record in records]
     assert encoded.lost == sum(one.lost for one in alone) > 0
-    for items, place in ((encoded.items, 0), (read_from(encoded.items, 9), 9)):
+    for items, place in ((encoded.items, 0), (encoded.read_from(9).items, 9)):
         assert len(items) == len(records)
         for i, (one, record) in enumerate(zip(items, records, strict=True)):
             (expected,) = alone[i].items
@@ -119,7 +119,7 @@ def test_items_are_those_of_their_records_encoded_alone(kind, counts, tokenizer,
     flat = [example for item in encoded.items for example in item.sequences]
     assert [e.input_ids.tolist() for e in encoded.items.sequences] == [e.input_ids.tolist() for e in flat]
     assert encoded.items.lengths.tolist() == [max(len(e.input_ids) for e in item.sequences) for item in encoded.items]
-    assert len(encode(kind, stored([]), ("a", "b"), layout, 16).items) == 0
+    assert len(KINDS[kind].encode(stored([]), ("a", "b"), layout, 16).items) == 0
 
 
 @pytest.mark.parametrize("columns", [1, 2])
@@ -145,8 +145,8 @@ def test_a_table_takes_at_most_four_bytes_a_byte(tmp_path, tokenizer, columns, m
         special_tokens_in(splits.train, tokenizer)
         holdout.digest(splits.train, splits.dev)
         sides = (splits.train, *splits.dev.values())
-        items, *_ = [encode("classification", side, splits.labels, layout, 64).items for side in sides]
-        Batches("classification", items, 32, "packed", 32, tokenizer.pad_id).train([0], 0)
+        items, *_ = [KINDS["classification"].encode(side, splits.labels, layout, 64).items for side in sides]
+        Batches(items, 32, "packed", 32, tokenizer.pad_id).train([0], 0)
         rest = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return np.array([reading, rest, path.stat().st_size])

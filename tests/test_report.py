@@ -12,13 +12,13 @@ import pytest
 from bert_jax.config import InputError
 from bert_jax.data.finetuning import Encoded
 from bert_jax.data.records import Record
-from bert_jax.finetuning.evaluation import Split, details
 from bert_jax.finetuning.results import results
 from bert_jax.finetuning.runs import Outcome
 from bert_jax.inference import Answer
 from bert_jax.report import page as report
 from bert_jax.report.page import write_report
-from bert_jax.tasks.table import find_task
+from bert_jax.tasks.split import Predicted, Split
+from bert_jax.tasks.table import KINDS, find_task
 from bert_jax.tuned import Tuned
 
 VOID = {"meta"}
@@ -108,7 +108,8 @@ def page(tmp_path):
         data = {"hash": "abc123", "train": 320, "dev": len(examples)}
         splits = [Split("dev", list(examples), Encoded([]))] if examples else []
         evaluator, tuned = SimpleNamespace(task=find_task(task), labels=tuple(labels)), tuned or Tuned()
-        more = {split.name: details(evaluator.task, evaluator.labels, split, list(predicted), tuned) for split in splits}
+        scored = [Predicted(split, list(predicted), evaluator.labels, tuned) for split in splits if split.labelled]
+        more = {each.split.name: KINDS[evaluator.task.kind].details(each.labelled()) for each in scored}
         found = results(task, "some/model", "python finetune.py some/model", outcomes, best, data, test, more) | changes
         path = write_report(tmp_path, found, evaluator, splits, {"dev": list(predicted)}, tuned)
         assert path == tmp_path / "report.html"

@@ -15,9 +15,9 @@ from bert_jax.config import InputError
 from bert_jax.data.files import read_conll
 from bert_jax.data.records import Record
 from bert_jax.finetuning import results
-from bert_jax.finetuning.evaluation import Split
 from bert_jax.finetuning.runs import Outcome
 from bert_jax.inference import Answer
+from bert_jax.tasks.split import Split
 from bert_jax.tasks.table import TASKS
 from bert_jax.tuned import Tuned
 

@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 import tyro
 
 from bert_jax.config import InputError
-from bert_jax.tasks.table import find_task
 from bert_jax.tasks.task import TaskData
 
 
@@ -57,23 +56,25 @@ def evaluate(
     from bert_jax.finetuning.config import FinetuneConfig
     from bert_jax.finetuning.finish import finish
     from bert_jax.tasks.splits import load_splits
+    from bert_jax.tasks.table import KINDS, find_task
 
     described = pretrained.describe(model)
     name = task or described.tuned.task
     if name is None:
         raise InputError(f"{model} does not say what it was fine-tuned on: give --task")
     row = dataclasses.replace(find_task(name), test_only=True)
-    if row.kind in ("classification", "multi_label", "tagging"):
+    kind = KINDS[row.kind]
+    if kind.has_classes:
         row = dataclasses.replace(row, labels=described.labels)
-    length = described.window if row.kind == "question_answering" else described.max_length
+    length = described.window if kind.reads_windows else described.max_length
     cfg = FinetuneConfig(
         model=model, task=row.name, task_data=task_data, workdir=out, num_epochs=0, max_seq_length=max_seq_length or length,
         null_threshold=null_threshold, label_threshold=label_threshold, special_tokens=special_tokens,
-    ).resolved(row).for_data(row, [])  # fmt: skip
+    ).resolved(row)  # fmt: skip
     splits = load_splits(row, task_data)
     for note in splits.notes:
         print(note, file=sys.stderr)
-    if row.kind != "similarity" and not any(record.label is not None for records in splits.test.values() for record in records):
+    if not kind.scores_unlabelled and not any(record.label is not None for records in splits.test.values() for record in records):
         raise InputError(f"{task_data.data}: no row has a label, so there is nothing to score; --label-column names its column")
-    setting, test = stages.prepare(cfg, row, splits, lambda line: print(line, file=sys.stderr))
-    finish(setting, splits, test, [], shlex.join(["bert_jax", *sys.argv[1:]]))
+    trainer, test = stages.prepare(cfg, row, splits, lambda line: print(line, file=sys.stderr))
+    finish(trainer, splits, test, [], shlex.join(["bert_jax", *sys.argv[1:]]))

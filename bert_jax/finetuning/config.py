@@ -7,14 +7,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import tyro
 
 from bert_jax import disk, workdir
 from bert_jax.config import Checked, InputError, ParallelConfig
-from bert_jax.data.records import Record
-from bert_jax.tasks.task import Kind, Task, TaskData
+from bert_jax.tasks.task import Options, Task, TaskData
+
+if TYPE_CHECKING:
+    from bert_jax.tasks.kind import Kind
 
 
 @dataclass(frozen=True)
@@ -164,28 +166,22 @@ class FinetuneConfig(Checked):
         } | dict(task.defaults)  # fmt: skip
         return dataclasses.replace(self, **{name: value for name, value in usual.items() if getattr(self, name) in (None, ())})
 
-    def for_data(self, task: Task, train: Sequence[Record]) -> Self:
-        """With the loss that the training data asks for (similarity). Raises InputError for what is of other kinds of tasks."""
-        for name, kinds in _ONLY_FOR.items():
+    def options(self, kind: Kind) -> Options:
+        """Returns the fields that only some kinds of tasks read. Raises InputError where one of another kind is set."""
+        from bert_jax.tasks.table import KINDS  # which takes jax
+
+        for name in _OF_SOME_KINDS:
             value = getattr(self, name)
-            usual = value == getattr(type(self), name)
-            self._require(usual or task.kind in kinds, f"{name}={value} is for {', '.join(kinds)}, not for {task.kind}")
-        if task.kind != "similarity" or not train:
-            self._require(self.loss == "auto", f"loss={self.loss!r} is for similarity, not {task.kind}")
-            return self
-        fitting = "cosine" if train[0].label is not None else "triplet" if len(train[0].texts) == 3 else "ranking"
-        allowed = {"ranking", fitting} if len(train[0].texts) == 3 else {fitting}
-        loss = fitting if self.loss == "auto" else self.loss
-        self._require(
-            loss in allowed, f"loss={loss!r} does not fit the training data, which is for {' or '.join(sorted(allowed))}"
-        )
-        return self.replace(loss=loss)
+            if value != getattr(type(self), name) and name not in kind.options:
+                those = ", ".join(other.name for other in KINDS.values() if name in other.options)
+                raise InputError(f"{name}={value!r} is for {those}, not for {kind.name}")
+        return Options(
+            self.loss, self.temperature, self.label_smoothing,
+            null_threshold=self.null_threshold, label_threshold=self.label_threshold,
+        )  # fmt: skip
 
 
-_ONLY_FOR: dict[str, tuple[Kind, ...]] = {
-    "label_smoothing": ("classification", "tagging", "multiple_choice"), "null_threshold": ("question_answering",),
-    "label_threshold": ("multi_label",), "class_weights": ("classification", "tagging", "multi_label"),
-}  # fmt: skip
+_OF_SOME_KINDS = ("loss", "label_smoothing", "null_threshold", "label_threshold", "class_weights")
 
 
 def load_finetune_config(argv: Sequence[str], prog: str = "bert_jax finetune") -> FinetuneConfig:

@@ -64,19 +64,18 @@ def run(cfg: FinetuneConfig, task: Task, command: str) -> Reached:
 
     splits = load_splits(task, cfg.task_data)
     multihost.check_equal("the data", splits.data_hash)
-    cfg = cfg.for_data(task, splits.train)
     for note in splits.notes:
         say(note)
-    setting, test = stages.prepare(cfg, task, splits, say)
+    trainer, test = stages.prepare(cfg, task, splits, say)
     outcomes: list[runs.Outcome] = []
-    if setting.batches is not None:
-        say(f"on {setting.devices.describe()}; {setting.kernel}")
+    if trainer.batches is not None:
+        say(f"on {trainer.devices.describe()}; {trainer.kernel}")
         with loop.StopRequest(multihost.stop_agreed()) as stop:
-            outcomes = stages.fit_all(setting, folder, stop)
+            outcomes = stages.fit_all(trainer, folder, stop)
         if stop.signal is not None:
             say("stopped and saved; the same command continues")
             return Reached({}, None, stop.signal)
-    scores = finish(setting, splits, test, outcomes, command) if multihost.is_first() else {}
+    scores = finish(trainer, splits, test, outcomes, command) if multihost.is_first() else {}
     multihost.barrier("all is written")
     metrics = {f"{split}/{name}": value for split, values in scores.items() for name, value in values.items()}
     return Reached(metrics, folder / "export" if outcomes else None)

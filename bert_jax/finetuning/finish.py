@@ -10,42 +10,44 @@ from rich.console import Console
 
 from bert_jax import disk
 from bert_jax.config import InputError
-from bert_jax.finetuning import evaluation, results, stages
-from bert_jax.finetuning.evaluation import Split
-from bert_jax.finetuning.runs import Outcome, Setting
+from bert_jax.finetuning import results, stages
+from bert_jax.finetuning.runs import Outcome
+from bert_jax.finetuning.trainer import Trainer
 from bert_jax.report import page as report
+from bert_jax.tasks.split import Split
 from bert_jax.tasks.splits import Splits
 
 
 def finish(
-    setting: Setting, splits: Splits, test: Sequence[Split], outcomes: Sequence[Outcome], command: str
+    trainer: Trainer, splits: Splits, test: Sequence[Split], outcomes: Sequence[Outcome], command: str
 ) -> dict[str, dict[str, float]]:
     """Picks the best of the runs, if any, predicts with it (else with the model itself), and writes what came of it.
 
     Returns the scores of each split. Writes into the config's workdir: export/ (the best run's), predictions/, results.json and
     report.html. Raises InputError where all runs diverged, and where a file cannot be written.
     """
-    workdir = Path(setting.cfg.workdir or "")
+    workdir = Path(trainer.cfg.workdir or "")
     scored = [outcome for outcome in outcomes if outcome.history]
-    if setting.batches is not None and not scored:
+    if trainer.batches is not None and not scored:
         raise InputError(f"all runs diverged: {outcomes[0].failed}. Give a lower --learning-rates")
     best = max(scored, key=lambda outcome: outcome.score, default=None)
     if best is not None:
         _keep_best(workdir, stages.export_folder(workdir, outcomes, best))
-    scores, predicted, tuned = stages.predict_all(setting, test, workdir)
+    scores, predicted = stages.predict_all(trainer, test, workdir)
     data = {"hash": splits.data_hash, "train": len(splits.train)} | {
         name: len(records) for name, records in [*splits.dev.items(), *splits.test.items()]
     }
     part = {split.name: split.labelled for split in test if 0 < split.labelled < len(split.records)}
     data |= {f"{name}_labelled": count for name, count in part.items()}
     details = {
-        split.name: found
-        for split in [*setting.dev, *test]
-        if (found := evaluation.details(setting.task, setting.evaluator.labels, split, predicted[split.name], tuned))
+        name: found
+        for name, each in predicted.items()
+        if each.split.labelled and (found := trainer.evaluator.kind.details(each.labelled()))
     }
-    found = results.results(setting.task.name, setting.cfg.model, command, outcomes, best, data, scores, details)
+    found = results.results(trainer.task.name, trainer.cfg.model, command, outcomes, best, data, scores, details)
     disk.write_json(workdir / "results.json", found)
-    page = report.write_report(workdir, found, setting.evaluator, [*setting.dev, *test], predicted, tuned)
+    guesses, tuned = {name: each.values for name, each in predicted.items()}, next(iter(predicted.values())).tuned
+    page = report.write_report(workdir, found, trainer.evaluator, [*trainer.dev, *test], guesses, tuned)
     if best is not None:
         results.show(outcomes, best, Console(stderr=True))
         print(f"The best is in {workdir}/export: bert_jax.load reads it, transformers too. Scores: {workdir}/results.json")

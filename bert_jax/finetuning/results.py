@@ -14,9 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from bert_jax.disk import write_json, write_text
-from bert_jax.finetuning.evaluation import Evaluator, Split, has_labels, probabilities
+from bert_jax.finetuning.evaluation import Evaluator
 from bert_jax.finetuning.runs import Outcome
-from bert_jax.training.task_metrics import summary
+from bert_jax.tasks.classification import has_labels
+from bert_jax.tasks.metrics import logistic, summary
+from bert_jax.tasks.question_answering import answers as best_answers
+from bert_jax.tasks.split import Predicted, Split
 from bert_jax.tuned import Tuned
 
 _LIBRARIES = ("bert_jax", "jax", "flax", "optax", "numpy", "scikit-learn", "scipy", "tokenizers")
@@ -76,7 +79,7 @@ def _columns(
         return [], ((f"{cosine(vectors[0], vectors[1]):.6g}", []) for vectors in predicted)
     if kind == "multi_label":
         logits = np.array(predicted).reshape(-1, len(labels))
-        both = zip(has_labels(logits, tuned), probabilities(logits), strict=True)
+        both = zip(has_labels(logits, tuned), logistic(logits), strict=True)
         named = ((",".join(n for n, has in zip(labels, given, strict=True) if has), shares.tolist()) for given, shares in both)
         return labels, named
     names = labels if kind == "classification" else [str(i) for i in range(max(map(len, predicted), default=0))]
@@ -90,7 +93,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _write_answers(folder: Path, split: Split, predicted: Sequence[Any], threshold: float | None) -> Path:
-    answers, odds = Evaluator.answers(split, predicted, threshold)
+    answers, odds = best_answers(Predicted(split, predicted, (), Tuned(null_threshold=threshold)))
     n_best = {}
     for record, (found, null) in zip(split.records, predicted, strict=True):
         logits = np.array([answer.logit for answer in found[:N_BEST]] + [null])

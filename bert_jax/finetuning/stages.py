@@ -1,10 +1,9 @@
-"""Fine-tuning from files to predictions: the setting that all runs share, which runs there are, and what the best predicts."""
+"""Fine-tuning from files to predictions: what all runs share, which runs there are, and what the best one predicts."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,186 +12,172 @@ import jax
 import numpy as np
 
 from bert_jax import pretrained
-from bert_jax.config import InputError
-from bert_jax.data import tags
-from bert_jax.data.finetuning import Batches, check_choices, encode, read_from, special_tokens_in
+from bert_jax.data.finetuning import Batches, special_tokens_in
 from bert_jax.data.layout import Layout
-from bert_jax.data.records import Record, labels_of, with_labels
+from bert_jax.data.records import Record
+from bert_jax.errors import InputError
 from bert_jax.finetuning import results
 from bert_jax.finetuning.config import FinetuneConfig
-from bert_jax.finetuning.evaluation import Evaluator, Predictions, Split
-from bert_jax.finetuning.init_head import load_for_task
-from bert_jax.finetuning.runs import Member, Outcome, Runs, Setting
+from bert_jax.finetuning.evaluation import Evaluator
+from bert_jax.finetuning.init_head import StartingModel, load_for_task
+from bert_jax.finetuning.runs import Member, Outcome, Runs
+from bert_jax.finetuning.trainer import Trainer
 from bert_jax.finetuning.weighting import class_weights
-from bert_jax.model.families import Head
 from bert_jax.pooling import Pooling
 from bert_jax.pretrained import Model
 from bert_jax.tasks import holdout
+from bert_jax.tasks.kind import Kind
+from bert_jax.tasks.split import Predicted, Split
 from bert_jax.tasks.splits import Splits
-from bert_jax.tasks.task import Kind, Task
-from bert_jax.training import loop, memory, multihost, parallel, task_metrics
+from bert_jax.tasks.table import KINDS
+from bert_jax.tasks.task import Options, Task
+from bert_jax.training import loop, memory, multihost, parallel
 from bert_jax.tuned import Tuned
 
-_HEADS: dict[Kind, Head] = {
-    "classification": "sequence_classification", "multi_label": "sequence_classification",
-    "regression": "sequence_classification", "tagging": "token_classification", "similarity": "encoder",
-    "question_answering": "question_answering", "multiple_choice": "multiple_choice",
-}  # fmt: skip
-_PROBLEM_TYPES: dict[Kind, pretrained.ProblemType] = {
-    "classification": "single_label_classification", "multi_label": "multi_label_classification", "regression": "regression",
-}  # fmt: skip
+Say = Callable[[str], None]
 _CLASSIFIER_PATHS = {
     f"{name}/kernel" for name in ("sequence_classifier", "token_classifier", "span_classifier", "choice_classifier")
 }
 
 
-def baseline(task: Task, splits: Splits, metric: str | None) -> float | None:
-    """The dev score of what learns nothing: the commonest class of training for every row, no correlation, no entity, no answer.
+def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Say) -> tuple[Trainer, list[Split]]:
+    """Returns what the runs share, and the test splits.
 
-    None where it is not known (a metric of the user's choice, multiple_choice, no dev rows), and where a dev split has one label
-    alone: there, nothing does better than what learns nothing.
+    Shows what becomes of the head, what is cut, and the shapes of the batches. Raises InputError where config, data and model
+    do not go together.
     """
-    dev, kind = list(splits.dev.values()), task.kind
-    if not dev or metric is not None or kind == "multiple_choice" or any(holdout.only_label(kind, rows) for rows in dev):
-        return None
-    if kind == "question_answering":
-        return float(np.mean([np.mean([not label for label in labels_of(records)]) for records in dev]))
-    if kind == "tagging" and tags.entity_tags(splits.labels) is None:
-        words, *of_dev = ([tag for label in labels_of(records) for tag in label] for records in (splits.train, *dev))
-        commonest = Counter(words).most_common(1)[0][0] if words else None
-        return float(np.mean([np.mean([tag == commonest for tag in each]) for each in of_dev]))
-    if kind != "classification":
-        return 0.0
-    train, *asked = ([splits.labels.index(label) for label in labels_of(records)] for records in (splits.train, *dev))
-    return float(np.mean([task_metrics.majority_baseline(name, train, ids) for ids in asked for name in task.metrics]))
+    kind, trains = KINDS[task.kind], bool(splits.train) and bool(cfg.num_epochs)
+    options, records, notes = kind.settle(cfg.options(kind), splits.train)
+    devices = _devices(cfg, kind)
+    start = _load(cfg, kind, splits, trains, say)
+    parallel.check_fit(devices, start.model.config, devices.rows_cut)  # rows are made to divide
+    limit = _limit(cfg, start.model)
+    model, more = kind.adapt(start.model, limit, task, splits, options)
+    for note in [*_special_tokens(cfg, splits, model), *notes, *more]:
+        say(note)
+    start = dataclasses.replace(start, model=model)
 
-
-def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Callable[[str], None]) -> tuple[Setting, list[Split]]:
-    """The setting of the runs, and the test splits. Says what became of the head, what was cut, and how batches are laid out."""
-    assert cfg.max_seq_length is not None
-    assert cfg.batch_size is not None
-    devices = parallel.make_devices(cfg.parallel)
-    if devices.pmap and task.kind in ("similarity", "multiple_choice"):
-        raise InputError(f"parallel.strategy='pmap' sees each device's rows alone, and {task.kind} needs all: use 'mesh'")
-    labels = splits.labels
-    problem_type = _PROBLEM_TYPES.get(task.kind)
-    trains = bool(splits.train) and bool(cfg.num_epochs)
-    reads = cfg.special_tokens or ("text" if trains else None)  # None: as the model was trained
-    start = load_for_task(cfg.model, _HEADS[task.kind], labels, problem_type, cfg.init_head, reads)
-    if start.note:
-        say(start.note)
-    if not trains and task.kind == "regression":  # what the value goes through, as in Classifier
-        there = pretrained.describe(cfg.model)
-        model = dataclasses.replace(start.model, problem_type=there.problem_type, activation=there.activation)
-        start = dataclasses.replace(start, model=model)
-    model = start.model
-    assert model.tokenizer is not None
-    _check_fit(cfg, model)
-    parallel.check_fit(devices, model.config, devices.rows_cut)  # rows are made to divide
-    check_choices(task.kind, splits.train)
-    if cfg.special_tokens is None and (found := special_tokens_in(splits.train, model.tokenizer)):
-        listing = ", ".join(f"{name} in {count}" for name, count in found.items())
-        say(f"of {len(splits.train)} rows to train on, {listing} have a special token, read as text (--special-tokens read)")
-    records = splits.train
-    if cfg.loss == "cosine" and (most := max(map(abs, labels_of(records)))) > 1:
-        say(f"scores reach {most:g}: they are divided by it, as cosines reach 1")
-        records = with_labels(records, [label / most for label in labels_of(records)])
-    layout, limit = Layout(model.tokenizer, model.config), cfg.max_seq_length
-    pooling = model.pooling if isinstance(model.pooling, Pooling) else Pooling()  # trained is what Embedder will do
-    limit = min(limit, pooling.max_length or limit, model.config.max_length)
-    if task.kind == "similarity":
-        pooling = dataclasses.replace(pooling, max_length=limit)  # of the export: what was trained is what predicts
-        start = dataclasses.replace(start, model=dataclasses.replace(model, pooling=pooling))
-        for note in _of_pooling(pooling):
-            say(note)
-
-    def encoded(name: str, records: Sequence[Record]) -> Split:
-        found = encode(task.kind, records, splits.labels, layout, limit, read=pooling.read)
-        if first := pooling.first_place(layout):
-            found = dataclasses.replace(found, items=read_from(found.items, first))
-        if found.lost:
-            what = "questions have more tokens than are read" if found.reading else f"have more than {limit} tokens"
-            say(f"{name}: {found.lost} of {len(records)} {what}: what is past them was not read (--max-seq-length)")
-        return Split(name, records, found)
-
-    train = encoded("train", records).encoded.items
-    dev = [encoded(name, records) for name, records in splits.dev.items()]
-    test = [encoded(name, records) for name, records in splits.test.items()]
-    evaluator = Evaluator(task, start.model, limit, _null_threshold(cfg, task, splits, model, say), cfg.label_threshold)
-    for split in dev if cfg.metric is not None else ():  # no scores of training to be lost by a misspelt name
-        guesses = Predictions((_guess(task.kind, r, len(labels)) for r in split.records), _LOSS.get(task.kind))
-        evaluator.main_score(evaluator.scores(split, guesses), cfg.metric)
-    batches = None
-    if train and cfg.num_epochs:
-        num_steps = cfg.num_epochs * len(train) / cfg.batch_size
-        batches = Batches(
-            task.kind, train, cfg.batch_size, cfg.batching, model.config.hidden_size, model.tokenizer.pad_id,
-            devices.rows_cut, 16 if devices.platform == "cpu" else 128, most_shapes=min(6, max(1, int(num_steps) // 100)),
-        )  # fmt: skip
-        shapes = ", ".join(f"{rows}x{length}" for rows, length in batches.shapes)
-        say(f"{cfg.batching} batches of {cfg.batch_size}: {shapes} (rows x tokens), {batches.padding:.0%} padding")
-    elif _CLASSIFIER_PATHS & set(start.fresh):
+    train, *others = (
+        _encode(name, kind, rows, splits.labels, model, limit, say)
+        for name, rows in [("train", records), *splits.dev.items(), *splits.test.items()]
+    )
+    dev, test = others[: len(splits.dev)], others[len(splits.dev) :]
+    evaluator = Evaluator(task, model, limit, options.null_threshold, options.label_threshold)
+    _check_metric(cfg, evaluator, dev)
+    batches = _batches(cfg, kind, train, model, devices, say) if train.encoded.items and cfg.num_epochs else None
+    if batches is None and _CLASSIFIER_PATHS & set(start.fresh):
         raise InputError(f"{cfg.model} has no head for {task.name}, and there is nothing to train it on: give a fine-tuned model")
     key = f"{splits.data_hash}-{holdout.digest(splits.train, splits.dev)}-{cfg.max_seq_length}"
-    weights = None
-    if cfg.class_weights is not None:
-        named = class_weights(cfg.class_weights, task.kind, labels, splits.train)
-        say("class weights: " + ", ".join(f"{name} {weight:.4g}" for name, weight in named.items()))
-        weights = np.array(list(named.values()), np.float32)
-        key += f"-{weights.tolist()}"  # which a file may change
-    return Setting(cfg, task, start, batches, dev, evaluator, devices, key, baseline(task, splits, cfg.metric), weights), test
+    options = _weighted(cfg, kind, options, splits, say)
+    if options.class_weights is not None:  # which a file may change
+        key += f"-{options.class_weights.tolist()}"
+    nothing = baseline(task, splits, cfg.metric)
+    return Trainer(cfg, task, options, start, batches, dev, evaluator, devices, key, nothing), test
 
 
-def _null_threshold(cfg: FinetuneConfig, task: Task, splits: Splits, model: Model, say: Callable[[str], None]) -> float | None:
-    """The one given; 0, as in run_squad.py, where none was ever tuned, nor can be, and some questions may have no answer."""
-    known = cfg.null_threshold is not None or model.tuned.null_threshold is not None or bool(splits.dev)
-    if known or task.kind != "question_answering":
-        return cfg.null_threshold
-    if task.name != "squad2" and all(label != () for records in splits.test.values() for label in labels_of(records)):
-        return None
-    say(f"{cfg.model} has no threshold of its own for no answer: it is 0 (--null-threshold)")
-    return 0.0
+def _devices(cfg: FinetuneConfig, kind: Kind) -> parallel.Devices:
+    devices = parallel.make_devices(cfg.parallel)
+    if devices.pmap and kind.needs_all_rows:
+        raise InputError(f"parallel.strategy='pmap' sees each device's rows alone, and {kind.name} needs all: use 'mesh'")
+    return devices
 
 
-def _of_pooling(pooling: Pooling) -> list[str]:
-    """What is done with what sentence-transformers' files ask for behind and before the encoder."""
-    notes = []
-    if pooling.dense:
-        notes.append(f"{', '.join(map(str, pooling.dense))} behind the pooling: used as it is, and not trained")
-    if pooling.truncate_dim:
-        notes.append(f"embeddings are cut to their first {pooling.truncate_dim} values (truncate_dim), in training too")
-    if pooling.prompt:
-        notes.append(f"the model's default prompt {pooling.prompt!r} is put before each text")
-    if others := [name for name, prompt in pooling.prompts.items() if prompt and prompt != pooling.prompt]:
-        notes.append(f"the model's prompts {', '.join(others)} are kept, but put before no text: give the texts with them")
-    return notes
-
-
-def _check_fit(cfg: FinetuneConfig, model: Model) -> None:
-    """Raises InputError where the config asks for more than the model has."""
-    longest, layers = model.config.max_length, model.config.num_hidden_layers
+def _load(cfg: FinetuneConfig, kind: Kind, splits: Splits, trains: bool, say: Say) -> StartingModel:
+    """Reads the model with the head of the task. Raises InputError where the config asks for more than it has."""
+    reads = cfg.special_tokens or ("text" if trains else None)  # None: as the model was trained
+    start = load_for_task(cfg.model, kind.head, splits.labels, kind.problem_type, cfg.init_head, reads)
+    if start.note:
+        say(start.note)
+    longest, layers = start.model.config.max_length, start.model.config.num_hidden_layers
     if (cfg.max_seq_length or 0) > longest:
         raise InputError(
             f"max_seq_length={cfg.max_seq_length}, but {cfg.model} takes {longest} tokens at most: --max-seq-length {longest}"
         )
     if cfg.freeze_layers > layers:
         raise InputError(f"freeze_layers={cfg.freeze_layers}, but {cfg.model} has {layers} layers: choose 0 to {layers}")
+    if trains or kind.problem_type is None:
+        return start
+    there = pretrained.describe(cfg.model)  # what the outputs of an untrained head mean, its own files say
+    model = dataclasses.replace(start.model, problem_type=there.problem_type, activation=there.activation)
+    return dataclasses.replace(start, model=model)
 
 
-_LOSS = {"tagging": 0.0, "question_answering": 0.0}  # of kinds whose predictions do not tell it
+def _limit(cfg: FinetuneConfig, model: Model) -> int:
+    """Returns the tokens of a sequence: those asked for, as far as the model and its pooling take them."""
+    assert cfg.max_seq_length is not None
+    pooled = model.pooling.max_length if isinstance(model.pooling, Pooling) else None
+    return min(cfg.max_seq_length, pooled or cfg.max_seq_length, model.config.max_length)
 
 
-def _guess(kind: Kind, record: Record, num_labels: int) -> Any:
-    """A prediction that means nothing, in the form of `Evaluator.predict`."""
-    guesses = {"regression": 0.0, "tagging": record.label, "question_answering": ([], 0.0), "similarity": np.zeros((2, 1))}
-    return guesses.get(kind, np.zeros(len(record.texts) - 1 if kind == "multiple_choice" else num_labels))
+def _special_tokens(cfg: FinetuneConfig, splits: Splits, model: Model) -> list[str]:
+    """Returns a line where training texts hold special tokens that are read as text by default."""
+    found = special_tokens_in(splits.train, model.need_tokenizer()) if cfg.special_tokens is None else {}
+    if not found:
+        return []
+    listing = ", ".join(f"{name} in {count}" for name, count in found.items())
+    return [f"of {len(splits.train)} rows to train on, {listing} have a special token, read as text (--special-tokens read)"]
 
 
-def fit_all(setting: Setting, workdir: Path, stop: loop.StopRequest) -> list[Outcome]:
-    """Trains all runs that are not done yet; what came of each, in the order of learning rates and seeds."""
-    cfg = setting.cfg
+def _encode(
+    name: str, kind: Kind, records: Sequence[Record], labels: Sequence[str], model: Model, limit: int, say: Say
+) -> Split:  # fmt: skip
+    """Tokenizes a split; says how many of its records were cut."""
+    layout = Layout(model.need_tokenizer(), model.config)
+    pooling = model.pooling if isinstance(model.pooling, Pooling) else Pooling()
+    found = kind.encode(records, labels, layout, limit, pooling.read).read_from(pooling.first_place(layout))
+    if found.lost:
+        what = "questions have more tokens than are read" if found.reading else f"have more than {limit} tokens"
+        say(f"{name}: {found.lost} of {len(records)} {what}: what is past them was not read (--max-seq-length)")
+    return Split(name, records, found)
+
+
+def _check_metric(cfg: FinetuneConfig, evaluator: Evaluator, dev: Sequence[Split]) -> None:
+    """Raises InputError for a metric that is not the task's, before it is trained."""
+    for split in dev if cfg.metric is not None else ():
+        evaluator.main_score(evaluator.scores(split, evaluator.kind.guess(split.records, evaluator.labels)), cfg.metric)
+
+
+def _batches(cfg: FinetuneConfig, kind: Kind, train: Split, model: Model, devices: parallel.Devices, say: Say) -> Batches:
+    """Plans the training batches; says their shapes."""
+    assert cfg.batch_size is not None
+    assert cfg.num_epochs is not None
+    items = train.encoded.items
+    num_steps = cfg.num_epochs * len(items) / cfg.batch_size
+    batches = Batches(
+        items, cfg.batch_size, cfg.batching, model.config.hidden_size, model.need_tokenizer().pad_id, devices.rows_cut,
+        16 if devices.platform == "cpu" else 128, most_shapes=min(6, max(1, int(num_steps) // 100)), targets=kind.targets,
+    )  # fmt: skip
+    shapes = ", ".join(f"{rows}x{length}" for rows, length in batches.shapes)
+    say(f"{cfg.batching} batches of {cfg.batch_size}: {shapes} (rows x tokens), {batches.padding:.0%} padding")
+    return batches
+
+
+def _weighted(cfg: FinetuneConfig, kind: Kind, options: Options, splits: Splits, say: Say) -> Options:
+    """Returns the options with the weights of the classes."""
+    if cfg.class_weights is None:
+        return options
+    named = class_weights(cfg.class_weights, kind, splits.labels, splits.train)
+    say("class weights: " + ", ".join(f"{name} {weight:.4g}" for name, weight in named.items()))
+    return dataclasses.replace(options, class_weights=np.array(list(named.values()), np.float32))
+
+
+def baseline(task: Task, splits: Splits, metric: str | None) -> float | None:
+    """Returns the dev score of a model that learnt nothing.
+
+    None where it is not known (a metric of the user's choice, no dev rows), and where a dev split has one label only: there,
+    nothing does better than that.
+    """
+    dev = list(splits.dev.values())
+    if not dev or metric is not None or any(holdout.only_label(task.kind, rows) for rows in dev):
+        return None
+    return KINDS[task.kind].baseline(splits.train, dev, splits.labels, task.metrics)
+
+
+def fit_all(trainer: Trainer, workdir: Path, stop: loop.StopRequest) -> list[Outcome]:
+    """Trains all runs that are not done yet; returns the outcomes in the order of learning rates and seeds."""
+    cfg = trainer.cfg
     members = [Member(cfg.seed + i, rate) for rate in cfg.learning_rates for i in range(cfg.seeds)]
-    together = cfg.together == "yes" or (cfg.together == "auto" and _gain_together(setting, len(members)))
+    together = cfg.together == "yes" or (cfg.together == "auto" and _gain_together(trainer, len(members)))
     if len(members) == 1:
         groups = [(members, workdir)]
     elif together:
@@ -201,7 +186,7 @@ def fit_all(setting: Setting, workdir: Path, stop: loop.StopRequest) -> list[Out
         groups = [([member], workdir / "runs" / member.name) for member in members]
     outcomes: list[Outcome] = []
     for some, directory in groups:
-        runs = Runs(setting, some, directory)
+        runs = Runs(trainer, some, directory)
         done = runs.done()
         if done is None:
             if len(members) > 1 and multihost.is_first():
@@ -214,48 +199,50 @@ def fit_all(setting: Setting, workdir: Path, stop: loop.StopRequest) -> list[Out
     return outcomes
 
 
-def _gain_together(setting: Setting, count: int) -> bool:
-    """Whether `count` runs in one program are likely faster: on CPUs they are not (BERT-tiny: 0.76, MiniLM: 0.99 times as fast);
-    an accelerator is kept busier by them, if parameters, gradients and moments of all fit in a quarter of its memory."""
-    available = memory.device_bytes(setting.devices.mesh.local_devices[0])
-    state = 16 * sum(x.size for x in jax.tree.leaves(setting.start.model.params))
+def _gain_together(trainer: Trainer, count: int) -> bool:
+    """Returns true where `count` runs in one program are likely faster.
+
+    On CPUs they are not (BERT-tiny: 0.76, MiniLM: 0.99 times as fast). They keep an accelerator busier, if parameters, gradients
+    and moments of all fit in a quarter of its memory.
+    """
+    available = memory.device_bytes(trainer.devices.mesh.local_devices[0])
+    state = 16 * sum(x.size for x in jax.tree.leaves(trainer.start.model.params))
     return available is not None and count * state < available / 4
 
 
 def export_folder(workdir: Path, outcomes: Sequence[Outcome], which: Outcome) -> Path:
-    """Where a run's model is."""
+    """Returns the folder of the model of a run."""
     if len(outcomes) == 1:
         return workdir / "export"
     return workdir / "runs" / Member(which.seed, which.learning_rate).name / "export"
 
 
 def predict_all(
-    setting: Setting, test: Sequence[Split], workdir: Path
-) -> tuple[dict[str, dict[str, float]], dict[str, Predictions], Tuned]:
-    """Predicts dev and test by the exported model, or, where nothing was trained, by the model itself.
+    trainer: Trainer, test: Sequence[Split], workdir: Path
+) -> tuple[dict[str, dict[str, float]], dict[str, Predicted]]:  # fmt: skip
+    """Predicts dev and test with the exported model or, where nothing was trained, with the model itself; writes the predictions.
 
-    Returns the scores of the splits that have labels, the predictions of all, which it writes too, and the thresholds that both
-    follow: those in the export, which were tuned on dev; where nothing was trained the model's, or else tuned on dev.
+    Returns the scores of the splits that have some, and the predictions of all. Both follow the thresholds in the export, which
+    were tuned on dev; where nothing was trained those of the model, or else tuned on dev.
     """
-    model, evaluator = setting.start.model, setting.evaluator
-    if setting.batches is not None:
+    model, evaluator, splits = trainer.start.model, trainer.evaluator, [*trainer.dev, *test]
+    if trainer.batches is not None:
         model = pretrained.load(workdir / "export", head=model.head)
-    predictions = {split.name: evaluator.predict(split, model.params) for split in [*setting.dev, *test]}
-    tuned = thresholds(setting, model.tuned, predictions)
+    values = {split.name: evaluator.predict(split, model.params) for split in splits}
+    tuned = thresholds(trainer, model.tuned, values)
     scores = {}
-    for split in [*setting.dev, *test]:
-        predicted = predictions[split.name]
-        if split.labelled or setting.task.kind == "similarity":
-            scores[split.name] = evaluator.scores(split, predicted, tuned)
-        results.write_predictions(workdir / "predictions", split, predicted, evaluator, tuned)
-    return scores, predictions, tuned
+    for split in splits:
+        if split.labelled or evaluator.kind.scores_unlabelled:
+            scores[split.name] = evaluator.scores(split, values[split.name], tuned)
+        results.write_predictions(workdir / "predictions", split, values[split.name], evaluator, tuned)
+    return scores, {split.name: evaluator.of(split, values[split.name], tuned) for split in splits}
 
 
-def thresholds(setting: Setting, kept: Tuned, predictions: Mapping[str, Sequence[Any]]) -> Tuned:
-    """Those given, else those that the model has kept (from its training), else those that are best on dev."""
-    given = setting.evaluator.tuned
+def thresholds(trainer: Trainer, kept: Tuned, predictions: Mapping[str, Sequence[Any]]) -> Tuned:
+    """Returns the thresholds that are given, else those of the model, which its training tuned, else the best on dev."""
+    given = trainer.evaluator.tuned
     null = kept.null_threshold if given.null_threshold is None else given.null_threshold
     labels = given.label_thresholds or kept.label_thresholds
     if null is not None or labels:
         return dataclasses.replace(given, null_threshold=null, label_thresholds=labels)
-    return setting.evaluator.tune(setting.dev, predictions)
+    return trainer.evaluator.tune(trainer.dev, predictions)

@@ -1,40 +1,36 @@
-"""How much each class counts in the training loss, where classes are not equally frequent. No jax in here."""
+"""The weight of each class in the training loss (option class_weights). No jax in here."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bert_jax.config import InputError, did_you_mean
-from bert_jax.data.records import Record, labels_of
-from bert_jax.tasks.labels import classes_of
-from bert_jax.tasks.task import Kind
+from bert_jax.data.records import Record
+from bert_jax.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from bert_jax.tasks.kind import Kind
 
 
 def class_weights(given: str, kind: Kind, labels: Sequence[str], train: Sequence[Record]) -> dict[str, float]:
-    """The weight of each of `labels`.
+    """Returns the weight of each of `labels`.
 
     Args:
-      given: "balanced", or a JSON file with an object of classes and weights; classes that it does not name weigh 1.
-      kind: classification or tagging: weights of examples or words by their class; multi_label: of having the label, where not
-        having it weighs 1.
+      given: "balanced", which weighs the classes by how frequent they are, or a JSON file with an object of classes and weights;
+        classes that it does not name weigh 1.
+      kind: which has the weights for "balanced".
       labels: the classes.
       train: the training rows.
 
-    "balanced" is n / (C * n_c) of scikit-learn's compute_class_weight, with C the classes that occur, and (n - n_c) / n_c for
-    multi_label; a class that does not occur weighs 1.
-
-    Raises InputError for a file that cannot be read or holds something else, and a class or a weight of no use in it.
+    Raises:
+      InputError: the file cannot be read or is not such an object, or a class or weight in it is unknown or not usable.
     """
     if given != "balanced":
         return dict.fromkeys(labels, 1.0) | _read(Path(given), labels)
-    counts = Counter(name for label in labels_of(train) for name in classes_of(kind, label))
-    if kind == "multi_label":
-        return {name: (len(train) - counts[name]) / counts[name] if 0 < counts[name] < len(train) else 1.0 for name in labels}
-    return {name: counts.total() / (len(counts) * counts[name]) if counts[name] else 1.0 for name in labels}
+    return kind.balanced_weights(train, labels)
 
 
 def _read(path: Path, labels: Sequence[str]) -> dict[str, float]:

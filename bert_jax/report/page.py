@@ -19,11 +19,15 @@ from scipy.stats import rankdata  # type: ignore[import-untyped]
 
 from bert_jax.data.records import Record
 from bert_jax.disk import write_text
-from bert_jax.finetuning.evaluation import Candidates, Evaluator, Split, has_labels
+from bert_jax.finetuning.evaluation import Evaluator
 from bert_jax.finetuning.results import cosine
 from bert_jax.finetuning.runs import Member
+from bert_jax.tasks import metrics as task_metrics
+from bert_jax.tasks.classification import has_labels
+from bert_jax.tasks.question_answering import Candidates, answers
+from bert_jax.tasks.split import Predicted, Split
 from bert_jax.tasks.task import Kind
-from bert_jax.training import task_metrics, writer
+from bert_jax.training import writer
 from bert_jax.tuned import Tuned
 
 MOST_ROWS = 20  # of a table of examples
@@ -68,7 +72,8 @@ def write_report(
     ]
     for split in splits:
         if split.labelled or evaluator.task.kind == "similarity":
-            scored, of_scored = split.of_labelled(predicted[split.name])
+            own = Predicted(split, predicted[split.name], evaluator.labels, tuned).labelled()
+            scored, of_scored = own.split, own.values
             among = f" of {len(split.records):,}" * (len(scored.records) < len(split.records))
             parts.append(_tag("h2", f"{split.name}: {len(scored.records):,}{among} examples{' have a label' * bool(among)}"))
             parts += _details(results["details"].get(split.name, {}), evaluator.task.kind)
@@ -420,7 +425,7 @@ def _sentence(words: Sequence[str], right: Sequence[str], predicted: Sequence[st
 
 
 def _answers(split: Split, predicted: Sequence[Candidates], labels: Sequence[str], tuned: Tuned) -> list[_Html]:
-    answered, _ = Evaluator.answers(split, predicted, tuned.null_threshold)
+    answered, _ = answers(Predicted(split, predicted, (), tuned))
     none = _tag("em", "none")
     counts, rows = np.zeros((2, 2), int), []
     for record, (found, null) in zip(split.records, predicted, strict=True):
@@ -432,7 +437,7 @@ def _answers(split: Split, predicted: Sequence[Candidates], labels: Sequence[str
         start = record.label[0][1] if golds else found[0].start if found else 0
         id, question = _example(record, record.texts[:1])
         text = _joined([_tag("b", question), _text(record.texts[1], start)])
-        rows.append((f1, sure, [id, text, *(_joined(map(_text, answers)) or none for answers in (golds, [given] * bool(given)))]))
+        rows.append((f1, sure, [id, text, *(_joined(map(_text, texts)) or none for texts in (golds, [given] * bool(given)))]))
     worst = sorted(rows, key=lambda row: (row[0], -row[1]))
     table = _table(
         f"Worst answers, the surest first; F1 is 0 for {sum(not f1 for f1, _, _ in rows):,} questions",

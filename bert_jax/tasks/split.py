@@ -1,4 +1,4 @@
-"""What the methods of a kind exchange: a split of a task, the predictions for it, and the options that only some kinds read."""
+"""A split of a task, and the predictions for it: what the methods of a kind exchange."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from bert_jax.data.finetuning import Encoded
 from bert_jax.data.records import Record, labels_of, take
@@ -69,15 +67,3 @@ class Predicted:
         own = [i for i, label in enumerate(self.right) if label is not None]
         split = dataclasses.replace(self.split, records=take(self.records, own))
         return dataclasses.replace(self, split=split, values=[self.values[i] for i in own])
-
-
-@dataclass(frozen=True)
-class Options:
-    """The fields of FinetuneConfig that only some kinds read; `class_weights` are float32 [C]."""
-
-    loss: str = "auto"
-    temperature: float = 0.05
-    label_smoothing: float = 0.0
-    class_weights: np.ndarray | None = None
-    null_threshold: float | None = None
-    label_threshold: float | None = None

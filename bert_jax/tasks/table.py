@@ -5,7 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from bert_jax.config import InputError, did_you_mean
+from bert_jax.tasks.classification import Classification, MultiLabel, Regression
+from bert_jax.tasks.kind import Kind
+from bert_jax.tasks.multiple_choice import MultipleChoice
+from bert_jax.tasks.question_answering import QuestionAnswering
+from bert_jax.tasks.similarity import Similarity
+from bert_jax.tasks.tagging import Tagging
 from bert_jax.tasks.task import Task
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (Classification(), MultiLabel(), Regression(), Tagging(), QuestionAnswering(), MultipleChoice(), Similarity())
+}
 
 _YES_NO = {"0": "not_entailment", "1": "entailment"}
 _NLI = ("entailment", "not_entailment")

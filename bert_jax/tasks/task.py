@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from bert_jax.config import Checked
 
 Kind = Literal[
@@ -28,7 +30,7 @@ class Task:
       stem: multiple_choice: the column whose text every choice starts with.
       skip_ragged: whether a line with another number of fields than the header is left out and counted, not an error.
       test_only: whether there is nothing to train on.
-      metrics: names in training.task_metrics, the mean of which picks the best checkpoint.
+      metrics: names in metrics.METRICS, the mean of which picks the best checkpoint.
       defaults: fields of FinetuneConfig where the task's usual setting is not the general one.
     """
 
@@ -96,3 +98,15 @@ class TaskData(Checked):
         self._require(share_or_number, f"dev_size={self.dev_size} is neither a share below 1 nor a number of rows")
         self._require(self.max_train_rows is None or self.max_train_rows >= 1, f"max_train_rows={self.max_train_rows} is below 1")
         self._require(self.label_separator != "", "label_separator is empty")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The fields of FinetuneConfig that only some kinds read; `class_weights` are float32 [C]."""
+
+    loss: str = "auto"
+    temperature: float = 0.05
+    label_smoothing: float = 0.0
+    class_weights: np.ndarray | None = None
+    null_threshold: float | None = None
+    label_threshold: float | None = None

@@ -9,8 +9,8 @@ import pytest
 import sklearn.metrics
 
 from bert_jax.config import InputError
-from bert_jax.training import task_metrics
-from bert_jax.training.task_metrics import METRICS, entities, entity_report, squad_scores
+from bert_jax.tasks import metrics as task_metrics
+from bert_jax.tasks.metrics import METRICS, entities, entity_report, squad_scores
 
 # arguments that each metric takes, at a perfect score
 PERFECT = {
@@ -503,6 +503,6 @@ def test_mrr_is_of_the_first_relevant_document_of_ten():
 
 
 def test_importing_the_metrics_brings_in_no_heavy_library():
-    command = "import sys, bert_jax.training.task_metrics; print(*sys.modules)"
+    command = "import sys, bert_jax.tasks.metrics; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True).stdout.split()
     assert not {"sklearn", "scipy", "jax", "seqeval"} & set(loaded)

@@ -1,4 +1,4 @@
-"""How predictions of a task are scored: on the host, on NumPy arrays and lists. No jax in here.
+"""Scores of the predictions of a task, computed on the host with NumPy. No jax in here.
 
 `METRICS` is the table: name -> function(predictions, targets) -> float, in natural units (shares from 0 to 1, correlations
 from -1 to 1), where papers print a hundred times that. Every function raises InputError (a ValueError) where the two do not
@@ -61,6 +61,25 @@ def _binary(predictions: Any, targets: Any, axes: str, otherwise: str) -> tuple[
     if other:
         raise InputError(f"this metric is of zeros and ones, and there is {min(other)}; {otherwise}")
     return predictions, targets
+
+
+# Probabilities
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Returns the probabilities of classes that exclude each other, by their logits [..., C], in the type of `logits`."""
+    return np.exp(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
+
+
+def logistic(logits: np.ndarray) -> np.ndarray:
+    """Returns the probability of each label by itself, in the type of `logits`."""
+    return np.exp(-np.logaddexp(0, -logits))
+
+
+def nats(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Returns the negative log-likelihood of class ids [N] by logits [N, C]."""
+    logits = logits.astype(np.float64)
+    return np.logaddexp.reduce(logits, axis=-1) - logits[np.arange(len(targets)), targets]
 
 
 # Classes
@@ -137,7 +156,7 @@ def matthews_correlation(predictions: Any, targets: Any) -> float:
 
 
 def confusion_matrix(predictions: Any, targets: Any, num_labels: int) -> np.ndarray:
-    """How often class `column` was predicted where `row` was right: int [num_labels, num_labels]."""
+    """Returns the number of examples of class `row` that were predicted as `column`: int [num_labels, num_labels]."""
     predictions, targets = _arrays(predictions, targets)
     if min(predictions.min(), targets.min()) < 0 or max(predictions.max(), targets.max()) >= num_labels:
         raise InputError(f"class ids are not all within 0 and {num_labels - 1}, for num_labels={num_labels}")
@@ -211,7 +230,7 @@ def class_report(
 
 
 def calibration(confidences: Any, hits: Any, bins: int = 10) -> dict[str, Any]:
-    """How far probabilities are what they say: the expected calibration error (Guo et al., 2017, equation 3), and the bins.
+    """Returns the expected calibration error (Guo et al., 2017, equation 3), and its bins.
 
     Args:
       confidences: probabilities, [N].
@@ -269,14 +288,14 @@ _BIES = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S"}  # BILOU's 
 
 
 def _split_tag(tag: str) -> tuple[str, str]:
-    """ "B-PER" -> ("B", "PER"); no type is the type "_", as in seqeval."""
+    """Returns the prefix and the type of a tag: "B-PER" -> ("B", "PER"); no type is the type "_", as in seqeval."""
     if tag == "O":
         return "O", ""
-    prefix, _, kind = tag.partition("-")
+    prefix, _, name = tag.partition("-")
     if prefix not in _BIES:
         known = "neither O nor one of B- I- E- S- L- U- and a type"
         raise InputError(f"tag {tag!r} is {known}; tags.entity_tags reads other schemes, and classes of words have tag_accuracy")
-    return _BIES[prefix], kind or "_"
+    return _BIES[prefix], name or "_"
 
 
 def entities(tags: Sequence[str]) -> list[Entity]:
@@ -290,14 +309,14 @@ def entities(tags: Sequence[str]) -> list[Entity]:
     [('PER', 0, 1), ('LOC', 3, 3)]
     """
     found = []
-    start, previous, previous_kind = 0, "O", ""
-    for i, (prefix, kind) in enumerate([*map(_split_tag, tags), ("O", "")]):
-        starts = prefix != "O" and (prefix in "BS" or previous in "ES" or kind != previous_kind)
+    start, previous, previous_name = 0, "O", ""
+    for i, (prefix, name) in enumerate([*map(_split_tag, tags), ("O", "")]):
+        starts = prefix != "O" and (prefix in "BS" or previous in "ES" or name != previous_name)
         if previous != "O" and (prefix == "O" or starts):
-            found.append((previous_kind, start, i - 1))
+            found.append((previous_name, start, i - 1))
         if starts:
             start = i
-        previous, previous_kind = prefix, kind
+        previous, previous_name = prefix, name
     return found
 
 
@@ -319,14 +338,15 @@ def _entity_scores(predictions: Any, targets: Any) -> tuple[dict[str, float], di
     _check_sentences(predictions, targets)
     predicted = {(i, *entity) for i, tags in enumerate(predictions) for entity in entities(tags)}
     right = {(i, *entity) for i, tags in enumerate(targets) for entity in entities(tags)}
-    ours, theirs, hits = (Counter(kind for _, kind, _, _ in found) for found in (predicted, right, predicted & right))
+    ours, theirs, hits = (Counter(name for _, name, _, _ in found) for found in (predicted, right, predicted & right))
+    each = {name: rates(hits[name], ours[name], theirs[name]) for name in sorted(ours | theirs)}
+    return rates(hits.total(), ours.total(), theirs.total()), each
 
-    def scores(hits: int, ours: int, theirs: int) -> dict[str, float]:
-        rates = {"precision": hits / max(1, ours), "recall": hits / max(1, theirs), "f1": 2 * hits / max(1, ours + theirs)}
-        return {**rates, "support": theirs}
 
-    each = {kind: scores(hits[kind], ours[kind], theirs[kind]) for kind in sorted(ours | theirs)}
-    return scores(hits.total(), ours.total(), theirs.total()), each
+def rates(hits: int, ours: int, theirs: int) -> dict[str, float]:
+    """Returns precision, recall, F1 and support of `hits` among `ours`, which are predicted, and `theirs`, which are right."""
+    found = {"precision": hits / max(1, ours), "recall": hits / max(1, theirs), "f1": 2 * hits / max(1, ours + theirs)}
+    return {**found, "support": theirs}
 
 
 def entity_f1(predictions: Sequence[Sequence[str]], targets: Sequence[Sequence[str]]) -> float:
@@ -426,7 +446,7 @@ def best_null_threshold(
     some = [question for question in golds if predictions[question] and math.isfinite(null_odds[question])]
     gains = [_answer_scores(predictions[question], golds[question])[1] - unanswered[question] for question in some]
     odds, place = np.unique([null_odds[question] for question in some], return_inverse=True)  # equal odds go together
-    totals = sum(unanswered.values()) + np.cumsum([0.0, *np.bincount(place, gains)])  # of the 0, 1, 2, ... least odds answered
+    totals = sum(unanswered.values()) + np.cumsum([0.0, *np.bincount(place, gains)])  # with the 0, 1, 2, ... least odds answered
     cut = int(np.argmax(totals > totals.max() - 1e-9))  # sums of floats: equal ones may differ in the last bit
     edges = [odds[0] - 2, *odds, odds[-1] + 2] if some else [0.0, 0.0]
     return float(edges[cut] + edges[cut + 1]) / 2, float(totals[cut]) / len(golds)

@@ -1,0 +1,167 @@
+"""The shared parts of all runs of a fine-tuning: the model, the batches, the optimizer, the step and the evaluator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bert_jax.config import OptimConfig
+from bert_jax.data.finetuning import Batches
+from bert_jax.finetuning.config import FinetuneConfig
+from bert_jax.finetuning.evaluation import Evaluator
+from bert_jax.finetuning.init_head import StartingModel
+from bert_jax.model import attention, heads, lora
+from bert_jax.model.config import ComputeConfig
+from bert_jax.model.heads import Bert
+from bert_jax.pretrained import Model
+from bert_jax.tasks.kind import Kind
+from bert_jax.tasks.split import Split
+from bert_jax.tasks.task import Options, Task
+from bert_jax.training import memory, optim, parallel, steps
+from bert_jax.training.losses import Sum
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Trains a model on a task, for any seed and learning rate.
+
+    Attributes:
+      cfg: without unset values (`FinetuneConfig.resolved`).
+      task: the task.
+      options: what the task's kind reads of the config.
+      start: the model that the runs start from.
+      batches: the training batches; None where nothing is trained.
+      dev: the splits that runs are evaluated on.
+      evaluator: predicts and scores them.
+      devices: where the runs are computed.
+      data_key: differs where the data of another run differs.
+      baseline: the score of a model that learnt nothing, where it is known.
+    """
+
+    cfg: FinetuneConfig
+    task: Task
+    options: Options
+    start: StartingModel
+    batches: Batches | None
+    dev: list[Split]
+    evaluator: Evaluator
+    devices: parallel.Devices
+    data_key: str
+    baseline: float | None
+
+    @property
+    def num_steps(self) -> int:
+        """The steps of a run."""
+        assert self.cfg.num_epochs is not None
+        assert self.batches is not None
+        return max(1, round(self.cfg.num_epochs * self.batches.steps_per_epoch))
+
+    @property
+    def eval_every(self) -> int:
+        """The steps from one evaluation to the next."""
+        assert self.batches is not None
+        return min(self.cfg.eval_every or self.batches.steps_per_epoch, self.num_steps)
+
+    @cached_property
+    def module(self) -> Bert:
+        """The module as it is trained: with the config's dropout and compute type, recomputing as much as memory asks for."""
+        cfg, compute, drop = self.start.model.config, ComputeConfig(dtype=self.cfg.dtype), self.cfg.dropout
+        if drop is not None:
+            cfg = cfg.replace(hidden_dropout_prob=drop, attention_probs_dropout_prob=drop, classifier_dropout=drop)
+        if self.batches is not None:
+            devices, cut = self.devices, self.devices.mesh.shape
+            shape = max(self.batches.shapes, key=lambda shape: shape.rows * shape.length)
+            rows = -(-shape.rows // devices.rows_cut)
+            share = memory.DeviceShare(rows, shape.length, 0, devices.platform, cut["fsdp"], cut["tensor"])
+            compute = memory.choose_recomputation(cfg, compute, share, memory.device_bytes(devices.mesh.local_devices[0]))
+        return Bert(cfg, self.start.model.head, max(1, len(self.start.model.labels)), compute)
+
+    @property
+    def kernel(self) -> str:
+        """The attention kernel of the longest batches, for the log."""
+        assert self.batches is not None
+        longest = max(shape.length for shape in self.batches.shapes)
+        return attention.describe(self.module.cfg, self.module.compute, self.devices.platform, longest, deterministic=False)
+
+    @cached_property
+    def optimizer(self) -> optim.Guarded:
+        """The optimizer for a learning rate of 1, with the share of each layer."""
+        return optim.make_optimizer(self._optim, self._scales)
+
+    @property
+    def _optim(self) -> OptimConfig:
+        cfg = self.cfg
+        return OptimConfig(
+            name=cfg.optimizer, learning_rate=1.0, schedule=cfg.schedule, warmup_steps=int(cfg.warmup_ratio * self.num_steps),
+            weight_decay=cfg.weight_decay, eps=cfg.eps, clip_norm=cfg.clip_norm,
+        )  # fmt: skip
+
+    @cached_property
+    def _scales(self) -> Any:
+        """The share of the learning rate of each trained parameter (0: it is frozen); None where all have all of it."""
+        cfg, params = self.cfg, self.start.model.params
+        if cfg.lora_rank is not None:
+            adapters = jax.eval_shape(partial(lora.initialize, params, cfg.lora_rank), 0)
+            head = {name: jax.tree.map(lambda _, of=name: float(of != "encoder"), tree) for name, tree in params.items()}
+            return {"model": head, "adapters": jax.tree.map(lambda _: 1.0, adapters)}
+        if cfg.layer_decay == 1 and cfg.freeze_layers == 0:
+            return None
+        return optim.layer_scales(params, self.module.cfg.num_hidden_layers, cfg.layer_decay, cfg.freeze_layers)
+
+    def initial_params(self, seed: int) -> Any:
+        """Returns what a run trains: the model's parameters, or with adapters {model, adapters}."""
+        params = self.start.params(seed)
+        if self.cfg.lora_rank is None:
+            return params
+        return {"model": params, "adapters": lora.initialize(params, self.cfg.lora_rank, seed)}
+
+    def merged(self, params: Any) -> Any:
+        """Returns the parameters of the model, given what a run trains."""
+        if self.cfg.lora_rank is None:
+            return params
+        return lora.merge(params["model"], params["adapters"], self.cfg.lora_alpha / self.cfg.lora_rank)
+
+    @cached_property
+    def step(self) -> Callable[..., Any]:
+        """(state, batch, peak learning rate, seed) -> (state, metrics): one program for all runs."""
+        model, scales = self.start.model, self._scales
+        sums = make_sums(self.evaluator.kind, self.module, model, self.options)
+
+        def sums_fn(params: Any, batch: Any, key: Any) -> dict[str, Sum]:
+            if scales is not None:  # the backward pass ends above what is frozen
+                params = jax.tree.map(lambda p, s: p if s else jax.lax.stop_gradient(p), params, scales)
+            return sums(self.merged(params), batch, key)
+
+        update = steps.make_update(sums_fn, self.optimizer, self.cfg.clip_norm, axis_name=self.devices.axis_name)
+        rate = optim.make_schedule(self._optim, self.num_steps)
+
+        def step(state: steps.TrainState, batch: Any, peak: Any, seed: Any) -> Any:
+            key = jax.random.fold_in(jax.random.key(seed), state.step)
+            return update(state, batch, jnp.asarray(peak * rate(state.step), jnp.float32), key)
+
+        return step
+
+    @cached_property
+    def alone(self) -> Callable[..., Any]:
+        """`step`, compiled for a single run."""
+        return self.devices.jit(self.step, state=self.abstract_state, others=2)
+
+    @cached_property
+    def abstract_state(self) -> steps.TrainState:
+        """The shapes and types of the state of a run."""
+        return jax.eval_shape(partial(steps.init_state, optimizer=self.optimizer), self.initial_params(0))
+
+
+def make_sums(kind: Kind, module: Bert, model: Model, options: Options) -> steps.SumsFn:
+    """Returns the function (parameters, batch, key) -> losses and other sums; without a key there is no dropout."""
+
+    def sums(params: Any, batch: Any, key: Any) -> dict[str, Sum]:
+        outputs = heads.apply(module, params, batch, key, head_only=not kind.reads_every_token)
+        return kind.loss(outputs, batch, options, model)
+
+    return sums

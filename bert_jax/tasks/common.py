@@ -1,0 +1,86 @@
+"""Parts that several kinds share: logits, items of several sequences, and classes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bert_jax.config import InputError
+from bert_jax.data.records import Record, texts_of
+from bert_jax.inference import Predictor
+from bert_jax.tasks import metrics as scoring
+from bert_jax.tasks.split import Split
+from bert_jax.tasks.task import Options
+from bert_jax.training import losses
+from bert_jax.training.losses import Sum
+
+
+class Logits(Predictor):
+    """The logits of the head for each sequence."""
+
+    def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
+        batch["cls_positions"] = batch.pop("places")
+        return {"logits": self.model.apply(params, batch, head_only=True)["logits"]}
+
+
+def one_place(predictor: Predictor, split: Split, params: Any) -> np.ndarray:
+    """Returns the only output of each sequence, at its only place, [S, ...]. Views of one array take less than an array each."""
+    results = predictor.run(split.encoded.sequences, params)
+    (name,) = results[0] if results else ("logits",)
+    return np.array([result[name][0] for result in results])
+
+
+# ---- items of several sequences
+
+
+def check_same_size(records: Sequence[Record]) -> None:
+    """Raises InputError unless all records have the same number of texts."""
+    first = len(records[0].texts) if len(records) else 0
+    for i, texts in enumerate(texts_of(records)):
+        if len(texts) != first:
+            raise InputError(f"{records[i].place} has {len(texts)} texts, where {records[0].place} has {first}")
+
+
+def of_items(values: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
+    """Returns the values of the sequences of each item: [B, S, ...] -> [N, k, ...]."""
+    return values.reshape(-1, *values.shape[2:])[batch["slots"]]
+
+
+def by_item(values: np.ndarray, split: Split) -> list[np.ndarray]:
+    """Returns the values of the sequences of each item: [S, ...] -> N arrays [k, ...]."""
+    counts = [len(item.sequences) for item in split.encoded.items]
+    return np.split(values, np.cumsum(counts)[:-1]) if counts else []
+
+
+# ---- classes
+
+
+def balanced_weights(counts: Counter[str], labels: Sequence[str]) -> dict[str, float]:
+    """Returns n / (C * n_c) for each label, as scikit-learn's compute_class_weight; 1 for one that does not occur."""
+    return {name: counts.total() / (len(counts) * counts[name]) if counts[name] else 1.0 for name in labels}
+
+
+def class_loss(logits: jax.Array, batch: dict[str, jax.Array], options: Options) -> dict[str, Sum]:
+    """Returns the cross-entropy and the accuracy of classes [...] by logits [..., C]."""
+    labels, weights = batch["labels"], batch["weights"]
+    weighted = weights if options.class_weights is None else weights * jnp.asarray(options.class_weights)[labels]
+    return {
+        "cross_entropy_loss": losses.cross_entropy(logits, labels, weighted, options.label_smoothing),
+        "accuracy": losses.accuracy(logits, labels, weights),
+    }
+
+
+def judged_classes(logits: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the probability, whether it is predicted and whether it is right, for each class, by logits [N, C] and ids [N]."""
+    classes = np.arange(logits.shape[1])
+    return scoring.softmax(logits), logits.argmax(axis=-1)[:, None] == classes, right[:, None] == classes
+
+
+def calibration_of(shares: np.ndarray, given: np.ndarray, right: np.ndarray) -> dict[str, Any]:
+    """Returns how well the probabilities of predicted classes are calibrated, by what `judged_classes` returns."""
+    return {"calibration": scoring.calibration(shares.max(axis=-1), (given & right).any(axis=-1))}

@@ -1,0 +1,150 @@
+"""Pairs and triplets of texts -> embeddings whose cosines say how similar the texts are."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bert_jax.config import InputError
+from bert_jax.data.batching import PackedBatch
+from bert_jax.data.finetuning import Encoded, Item, encode_texts, per_item
+from bert_jax.data.layout import Layout
+from bert_jax.data.records import Record, labels_of, numbered, with_labels
+from bert_jax.inference import Embedder, nearest, sentence_vectors
+from bert_jax.pooling import Pooling
+from bert_jax.pretrained import Model
+from bert_jax.tasks import metrics as scoring
+from bert_jax.tasks.common import by_item, check_same_size, of_items, one_place
+from bert_jax.tasks.kind import Kind
+from bert_jax.tasks.split import Predicted, Predictions, Split
+from bert_jax.tasks.splits import Splits
+from bert_jax.tasks.task import Options, Task
+from bert_jax.training import losses
+from bert_jax.training.losses import Sum
+
+
+class Similarity(Kind):
+    """Embeddings of texts. A prediction is float32 vectors [k, D], one for each of the k texts of a record."""
+
+    name = "similarity"
+    head = "encoder"
+    options = frozenset(["loss"])
+    needs_all_rows = True
+    reads_every_token = True
+    scores_unlabelled = True
+
+    # ---- training
+
+    def settle(self, options: Options, train: Sequence[Record]) -> tuple[Options, Sequence[Record], list[str]]:
+        """Chooses the loss that the rows are for, and brings the scores of pairs to the range of cosines."""
+        check_same_size(train)
+        if not train:
+            return options, train, []
+        options = dataclasses.replace(options, loss=_loss_for(train, options.loss))
+        scores = labels_of(train)
+        if options.loss != "cosine" or (most := max(map(abs, scores))) <= 1:
+            return options, train, []
+        note = f"scores reach {most:g}: they are divided by it, as cosines reach 1"
+        return options, with_labels(train, [score / most for score in scores]), [note]
+
+    def adapt(self, model: Model, limit: int, task: Task, splits: Splits, options: Options) -> tuple[Model, list[str]]:
+        """Returns the model with the length that it is trained with, which Embedder keeps to."""
+        pooling = dataclasses.replace(pooling_of(model), max_length=limit)
+        return dataclasses.replace(model, pooling=pooling), pooling_notes(pooling)
+
+    def encode(
+        self, records: Sequence[Record], labels: Sequence[str], layout: Layout, limit: int, read: Callable[[str], str] = str
+    ) -> Encoded:
+        return encode_texts(
+            records, layout, limit, read, target=lambda label: np.array(0 if label is None else label, np.float32), sequences=list
+        )
+
+    def targets(self, items: Sequence[Item], packed: PackedBatch, count: int) -> dict[str, np.ndarray]:
+        """Adds int32 `text_ids` [N, k]: texts of the batch with the same tokens have the same id; -1 stands for no text."""
+        ids = numbered(text.input_ids.tobytes() for item in items for text in item.sequences).reshape(len(items), -1)
+        text_ids = np.pad(ids, ((0, count - len(items)), (0, 0)), constant_values=-1)
+        return per_item(items, packed, count) | {"text_ids": text_ids}
+
+    def loss(self, outputs: dict[str, jax.Array], batch: dict[str, jax.Array], options: Options, model: Model) -> dict[str, Sum]:
+        pooling = dataclasses.replace(pooling_of(model), normalize=False)  # the losses do it
+        hidden, firsts = outputs["last_hidden_state"], batch["cls_positions"]
+        vectors = sentence_vectors(pooling, pooling.arrays, hidden, batch["sequence_ids"], firsts)
+        parts = jnp.moveaxis(of_items(vectors, batch), 1, 0)
+        return {"similarity_loss": _loss(parts, batch, options)}
+
+    # ---- evaluation
+
+    def predictor(self, model: Model, limit: int) -> Callable[[Split, Any], Predictions]:
+        embedder = Embedder(model, dataclasses.replace(pooling_of(model), max_length=None))  # texts are cut already
+        return lambda split, params: Predictions(by_item(one_place(embedder, split, params), split))
+
+    def guess(self, records: Sequence[Record], labels: Sequence[str]) -> Predictions:
+        return Predictions(np.zeros((len(records), 2, 1)))
+
+    def scores(self, predicted: Predicted, metrics: Sequence[str]) -> dict[str, float]:
+        """Scores pairs with a score by the correlation of their cosines, others by the rank of each text's own partner."""
+        anchors, partners = (np.array([vectors[i] for vectors in predicted.values]) for i in (0, 1))
+        anchors, partners = (x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12) for x in (anchors, partners))
+        if predicted.split.labelled:
+            cosines = (anchors * partners).sum(axis=-1)
+            return {name: scoring.METRICS[name](cosines, predicted.right) for name in ("spearman", "pearson")}
+        return _ranks(anchors, partners, *([record.texts[i] for record in predicted.records] for i in (0, 1)))
+
+
+def _loss_for(train: Sequence[Record], given: str) -> str:
+    """Returns the loss for pairs with a score, pairs without or triplets. Raises InputError where `given` is another one."""
+    triplets = len(train[0].texts) == 3
+    fitting = "cosine" if train[0].label is not None else "triplet" if triplets else "ranking"
+    allowed = {fitting, "ranking"} if triplets else {fitting}
+    loss = fitting if given == "auto" else given
+    if loss not in allowed:
+        raise InputError(f"loss={loss!r} does not fit the training data, which is for {' or '.join(sorted(allowed))}")
+    return loss
+
+
+def _loss(parts: jax.Array, batch: dict[str, jax.Array], options: Options) -> Sum:
+    """The loss of vectors [k, N, D]."""
+    labels, weights = batch["labels"], batch["weights"]
+    if options.loss == "cosine":
+        return losses.cosine_error(parts[0], parts[1], labels, weights)
+    if options.loss == "triplet":
+        return losses.triplet_loss(parts[0], parts[1], parts[2], weights)
+    texts, candidates = batch["text_ids"].T, jnp.concatenate(parts[1:])
+    return losses.ranking_loss(parts[0], candidates, weights, options.temperature, texts[0], texts[1:].reshape(-1))
+
+
+def _ranks(anchors: np.ndarray, partners: np.ndarray, texts: list[str], own: list[str]) -> dict[str, float]:
+    """Scores how near each text is to its own partners, among all partners; vectors [N, D] of length 1."""
+    right: dict[str, set[str]] = {}  # all partners of a text are right, wherever they stand, and each as often as it stands there
+    for text, partner in zip(texts, own, strict=True):
+        right.setdefault(text, set()).add(partner)
+    times, (_, found) = Counter(own), nearest(anchors, partners, 10)
+    ranked = [[float(own[j] in right[text]) for j in row] for text, row in zip(texts, found.tolist(), strict=True)]
+    judged = [[1.0] * sum(times[partner] for partner in right[text]) for text in texts]
+    return {"ndcg_at_10": scoring.ndcg_at_10(ranked, judged), "mrr_at_10": scoring.mrr_at_10(ranked, judged)}
+
+
+def pooling_of(model: Model) -> Pooling:
+    """Returns the pooling of a model that `load_for_task` gave for embeddings."""
+    assert isinstance(model.pooling, Pooling)
+    return model.pooling
+
+
+def pooling_notes(pooling: Pooling) -> list[str]:
+    """Returns what sentence-transformers' files ask for before and after the encoder, and what becomes of it."""
+    notes = []
+    if pooling.dense:
+        notes.append(f"{', '.join(map(str, pooling.dense))} after the pooling: used as it is, and not trained")
+    if pooling.truncate_dim:
+        notes.append(f"embeddings are cut to their first {pooling.truncate_dim} values (truncate_dim), in training too")
+    if pooling.prompt:
+        notes.append(f"the model's default prompt {pooling.prompt!r} is put before each text")
+    if others := [name for name, prompt in pooling.prompts.items() if prompt and prompt != pooling.prompt]:
+        notes.append(f"the model's prompts {', '.join(others)} are kept, but put before no text: give the texts with them")
+    return notes
