@@ -22,7 +22,9 @@ from bert_jax.tasks.table import TASKS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = {path.stem: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+REPOSITORY = r"https://(?:github\.com/bert-jax/bert_jax/blob|raw\.githubusercontent\.com/bert-jax/bert_jax)/main/"
+GUIDES = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+PAGES = {name: (ROOT / f"{name}.md").read_text() for name in ("README", "CONTRIBUTING", "SECURITY")} | GUIDES
 TEXT = "\n".join(PAGES.values())
 
 
@@ -90,37 +92,76 @@ def assert_runs_without_bert_jax(exported, model):
 
 
 def commands():
-    """Command lines of the README and the guides, in blocks and inline; of those for a cloud, what runs there."""
+    """Returns the words of every command of ours on the pages, in blocks and inline, from the command's name on."""
     lines = [line.split("  # ")[0] for language, code in blocks(TEXT) if language == "sh" for line in code.splitlines()]
-    remote = [shlex.split(line)[-1] for line in lines if line.startswith("gcloud") and "--command" in line]
-    lines = [line for line in lines if not line.startswith("gcloud")] + [part for line in remote for part in line.split(" && ")]
-    return [line for line in [*lines, *re.findall(r"`(python [^`]*)`", TEXT)] if line.strip()]
+    lines += re.findall(r"`(?:python -m )?(bert_jax [^`]*)`", re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL))
+    lines = [shlex.split(line)[-1] if line.startswith("gcloud") and "--command" in line else line for line in lines]
+    found = [shlex.split(" ".join(line.split()).split(" > ")[0]) for line in lines if "bert_jax " in line]
+    return [words[words.index("bert_jax") + 1 :] for words in found if "bert_jax" in words[:-1]]
 
 
-@pytest.mark.parametrize("line", [c for c in commands() if re.search(r"python train.py \S", c)])
-def test_every_train_command_is_accepted(line, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    words = shlex.split(line[line.index("train.py") :])[1:]
-    if "--help" in words:
-        with pytest.raises(SystemExit) as end:
-            load_train_config(words)
-        assert end.value.code == 0
-    else:
-        load_train_config(words)
+def named(*names):
+    """Returns the commands with these names, each once."""
+    return [words for words in dict.fromkeys(map(tuple, commands())) if words[0] in names]
 
 
-@pytest.mark.parametrize("line", [c for c in commands() if "-m bert_jax" in c])
-def test_every_bert_jax_command_exists_with_its_options(line, capsys):
-    words = line.split("-m bert_jax ")[1].split(" -- ")[0].split()  # behind a lone -- stand Beam's own
-    options = {word for word in words if word.startswith("--")}
-    with pytest.raises(SystemExit):
-        COMMANDS[words[0]](["--help"], words[0])
-    shown = capsys.readouterr().out
-    if any(word.endswith(".py") for word in words):  # a config's fields go with it
+def shown_by_help(capsys, name):
+    """Returns what `bert_jax NAME --help` prints; commands of a config take its fields too."""
+    with pytest.raises(SystemExit) as end:
+        COMMANDS[name](["--help"], name)
+    assert not end.value.code
+    if name in ("train", "prepare", "prepare-beam", "doctor", "plan"):
         with pytest.raises(SystemExit):
             load_train_config(["--help"])
-        shown += capsys.readouterr().out
-    assert [option for option in options if option not in shown and option != "--help"] == []
+    return capsys.readouterr().out
+
+
+def test_the_pages_show_every_command(capsys):
+    assert {words[0] for words in commands()} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("words", named("train"), ids=" ".join)
+def test_every_train_command_is_accepted(words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    if words[1:2] not in [(), ("CONFIG",)] and "--help" not in words:
+        load_train_config(words[1:])
+
+
+@pytest.mark.parametrize("words", named("finetune"), ids=" ".join)
+def test_every_fine_tuning_command_is_accepted(words):
+    if words[1:] and "--help" not in words:
+        load_finetune_config(words[1:])
+
+
+@pytest.mark.parametrize("words", [words for words in named(*COMMANDS) if any(w.startswith("--") for w in words)], ids=" ".join)
+def test_every_command_has_the_options_that_are_shown(words, capsys):
+    own = words[: words.index("--")] if "--" in words else words  # Beam's own options follow a lone --
+    options = {word for word in own if word.startswith("--")} - {"--help", "--version"}
+    shown = shown_by_help(capsys, words[0])
+    assert [option for option in options if option not in shown] == []
+
+
+def test_every_option_in_the_text_exists(capsys):
+    shown = "".join(shown_by_help(capsys, name) for name in COMMANDS)
+    guides = "\n".join(page for name, page in GUIDES.items() if name != "measurements")  # options of the benchmarks
+    code = re.findall(r"`([^`]*)`", re.sub(r"```.*?```", "", guides, flags=re.DOTALL))
+    options = {
+        option for words in code for option in re.findall(r"(?<![\w-])--[a-z][\w.-]*", " ".join(words.split()).split(" -- ")[0])
+    }
+    others = {"--help", "--version", "--worker", "--xla_gpu_autotune_level", "--participants"}
+    assert sorted(option for option in options - others if option not in shown) == []
+
+
+def test_every_file_in_the_text_exists():
+    paths = re.findall(r"(?<![\w/-])(?:bert_jax|configs|docs|tests)/[\w/.]+\w", TEXT)
+    assert sorted(path for path in set(paths) if not (ROOT / path).exists()) == []
+
+
+def test_every_error_in_the_troubleshooting_is_one_of_ours():
+    source = "".join(path.read_text() for path in (ROOT / "bert_jax").rglob("*.py"))
+    quoted = re.findall(r'^## (".*)$|^("[^"]*") names', PAGES["troubleshooting"], re.MULTILINE)
+    parts = [part.strip() for text in "".join(map("".join, quoted)).split('"') for part in text.split("...") if part.strip(" ,")]
+    assert [part for part in parts if part not in source] == []
 
 
 OWN_FILES = {  # what the README's examples of fine-tuning name
@@ -134,27 +175,16 @@ OWN_FILES = {  # what the README's examples of fine-tuning name
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("line", [c for c in commands() if "finetune.py MODEL" in c])
-def test_every_example_of_fine_tuning_on_own_files_runs(line, export, monkeypatch, tmp_path):
+@pytest.mark.parametrize("words", [words for words in named("finetune") if words[1:2] == ("MODEL",)], ids=" ".join)
+def test_every_example_of_fine_tuning_on_own_files_runs(words, export, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name, content in OWN_FILES.items():
         (tmp_path / name).write_text(content)
-    words = shlex.split(line.replace("MODEL", str(export / "runs/quickstart/export")))[2:]
-    assert finetune.main([*words, "--num-epochs", "1", "--max-seq-length", "32", "--batch-size", "8", "--workdir", "work"]) == 0
+    argv = [str(export / "runs/quickstart/export"), *words[2:]]
+    assert finetune.main([*argv, "--num-epochs", "1", "--max-seq-length", "32", "--batch-size", "8", "--workdir", "work"]) == 0
     assert bert_jax.load("work/export").tokenizer is not None
     assert json.loads((tmp_path / "work/results.json").read_text())["metrics"]["dev"]
     assert (tmp_path / "work/report.html").exists()
-
-
-@pytest.mark.parametrize("line", [c for c in commands() if re.search(r"python finetune.py \S", c)])
-def test_every_fine_tuning_command_is_accepted(line):
-    words = shlex.split(line[line.index("finetune.py") :])[1:]
-    if "--help" in words:
-        with pytest.raises(SystemExit) as end:
-            load_finetune_config(words)
-        assert end.value.code == 0
-    else:
-        load_finetune_config(words)
 
 
 def test_every_task_and_kind_of_the_table_exists():
@@ -164,9 +194,22 @@ def test_every_task_and_kind_of_the_table_exists():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_between_pages_lead_somewhere(page):
-    folder = ROOT if page == "README" else ROOT / "docs"
+    folder = ROOT / "docs" if page in GUIDES else ROOT
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", PAGES[page]):
         assert (folder / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_to_headings_lead_somewhere(page):
+    for target, anchor in re.findall(r"\]\(([\w.]*)#([^)]*)\)", PAGES[page]):
+        headings = re.findall(r"^#+ (.*)$", PAGES[target.removesuffix(".md") or page], re.MULTILINE)
+        assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def test_the_readme_s_links_are_absolute_as_pypi_shows_it_alone():
+    targets = re.findall(r"\]\(([^)]+)\)|src=\"([^\"]+)\"", README)
+    paths = [re.sub(rf"^{REPOSITORY}", "", link or image) for link, image in targets]
+    assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
 def test_the_two_set_up_lines_stand_where_ci_looks_for_them():
