@@ -1,7 +1,7 @@
-"""What fine-tuning leaves beside weights: how long texts were, and the thresholds that labels are given by. No jax in here.
+"""Length and thresholds that fine-tuning leaves beside the weights, so that predictors predict likewise. No jax in here.
 
-`max_length` is `model_max_length` of tokenizer_config.json, by which transformers and sentence-transformers' CrossEncoder cut
-texts too. The rest is the object "bert_jax" of config.json, which they keep and do not use:
+`max_length` is `model_max_length` of tokenizer_config.json, which transformers and sentence-transformers' CrossEncoder follow
+too. The rest is the object "bert_jax" of config.json, which they keep and do not use:
 
     "bert_jax": {"task": "squad2", "null_threshold": -1.25}
     "bert_jax": {"task": "multi_label", "label_thresholds": [0.5, 0.31, 0.72]}
@@ -21,14 +21,14 @@ from bert_jax.disk import read_json
 
 @dataclass(frozen=True)
 class Tuned:
-    """How a model was fine-tuned and scored, so that it predicts likewise.
+    """The setting in which a model was fine-tuned and scored.
 
     Attributes:
       task: its name in the table of tasks.
-      max_length: tokens of a sequence, special ones included, that count; None: as many as the model takes.
-      null_threshold: question_answering: no answer is given where its logit is above the best answer's by more than this;
-        None: an answer is always given.
-      label_thresholds: multi_label: for each class the probability from which on a text has it; empty: 0.5 for all.
+      max_length: tokens of a sequence, special tokens included; None: as many as the model takes.
+      null_threshold: question_answering: no answer is predicted where its logit exceeds the best answer's by more than this;
+        None: an answer is always predicted.
+      label_thresholds: multi_label: the least probability of each class with which a text has it; empty: 0.5 for all.
     """
 
     task: str | None = None
@@ -37,20 +37,20 @@ class Tuned:
     label_thresholds: tuple[float, ...] = ()
 
     def in_config(self) -> dict[str, Any]:
-        """The object "bert_jax" of config.json; empty where there is nothing to say."""
+        """Returns the object "bert_jax" of config.json; empty where all is unset."""
         said = {"task": self.task, "null_threshold": self.null_threshold, "label_thresholds": list(self.label_thresholds)}
         return {name: value for name, value in said.items() if value not in (None, [])}
 
 
 def read_tuned(directory: Path, config: Mapping[str, Any], num_labels: int | None) -> Tuned:
-    """What the files of a directory say.
+    """Reads what a directory says.
 
     Args:
       directory: of tokenizer_config.json.
       config: the content of config.json.
-      num_labels: classes that config.json names; None: the head has others, which the thresholds are not of.
+      num_labels: classes that config.json names; None: the head has other classes, and the thresholds are dropped.
 
-    Raises InputError for a value of no use.
+    Raises InputError for a value that cannot be used.
     """
     said = config.get("bert_jax") or {}
     where = f"{directory}/config.json: bert_jax"
@@ -76,9 +76,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _model_max_length(directory: Path) -> int | None:
-    """That of tokenizer_config.json; None where it says none, or a number that is none, as transformers' 1e30 is."""
+    """Returns that of tokenizer_config.json; None where it has none, or no length, as transformers' 1e30."""
     try:
         length = (read_json(directory / "tokenizer_config.json", dict) or {}).get("model_max_length")
-    except InputError:  # the tokenizer's reader says what is wrong with it
+    except InputError:  # Tokenizer.load says what is wrong with it
         return None
     return length if isinstance(length, int) and not isinstance(length, bool) and 3 <= length < 10**6 else None

@@ -1085,7 +1085,7 @@ def test_early_stopping_that_would_keep_the_last_weights_is_refused(model, tmp_p
     with pytest.raises(SystemExit) as ended:
         tune(model, "sst2", tmp_path, tmp_path / "run", early_stopping=1, select="last")
     assert ended.value.code == 2
-    assert "early_stopping waits for a better one" in " ".join(capsys.readouterr().err.replace("│", "").split())
+    assert "early_stopping keeps the best weights" in " ".join(capsys.readouterr().err.replace("│", "").split())
 
 
 def test_the_script_says_what_is_wrong_without_a_stack_trace(tmp_path):

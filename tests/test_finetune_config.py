@@ -54,7 +54,7 @@ def records(*labels, texts=("a", "b")):
         (dict(dropout=1.0), "dropout=1.0 is not in [0, 1)"),
         (dict(temperature=0.0), "temperature=0.0 must be positive"),
         (dict(null_threshold=float("nan")), "null_threshold=nan is not finite"),
-        (dict(select="last", early_stopping=2), "early_stopping waits for a better one: it needs select='best'"),
+        (dict(select="last", early_stopping=2), "early_stopping keeps the best weights: it needs select='best'"),
         (dict(batching="pakced"), "batching='pakced' is a str"),
         (dict(seeds=True), "seeds=True is a bool"),
     ],
@@ -221,7 +221,7 @@ def test_the_columns_of_a_first_task_are_its_own(monkeypatch, tmp_path):
     first = TaskData(data="a=b.csv", text_column=("Review Text",), label_column=("good", "bad"))
     assert seen == [("multi_label", "model", first), ("sst2", str(tmp_path / "via" / "export"), cfg.task_data)]
     for name in ("via_text_column", "via_label_column"):
-        with pytest.raises(InputError, match=rf"{name}=\('x',\) is of a task before: give via"):
+        with pytest.raises(InputError, match=rf"{name}=\('x',\) is for the data of via: give via as well"):
             FinetuneConfig(**{name: ("x",)})
 
 
@@ -356,6 +356,6 @@ def test_checkpoints_without_a_config_json_are_of_nobody_knows_what(tmp_path, ma
     (config.parent / made).mkdir(parents=True)
     claim_workdir(run_in(tmp_path))
     config.unlink()
-    with pytest.raises(InputError, match=r"holds checkpoints, but its config.json, .* is gone: bring it back"):
+    with pytest.raises(InputError, match=r"holds checkpoints, but the config.json of their run is gone: restore it"):
         claim_workdir(run_in(tmp_path))
     assert not config.exists()

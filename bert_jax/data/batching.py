@@ -1,6 +1,6 @@
-"""Examples of any lengths -> batches of a few shapes: packed, so that little padding is computed and no shape compiled twice.
+"""Examples of any lengths -> batches of few shapes: packed, so that little padding is computed and few shapes are compiled.
 
-Or exact (`exact_batches`): each example alone in its row, in a shape that follows from its own length.
+Or exact (`exact_batches`): each example alone in its row, in a shape that follows from its length alone.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-_SHORTEST = 16  # row; the next are twice as long each
-_PACKED = 64  # attention over 64 tokens still costs little more than over 16: shorter rows only for calls that cannot fill one
-_LOOKED_AT = 16  # rows of the same room: without free slots they are many, and each is in the way of all later examples
+_SHORTEST = 16  # tokens of the shortest row; each of the next ones is twice as long
+_PACKED = 64  # attention over 64 tokens costs little more than over 16: rows are shorter only where a call cannot fill one
+_LOOKED_AT = 16  # rows of the same room: many of them may have no free slot, and each delays all later examples
 
 
 @dataclass(frozen=True)
 class Example:
-    """One sequence to run: its ids and token types, int32 [n], and the places in it that the head runs at, int32 [k]."""
+    """A sequence: its ids and token types, int32 [n], and the places in it where the head runs, int32 [k]."""
 
     input_ids: np.ndarray
     token_type_ids: np.ndarray
     places: np.ndarray
 
     def read_from(self, place: int) -> Example:
-        """With this place, or the last one if it is shorter, as the only one."""
+        """Returns the sequence with this place, or the last one of a shorter sequence, as its only place."""
         return self if place == 0 else replace(self, places=np.array([min(place, len(self.input_ids) - 1)], np.int32))
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where an example stands in a batch: its row, its tokens there, its slots there."""
+class Placement:
+    """The place of an example in a batch: its row, and its tokens and slots in that row."""
 
     example: int
     row: int
@@ -40,15 +40,15 @@ class Place:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Arrays int32 [B, L], `positions` int32 [B, S] for the head, and which example stands where."""
+    """Arrays int32 [B, L], `positions` int32 [B, S] for the head, and the place of each example."""
 
     arrays: dict[str, np.ndarray]
     positions: np.ndarray
-    places: list[Place]
+    places: list[Placement]
 
 
 def row_lengths(lengths: Sequence[int], longest: int) -> list[int]:
-    """The row lengths to pack examples of `lengths` into, ascending; `longest` is the longest that may come.
+    """Returns the row lengths for examples of `lengths`, ascending; `longest` is the longest that may come.
 
     >>> row_lengths([9, 12, 100], 512), row_lengths([9], 512), row_lengths([9] * 100, 512)
     ([64, 128], [16], [64])
@@ -63,9 +63,9 @@ def row_lengths(lengths: Sequence[int], longest: int) -> list[int]:
 
 
 def pack_rows(examples: Sequence[Example], ladder: Sequence[int], slots: Callable[[int], int]) -> list[tuple[int, list[int]]]:
-    """(row length, examples in it) of each row: longest examples first, each into the row with the least room that takes it.
+    """Returns (row length, examples) of each row; the longest examples are placed first, each in the fullest row that takes it.
 
-    An example that no begun row takes begins one of the shortest length that holds it. Rows of length n have slots(n) slots.
+    An example that fits in no row starts one of the shortest length that holds it. Rows of length n have slots(n) slots.
     """
     rows: list[tuple[int, list[int]]] = []
     free_slots: list[int] = []
@@ -96,7 +96,7 @@ def pack_rows(examples: Sequence[Example], ladder: Sequence[int], slots: Callabl
 
 
 def batch_sizes(rows: int, full: int) -> list[tuple[int, int]]:
-    """(rows taken, rows computed) of the batches for `rows` rows: full ones, then powers of two, so that shapes stay few.
+    """Returns (rows taken, rows computed) of the batches for `rows` rows: full ones, then powers of two, so that shapes are few.
 
     >>> batch_sizes(69, 32), batch_sizes(3, 32)
     ([(32, 32), (32, 32), (4, 4), (1, 1)], [(3, 4)])
@@ -115,19 +115,19 @@ def batch_sizes(rows: int, full: int) -> list[tuple[int, int]]:
 def batches(
     examples: Sequence[Example], longest: int, tokens: int, slots: Callable[[int], int], pad_id: int
 ) -> Iterator[PackedBatch]:
-    """Batches of about `tokens` tokens that hold every example once.
+    """Yields batches of about `tokens` tokens that hold every example once.
 
     Args:
       examples: none longer than `longest`, none with more places than slots(its row's length).
       longest: tokens of the longest example that may come.
       tokens: rows x row length of a full batch.
-      slots: row length -> S, the places of a row that the head runs at.
-      pad_id: fills up rows.
+      slots: row length -> S, the places of a row where the head runs.
+      pad_id: the token after the last example of a row.
     """
     if not examples:
         return
     ladder = row_lengths([len(e.input_ids) for e in examples], longest)
-    waiting: list[list[int]] = []  # rows of shorter lengths that filled no batch, two by two in one row
+    waiting: list[list[int]] = []  # pairs of shorter rows that filled no batch, two in one row
     packed = pack_rows(examples, ladder, slots)
     for length, longer in zip(ladder, [*ladder[1:], None], strict=True):
         rows = waiting + [indices for row_length, indices in packed if row_length == length]
@@ -142,10 +142,10 @@ def batches(
 
 
 def exact_shape(size: int, tokens: int) -> tuple[int, int]:
-    """(rows, row length) that an example of `size` tokens is computed in: they follow from `size` alone, whatever comes with it.
+    """Returns (rows, row length) of the batch of an example of `size` tokens; they follow from `size` alone.
 
-    Lengths are multiples of 8, four from one power of two to the next, and may be above the longest that a model takes. Rows are
-    a power of two, of `tokens` to twice as many tokens: kernels that take four rows at a time would take those of an odd end in
+    Lengths are multiples of 8, four from one power of two to the next, and may exceed the longest that a model takes. Rows are a
+    power of two, with `tokens` to twice as many tokens: kernels that take four rows at a time would treat a remainder in
     another way.
 
     >>> exact_shape(3, 256), exact_shape(33, 256), exact_shape(64, 256), exact_shape(300, 256)
@@ -157,13 +157,13 @@ def exact_shape(size: int, tokens: int) -> tuple[int, int]:
 
 
 def exact_batches(examples: Sequence[Example], tokens: int, slots: int, pad_id: int) -> Iterator[PackedBatch]:
-    """Batches that hold every example once, alone in its row, in its `exact_shape`; rows that lack an example are padding.
+    """Yields batches that hold every example once, alone in its row, in its `exact_shape`; rows without an example are padding.
 
     Args:
       examples: none with more places than `slots`.
-      tokens: a power of two; those of a batch are as many, to twice as many.
-      slots: places of a row that the head runs at.
-      pad_id: fills up rows.
+      tokens: a power of two; a batch has as many to twice as many tokens.
+      slots: places of a row where the head runs.
+      pad_id: the token after the last example of a row.
     """
     by_shape: dict[tuple[int, int], list[list[int]]] = {}
     for index, example in enumerate(examples):
@@ -176,7 +176,7 @@ def exact_batches(examples: Sequence[Example], tokens: int, slots: int, pad_id: 
 def fill_rows(
     examples: Sequence[Example], rows: Sequence[Sequence[int]], count: int, length: int, slots: int, pad_id: int
 ) -> PackedBatch:
-    """A batch of `count` rows of `length` tokens with `slots` places each: in row i the examples `rows[i]`."""
+    """Returns a batch of `count` rows of `length` tokens with `slots` places each; row i has the examples `rows[i]`."""
     names = ("token_type_ids", "position_ids", "sequence_ids")
     arrays = {"input_ids": np.full((count, length), pad_id, np.int32)}
     arrays |= {name: np.zeros((count, length), np.int32) for name in names}
@@ -193,6 +193,6 @@ def fill_rows(
             arrays["position_ids"][row, tokens] = np.arange(size)
             arrays["sequence_ids"][row, tokens] = sequence
             positions[row, slot : slot + wanted] = example.places + at
-            places.append(Place(index, row, tokens, slice(slot, slot + wanted)))
+            places.append(Placement(index, row, tokens, slice(slot, slot + wanted)))
             at, slot = at + size, slot + wanted
     return PackedBatch(arrays, positions, places)

@@ -277,6 +277,7 @@ def choose_shapes(needs: Sequence[dict[int, int]], hidden_size: int, most: int, 
     Args:
       needs: for each batch: row length -> rows that it takes; lengths that are too short for it are left out.
       hidden_size: of the encoder; with attention, a token of a row of L tokens costs 1 + L / (6 hidden_size).
+      most: shapes at most; each is compiled by itself.
       granule: rows are a multiple of it (the devices that rows are divided over).
 
     >>> choose_shapes([{64: 7}, {64: 8}, {64: 8}, {64: 12}], 384, most=2)

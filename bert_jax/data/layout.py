@@ -1,4 +1,4 @@
-"""Token ids -> `[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]`, or as else the tokenizer says; cut to a length or read in windows."""
+"""Token ids -> `[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]`, as the tokenizer says; cut to a length, or read in windows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AT_FIRST = np.zeros(1, np.int32)
 
 @dataclass(frozen=True)
 class Layout:
-    """How a tokenizer and a model lay out an example. Raises InputError where the model has no room for one."""
+    """The layout of examples for a tokenizer and a model. Raises InputError where the model has no room for one."""
 
     tokenizer: Tokenizer
     cfg: BertConfig
@@ -28,20 +28,20 @@ class Layout:
             raise InputError(f"max_position_embeddings={self.cfg.max_position_embeddings} leaves no room for a text")
 
     def template(self, parts: int) -> Template:
-        """What stands around and between `parts` parts (1 or 2)."""
+        """Returns the special tokens around and between `parts` parts (1 or 2)."""
         return self.tokenizer.single if parts == 1 else self.tokenizer.pair
 
     def before(self, parts: Sequence[np.ndarray]) -> int:
-        """Tokens before the last of `parts`."""
+        """Returns the number of tokens before the last of `parts`."""
         around = self.template(len(parts)).ids
         return sum(map(len, parts[:-1])) + sum(map(len, around[: len(parts)]))
 
     def longest_question(self, limit: int) -> int:
-        """Tokens of a question that are read in windows of `limit` tokens: 64 (run_squad.py), or half of a shorter window."""
+        """Returns the most tokens of a question in a window of `limit` tokens: 64 (run_squad.py), or half of a shorter window."""
         return min(64, max(1, (limit - len(self.tokenizer.pair)) // 2))
 
     def example(self, parts: Sequence[np.ndarray], places: np.ndarray = AT_FIRST) -> Example:
-        """A text, or a pair, with what its tokenizer puts around it: `[CLS] a [SEP] b [SEP]`; `places` are where the head runs.
+        """Returns a text, or a pair, with the special tokens: `[CLS] a [SEP] b [SEP]`; the head runs at `places`.
 
         Raises InputError for an id past the model's vocabulary, and where there is no token at all.
         """
@@ -59,7 +59,7 @@ class Layout:
         return Example(input_ids, types, places)
 
     def examples(self, texts: Sequence[Text], limit: int | None = None) -> tuple[list[Example], int]:
-        """An example for each text, or pair of texts, of at most `limit` tokens, and how many were cut to that."""
+        """Returns an example of at most `limit` tokens for each text, or pair of texts, and how many were cut."""
         both: list[tuple[str, ...]] = [tuple(text) if isinstance(text, (tuple, list)) else (text,) for text in texts]
         pairs = [len(parts) == 2 for parts in both]
         first = self.tokenizer.encode_batch([parts[0] for parts in both])
@@ -75,7 +75,7 @@ class Layout:
 
 
 def cut(parts: list[np.ndarray], room: int) -> list[np.ndarray]:
-    """Parts of at most `room` tokens together: the longer one loses its end (`parts` itself where nothing is lost)."""
+    """Returns parts of at most `room` tokens together: the longer one loses its end (`parts` itself where all fit)."""
     if sum(map(len, parts)) <= room:
         return parts
     if len(parts) == 1:
@@ -86,7 +86,7 @@ def cut(parts: list[np.ndarray], room: int) -> list[np.ndarray]:
 
 
 class Window(NamedTuple):
-    """Some consecutive tokens of a long text."""
+    """Consecutive tokens of a text: number of the text, first token, and the token after the last."""
 
     text: int
     start: int
@@ -94,7 +94,7 @@ class Window(NamedTuple):
 
 
 def cut_windows(text: int, size: int, room: int, stride: int) -> list[Window]:
-    """Windows of `room` tokens, each `stride` behind the one before, that hold all `size` tokens.
+    """Returns windows of `room` tokens that hold all `size` tokens; each starts `stride` tokens after the one before.
 
     >>> [(w.start, w.stop) for w in cut_windows(0, 10, 4, 3)]
     [(0, 4), (3, 7), (6, 10)]
@@ -106,7 +106,7 @@ def cut_windows(text: int, size: int, room: int, stride: int) -> list[Window]:
 
 
 def most_context(windows: Sequence[Window], size: int) -> np.ndarray:
-    """For each of `size` tokens the window in which it has the most neighbours on its poorer side (run_squad.py)."""
+    """Returns, for each of `size` tokens, the window in which its shorter side of context is longest (run_squad.py)."""
     best, most = np.zeros(size, np.int64), np.full(size, -1)
     for number, window in enumerate(windows):
         inside, place = slice(window.start, window.stop), np.arange(window.stop - window.start)
@@ -117,7 +117,7 @@ def most_context(windows: Sequence[Window], size: int) -> np.ndarray:
 
 
 class Reading(NamedTuple):
-    """The windows that (question, context) pairs are read in, an example each; `long_questions` were cut."""
+    """The windows of (question, context) pairs, with an example for each; `long_questions` were cut."""
 
     pairs: Sequence[tuple[str, str]]
     questions: list[np.ndarray]
@@ -130,9 +130,9 @@ class Reading(NamedTuple):
 def read_windows(
     layout: Layout, pairs: Sequence[tuple[str, str]], max_length: int, stride: int, max_question_length: int
 ) -> Reading:
-    """Questions before stretches of their contexts, at most `max_length` tokens, each `stride` tokens behind the one before.
+    """Returns each question with stretches of its context, at most `max_length` tokens, one every `stride` tokens.
 
-    Raises InputError where no special token stands first: "no answer" is there.
+    Raises InputError where no special token stands first: it stands for "no answer".
     """
     if not layout.tokenizer.pair.ids[0]:
         raise InputError('question answering needs a tokenizer that puts a token before a pair, as [CLS]: "no answer" is there')

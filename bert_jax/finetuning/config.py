@@ -1,4 +1,4 @@
-"""Configuration of fine-tuning, all on the command line of finetune.py. No jax in here."""
+"""The configuration of fine-tuning; every field is an option of the command `finetune`. No jax in here."""
 
 from __future__ import annotations
 
@@ -32,62 +32,62 @@ class FinetuneConfig(Checked):
     )
     task_data: TaskData = field(default_factory=TaskData)
     workdir: str | None = None
-    """Where the run keeps everything; running the same command again continues it. Default: runs/TASK."""
+    """Folder of the run; the same command continues it. Default: runs/TASK."""
     num_epochs: float | None = None
-    """Times over the training rows. Default 3 (SQuAD: 2)."""
+    """Passes over the training rows. Default 3 (SQuAD: 2)."""
     batch_size: int | None = None
     """Examples a step. Default 32 (SQuAD: 12)."""
     learning_rates: tuple[float, ...] = ()
-    """Peak learning rates, a run each: 2e-5,3e-5,5e-5. Default 3e-5."""
+    """Peak learning rates, one run for each: 2e-5,3e-5,5e-5. Default 3e-5."""
     seeds: int = 1
-    """Number of runs a learning rate: seeds `seed`, `seed` + 1, ..."""
+    """Number of runs for each learning rate: seeds `seed`, `seed` + 1, ..."""
     seed: int = 0
     """First seed: of the head's initialisation, the data order and dropout."""
     max_seq_length: int | None = None
-    """Tokens an example is cut to. Default 128 (SQuAD: 384, read in windows)."""
+    """Tokens that an example is cut to. Default 128 (SQuAD: 384, read in windows)."""
     special_tokens: Literal["text", "read"] | None = None
     (
-        "What the characters of a special token, as `[SEP]` or `<ent>`, are in the data: text like any other, or that token. "
-        "The exported model reads texts likewise. Default: text; where nothing is trained, as the model does."
+        "Special tokens in the data, such as `[SEP]`, are text, or are read as that token (read). The exported model reads texts "
+        "likewise. Default: text; without training, as the model does."
     )
     eval_every: int | None = None
     """Steps between evaluations. Default: an epoch."""
     metric: str | None = None
-    """What the best checkpoint is chosen by. Default: the mean of the task's metrics."""
+    """Metric that chooses the best checkpoint. Default: the mean of the task's metrics."""
     select: Literal["best", "last"] = "best"
-    """Which evaluation's weights are kept: the best on the dev set, or the last."""
+    """Weights that are kept: those of the best evaluation on the dev set, or of the last one."""
     early_stopping: int | None = None
-    """Stop a run after this many evaluations without a better one."""
+    """Stop a run after this number of evaluations without a better one."""
     batching: Literal["packed", "padded", "by_length"] = "packed"
-    """Several examples in a row, one a row, or one a row with examples of like length together (another data order)."""
+    """Several examples in a row, one in a row, or one in a row with examples of similar length together (another order)."""
     warmup_ratio: float = 0.1
-    """Share of the steps that the learning rate rises in."""
+    """Share of the steps in which the learning rate rises."""
     schedule: Literal["linear", "bert_tf", "cosine"] = "linear"
     """Decay after the warm-up, to 0."""
     optimizer: Literal["adamw", "adamw_bert", "lamb"] = "adamw"
     """`adamw`: with bias correction, which small training sets need; `adamw_bert`: google-research/bert's, without."""
     weight_decay: float = 0.01
-    """Decoupled, and not applied to biases and LayerNorm."""
+    """Decoupled weight decay, not applied to biases and LayerNorm."""
     eps: float = 1e-6
     """Added to the root of the second moment."""
     clip_norm: float | None = 1.0
-    """Global norm that gradients are clipped to; None: not clipped."""
+    """Global norm to which gradients are clipped; None: no clipping."""
     layer_decay: float = 1.0
-    """Learning rate of a layer, as a multiple of that of the layer above it."""
+    """Ratio of the learning rate of a layer to that of the layer above it."""
     freeze_layers: int = 0
-    """Lowest layers that stay as they are, the embeddings among them; 0: none, nor the embeddings."""
+    """Number of lowest layers that are frozen, together with the embeddings; 0: nothing is frozen."""
     lora_rank: int | None = None
     (
         "Train adapters of this rank beside the attention's query and value (and the head) instead of the encoder; the "
-        "exported model has them merged in. Wants a larger learning rate, such as 1e-3."
+        "exported model has them merged in. They need a larger learning rate, for example 1e-3."
     )
     lora_alpha: float = 16.0
-    """What adapters add is scaled by lora_alpha / lora_rank."""
+    """The output of the adapters is scaled by lora_alpha / lora_rank."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes (classification, tagging, multiple_choice)."""
     class_weights: str | None = None
     (
-        "How much each class counts in the loss (classification; tagging: each word; multi_label: having a label, not having it "
+        "Weight of each class in the loss (classification; tagging: of each word; multi_label: of having a label, not having it "
         'counts 1): `balanced`, by how rare it is in training, or a JSON file {"class": weight}, where the others weigh 1.'
     )
     dropout: float | None = None
@@ -100,24 +100,24 @@ class FinetuneConfig(Checked):
     via: str | None = None
     """TASK=DATA: fine-tune on that first, and start from the result, as `--via mnli=GLUE/MNLI` for rte, mrpc and stsb."""
     via_text_column: tuple[str, ...] = ()
-    """Columns of the text in the data of `via`, as text_column."""
+    """Columns of the text in the data of `via`; see text_column."""
     via_label_column: tuple[str, ...] = ()
-    """Column of the label in the data of `via`, as label_column."""
+    """Column of the label in the data of `via`; see label_column."""
     together: Literal["auto", "yes", "no"] = "auto"
-    """Whether the runs are trained in one program; auto: where that is faster."""
+    """Train all runs in one program; auto: where that is faster."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type; parameters, softmax, norms and losses stay float32."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     log_every: int = 10
-    """Steps between lines of metrics.jsonl."""
+    """Steps from one line of metrics.jsonl to the next."""
     loss: Literal["auto", "cosine", "ranking", "triplet"] = "auto"
-    """similarity: cosine (pairs with a score), ranking (multiple negatives: pairs without), triplet."""
+    """similarity: cosine (pairs with a score), ranking (pairs without; multiple negatives), triplet."""
     temperature: float = 0.05
-    """similarity, ranking: what cosines are divided by."""
+    """similarity, ranking: divisor of the cosines."""
     null_threshold: float | None = None
-    """question_answering: how much likelier no answer must be. Default: what is best on the dev set."""
+    """question_answering: least lead of no answer over the best answer, in logits. Default: the best value on the dev set."""
     label_threshold: float | None = None
-    """multi_label: probability from which on a text has a label. Default: what is best on the dev set, for each label."""
+    """multi_label: least probability with which a text has a label. Default: the best value for each label on the dev set."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -143,7 +143,7 @@ class FinetuneConfig(Checked):
         self._require(self.freeze_layers >= 0, f"freeze_layers={self.freeze_layers} is negative")
         self._require(
             self.lora_rank is None or (self.layer_decay == 1 and self.freeze_layers == 0),
-            "lora_rank leaves the encoder as it is: layer_decay and freeze_layers do not go with it",
+            "lora_rank freezes the encoder: leave out layer_decay and freeze_layers",
         )
         self._require(self.lora_alpha > 0, f"lora_alpha={self.lora_alpha} must be positive")
         self._require(
@@ -153,14 +153,14 @@ class FinetuneConfig(Checked):
         self._require(0 <= self.label_smoothing < 1, f"label_smoothing={self.label_smoothing} is not in [0, 1)")
         self._require(self.dropout is None or 0 <= self.dropout < 1, f"dropout={self.dropout} is not in [0, 1)")
         for name, value in (("via_text_column", self.via_text_column), ("via_label_column", self.via_label_column)):
-            self._require(self.via is not None or not value, f"{name}={value} is of a task before: give via")
+            self._require(self.via is not None or not value, f"{name}={value} is for the data of via: give via as well")
         self._require(self.temperature > 0, f"temperature={self.temperature} must be positive")
         self._require(
-            self.early_stopping is None or self.select == "best", "early_stopping waits for a better one: it needs select='best'"
+            self.early_stopping is None or self.select == "best", "early_stopping keeps the best weights: it needs select='best'"
         )
 
     def resolved(self, task: Task) -> Self:
-        """With the task's usual values, then the general ones, where a value is unset."""
+        """Returns the config with the task's defaults, then the general ones, for unset fields."""
         usual: dict[str, Any] = {
             "num_epochs": 3, "batch_size": 32, "learning_rates": (3e-5,), "max_seq_length": 128, "workdir": f"runs/{task.name}",
         } | dict(task.defaults)  # fmt: skip
@@ -216,7 +216,7 @@ FREE_FIELDS = frozenset(["workdir", "log_every"])  # and parallel.*
 
 
 def claim_workdir(cfg: FinetuneConfig, first: bool = True) -> None:
-    """Writes the work directory's config.json, or holds `cfg` against the one that is there.
+    """Writes config.json of the work directory, or compares `cfg` with the one that is there.
 
     The `first` process of several keeps other programs out. Raises InputError, listing the fields, where something differs
     that would change what is computed, and where the folder cannot be written or another program is at work in it.
@@ -229,7 +229,7 @@ def claim_workdir(cfg: FinetuneConfig, first: bool = True) -> None:
             workdir.hold(path.parent)
             disk.remove_temporary(path.parent)
         if (old := disk.read_json(path, dict, workdir.ANOTHER)) is not None:
-            if not {"task", "task_data"} <= old.keys():  # of a model, maybe
+            if not {"task", "task_data"} <= old.keys():  # a model's, maybe
                 raise InputError(f"{path} is not a fine-tuning run's config: use another --workdir, or delete that folder")
             different = workdir.changed(old, cfg, FREE_FIELDS)
             if different and any(next(path.parent.glob(pattern), None) for pattern in [*begun, "results.json"]):
@@ -237,7 +237,7 @@ def claim_workdir(cfg: FinetuneConfig, first: bool = True) -> None:
                 workdir.refuse(cfg, flags, ", or delete that folder")
         elif any(next(path.parent.glob(pattern), None) for pattern in begun):
             raise InputError(
-                f"{path.parent} holds checkpoints, but its config.json, which says of what run, is gone: bring it back, use "
+                f"{path.parent} holds checkpoints, but the config.json of their run is gone: restore it, use "
                 "another --workdir, or delete that folder"
             )
         workdir.write(path, cfg)
