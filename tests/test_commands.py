@@ -15,7 +15,6 @@ import time
 import warnings
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -541,39 +540,6 @@ def test_preparing_by_beam_says_what_to_install(monkeypatch, tmp_path):
     with pytest.raises(InputError, match=r"apache-beam, which is not installed: pip install 'bert_jax\[beam\]'"):
         main(["prepare-beam", str(tmp_path / "config.py"), "--workdir", str(tmp_path / "run"), "--", "--runner", "FlinkRunner"])
     assert not (tmp_path / "run").exists()
-
-
-# --- the compilation cache ---
-
-
-@pytest.fixture
-def no_cache():
-    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_compilation_cache_dir", None)
-    yield
-    jax.config.update("jax_compilation_cache_dir", before[0])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
-
-
-def test_compilations_are_kept_in_the_users_cache_folder(no_cache, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    predictors._cache_compilations()
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "bert_jax" / "xla")
-    assert (tmp_path / "bert_jax" / "xla").is_dir()
-
-
-def test_a_cache_folder_that_is_set_stays(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    before = jax.config.jax_compilation_cache_dir
-    assert before
-    predictors._cache_compilations()
-    assert jax.config.jax_compilation_cache_dir == before
-
-
-def test_without_a_folder_to_write_to_nothing_is_kept(no_cache, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(lines_of(tmp_path / "file", "in the way")))
-    predictors._cache_compilations()
-    assert jax.config.jax_compilation_cache_dir is None
 
 
 # --- processes ---

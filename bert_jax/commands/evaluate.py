@@ -51,13 +51,14 @@ def evaluate(
     """
     if not task_data.data:
         raise InputError("--data is missing: bert_jax evaluate MODEL --data FILE; --help says more")
-    from bert_jax import pretrained
+    from bert_jax import compilation_cache, pretrained
     from bert_jax.finetuning import stages
     from bert_jax.finetuning.config import FinetuneConfig
     from bert_jax.finetuning.finish import finish
     from bert_jax.tasks.splits import load_splits
     from bert_jax.tasks.table import KINDS, find_task
 
+    compilation_cache.keep()
     described = pretrained.describe(model)
     name = task or described.tuned.task
     if name is None:

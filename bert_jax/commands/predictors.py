@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from operator import attrgetter
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
 import bert_jax
+from bert_jax import compilation_cache
 from bert_jax.config import InputError, did_you_mean
 from bert_jax.data import files
 from bert_jax.pooling import PoolingMode
@@ -202,19 +202,6 @@ def _texts(texts: Texts, pair_column: str | None = None, pairs: bool = False) ->
 # --- predicting ---
 
 
-def _cache_compilations() -> None:
-    """Keeps compiled programs in the user's cache folder, where no other is set: a second run starts fast."""
-    import jax
-
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "bert_jax" / "xla"
-    with contextlib.suppress(OSError, RuntimeError):  # no home, or one that is not to be written to
-        if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-            folder.mkdir(parents=True, exist_ok=True)
-            if os.access(folder, os.W_OK):
-                jax.config.update("jax_compilation_cache_dir", str(folder))
-                jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-
-
 def _predict(
     texts: Rows, columns: dict[str, str], jsonl: bool, make: Callable[[Any], tuple[Any, _Fields]],
     write: Callable[[Any, list[bool]], None] | None = None,
@@ -230,7 +217,7 @@ def _predict(
     if texts.quotes != "auto" and files.suffix_of(path) not in (".csv", ".tsv"):
         raise InputError(f"--quotes {texts.quotes} is for .csv and .tsv, and {_name(path)} is neither")
     lines, ready = _open(path, texts.quotes)
-    _cache_compilations()
+    compilation_cache.keep()
     predictor, fields = make(bert_jax.load(texts.model, special_tokens=texts.special_tokens))
     mask = predictor.tokenizer.mask_token if isinstance(predictor, bert_jax.FillMask) else ""
     items = (_item(f"{_name(path)}:{n}", line, columns, jsonl, mask, texts.keep_columns) for n, line in enumerate(lines, 1))
