@@ -11,7 +11,7 @@ from bert_jax.finetuning.config import FinetuneConfig, claim_workdir
 from bert_jax.finetuning.finish import finish
 from bert_jax.tasks.splits import load_splits
 from bert_jax.tasks.table import find_task
-from bert_jax.tasks.task import Task
+from bert_jax.tasks.task import Task, TaskData
 from bert_jax.training import loop, multihost
 from bert_jax.workdir import Reached
 
@@ -32,21 +32,14 @@ def finetune(cfg: FinetuneConfig, command: str = "bert_jax.finetune") -> Reached
     """
     multihost.connect(cfg.parallel)
     task = find_task(cfg.task)
-    if cfg.num_epochs == 0 and cfg.max_seq_length is None:  # what the model reads, as nothing is trained
+    if cfg.num_epochs == 0 and cfg.max_seq_length is None:  # as long as what the model was trained on
         there = pretrained.describe(cfg.model)
         cfg = cfg.replace(max_seq_length=there.max_length if there.tuned.task else None)
     cfg = cfg.resolved(task)
-    assert cfg.workdir is not None
     multihost.first_then_others(lambda: claim_workdir(cfg, multihost.is_first()))
     if cfg.via is not None:
-        first, data = cfg.via.split("=", 1)
-        before = FinetuneConfig(
-            model=cfg.model, task=first,
-            task_data=type(cfg.task_data)(data=data, text_column=cfg.via_text_column, label_column=cfg.via_label_column),
-            workdir=str(Path(cfg.workdir) / "via"), special_tokens=cfg.special_tokens, dtype=cfg.dtype, parallel=cfg.parallel,
-        )  # fmt: skip
-        if multihost.is_first():
-            print(f"first {first}, then {cfg.task}", file=sys.stderr)
+        before = _config_of_via(cfg, cfg.via)
+        say(f"first {before.task}, then {cfg.task}")
         reached = finetune(before, command)
         if reached.signal is not None:
             return reached
@@ -54,14 +47,25 @@ def finetune(cfg: FinetuneConfig, command: str = "bert_jax.finetune") -> Reached
     return run(cfg, task, command)
 
 
+def _config_of_via(cfg: FinetuneConfig, via: str) -> FinetuneConfig:
+    """Returns the config of the task that comes first."""
+    task, data = via.split("=", 1)
+    task_data = TaskData(data=data, text_column=cfg.via_text_column, label_column=cfg.via_label_column)
+    return FinetuneConfig(
+        model=cfg.model, task=task, task_data=task_data, workdir=str(Path(cfg.workdir or "") / "via"),
+        special_tokens=cfg.special_tokens, dtype=cfg.dtype, parallel=cfg.parallel,
+    )  # fmt: skip
+
+
+def say(line: str) -> None:
+    """Shows a line, once for all hosts."""
+    if multihost.is_first():
+        print(line, file=sys.stderr)
+
+
 def run(cfg: FinetuneConfig, task: Task, command: str) -> Reached:
-    """Reads the data, trains the runs, picks the best, predicts with it and writes what came of it."""
+    """Reads the data, trains the runs, and predicts with the best."""
     folder = Path(cfg.workdir or "")
-
-    def say(line: str) -> None:
-        if multihost.is_first():
-            print(line, file=sys.stderr)
-
     splits = load_splits(task, cfg.task_data)
     multihost.check_equal("the data", splits.data_hash)
     for note in splits.notes:

@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from bert_jax import pretrained
 from bert_jax.config import OptimConfig
 from bert_jax.disk import as_numbers, write_json
 from bert_jax.errors import InputError
-from bert_jax.finetuning.trainer import Trainer
+from bert_jax.finetuning.trainer import Stepped, Trainer
 from bert_jax.pooling import Pooling
 from bert_jax.training import checkpoint, loop, multihost, steps, writer
 from bert_jax.tuned import Tuned
@@ -95,14 +96,14 @@ class Runs:
         params = devices.place(jax.tree.map(np.array, params))  # copied, as the first step donates its buffers
         return jax.jit(init, out_shardings=devices.shardings(jax.eval_shape(init, params)))(params)
 
-    def train_step(self) -> Callable[[Any, Any], Any]:
+    def train_step(self) -> Callable[[steps.TrainState, steps.Batch], Stepped]:
         """Returns the compiled function (state, batch) -> (state, metrics)."""
         peaks, seeds = (np.array(values) for values in zip(*((m.learning_rate, m.seed) for m in self.members), strict=True))
         if len(self.members) == 1:
             return lambda state, batch: self.trainer.alone(state, batch, peaks[0], seeds[0])
         names = [member.name for member in self.members]
 
-        def together(states: Any, batches: Any, active: jax.Array) -> Any:
+        def together(states: steps.TrainState, batches: steps.Batch, active: jax.Array) -> Stepped:
             new, metrics = jax.vmap(self.trainer.step)(states, batches, peaks, seeds)
 
             def keep(new: jax.Array, old: jax.Array) -> jax.Array:  # a run that has stopped stays as it is
@@ -118,13 +119,13 @@ class Runs:
         compiled = self.trainer.devices.jit(together, state=state, axis=1, others=1)
         return lambda states, batches: compiled(states, batches, self.active)
 
-    def params(self, params: Any, number: int) -> Any:
+    def params(self, params: PyTree, number: int) -> PyTree:
         """Returns the parameters of the model of one run."""
         return self.trainer.merged(params if len(self.members) == 1 else jax.tree.map(lambda x: x[number], params))
 
     # --- evaluation ---
 
-    def _evaluate(self, params: Any, stop: loop.StopRequest) -> dict[str, float]:
+    def _evaluate(self, params: PyTree, stop: loop.StopRequest) -> dict[str, float]:
         trainer, evaluator, cfg = self.trainer, self.trainer.evaluator, self.trainer.cfg
         values: dict[str, float] = {}
         here = trainer.devices.one_device(params)
@@ -153,7 +154,7 @@ class Runs:
         stop.enough = not self.active.any()
         return values
 
-    def _export(self, number: int, params: Any, tuned: Tuned) -> None:
+    def _export(self, number: int, params: PyTree, tuned: Tuned) -> None:
         """Saves the model of a run with what predictors need to predict as it was scored."""
         model, pooling = self.trainer.start.model, self.trainer.start.model.pooling
         if isinstance(pooling, Pooling):
@@ -193,7 +194,7 @@ class Runs:
         stop.enough = not self.active.any()
         train, newest = self.train_step(), state
 
-        def step(state: steps.TrainState, batch: Any) -> Any:
+        def step(state: steps.TrainState, batch: steps.Batch) -> Stepped:
             nonlocal newest
             newest, metrics = train(state, batch)
             return newest, metrics

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from bert_jax.config import OptimConfig
 from bert_jax.data.finetuning import Batches
@@ -24,6 +25,8 @@ from bert_jax.tasks.split import Split
 from bert_jax.tasks.task import Options, Task
 from bert_jax.training import memory, optim, parallel, steps
 from bert_jax.training.losses import Sum
+
+Stepped = tuple[steps.TrainState, steps.Metrics]
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class Trainer:
         )  # fmt: skip
 
     @cached_property
-    def _scales(self) -> Any:
+    def _scales(self) -> PyTree | None:
         """The share of the learning rate of each trained parameter (0: it is frozen); None where all have all of it."""
         cfg, params = self.cfg, self.start.model.params
         if cfg.lora_rank is not None:
@@ -113,14 +116,14 @@ class Trainer:
             return None
         return optim.layer_scales(params, self.module.cfg.num_hidden_layers, cfg.layer_decay, cfg.freeze_layers)
 
-    def initial_params(self, seed: int) -> Any:
+    def initial_params(self, seed: int) -> PyTree:
         """Returns what a run trains: the model's parameters, or with adapters {model, adapters}."""
         params = self.start.params(seed)
         if self.cfg.lora_rank is None:
             return params
         return {"model": params, "adapters": lora.initialize(params, self.cfg.lora_rank, seed)}
 
-    def merged(self, params: Any) -> Any:
+    def merged(self, params: PyTree) -> PyTree:
         """Returns the parameters of the model, given what a run trains."""
         if self.cfg.lora_rank is None:
             return params
@@ -132,7 +135,7 @@ class Trainer:
         model, scales = self.start.model, self._scales
         sums = make_sums(self.evaluator.kind, self.module, model, self.options)
 
-        def sums_fn(params: Any, batch: Any, key: Any) -> dict[str, Sum]:
+        def sums_fn(params: PyTree, batch: steps.Batch, key: jax.Array | None) -> dict[str, Sum]:
             if scales is not None:  # the backward pass ends above what is frozen
                 params = jax.tree.map(lambda p, s: p if s else jax.lax.stop_gradient(p), params, scales)
             return sums(self.merged(params), batch, key)
@@ -140,7 +143,9 @@ class Trainer:
         update = steps.make_update(sums_fn, self.optimizer, self.cfg.clip_norm, axis_name=self.devices.axis_name)
         rate = optim.make_schedule(self._optim, self.num_steps)
 
-        def step(state: steps.TrainState, batch: Any, peak: Any, seed: Any) -> Any:
+        def step(
+            state: steps.TrainState, batch: steps.Batch, peak: jax.Array, seed: jax.Array
+        ) -> tuple[steps.TrainState, steps.Metrics]:
             key = jax.random.fold_in(jax.random.key(seed), state.step)
             return update(state, batch, jnp.asarray(peak * rate(state.step), jnp.float32), key)
 
@@ -160,7 +165,7 @@ class Trainer:
 def make_sums(kind: Kind, module: Bert, model: Model, options: Options) -> steps.SumsFn:
     """Returns the function (parameters, batch, key) -> losses and other sums; without a key there is no dropout."""
 
-    def sums(params: Any, batch: Any, key: Any) -> dict[str, Sum]:
+    def sums(params: PyTree, batch: steps.Batch, key: jax.Array | None) -> dict[str, Sum]:
         outputs = heads.apply(module, params, batch, key, head_only=not kind.reads_every_token)
         return kind.loss(outputs, batch, options, model)
 

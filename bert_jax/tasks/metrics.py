@@ -23,29 +23,30 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from bert_jax.config import InputError, did_you_mean
 
+Values = Sequence[Any] | np.ndarray
 Metric = Callable[[Any, Any], float]
 Entity = tuple[str, int, int]
 
 
-def _check_lengths(predictions: Any, targets: Any, of: str = "") -> None:
+def _check_lengths(predictions: Values, targets: Values, of: str = "") -> None:
     if len(predictions) != len(targets):
         raise InputError(f"{of}{len(predictions)} predictions for {len(targets)} targets; give one for each")
 
 
-def _check_examples(predictions: Any, targets: Any) -> None:
+def _check_examples(predictions: Values, targets: Values) -> None:
     _check_lengths(predictions, targets)
     if len(targets) == 0:
         raise InputError("there is no example to score; give at least one")
 
 
-def _arrays(predictions: Any, targets: Any, axes: str = "N") -> tuple[np.ndarray, np.ndarray]:
+def _arrays(predictions: Values, targets: Values, axes: str = "N") -> tuple[np.ndarray, np.ndarray]:
     """Both as arrays of one shape, with the axes that `axes` names."""
     _check_examples(predictions, targets)
     predictions, targets = np.asarray(predictions), np.asarray(targets)
@@ -55,7 +56,7 @@ def _arrays(predictions: Any, targets: Any, axes: str = "N") -> tuple[np.ndarray
     return predictions, targets
 
 
-def _binary(predictions: Any, targets: Any, axes: str, otherwise: str) -> tuple[np.ndarray, np.ndarray]:
+def _binary(predictions: Values, targets: Values, axes: str, otherwise: str) -> tuple[np.ndarray, np.ndarray]:
     predictions, targets = _arrays(predictions, targets, axes)
     other = set(np.unique([predictions, targets]).tolist()) - {0, 1}
     if other:
@@ -85,7 +86,7 @@ def nats(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
 # Classes
 
 
-def accuracy(predictions: Any, targets: Any) -> float:
+def accuracy(predictions: Values, targets: Values) -> float:
     """Share of examples whose class [N] is right."""
     predictions, targets = _arrays(predictions, targets)
     return float(np.mean(predictions == targets))
@@ -97,23 +98,23 @@ def _f1(predictions: np.ndarray, targets: np.ndarray, average: str) -> float:
     return float(f1_score(targets, predictions, average=average, zero_division=0))
 
 
-def f1(predictions: Any, targets: Any) -> float:
+def f1(predictions: Values, targets: Values) -> float:
     """F1 of class 1 of two, as GLUE scores MRPC and QQP."""
     return _f1(*_binary(predictions, targets, "N", "for more than two classes use multiclass_macro_f1"), "binary")
 
 
-def multiclass_macro_f1(predictions: Any, targets: Any) -> float:
+def multiclass_macro_f1(predictions: Values, targets: Values) -> float:
     """The mean of the classes' F1, over the classes that occur in either (scikit-learn's macro average)."""
     return _f1(*_arrays(predictions, targets), "macro")
 
 
-def micro_f1(predictions: Any, targets: Any) -> float:
+def micro_f1(predictions: Values, targets: Values) -> float:
     """F1 over all labels of all examples together; both are 0 or 1 [N, C]."""
     predictions, targets = _binary(predictions, targets, "NC", "give 1 where the example has the label")
     return _f1(predictions.ravel(), targets.ravel(), "binary")
 
 
-def macro_f1(predictions: Any, targets: Any) -> float:
+def macro_f1(predictions: Values, targets: Values) -> float:
     """The mean of the C labels' F1; both are 0 or 1 [N, C]. A label neither there nor predicted counts as 0."""
     predictions, targets = _binary(predictions, targets, "NC", "give 1 where the example has the label")
     # a column at a time: scikit-learn takes [N, 1] for two classes
@@ -123,7 +124,7 @@ def macro_f1(predictions: Any, targets: Any) -> float:
 _LEAST_ROWS = 5  # that a label must have for a threshold of its own: of fewer it would be chance
 
 
-def best_label_threshold(probabilities: Any, targets: Any) -> float:
+def best_label_threshold(probabilities: Values, targets: Values) -> float:
     """The probability from which on to give a label, so that its F1 is best (Lewis et al., 1996; SCut of Yang, 2001).
 
     Args:
@@ -145,7 +146,7 @@ def best_label_threshold(probabilities: Any, targets: Any) -> float:
     return float(points[np.argmin(abs(points - 0.5))])
 
 
-def matthews_correlation(predictions: Any, targets: Any) -> float:
+def matthews_correlation(predictions: Values, targets: Values) -> float:
     """Matthews' correlation of class ids [N], of any number of classes (CoLA, AX). 0 where either has one class only."""
     from sklearn.metrics import matthews_corrcoef
 
@@ -155,7 +156,7 @@ def matthews_correlation(predictions: Any, targets: Any) -> float:
     return float(matthews_corrcoef(targets, predictions))
 
 
-def confusion_matrix(predictions: Any, targets: Any, num_labels: int) -> np.ndarray:
+def confusion_matrix(predictions: Values, targets: Values, num_labels: int) -> np.ndarray:
     """Returns the number of examples of class `row` that were predicted as `column`: int [num_labels, num_labels]."""
     predictions, targets = _arrays(predictions, targets)
     if min(predictions.min(), targets.min()) < 0 or max(predictions.max(), targets.max()) >= num_labels:
@@ -164,7 +165,7 @@ def confusion_matrix(predictions: Any, targets: Any, num_labels: int) -> np.ndar
     return np.bincount(cells, minlength=num_labels**2).reshape(num_labels, num_labels)
 
 
-def majority_baseline(metric: str, train_targets: Any, targets: Any) -> float:
+def majority_baseline(metric: str, train_targets: Values, targets: Values) -> float:
     """The score of predicting for each of `targets` what is most frequent in `train_targets` (of several, the smallest).
 
     A run that scores no better has learnt nothing. For class ids [N], and for labels [N, C], where it is the most frequent
@@ -178,7 +179,7 @@ def majority_baseline(metric: str, train_targets: Any, targets: Any) -> float:
     return METRICS[metric](np.repeat(values[[counts.argmax()]], len(targets), axis=0), targets)
 
 
-def roc_auc(scores: Any, targets: Any) -> float | None:
+def roc_auc(scores: Values, targets: Values) -> float | None:
     """Area under the ROC curve: how often an example that has the class scores higher than one that has not; ties count half.
 
     Args:
@@ -195,7 +196,7 @@ def roc_auc(scores: Any, targets: Any) -> float | None:
     return float(roc_auc_score(targets, scores)) if np.isfinite(scores).all() else math.nan
 
 
-def macro_roc_auc(scores: Any, targets: Any) -> float | None:
+def macro_roc_auc(scores: Values, targets: Values) -> float | None:
     """The mean of `roc_auc` over the classes that some examples have and others have not; both [N, C]. None without any.
 
     Of one class against the rest, as scikit-learn's `multi_class="ovr"`; of two classes it is that of either.
@@ -206,7 +207,7 @@ def macro_roc_auc(scores: Any, targets: Any) -> float | None:
 
 
 def class_report(
-    predictions: Any, targets: Any, scores: Any, labels: Sequence[str], thresholds: Sequence[float] = ()
+    predictions: Values, targets: Values, scores: Values, labels: Sequence[str], thresholds: Sequence[float] = ()
 ) -> dict[str, dict[str, float]]:
     """{label: {precision, recall, f1, support, roc_auc?, threshold?}}; what divides nothing by nothing is 0.
 
@@ -229,7 +230,7 @@ def class_report(
     return found
 
 
-def calibration(confidences: Any, hits: Any, bins: int = 10) -> dict[str, Any]:
+def calibration(confidences: Values, hits: Values, bins: int = 10) -> dict[str, Any]:
     """Returns the expected calibration error (Guo et al., 2017, equation 3), and its bins.
 
     Args:
@@ -252,7 +253,7 @@ def calibration(confidences: Any, hits: Any, bins: int = 10) -> dict[str, Any]:
 # Numbers
 
 
-def _correlation(name: str, predictions: Any, targets: Any) -> float:
+def _correlation(name: str, predictions: Values, targets: Values) -> float:
     from scipy import stats  # type: ignore[import-untyped]
 
     predictions, targets = _arrays(predictions, targets)
@@ -262,12 +263,12 @@ def _correlation(name: str, predictions: Any, targets: Any) -> float:
     return float(getattr(stats, name)(*both).statistic) if np.ptp(both, axis=1).all() else 0.0
 
 
-def pearson(predictions: Any, targets: Any) -> float:
+def pearson(predictions: Values, targets: Values) -> float:
     """Pearson's correlation of numbers [N]; 0 where either is constant."""
     return _correlation("pearsonr", predictions, targets)
 
 
-def spearman(predictions: Any, targets: Any) -> float:
+def spearman(predictions: Values, targets: Values) -> float:
     """Spearman's rank correlation of numbers [N], ties by their mean rank; 0 where either is constant."""
     return _correlation("spearmanr", predictions, targets)
 
@@ -320,7 +321,7 @@ def entities(tags: Sequence[str]) -> list[Entity]:
     return found
 
 
-def _check_sentences(predictions: Any, targets: Any) -> None:
+def _check_sentences(predictions: Values, targets: Values) -> None:
     _check_examples(predictions, targets)
     for i, (predicted, right) in enumerate(zip(predictions, targets, strict=True)):
         _check_lengths(predicted, right, f"sentence {i}: ")
@@ -333,7 +334,7 @@ def tag_accuracy(predictions: Sequence[Sequence[str]], targets: Sequence[Sequenc
     return sum(right) / max(1, len(right))
 
 
-def _entity_scores(predictions: Any, targets: Any) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+def _entity_scores(predictions: Values, targets: Values) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """precision, recall, f1 and support: of all entities together (micro average), and of each type."""
     _check_sentences(predictions, targets)
     predicted = {(i, *entity) for i, tags in enumerate(predictions) for entity in entities(tags)}
@@ -394,11 +395,11 @@ def _answer_scores(prediction: str, golds: Sequence[str]) -> tuple[float, float]
     return float(predicted in right), max(word_f1(predicted.split(), gold.split()) for gold in right)
 
 
-def _check_questions(golds: Mapping[Any, Any], given: Mapping[Any, Any], what: str) -> None:
+def _check_questions(golds: Mapping[Hashable, object], given: Mapping[Hashable, object], what: str) -> None:
     odd = [*(q for q in golds if q not in given), *(q for q in given if q not in golds)]
     if odd:
         raise InputError(f"{what} and right answers: question {odd[0]!r} has only one of them (so have {len(odd)}); give both")
-    _check_examples(given, golds)
+    _check_examples([*given], [*golds])
 
 
 def squad_scores(predictions: Mapping[Any, str], golds: Mapping[Any, Sequence[str]]) -> dict[str, float]:
@@ -452,7 +453,7 @@ def best_null_threshold(
     return float(edges[cut] + edges[cut + 1]) / 2, float(totals[cut]) / len(golds)
 
 
-def _squad(name: str, predictions: Any, targets: Any) -> float:
+def _squad(name: str, predictions: Values, targets: Values) -> float:
     _check_examples(predictions, targets)
     return squad_scores(dict(enumerate(predictions)), dict(enumerate(targets)))[name]
 
@@ -477,7 +478,7 @@ def ndcg_at_10(predictions: Sequence[Sequence[float]], targets: Sequence[Sequenc
     """
     _check_examples(predictions, targets)
 
-    def dcg(relevances: Any) -> float:
+    def dcg(relevances: Sequence[float] | np.ndarray) -> float:
         first = np.maximum(np.asarray(relevances, np.float64)[:10], 0)
         return float(first @ (1 / np.log2(np.arange(len(first)) + 2)))
 
@@ -496,9 +497,8 @@ def mrr_at_10(predictions: Sequence[Sequence[float]], targets: Sequence[Sequence
 
 
 METRICS: dict[str, Metric] = {
-    metric.__name__: metric
-    for metric in [
-        accuracy, f1, multiclass_macro_f1, micro_f1, macro_f1, matthews_correlation, pearson, spearman, tag_accuracy,
-        entity_f1, entity_precision, entity_recall, squad_f1, ndcg_at_10, mrr_at_10,
-    ]
+    "accuracy": accuracy, "f1": f1, "multiclass_macro_f1": multiclass_macro_f1, "micro_f1": micro_f1, "macro_f1": macro_f1,
+    "matthews_correlation": matthews_correlation, "pearson": pearson, "spearman": spearman, "tag_accuracy": tag_accuracy,
+    "entity_f1": entity_f1, "entity_precision": entity_precision, "entity_recall": entity_recall, "squad_f1": squad_f1,
+    "ndcg_at_10": ndcg_at_10, "mrr_at_10": mrr_at_10,
 }  # fmt: skip
