@@ -1,4 +1,4 @@
-"""Huge pages for the programs: XLA's CPU backend takes a step's memory from malloc and gives it back, every step."""
+"""Huge pages for the programs: XLA's CPU backend takes the memory of a step from malloc and returns it, at every step."""
 
 from __future__ import annotations
 
@@ -8,22 +8,30 @@ from pathlib import Path
 
 _KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _TUNABLES = "GLIBC_TUNABLES"
-_ASKING = "glibc.malloc.hugetlb=1"  # from glibc 2.35: malloc asks by madvise(MADV_HUGEPAGE)
+_ASKING = "glibc.malloc.hugetlb=1"  # since glibc 2.35: malloc asks for huge pages by madvise(MADV_HUGEPAGE)
+SWITCH = "BERT_JAX_HUGE_PAGES"  # 0 turns them off
 
 
 def use() -> None:
-    """Starts this program again, in the same process, with a malloc that asks for huge pages; returns where that is of no use.
+    """Starts this program again, in the same process, with a malloc that asks for huge pages; returns where they are of no use.
 
-    Of small pages a step of BERT-base touches 250,000 anew, each by way of the kernel: 15 % of its time. malloc reads the wish
-    at the start of a process only, so call this before anything else is done. A GLIBC_TUNABLES of the user's is left as it is.
+    With small pages a step of BERT-base touches 250,000 pages anew, each through the kernel, which is 15 % of its time. malloc
+    reads its settings when a process starts, so call this before anything else. Only a process whose own program is running is
+    started again, never a notebook, a debugger or a test run, and a GLIBC_TUNABLES of the user's stays as it is.
     """
-    if _TUNABLES in os.environ or not _gives_when_asked() or not _glibc_can_ask() or not _alone():
+    if os.environ.get(SWITCH) == "0" or _TUNABLES in os.environ:
         return
-    sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, _TUNABLES: _ASKING})
+    if _given_when_asked() and _glibc_can_ask() and _process_is_ours():
+        sys.stdout.flush()
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, _TUNABLES: _ASKING})
 
 
-def _gives_when_asked() -> bool:
+def describe() -> str:
+    """Returns the words about huge pages for the log of a run; empty if `use` did not turn them on."""
+    return f"huge pages ({SWITCH}=0 turns them off)" if os.environ.get(_TUNABLES) == _ASKING else ""
+
+
+def _given_when_asked() -> bool:
     try:
         return "[madvise]" in _KERNEL.read_text()  # with [always] they come unasked, with [never] not at all
     except OSError:  # not Linux, or a kernel without them
@@ -38,8 +46,8 @@ def _glibc_can_ask() -> bool:
         return False
 
 
-def _alone() -> bool:
-    """Whether the interpreter was started for this program and nobody watches it: a notebook's and a debugger's would be lost."""
+def _process_is_ours() -> bool:
+    """True if the interpreter was started for this program, and no debugger or profiler, which would be lost, watches it."""
     started = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
     ours = started[-1:] == sys.argv[:1] or started[-2:] == ["-m", __package__]
     return bool(ours and sys.executable and sys.gettrace() is None and sys.getprofile() is None)

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bert_jax import inference, pretrained, warm_start, workdir
+from bert_jax import hugepages, inference, pretrained, warm_start, workdir
 from bert_jax.config import BertConfig, InputError, TrainConfig, from_dict, to_dict, upgrade
 from bert_jax.console import show_table, track
 from bert_jax.data import corpus, doctor
@@ -201,7 +201,8 @@ def fit(
     stop = loop.StopRequest(multihost.stop_agreed())
     with closing(log), closing(saved), stop, multihost.Watchdog(cfg.parallel.stuck_timeout) as alive:
         begun = f"continuing from step {start}" if start else "starting"
-        log.message(f"{begun} on {devices.describe()}, {cfg.batch_size // devices.rows_cut} rows each; {program.describe()}")
+        how = ", ".join(filter(None, [program.describe(), hugepages.describe()]))
+        log.message(f"{begun} on {devices.describe()}, {cfg.batch_size // devices.rows_cut} rows each; {how}")
         batches = [held_out.evaluation(i) for i in range(held_out.num_evaluation_batches(cfg.eval_batches))]
         unigram = {"eval/unigram_loss": unigram_loss(data.training.token_counts, iter(batches))} if batches else {}
         predictions = sum(float(batch["masked_weights"].sum()) for batch in batches)

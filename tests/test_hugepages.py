@@ -43,10 +43,12 @@ def test_a_module_too(asked, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "why", ["the user's own", "always", "never", "no such file", "old glibc", "musl", "debugger", "notebook"]
+    "why", ["switched off", "the user's own", "always", "never", "no such file", "old glibc", "musl", "debugger", "notebook"]
 )
 def test_nothing_starts(asked, monkeypatch, why):
-    if why == "the user's own":
+    if why == "switched off":
+        monkeypatch.setenv("BERT_JAX_HUGE_PAGES", "0")
+    elif why == "the user's own":
         monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
     elif why in ("always", "never"):
         hugepages._KERNEL.write_text("[always] madvise never" if why == "always" else "always madvise [never]")
@@ -60,6 +62,20 @@ def test_nothing_starts(asked, monkeypatch, why):
         monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "ipykernel_launcher", "-f", "kernel.json"])
     hugepages.use()
     assert asked == []
+
+
+def test_the_log_says_so_and_how_to_turn_them_off(monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    assert hugepages.describe() == "huge pages (BERT_JAX_HUGE_PAGES=0 turns them off)"
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    assert hugepages.describe() == ""
+
+
+def test_a_console_script_too(asked, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["/bin/python", "/venv/bin/bert_jax", "train"])
+    monkeypatch.setattr(sys, "argv", ["/venv/bin/bert_jax", "train"])
+    hugepages.use()
+    assert asked[0][1] == ["/bin/python", "/venv/bin/bert_jax", "train"]
 
 
 def test_once_and_with_its_arguments(tmp_path):

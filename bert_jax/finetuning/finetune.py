@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bert_jax import pretrained
+from bert_jax import hugepages, pretrained
 from bert_jax.finetuning import runs, stages
 from bert_jax.finetuning.config import FinetuneConfig, claim_workdir
 from bert_jax.finetuning.finish import finish
@@ -73,7 +73,7 @@ def run(cfg: FinetuneConfig, task: Task, command: str) -> Reached:
     trainer, test = stages.prepare(cfg, task, splits, say)
     outcomes: list[runs.Outcome] = []
     if trainer.batches is not None:
-        say(f"on {trainer.devices.describe()}; {trainer.kernel}")
+        say("; ".join(filter(None, [f"on {trainer.devices.describe()}", trainer.kernel, hugepages.describe()])))
         with loop.StopRequest(multihost.stop_agreed()) as stop:
             outcomes = stages.fit_all(trainer, folder, stop)
         if stop.signal is not None:
