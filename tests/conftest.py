@@ -19,6 +19,7 @@ from jaxtyping import install_import_hook  # noqa: E402
 # Shapes in signatures are checked. Not in config.py: its own checks, which tests match, name the field
 MODEL = Path(__file__).parent.parent / "bert_jax" / "model"
 CHECKED = [f"bert_jax.model.{path.stem}" for path in MODEL.glob("*.py") if path.stem not in ("__init__", "config")]
+CHECKED += ["bert_jax.training.losses", "bert_jax.training.optim", "bert_jax.training.steps"]
 install_import_hook(CHECKED, "beartype.beartype")
 
 

@@ -92,3 +92,12 @@ def test_predicting_brings_in_no_training_library_and_neither_torch_nor_tensorfl
 
 def test_a_process_that_tokenizes_needs_no_jax():
     assert "jax" not in modules_after("import bert_jax.data.corpus")
+
+
+def test_a_model_and_its_steps_need_few_packages():
+    """With jax, flax, optax, jaxtyping, numpy, safetensors, tokenizers and ml_dtypes installed, these can be imported."""
+    brought = modules_after("import jax, flax.linen, optax, jaxtyping, numpy, safetensors, tokenizers, ml_dtypes")
+    modules = ["encoder", "heads", "convert", "lora"], ["steps", "losses", "optim"]
+    names = [f"bert_jax.{place}.{name}" for place, group in zip(("model", "training"), modules, strict=True) for name in group]
+    more = {name.split(".")[0] for name in modules_after(f"import {', '.join(names)}") - brought}
+    assert more - set(sys.stdlib_module_names) <= {"bert_jax", "jax", "jaxtyping", "wadler_lindig"}  # the last is jaxtyping's

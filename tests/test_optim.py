@@ -9,7 +9,7 @@ import pytest
 from bert_jax.config import BertConfig, InputError, OptimConfig
 from bert_jax.model.convert import flatten, unflatten
 from bert_jax.model.heads import Bert, initialize
-from bert_jax.training.optim import decays, layer_scales, make_optimizer, make_schedule
+from bert_jax.training.optim import decay_mask, layer_scales, make_optimizer, make_schedule
 
 RATES = [0.01, 0.02, 0.03, 0.02, 0.01]
 SHAPES = {
@@ -75,7 +75,7 @@ def test_adamw_bert_is_google_research_berts_optimizer() -> None:
 
 def test_adamw_is_optax_adamw() -> None:
     cfg = OptimConfig(name="adamw", b1=0.8, b2=0.98, eps=1e-5, weight_decay=0.1)
-    optimizer = optax.adamw(lambda count: jnp.array(RATES)[count], b1=0.8, b2=0.98, eps=1e-5, weight_decay=0.1, mask=decays)
+    optimizer = optax.adamw(lambda count: jnp.array(RATES)[count], b1=0.8, b2=0.98, eps=1e-5, weight_decay=0.1, mask=decay_mask)
     update = jax.jit(optimizer.update)
     params, history = unflatten(start()), []
     state = optimizer.init(params)
@@ -113,7 +113,7 @@ def test_lamb_is_the_papers() -> None:
 def test_exactly_biases_and_scales_are_excluded_from_decay() -> None:
     cfg = BertConfig.preset("tiny", vocab_size=100)
     params = jax.eval_shape(lambda: initialize(Bert(cfg, "pretraining"), 0))
-    mask = flatten(decays(params))
+    mask = flatten(decay_mask(params))
     assert mask == {path: path.endswith(("/kernel", "/embedding")) for path in flatten(params)}
     assert sum(mask.values()) == 3 + 6 * 2 + 3  # tables, six kernels a layer, pooler, MLM transform, NSP
     assert mask["encoder/embeddings/word_embeddings/embedding"]

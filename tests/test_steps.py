@@ -427,7 +427,7 @@ def test_evaluation_has_no_dropout() -> None:
     batch = uneven_batch()
     sums = [jax.jit(steps.make_eval_step(sums_of(cfg)))(initial_params(), batch) for cfg in (CFG, CFG.replace(**DROPOUT))]
     assert_same(*jax.device_get(sums))
-    toy = steps.make_eval_step(toy_sums)({"w": jnp.ones(2)}, {"x": np.ones((4, 2), np.float32)})
+    toy = steps.make_eval_step(toy_sums)({"w": jnp.ones(2)}, {"x": jnp.ones((4, 2))})
     assert float(toy["noise"].mean()) == -1  # no key came
 
 

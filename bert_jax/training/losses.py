@@ -1,54 +1,80 @@
-"""Losses. Each returns Sum(total, weight), never a mean: means are taken once, over everything."""
+"""Losses and accuracies as weighted sums, computed in float32.
+
+Each function returns a `Sum` of total and weight, never a mean: sums add up over microbatches, batches and devices, and the mean
+is taken once, over all of them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from bert_jax.model.attention import AnyArray
+
+MASKED = -1e9  # the logit of what takes no part in a softmax
+
 
 class Sum(NamedTuple):
-    """A weighted sum and its weight; they add up over microbatches, batches and devices."""
+    """A weighted sum and its weight."""
 
     total: Float[Array, ""]
     weight: Float[Array, ""]
 
     def mean(self) -> Float[Array, ""]:
-        """total / weight, and 0 where there is no weight."""
+        """Returns total / weight, and 0 for a weight of 0."""
         return self.total / jnp.maximum(self.weight, 1e-9)
 
 
-def cross_entropy(
-    logits: Float[Array, "... V"], labels: Int[Array, "..."], weights: Float[Array, "..."], smoothing: float = 0.0
-) -> Sum:
-    """Negative log-likelihood of `labels` in nats, weighted. In float32.
+def weighted_sum(values: Float[AnyArray, "..."], weights: Float[AnyArray, "..."]) -> Sum:
+    """Returns the sum of `values` times `weights`, with the sum of `weights`."""
+    return Sum(jnp.sum(values * weights), jnp.sum(weights))
 
-    `smoothing` is the share of the target that is spread over all classes (Szegedy et al., 2016, section 7).
+
+def cross_entropy(
+    logits: Float[AnyArray, "*B V"], labels: Int[AnyArray, "*B"], weights: Float[AnyArray, "*B"], smoothing: float = 0.0
+) -> Sum:
+    """Returns the negative log-likelihood of `labels`, in nats.
+
+    Args:
+      logits: Unnormalised log-probabilities of V classes.
+      labels: The class of each row. A label outside [0, V) has to have the weight 0.
+      weights: The weight of each row.
+      smoothing: The share of the target that is spread evenly over all classes (Szegedy et al., 2016, section 7).
     """
     logits = logits.astype(jnp.float32)
-    # A comparison instead of a gather: its gradient is elementwise, where a gather's is a scatter into [..., V] zeros.
-    is_label = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == labels[..., None]
-    of_label = jnp.sum(jnp.where(is_label, logits, 0), axis=-1)
+    # A comparison in place of a gather: its gradient is elementwise, whereas a gather's is a scatter into [..., V] zeros.
+    label_logits = jnp.sum(jnp.where(_one_hot(logits, labels), logits, 0), axis=-1)
     if smoothing:
-        of_label = (1 - smoothing) * of_label + smoothing * jnp.mean(logits, axis=-1)
-    return Sum(jnp.sum((jax.nn.logsumexp(logits, axis=-1) - of_label) * weights), jnp.sum(weights))
+        label_logits = (1 - smoothing) * label_logits + smoothing * jnp.mean(logits, axis=-1)
+    return weighted_sum(jax.nn.logsumexp(logits, axis=-1) - label_logits, weights)
 
 
-def accuracy(logits: Float[Array, "... V"], labels: Int[Array, "..."], weights: Float[Array, "..."]) -> Sum:
-    """How often the largest logit is the label's, weighted; where n logits are the largest, it counts 1/n."""
-    # Comparisons with the maximum, which the loss needs as well: an argmax costs CPUs as much as a layer's matrix product.
-    is_label = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == labels[..., None]
+def accuracy(logits: Float[AnyArray, "*B V"], labels: Int[AnyArray, "*B"], weights: Float[AnyArray, "*B"]) -> Sum:
+    """Returns the number of rows whose largest logit is the label's; where n logits share the maximum, a row counts 1/n."""
+    # Comparisons with the maximum, which the loss computes too: on CPUs an argmax takes as long as a layer's matrix product.
+    is_label = _one_hot(logits, labels)
     largest = logits == jnp.max(logits, axis=-1, keepdims=True)
     hits = jnp.sum(largest & is_label, axis=-1) / jnp.maximum(1, jnp.sum(largest, axis=-1))
-    return Sum(jnp.sum(hits * weights), jnp.sum(weights))
+    return weighted_sum(hits, weights)
 
 
-def pretraining_sums(outputs: dict[str, Array], batch: dict[str, Array]) -> dict[str, Sum]:
-    """The masked-LM loss and accuracy of a batch and, with sentence pairs, those of next-sentence prediction.
+def _one_hot(logits: Float[AnyArray, "*B V"], labels: Int[AnyArray, "*B"]) -> Bool[Array, "*B V"]:
+    return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == labels[..., None]
 
-    Names ending in `_loss` are added up to the training loss. Labels below 0 are not counted.
+
+def pretraining_sums(outputs: Mapping[str, AnyArray], batch: Mapping[str, AnyArray]) -> dict[str, Sum]:
+    """Returns the loss and accuracy of masked-language modelling and, with sentence pairs, of next-sentence prediction.
+
+    Args:
+      outputs: `masked_lm_logits` [B, P, V] and, with sentence pairs, `next_sentence_logits` [B, 2].
+      batch: `masked_ids` and `masked_weights` [B, P]; `next_sentence_label` [B], where a label below 0 is not counted.
+
+    Returns:
+      Sums by name. The training loss adds up those whose names end in `_loss`.
     """
     args = outputs["masked_lm_logits"], batch["masked_ids"], batch["masked_weights"]
     sums = {"masked_lm_loss": cross_entropy(*args), "masked_lm_accuracy": accuracy(*args)}
@@ -60,89 +86,112 @@ def pretraining_sums(outputs: dict[str, Array], batch: dict[str, Array]) -> dict
 
 
 def binary_cross_entropy(
-    logits: Float[Array, "... C"], labels: Float[Array, "... C"], weights: Float[Array, "..."],
-    positive: Float[Array, " C"] | None = None,
-) -> Sum:  # fmt: skip
-    """Each class by itself, yes or no; the mean over the classes, in nats, weighted.
+    logits: Float[AnyArray, "*B C"],
+    labels: Float[AnyArray, "*B C"],
+    weights: Float[AnyArray, "*B"],
+    positive_weights: Float[AnyArray, " C"] | None = None,
+) -> Sum:
+    """Returns the mean over C independent classes of the negative log-likelihood of yes or no, in nats.
 
-    `positive`: how much more than a no each class's yes weighs (`pos_weight` of PyTorch's BCEWithLogitsLoss).
+    `positive_weights` multiplies the loss of each class's positive labels (`pos_weight` of PyTorch's BCEWithLogitsLoss).
     """
     logits = logits.astype(jnp.float32)
-    each = jax.nn.softplus(logits) - logits * labels
-    if positive is not None:
-        each *= 1 + (positive - 1) * labels
-    return Sum(jnp.sum(jnp.mean(each, axis=-1) * weights), jnp.sum(weights))
+    losses = jax.nn.softplus(logits) - logits * labels
+    if positive_weights is not None:
+        losses *= 1 + (positive_weights - 1) * labels
+    return weighted_sum(jnp.mean(losses, axis=-1), weights)
 
 
-def squared_error(values: Float[Array, "..."], labels: Float[Array, "..."], weights: Float[Array, "..."]) -> Sum:
-    """Weighted squares of the differences."""
-    return Sum(jnp.sum(jnp.square(values.astype(jnp.float32) - labels) * weights), jnp.sum(weights))
+def squared_error(values: Float[AnyArray, "*B"], labels: Float[AnyArray, "*B"], weights: Float[AnyArray, "*B"]) -> Sum:
+    """Returns the squared differences of values and labels."""
+    return weighted_sum(jnp.square(values.astype(jnp.float32) - labels), weights)
 
 
 def span_cross_entropy(
-    start_logits: Float[Array, "B L"], end_logits: Float[Array, "B L"], sequence_ids: Int[Array, "B L"],
-    labels: Int[Array, "B S 2"], weights: Float[Array, "B S"],
-) -> Sum:  # fmt: skip
-    """The mean negative log-likelihood of an answer's first and last token, over the tokens of its own sequence alone.
+    start_logits: Float[AnyArray, "B L"],
+    end_logits: Float[AnyArray, "B L"],
+    sequence_ids: Int[AnyArray, "B L"],
+    labels: Int[AnyArray, "B S 2"],
+    weights: Float[AnyArray, "B S"],
+) -> Sum:
+    """Returns the mean of the negative log-likelihoods of an answer's first and last token, in nats.
 
-    Sequence s of a row (from 0) has sequence id s + 1. Padding has no share, whereas run_squad.py and transformers give it one.
+    The softmax runs over the tokens of the answer's own sequence: sequence s of a row (from 0) has sequence id s + 1. Padding has
+    no share in it, whereas run_squad.py and transformers give it one.
     """
     own = sequence_ids[:, None, :] == jnp.arange(1, labels.shape[1] + 1)[:, None]
 
-    def each(logits: Array, at: Array) -> Array:
-        logits = jnp.where(own, logits.astype(jnp.float32)[:, None, :], -1e9)
-        of_label = jnp.take_along_axis(logits, at[..., None], axis=-1)[..., 0]
-        return jax.nn.logsumexp(logits, axis=-1) - of_label
+    def loss(logits: Float[AnyArray, "B L"], positions: Int[AnyArray, "B S"]) -> Float[Array, "B S"]:
+        logits = jnp.where(own, logits.astype(jnp.float32)[:, None, :], MASKED)
+        label_logits = jnp.take_along_axis(logits, positions[..., None], axis=-1)[..., 0]
+        return jax.nn.logsumexp(logits, axis=-1) - label_logits
 
-    both = each(start_logits, labels[..., 0]) + each(end_logits, labels[..., 1])
+    both = loss(start_logits, labels[..., 0]) + loss(end_logits, labels[..., 1])
     return Sum(jnp.sum(jnp.where(weights > 0, both, 0) * weights) / 2, jnp.sum(weights))
 
 
-def cosine_error(a: Float[Array, "N D"], b: Float[Array, "N D"], scores: Float[Array, " N"], weights: Float[Array, " N"]) -> Sum:
-    """Squared differences of cosines and `scores` (Reimers and Gurevych, 2019, section 3)."""
+def cosine_error(
+    a: Float[AnyArray, "N D"], b: Float[AnyArray, "N D"], scores: Float[AnyArray, " N"], weights: Float[AnyArray, " N"]
+) -> Sum:
+    """Returns the squared differences of cosine similarities and `scores` (Reimers and Gurevych, 2019, section 3)."""
     return squared_error(jnp.sum(_unit(a) * _unit(b), axis=-1), scores, weights)
 
 
 def ranking_loss(
-    anchors: Float[Array, "N D"], candidates: Float[Array, "M D"], weights: Float[Array, " N"], temperature: float,
-    anchor_ids: Int[Array, " N"], candidate_ids: Int[Array, " M"],
-) -> Sum:  # fmt: skip
-    """How unlikely each anchor's own candidate is among all of them (multiple negatives; Henderson et al., 2017, section 4.4).
+    anchors: Float[AnyArray, "N D"],
+    candidates: Float[AnyArray, "M D"],
+    weights: Float[AnyArray, " N"],
+    temperature: float,
+    anchor_ids: Int[AnyArray, " N"],
+    candidate_ids: Int[AnyArray, " M"],
+) -> Sum:
+    """Returns the cross entropy of each anchor's own candidate among all (Henderson et al., 2017, section 4.4).
 
-    Candidate n is anchor n's; those past N, and those of other anchors, are its negatives. Weights are 0 or 1: what has none is
-    no negative either. Ids say which texts are equal: the anchor itself, and whatever belongs to a pair that shares a text with
-    the anchor's pair, is no negative of it (sentence-transformers' NO_DUPLICATES sampler never puts such pairs into one batch).
+    Equal texts have equal ids. An anchor's negatives exclude the anchor's own text and the candidates of every pair that shares
+    a text with the anchor's pair. sentence-transformers' NO_DUPLICATES sampler keeps those pairs out of a batch instead.
+
+    Args:
+      anchors: Embeddings of N texts.
+      candidates: Embeddings of M texts, M a multiple of N. Candidate n is the positive of anchor n for n < N; from N on they
+        are hard negatives. Every other candidate is a negative of anchor n.
+      weights: 0 or 1; the candidates of an anchor of weight 0 are not negatives.
+      temperature: Divides the cosine similarities.
+      anchor_ids: Ids of the anchors' texts.
+      candidate_ids: Ids of the candidates' texts.
     """
     count = anchors.shape[0]
-    cosines = _unit(anchors) @ _unit(candidates).T / temperature
-    there = jnp.tile(weights > 0, candidates.shape[0] // count)
+    logits = _unit(anchors) @ _unit(candidates).T / temperature
+    counted = jnp.tile(weights > 0, candidates.shape[0] // count)
     own = jnp.eye(count, candidates.shape[0], dtype=bool)
-    allowed = there & (own | ~_belongs(anchor_ids, candidate_ids))
-    return cross_entropy(jnp.where(allowed, cosines, -1e9), jnp.arange(count), weights)
+    allowed = counted & (own | ~_related(anchor_ids, candidate_ids))
+    return cross_entropy(jnp.where(allowed, logits, MASKED), jnp.arange(count), weights)
 
 
-def _belongs(anchors: Int[Array, " N"], candidates: Int[Array, " M"]) -> Bool[Array, "N M"]:
-    """Whether a candidate is the anchor's own text, or a positive of a pair that has a text of the anchor's pair."""
+def _related(anchors: Int[AnyArray, " N"], candidates: Int[AnyArray, " M"]) -> Bool[Array, "N M"]:
+    """Marks candidates with the anchor's own text, and the positives of pairs that share a text with the anchor's pair."""
 
-    def same(a: Array, b: Array) -> Array:
-        return a[:, None] == b[None, :]
+    def same(a: Int[AnyArray, " A"], b: Int[AnyArray, " B"]) -> Bool[Array, "A B"]:
+        return jnp.equal(a[:, None], b[None, :])
 
     positives = candidates[: anchors.shape[0]]
     pairs = same(anchors, anchors) | same(positives, positives) | same(anchors, positives) | same(positives, anchors)
-    shared = pairs.astype(jnp.float32) @ same(positives, candidates).astype(jnp.float32)  # counts, of which 0 is exact
+    shared = pairs.astype(jnp.float32) @ same(positives, candidates).astype(jnp.float32)  # counts; 0 is exact
     return same(anchors, candidates) | (shared > 0)
 
 
 def triplet_loss(
-    anchors: Float[Array, "N D"], positives: Float[Array, "N D"], negatives: Float[Array, "N D"], weights: Float[Array, " N"],
+    anchors: Float[AnyArray, "N D"],
+    positives: Float[AnyArray, "N D"],
+    negatives: Float[AnyArray, "N D"],
+    weights: Float[AnyArray, " N"],
     margin: float = 0.5,
-) -> Sum:  # fmt: skip
-    """How far the positive is from being nearer than the negative by `margin` (cosine distance; Schroff et al., 2015)."""
-    nearer = jnp.sum(_unit(anchors) * (_unit(positives) - _unit(negatives)), axis=-1)
-    return Sum(jnp.sum(jnp.maximum(margin - nearer, 0) * weights), jnp.sum(weights))
+) -> Sum:
+    """Returns max(0, d(anchor, positive) - d(anchor, negative) + margin), d being cosine distance (Schroff et al., 2015)."""
+    difference = jnp.sum(_unit(anchors) * (_unit(positives) - _unit(negatives)), axis=-1)
+    return weighted_sum(jnp.maximum(margin - difference, 0), weights)
 
 
-def _unit(x: Float[Array, "N D"]) -> Float[Array, "N D"]:
-    """Rows of length 1, in float32; zeros stay zeros."""
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
+def _unit(x: Float[AnyArray, "N D"]) -> Float[Array, "N D"]:
+    """Scales rows to length 1, in float32; rows of zeros stay zeros."""
+    wide = jnp.asarray(x, jnp.float32)
+    return wide * jax.lax.rsqrt(jnp.maximum(jnp.sum(wide * wide, axis=-1, keepdims=True), 1e-24))

@@ -1,16 +1,19 @@
-"""TrainState and the two pure steps, jitted once by the caller's `parallel`."""
+"""The training state and the pure training and evaluation steps.
+
+The steps contain no collectives unless they are given an `axis_name`, and are compiled by `parallel.Devices.jit`.
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from bert_jax.training.losses import Sum
 from bert_jax.training.optim import Guarded, Schedule
@@ -18,23 +21,31 @@ from bert_jax.training.optim import Guarded, Schedule
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
 Sums = dict[str, Sum]
-# (params, microbatch, dropout key or None for deterministic) -> named sums; those ending in `_loss` are trained on.
+# (params, microbatch, dropout key or None without dropout) -> named sums, of which those ending in `_loss` are trained on.
 # Their weights must follow from the batch alone, not from parameters or dropout.
-SumsFn = Callable[[Any, Batch, Array | None], Sums]
+SumsFn = Callable[[PyTree, Batch, PRNGKeyArray | None], Sums]
 
 
 class TrainState(NamedTuple):
-    """All that changes from step to step."""
+    """Everything that changes from step to step.
 
-    step: Array  # int32: batches seen, which is also the number of the next batch
-    params: Any
-    opt_state: Any
-    skipped: Array  # int32: non-finite updates so far
-    skipped_in_a_row: Array  # int32
+    Attributes:
+      step: The number of batches seen (int32), which is also the number of the next batch.
+      params: The parameter tree.
+      opt_state: The state of the optimizer.
+      skipped: The number of non-finite updates so far (int32).
+      skipped_in_a_row: The number of non-finite updates since the last finite one (int32).
+    """
+
+    step: Array
+    params: PyTree
+    opt_state: PyTree
+    skipped: Array
+    skipped_in_a_row: Array
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
+def init_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
+    """Returns the state before the first step."""
     return TrainState(jnp.int32(0), params, optimizer.init(params), jnp.int32(0), jnp.int32(0))
 
 
@@ -44,53 +55,54 @@ def make_update(
     clip_norm: float | None = 1.0,
     microbatches: int = 1,
     axis_name: str | None = None,
-) -> Callable[[TrainState, Batch, Array | None, Array], tuple[TrainState, Metrics]]:
-    """A pure update (state, batch, learning rate, dropout key) -> (state, metrics of the step).
+) -> Callable[[TrainState, Batch, Array | None, PRNGKeyArray], tuple[TrainState, Metrics]]:
+    """Returns a pure function (state, batch, learning rate, dropout key) -> (state, metrics).
 
-    The loss is the sum of total / weight over the names of `sums_fn` that end in `_loss`, with the weight of the whole
-    batch however it is cut into `microbatches` or laid over devices. Each microbatch folds its number into the key.
-    Gradients are clipped to `clip_norm`. Any Optax optimizer will do; its updates are added to the parameters, as Optax says.
-    One with a rate or schedule of its own, such as `optax.adamw(1e-3)`, needs no learning rate: give None. Of the extra
-    arguments of Optax it is given `learning_rate` (where there is one), `value` (the loss) and `ok` (see `optim.Guarded`).
-    Where the loss, the gradients or the updates are not finite, parameters and optimizer state stay as they are, and the
-    update is counted as skipped.
-    Inside a map over devices each sees its own rows: `axis_name` is the axis that sums are crossed over. There the number of
-    the device is folded into the key too, so dropout is another than without a map.
+    The loss is the sum of total / weight over the sums whose names end in `_loss`. The weight is that of the whole batch, however
+    the batch is divided into microbatches or over devices. Where the loss, the gradients or the updates are not finite,
+    parameters and optimizer state stay as they are, and the update is counted as skipped.
+
+    Args:
+      sums_fn: Computes the sums of a microbatch.
+      optimizer: Any Optax transformation; its updates are added to the parameters. Of Optax's extra arguments it is given
+        `value` (the loss), `ok` (see `optim.Guarded`) and, unless it is None, `learning_rate`. Give the learning rate None to
+        an optimizer that has its own, such as `optax.adamw(1e-3)`.
+      clip_norm: The global norm that gradients are clipped to; None does not clip.
+      microbatches: The number of parts that a batch is divided into. Each folds its number into the dropout key.
+      axis_name: The axis of a surrounding map over devices, each of which has some rows of the batch; sums cross it. The
+        device's number is folded into the key as well, so dropout differs from that of a run without a map.
     """
 
-    def across(sums: Any) -> Any:
+    def over_devices(sums: PyTree) -> PyTree:
         return sums if axis_name is None else jax.lax.psum(sums, axis_name)
 
-    def gradients(params: Any, batch: Batch, key: Array, weights: dict[str, Array]) -> tuple[Any, Sums]:
-        def loss(params: Any) -> tuple[Array, Sums]:
+    def gradients(params: PyTree, batch: Batch, key: PRNGKeyArray, weights: Metrics) -> tuple[PyTree, Sums]:
+        def loss(params: PyTree) -> tuple[Float[Array, ""], Sums]:
             sums = sums_fn(params, batch, key)
             total = sum(sums[name].total / jnp.maximum(weight, 1e-9) for name, weight in weights.items())
             return jnp.asarray(total), sums
 
         return jax.grad(loss, has_aux=True)(params)
 
-    def update(state: TrainState, batch: Batch, learning_rate: Array | None, key: Array) -> tuple[TrainState, Metrics]:
+    def update(
+        state: TrainState, batch: Batch, learning_rate: Float[Array, ""] | None, key: PRNGKeyArray
+    ) -> tuple[TrainState, Metrics]:
         if axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-        # Weights follow from the batch alone: the compiler drops the forward pass that this asks for.
-        weights = across({n: s.weight for n, s in sums_fn(state.params, batch, None).items() if n.endswith("_loss")})
-        grads, sums = across(_accumulate(partial(gradients, weights=weights), state.params, batch, key, microbatches))
+        # The weights follow from the batch alone, so the compiler drops the forward pass of this call.
+        sums = sums_fn(state.params, batch, None)
+        weights = over_devices({name: s.weight for name, s in sums.items() if name.endswith("_loss")})
+        grads, sums = over_devices(_accumulate(partial(gradients, weights=weights), state.params, batch, key, microbatches))
         norm = optax.tree.norm(grads)
         loss = jnp.asarray(sum(s.mean() for name, s in sums.items() if name.endswith("_loss")))
-        ok = jnp.isfinite(norm) & jnp.isfinite(loss)
+        finite = jnp.isfinite(norm) & jnp.isfinite(loss)
         if clip_norm is not None:
             scale = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-9))
             grads = jax.tree.map(lambda g: g * scale, grads)
-        params, opt_state, ok = _apply(optimizer, grads, state, learning_rate, loss, ok)
+        params, opt_state, finite = _apply(optimizer, grads, state, learning_rate, loss, finite)
 
-        in_a_row = jnp.where(ok, 0, state.skipped_in_a_row + 1)
-        new_state = TrainState(
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            skipped=state.skipped + jnp.where(ok, 0, 1),
-            skipped_in_a_row=in_a_row,
-        )
+        in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
+        new_state = TrainState(state.step + 1, params, opt_state, state.skipped + jnp.where(finite, 0, 1), in_a_row)
         metrics = {"loss": loss, **{name: s.mean() for name, s in sums.items()}}
         if "masked_lm_loss" in sums:
             metrics["masked_lm_perplexity"] = jnp.exp(metrics["masked_lm_loss"])
@@ -103,32 +115,37 @@ def make_update(
 
 
 def _apply(
-    optimizer: optax.GradientTransformation, grads: Any, state: TrainState, learning_rate: Array | None, loss: Array, ok: Array
-) -> tuple[Any, Any, Array]:
-    """(parameters, optimizer state, whether the update was finite); both are the old ones where it was not."""
-    given = {"value": loss, "ok": ok} | ({} if learning_rate is None else {"learning_rate": learning_rate})
-    updates, opt_state = optax.with_extra_args_support(optimizer).update(grads, state.opt_state, state.params, **given)
+    optimizer: optax.GradientTransformation,
+    grads: PyTree,
+    state: TrainState,
+    learning_rate: Float[Array, ""] | None,
+    loss: Float[Array, ""],
+    finite: Bool[Array, ""],
+) -> tuple[PyTree, PyTree, Bool[Array, ""]]:
+    """Returns parameters, optimizer state and whether the update was finite; the old parameters and state where it was not."""
+    extra = {"value": loss, "ok": finite} | ({} if learning_rate is None else {"learning_rate": learning_rate})
+    updates, opt_state = optax.with_extra_args_support(optimizer).update(grads, state.opt_state, state.params, **extra)
     if not isinstance(optimizer, Guarded):
         if learning_rate is not None:
-            _warn_of_an_unused_rate(optimizer, grads, state, given)
-        ok &= jnp.all(jnp.array([jnp.all(jnp.isfinite(u)) for u in jax.tree.leaves(updates)]))
-        opt_state = jax.tree.map(partial(jnp.where, ok), opt_state, state.opt_state)
-    params = jax.tree.map(partial(jnp.where, ok), optax.apply_updates(state.params, updates), state.params)
-    return params, opt_state, ok
+            _warn_of_an_unused_rate(optimizer, grads, state, extra)
+        finite &= jnp.all(jnp.array([jnp.all(jnp.isfinite(u)) for u in jax.tree.leaves(updates)]))
+        opt_state = jax.tree.map(partial(jnp.where, finite), opt_state, state.opt_state)
+    params = jax.tree.map(partial(jnp.where, finite), optax.apply_updates(state.params, updates), state.params)
+    return params, opt_state, finite
 
 
 def _warn_of_an_unused_rate(
-    optimizer: optax.GradientTransformation, grads: Any, state: TrainState, given: dict[str, Any]
+    optimizer: optax.GradientTransformation, grads: PyTree, state: TrainState, extra: dict[str, Array]
 ) -> None:
-    """Optax drops extra arguments that an optimizer does not take: a schedule would be given in vain, and in silence."""
+    """Warns where the optimizer ignores the learning rate: Optax silently drops extra arguments that it does not take."""
     update = optax.with_extra_args_support(optimizer).update
-    traced = jax.make_jaxpr(
-        lambda rate: update(grads, state.opt_state, state.params, **{**given, "learning_rate": rate})
-    )(given["learning_rate"]).jaxpr  # fmt: skip
-    if not any(traced.invars[0] is used for equation in traced.eqns for used in equation.invars):
+    jaxpr = jax.make_jaxpr(lambda rate: update(grads, state.opt_state, state.params, **extra | {"learning_rate": rate}))(
+        extra["learning_rate"]
+    ).jaxpr
+    if not any(jaxpr.invars[0] is used for equation in jaxpr.eqns for used in equation.invars):
         warnings.warn(
-            "the optimizer does not use the learning rate that the step was given: its updates are added as they are. Give no "
-            "schedule (None) to an optimizer with a rate of its own; end one without with optim.scale_by_given_rate()",
+            "the optimizer does not use the learning rate that the step was given: its updates are added as they are. Give the "
+            "schedule None to an optimizer with a rate of its own; end one without with optim.scale_by_given_rate()",
             stacklevel=2,
         )
 
@@ -142,11 +159,19 @@ def make_train_step(
     microbatches: int = 1,
     axis_name: str | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """A pure training step (state, batch) -> (state, metrics): `make_update` at the schedule's rate, with dropout keys folded
-    from (seed, step, microbatch).
+    """Returns a pure training step (state, batch) -> (state, metrics).
 
-    `schedule` is for an optimizer that takes its rate from the step, as those of `optim.make_optimizer`; give None where it has
-    one of its own, as in `make_train_step(sums, optax.adamw(1e-3), None, seed=0)`.
+    It is `make_update` at the schedule's learning rate, with dropout keys folded from (seed, step, microbatch).
+
+    Args:
+      sums_fn: See `make_update`, as for the arguments below that are not described.
+      optimizer: See `make_update`.
+      schedule: The learning rate at a step, for the optimizers of `optim.make_optimizer`. None for an optimizer that has its
+        own rate, as in `make_train_step(sums, optax.adamw(1e-3), None, seed=0)`.
+      seed: Seeds dropout.
+      clip_norm: See `make_update`.
+      microbatches: See `make_update`.
+      axis_name: See `make_update`.
     """
     update = make_update(sums_fn, optimizer, clip_norm, microbatches, axis_name)
 
@@ -158,31 +183,35 @@ def make_train_step(
 
 
 def _accumulate(
-    gradients: Callable[..., tuple[Any, Sums]], params: Any, batch: Batch, key: Array, microbatches: int
-) -> tuple[Any, Sums]:
-    """Gradients and sums of the whole batch, `microbatches` one after the other.
+    gradients: Callable[[PyTree, Batch, PRNGKeyArray], tuple[PyTree, Sums]],
+    params: PyTree,
+    batch: Batch,
+    key: PRNGKeyArray,
+    microbatches: int,
+) -> tuple[PyTree, Sums]:
+    """Returns the gradients and sums of the whole batch, computed one microbatch after another.
 
-    Microbatch m takes every microbatches-th row, so that each device keeps the rows it has.
+    Microbatch m takes every `microbatches`-th row, so that no row moves to another device.
     """
     if microbatches == 1:
         return gradients(params, batch, jax.random.fold_in(key, 0))
     rows = {k: v.reshape(-1, microbatches, *v.shape[1:]) for k, v in batch.items()}
 
-    def part(m: Array) -> tuple[Any, Sums]:
+    def part(m: Array) -> tuple[PyTree, Sums]:
         microbatch = {k: jax.lax.dynamic_index_in_dim(v, m, axis=1, keepdims=False) for k, v in rows.items()}
         return gradients(params, microbatch, jax.random.fold_in(key, m))
 
-    def add(total: tuple[Any, Sums], m: Array) -> tuple[tuple[Any, Sums], None]:
+    def add(total: tuple[PyTree, Sums], m: Array) -> tuple[tuple[PyTree, Sums], None]:
         return jax.tree.map(jnp.add, total, part(m)), None
 
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(part, jnp.int32(0)))
     return jax.lax.scan(add, zeros, jnp.arange(microbatches))[0]
 
 
-def make_eval_step(sums_fn: SumsFn, axis_name: str | None = None) -> Callable[[Any, Batch], Sums]:
-    """A pure evaluation step (params, batch) -> named sums, without dropout. `axis_name`: see `make_update`."""
+def make_eval_step(sums_fn: SumsFn, axis_name: str | None = None) -> Callable[[PyTree, Batch], Sums]:
+    """Returns a pure evaluation step (params, batch) -> named sums, without dropout; for `axis_name` see `make_update`."""
 
-    def eval_step(params: Any, batch: Batch) -> Sums:
+    def eval_step(params: PyTree, batch: Batch) -> Sums:
         sums = sums_fn(params, batch, None)
         return sums if axis_name is None else jax.lax.psum(sums, axis_name)
 
