@@ -32,7 +32,7 @@ _UNIGRAM, _BPE = 1, 2
 
 @dataclass(frozen=True)
 class _Model:
-    """The content of a .model: of each piece its name, score and type, and what is read of the two specs."""
+    """The content of a .model: of each piece its name, score and type, and the fields of the two specs that count."""
 
     names: list[str]
     scores: list[float]

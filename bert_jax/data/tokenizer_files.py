@@ -67,7 +67,7 @@ class Loaded(NamedTuple):
 
 @dataclass(frozen=True)
 class _Source:
-    """A tokenizer file and what decides how it is read. `kind` is one of `_PATTERNS`."""
+    """A tokenizer file with everything that decides how it is read. `kind` is one of `_PATTERNS`."""
 
     path: Path
     kind: str
@@ -92,7 +92,7 @@ def read(path: Path, lowercase: bool | None, model_type: str | None) -> Loaded:
     return Loaded(engine, roles, takes_types and source.model_type != "distilbert", split)
 
 
-# --- which file, and what is beside it ---
+# --- the file and its settings ---
 
 
 def find(path: Path) -> Path:
@@ -329,11 +329,11 @@ def _read_byte_level(source: _Source) -> tokenizers.Tokenizer:
     return engine
 
 
-# --- what transformers changes after reading ---
+# --- changes after reading ---
 
 
 def _follow_class(engine: tokenizers.Tokenizer, source: _Source) -> bool:
-    """Sets what the class of a tokenizer.json sets whatever the file says. Returns False where the class sets nothing.
+    """Sets the parts of a tokenizer.json that its class sets by the settings, not by the file. Returns False if there are none.
 
     transformers does so to any file. A file of another kind than the class makes would be spoilt, and is left as it is.
     """

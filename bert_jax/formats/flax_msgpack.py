@@ -44,9 +44,6 @@ def read_flax(path: str | Path) -> dict[str, np.ndarray]:
     The arrays are read-only views, perhaps unaligned, of the mapped file; only those of more than 1 GiB, which Flax keeps in
     pieces, are copied. Everything else takes at most 200 MB for any file.
 
-    Args:
-      path: the file.
-
     Returns:
       `a/b/c` -> array. Numbers, strings and None are left out.
 
@@ -95,7 +92,7 @@ def _joined(value: dict[str, Any]) -> np.ndarray:
 
 
 class _Reader:
-    """Reads values of msgpack, arrays as views of `data`. Raises ValueError for what no file of weights has."""
+    """Reads values of msgpack, arrays as views of `data`. Raises ValueError for values that no file of weights has."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self.data, self.at, self.count = data, 0, 0

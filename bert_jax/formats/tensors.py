@@ -33,9 +33,6 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
 
     Memory: the header, at most 100 MB, is read twice; the arrays stay in the file.
 
-    Args:
-      path: the file.
-
     Returns:
       Tensor name -> array.
 

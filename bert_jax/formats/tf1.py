@@ -46,7 +46,7 @@ def read_tf1(prefix: str | Path) -> dict[str, np.ndarray]:
       Variable name -> array, in the order of names. Variables that are not numbers (strings, a TF2 object graph) are left out.
 
     Raises:
-      InputError: a file is missing, damaged or cut short; no variable is left; or what is not supported: V1 checkpoints,
+      InputError: a file is missing, damaged or cut short; no variable is left; or it is not supported: V1 checkpoints,
         compressed indices, big-endian data, partitioned variables.
     """
     path = Path(f"{prefix}.index")

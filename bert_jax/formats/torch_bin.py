@@ -86,13 +86,13 @@ class _Storage:
 
 @dataclass(frozen=True, eq=False)
 class _Tensor:
-    """A tensor as its pickle describes it. Offset, size and stride count elements, and are checked in `_array`."""
+    """A tensor as its pickle describes it. Offset, size and stride count elements; `_array` checks that they are numbers."""
 
     storage: _Storage
     dtype: np.dtype
-    offset: Any
-    size: tuple[Any, ...]
-    stride: tuple[Any, ...]
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
 
 
 class _Map(mmap.mmap):
@@ -110,9 +110,6 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
     The arrays are read-only views, perhaps strided or unaligned, of the mapped file: their bytes are read when they are used.
     Only compressed members of a zip file are unpacked, to at most 16 times the file's size. All arrays together have at most 16
     times the file's size. Everything else takes at most 400 MB for any file.
-
-    Args:
-      path: the file.
 
     Returns:
       Tensor name -> array. Numbers, strings and None beside the tensors are left out.
@@ -138,7 +135,7 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path} is damaged, cut short or not written by torch.save ({what})") from None
 
 
-def _open_zip(mapped: _Map) -> tuple[Any, Callable[[str], Record]]:
+def _open_zip(mapped: _Map) -> tuple[object, Callable[[str], Record]]:
     """Returns the unpickled object, and a function from the key of a storage to its record."""
     with zipfile.ZipFile(cast(IO[bytes], mapped)) as archive:  # for its directory alone: zipfile would copy the members
         members = {info.filename: info for info in archive.infolist()}
@@ -184,8 +181,8 @@ def _member(mapped: _Map, info: zipfile.ZipInfo) -> Record:
     return data, 0, len(data)
 
 
-def _open_legacy(mapped: _Map) -> tuple[Any, Callable[[str], Record]]:
-    """Returns what `_open_zip` does, for pickles in a row."""
+def _open_legacy(mapped: _Map) -> tuple[object, Callable[[str], Record]]:
+    """Returns the same as `_open_zip`, for pickles in a row."""
     if mapped[257:262] == b"ustar":
         raise InputError("a tar file, of torch before 0.1.10: load it in torch and save the state dict anew")
     stream = io.BytesIO(mapped[:_LIMIT])
@@ -208,16 +205,16 @@ def _open_legacy(mapped: _Map) -> tuple[Any, Callable[[str], Record]]:
     return found, records.__getitem__
 
 
-def _unpickle(stream: io.BytesIO, dtypes: dict[str, np.dtype]) -> Any:
+def _unpickle(stream: io.BytesIO, dtypes: dict[str, np.dtype]) -> object:
     """Reads the next pickle of `stream` as plain values and `_Tensor`s, and adds the type of each storage to `dtypes`.
 
-    Time and memory are linear in its length: what may be a deep tuple of shared parts is never hashed, compared or printed.
+    Time and memory are linear in its length: values may be deep tuples of shared parts, and are never hashed or compared.
     """
-    stack: list[Any] = []
+    stack: list[object] = []
     marks: list[int] = []
-    memo: dict[int, Any] = {}
+    memo: dict[int, object] = {}
 
-    def take(name: str) -> list[Any]:
+    def take(name: str) -> list[object]:
         start = len(stack) - _TAKES[name] if name in _TAKES else marks.pop()
         items = stack[start:]
         del stack[start:]
@@ -248,7 +245,7 @@ def _unpickle(stream: io.BytesIO, dtypes: dict[str, np.dtype]) -> Any:
             case "SETITEM" | "SETITEMS" as name:
                 items = take(name)
                 _fill(_a(dict, stack[-1]), items[::2], items[1::2])
-            case "GLOBAL" | "INST":  # INST would also call it; here it leaves a name alone
+            case "GLOBAL" | "INST":  # INST would also call it; here it gives the name
                 stack.append(_global(arg.replace(" ", ".", 1)))
             case "STACK_GLOBAL":
                 name, module = _a(str, stack.pop()), _a(str, stack.pop())
@@ -271,13 +268,13 @@ def _unpickle(stream: io.BytesIO, dtypes: dict[str, np.dtype]) -> Any:
     raise AssertionError("genops ends with STOP")
 
 
-def _a(kind: type[T], value: Any) -> T:
+def _a(kind: type[T], value: object) -> T:
     if not isinstance(value, kind):
         raise InputError(f"its pickle has a {type(value).__name__} where a {kind.__name__} should be")
     return value
 
 
-def _fill(target: dict[str, Any], keys: list[Any], values: list[Any]) -> None:
+def _fill(target: dict[str, object], keys: list[object], values: list[object]) -> None:
     """Sets items whose keys are strings. Others are an optimizer's numbers, or numbers that were made to collide."""
     target.update((key, value) for key, value in zip(keys, values, strict=True) if isinstance(key, str))
 
@@ -294,12 +291,12 @@ def _global(name: str) -> _Global:
     )
 
 
-def _call(name: str, args: Any) -> Any:
-    """Returns what the call of a global stands for (torch/_utils.py)."""
+def _call(name: str, args: object) -> object:
+    """Returns the value that a call of a global stands for (torch/_utils.py)."""
     if not isinstance(args, tuple) or len(args) > _MOST_ARGUMENTS:  # more would be copied at each call
         raise InputError(f"its pickle calls {name} with arguments that are not supported")
     match args:
-        case (_Storage() as storage, offset, tuple() as size, tuple() as stride, *rest) if name in _REBUILD:
+        case (_Storage() as storage, int() as offset, tuple() as size, tuple() as stride, *rest) if name in _REBUILD:
             if len(rest) >= _REBUILD[name] and not any(rest[_REBUILD[name] :]):  # metadata: a conjugate or a negative
                 dtype = _TYPES[_a(_Global, rest[2]).name] if name.endswith("_v3") else storage.dtype
                 return _Tensor(storage, dtype, offset, size, stride)
@@ -316,7 +313,7 @@ def _call(name: str, args: Any) -> Any:
     raise InputError(f"its pickle calls {name} with arguments that are not supported")
 
 
-def _storage(reference: Any) -> _Storage:
+def _storage(reference: object) -> _Storage:
     """Reads a persistent id: ("storage", type, key, device, elements), in the legacy format with a view's place or None."""
     match reference:
         case ("storage", _Global() as kind, str() as key, _, int() as count, *view) if kind.name in _TYPES:
@@ -347,11 +344,11 @@ def _array(name: str, tensor: _Tensor, locate: Callable[[str], Record]) -> np.nd
     return np.ndarray(size, tensor.dtype, buffer, start + first + tensor.offset * itemsize, [step * itemsize for step in steps])
 
 
-def _state_dict(found: Any) -> dict[str, _Tensor]:
+def _state_dict(found: object) -> dict[str, _Tensor]:
     """Finds the one dict of tensors: the whole object, or a nested dict that holds nothing else."""
-    entries: dict[str, Any] = found if isinstance(found, dict) else {}
-    nested = [entries[name] for name in _NESTED if isinstance(entries.get(name), dict) and entries[name]]
-    nested = [inner for inner in nested if all(isinstance(value, _Tensor) for value in inner.values())]
+    entries: dict[str, object] = found if isinstance(found, dict) else {}
+    inner = [value for name in _NESTED if isinstance(value := entries.get(name), dict) and value]
+    nested = [each for each in inner if all(isinstance(value, _Tensor) for value in each.values())]
     if len(nested) == 1:
         return nested[0]
     tensors = {name: value for name, value in entries.items() if isinstance(value, _Tensor)}

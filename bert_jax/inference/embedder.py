@@ -54,7 +54,7 @@ class Embedder(Predictor):
           exact: same text, same bits (see `Predictor`).
 
         Raises:
-          InputError: those files ask for what is not supported.
+          InputError: those files ask for a pooling that is not supported.
         """
         super().__init__(model, exact)
         chosen = pooling or model.pooling or Pooling()
