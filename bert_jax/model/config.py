@@ -8,6 +8,7 @@ from typing import Any, Literal
 from bert_jax.errors import Checked, InputError, did_you_mean
 
 ModelType = Literal["bert", "roberta", "xlm-roberta", "distilbert", "albert", "electra"]
+_COUNTS_FROM_PADDING: tuple[ModelType, ...] = ("roberta", "xlm-roberta")  # their positions start after the padding's id
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class BertConfig(Checked):
             self._require(value is None or value <= most, f"{name}={value} is more than {most}, which no model has")
         for name in ("layer_norm_eps", "initializer_range"):
             self._require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} is not in [0, 1]")
-        counts_padding = self.model_type in ("roberta", "xlm-roberta")
+        counts_padding = self.model_type in _COUNTS_FROM_PADDING
         self._require(
             self.pad_token_id is None or (counts_padding and 0 <= self.pad_token_id < self.vocab_size),
             f"pad_token_id={self.pad_token_id} does not fit model_type={self.model_type!r}, vocab_size={self.vocab_size}: only "
@@ -111,7 +112,7 @@ class BertConfig(Checked):
     @property
     def position_offset(self) -> int:
         """Row of the position table that a sequence's first token has: fairseq's models count from the padding's id."""
-        if self.model_type not in ("roberta", "xlm-roberta"):
+        if self.model_type not in _COUNTS_FROM_PADDING:
             return 0
         return 2 if self.pad_token_id is None else self.pad_token_id + 1
 
