@@ -1,4 +1,4 @@
-"""What a person sees: progress bars, warnings and a table, on stderr; how an entry point ends."""
+"""Progress bars, warnings and tables on stderr, and how a program ends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from bert_jax.config import InputError
 
 
 def track(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
-    """The items, with a progress bar where stderr is a terminal."""
+    """Yields the items, with a progress bar if stderr is a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal or total < 2:
         return iter(items)
@@ -34,7 +34,7 @@ def track(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def predicting(total: int | None, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A function that is told how many texts more are done, for a bar; predictors' warnings are summed and said in the end."""
+    """Yields a function that advances a progress bar by some texts; sums predictors' warnings and prints them at the end."""
     usual, done, warned = warnings.showwarning, 0, Counter[str]()
 
     def note(message: Warning | str, *where: Any, **more: Any) -> None:
@@ -63,7 +63,7 @@ def predicting(total: int | None, shown: bool) -> Iterator[Callable[[int], None]
 
 
 def show_table(title: str, facts: Sequence[tuple[str, str]], warnings: Sequence[str]) -> None:
-    """Facts as a table, and warnings a line each."""
+    """Prints facts as a table, and each warning in a line."""
     console = Console(stderr=True)
     table = Table(title=title, show_header=False, title_justify="left")
     for name, value in facts:
@@ -74,14 +74,19 @@ def show_table(title: str, facts: Sequence[tuple[str, str]], warnings: Sequence[
 
 
 def run(main: Callable[[list[str]], int | None], argv: list[str], interrupted: str = "") -> None:
-    """Runs an entry point, with huge pages, and ends the process with its status, or with 1 and the reason on stderr.
+    """Runs a program, with huge pages, and ends the process with its exit status, or with 1 and the reason on stderr.
 
-    `interrupted` is what a person who pressed Ctrl-C should know. A process of several that failed leaves without a word to the
-    others; they end behind parallel.heartbeat_timeout, and the same command, run again on all, continues.
+    One process of several that fails ends at once; the others end after parallel.heartbeat_timeout, and the same command, run
+    again on all of them, continues.
+
+    Args:
+        main: The program, a function of its arguments.
+        argv: The arguments.
+        interrupted: What to print after "interrupted" if the user presses Ctrl-C.
     """
     hugepages.use()
     status: Any
-    together = False  # whether the processes of a job end at the same place
+    together = False  # True if all processes of a job end at the same place
     try:
         status = main(argv) or 0
         together = status in (0, 128 + signal.SIGTERM)
@@ -91,7 +96,7 @@ def run(main: Callable[[list[str]], int | None], argv: list[str], interrupted: s
     except KeyboardInterrupt:
         print(f"interrupted{interrupted and '; '}{interrupted}", file=sys.stderr)
         status = 128 + signal.SIGINT
-    except BrokenPipeError:  # who reads the output has enough, as in `| head -1`
+    except BrokenPipeError:  # the reader of the output has enough, as in `| head -1`
         status = 128 + signal.SIGPIPE
     except Exception as error:
         if reason := _reason(error):
@@ -101,7 +106,7 @@ def run(main: Callable[[list[str]], int | None], argv: list[str], interrupted: s
         status = 1
     try:
         sys.stdout.flush()
-    except OSError:  # what is left in it would be tried again, and told, at the interpreter's end
+    except OSError:  # the interpreter would try to write the rest again at its end, and complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     jax = sys.modules.get("jax")  # an error in the command line comes before it is imported
     if jax is None or not jax.distributed.is_initialized():
@@ -114,7 +119,7 @@ def run(main: Callable[[list[str]], int | None], argv: list[str], interrupted: s
 
 
 def _reason(error: Exception) -> str:
-    """One line for what is wrong with the input or the machine; empty for what is wrong with the program."""
+    """Returns one line about a fault of the input or the machine; the empty string for a fault of the program."""
     text = " ".join(str(error).split())
     if isinstance(error, InputError):
         return str(error)

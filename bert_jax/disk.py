@@ -1,4 +1,4 @@
-"""Small files, written whole or not at all, and read within bounds."""
+"""Small files: written whole or not at all, and read within bounds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bert_jax.config import InputError
 
 
 def seal(record: dict[str, Any]) -> int:
-    """The CRC-32 of an object's JSON: kept beside what JSON itself does not protect, as a flipped digit is JSON too."""
+    """Returns the CRC-32 of an object's JSON, which is stored beside it: JSON with a flipped digit is still JSON."""
     return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
@@ -35,12 +35,13 @@ def check_regular(path: Path, most: int) -> None:
 
 
 def read_json(path: Path, kind: type[J], fix: str = "") -> J | None:
-    """The dict or list (`kind`) that a JSON file holds, None without the file. A byte order mark is passed over.
+    """Returns the dict or list (`kind`) that a JSON file holds, None without the file. A byte order mark is skipped.
 
-    Memory: at most 16 MiB are read, and JSON of so many bytes takes up to 25 times as much.
+    Memory: at most 16 MiB are read, and JSON of that size takes up to 25 times as much.
 
-    Raises InputError, `fix` behind its message, where the file cannot be read, is too large, is not UTF-8 or JSON, is nested too
-    deeply, or holds another kind of value.
+    Raises:
+        InputError: The file cannot be read, is too large, is not UTF-8 or JSON, is nested too deeply, or holds another kind of
+            value. `fix` ends the message.
     """
     try:
         check_regular(path, MOST_JSON)
@@ -60,7 +61,7 @@ def read_json(path: Path, kind: type[J], fix: str = "") -> J | None:
 
 
 def put(path: Path, text: str | Iterable[str]) -> None:
-    """Writes a file in UTF-8, its folder too; of several parts, each as it comes. Raises OSError where it cannot be written."""
+    """Writes a file in UTF-8, several parts one by one, and makes its folder. Raises OSError if it cannot be written."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,11 +77,11 @@ def put(path: Path, text: str | Iterable[str]) -> None:
         raise
 
 
-_TEMPORARY = re.compile(r".+\.\d+\.tmp|\.tokenizer(_config)?\.json\.\d+")  # of a process that writes a file
+_TEMPORARY = re.compile(r".+\.\d+\.tmp|\.tokenizer(_config)?\.json\.\d+")  # the names of files that are being written
 
 
 def remove_temporary(folder: Path) -> None:
-    """Removes what killed processes have left unfinished in a folder that is held: nobody else writes there."""
+    """Removes the unfinished files of killed processes from a folder that this process holds, so that nobody writes there."""
     for path in folder.rglob("*"):
         if _TEMPORARY.fullmatch(path.name) and path.is_file():
             with contextlib.suppress(OSError):
@@ -88,7 +89,7 @@ def remove_temporary(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str | Iterable[str]) -> Path:
-    """`put`; the file's path. Raises InputError where it cannot be written."""
+    """Writes a file as `put` does; returns its path. Raises InputError if it cannot be written."""
     try:
         put(path, text)
     except OSError as error:
@@ -97,7 +98,7 @@ def write_text(path: Path, text: str | Iterable[str]) -> Path:
 
 
 def write_json(path: Path, content: Any) -> Path:
-    """Numbers that are not finite, which JSON lacks, become the strings "nan", "inf", "-inf", as in metrics.jsonl."""
+    """Writes JSON; numbers that are not finite, which JSON lacks, become strings: "nan", "inf", "-inf", as in metrics.jsonl."""
     return write_text(path, json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -110,5 +111,5 @@ def _plain(value: Any) -> Any:
 
 
 def as_numbers(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of an object that `write_json` wrote, as they were."""
+    """Returns the values of an object that `write_json` wrote, with "nan", "inf" and "-inf" as numbers again."""
     return {name: float(v) if v in ("nan", "inf", "-inf") else v for name, v in values.items()}

@@ -1,4 +1,4 @@
-"""The contract of a work directory: it belongs to one config, and the same command, run again, continues."""
+"""Work directories: each belongs to one config, and the same command, run again, continues."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ ANOTHER = ": use another --workdir, or delete that file"
 
 @contextlib.contextmanager
 def errors(path: Path) -> Iterator[None]:
-    """InputError where a work directory's config.json, `path`, cannot be written."""
+    """Raises InputError if `path`, the config.json of a work directory, cannot be written."""
     try:
         yield
     except OSError as e:
@@ -63,7 +63,7 @@ def errors(path: Path) -> Iterator[None]:
 
 
 def filled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with the defaults of fields that are newer than the file they come from."""
+    """Returns `values` with the defaults of the fields that they lack, as a file of an older version does."""
     return {
         name: filled(values[name], default) if isinstance(default, dict) and isinstance(values.get(name), dict)
         else values.get(name, default)
@@ -72,9 +72,10 @@ def filled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, 
 
 
 def hold(folder: Path, option: str = "--workdir") -> None:
-    """Keeps other processes out of a folder for as long as this one lives, where the system and the disk know locks.
+    """Locks a folder for as long as this process lives, if the system and the disk have locks.
 
-    Raises InputError where one is in there: two would write the same files. `option` is what names the folder.
+    Raises InputError if another process holds it, as both would write the same files; the message names `option`, which sets the
+    folder.
     """
     if fcntl is None:
         return
@@ -92,9 +93,9 @@ def hold(folder: Path, option: str = "--workdir") -> None:
 
 
 def recorded(checkpoints: str) -> dict[str, Any] | None:
-    """What a run wrote beside its newest checkpoint (`data`, `config`, ...) whose record is whole; None if there is none.
+    """Returns the record of a run's newest checkpoint whose record is whole (`data`, `config`, ...); None if there is none.
 
-    The files of the states are not read, so this takes no time; a place that cannot be read counts as empty here.
+    The states are not read, so this takes no time. A folder that cannot be read counts as empty here.
     """
     from etils import epath  # reads gs:// too
 
@@ -110,7 +111,7 @@ def recorded(checkpoints: str) -> dict[str, Any] | None:
 
 
 def changed(old: Mapping[str, Any], cfg: Any, free: frozenset[str]) -> list[Change]:
-    """What would change what is computed; a field that is newer than `old` has had its default."""
+    """Returns the differences that change the computation; a field that `old` lacks had its default."""
     there = filled(old, to_dict(type(cfg)()))
     return [c for c in differences(there, to_dict(cfg)) if c[0] not in free and not c[0].startswith("parallel.")]
 
@@ -121,8 +122,10 @@ def write(path: Path, cfg: Any) -> None:
 
 
 def other_run(old: Mapping[str, Any], cfg: TrainConfig, moved: bool) -> list[Change]:
-    """What differs from the config `old` and would change what is computed. With `moved`, the text and a tokenizer's file may lie
-    elsewhere: a checkpoint tells by their contents whether they are the same."""
+    """Returns the differences from the config `old` that change the computation.
+
+    With `moved`, the text and a tokenizer's file may lie elsewhere, as a checkpoint identifies them by their contents.
+    """
 
     def is_path(name: str, there: Any, here: Any) -> bool:
         if name == "data.tokenizer":
@@ -133,7 +136,7 @@ def other_run(old: Mapping[str, Any], cfg: TrainConfig, moved: bool) -> list[Cha
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The config.json of a run; None if there is none."""
+    """Returns the config.json of a run; None if there is none."""
     old = disk.read_json(path, dict, ANOTHER)
     if old is not None and not isinstance(old.get("num_steps"), int):
         raise InputError(f"{path} is not a run's config: use another --workdir, or delete that file")
@@ -141,12 +144,14 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def claim(cfg: TrainConfig, first: bool = True) -> list[str]:
-    """Writes the work directory's config.json, or holds `cfg` against the one that is there and against the newest checkpoint's.
+    """Writes the work directory's config.json after comparing `cfg` with the old one and with that of the newest checkpoint.
 
-    The `first` process of several keeps other programs out, of the checkpoints' folder too. Returns lines to show.
-    Raises InputError, listing the fields, where something differs that would change what is computed (see FREE_FIELDS), where
-    num_steps grows without `extend`, and where the folder cannot be written or another program is at work in it.
-    Before the first checkpoint nothing is lost by another config: it replaces the old one, with the vocabulary trained for that.
+    The `first` process of several locks the folder and that of the checkpoints. Returns lines to print. Before the first
+    checkpoint nothing can be lost, so another config replaces the old one and the vocabulary that was trained for it.
+
+    Raises:
+        InputError: A field differs that changes the computation (see FREE_FIELDS; the message lists them), num_steps grows
+            without `extend`, the folder cannot be written, or another program uses it.
     """
     path = Path(cfg.workdir) / "config.json"
     lines: list[str] = []
@@ -179,7 +184,7 @@ def _folders(folder: Path) -> Iterator[Path]:
 
 
 def _hold_checkpoints(cfg: TrainConfig) -> None:
-    """Keeps others out of the checkpoints' folder, which may be given to two work directories; an object store knows no locks."""
+    """Locks the checkpoints' folder, which two work directories may name; an object store has no locks."""
     if "://" in cfg.checkpoints:
         return
     try:
@@ -192,7 +197,7 @@ def _hold_checkpoints(cfg: TrainConfig) -> None:
 
 
 def _allow(cfg: TrainConfig, different: list[Change], what: str) -> list[str]:
-    """Lines to show where all that is `different` is a larger num_steps, with `extend`; else InputError."""
+    """Returns lines to print if the only difference is a larger num_steps, with `extend`; otherwise raises InputError."""
     grown = [c for c in different if c[0] == "num_steps" and c[2] > c[1]]
     rest = [c for c in different if not (cfg.extend and c in grown)]
     if rest:

@@ -266,7 +266,7 @@ def test_a_null_text_has_null_predictions_and_is_counted(run, models):
     whole = run("classify", models["sequence_classification"], stdin=b"bako\n\ntine\n")
     assert [found[i]["label"] for i in (0, 3, 4)] == [each["label"] for each in whole]
     run("classify", models["sequence_classification"], "--text-column", "text", stdin=b'{"text": null}')
-    assert run.err == "warning: 1 of 1 texts are null: so is what is predicted of them\n"
+    assert run.err == "warning: 1 of 1 texts are null: so are their predictions\n"
 
 
 def test_nulls_are_summed_over_chunks_and_a_pair_needs_both(run, models, monkeypatch):
@@ -277,7 +277,7 @@ def test_nulls_are_summed_over_chunks_and_a_pair_needs_both(run, models, monkeyp
     found = run("classify", models["sequence_classification"], *options, stdin="\n".join(map(json.dumps, pairs)).encode())
     assert [each["label"] is None for each in found] == [True, False, True]
     assert (found[0]["text"], found[2]["text_pair"]) == ("bako", "tine")
-    assert run.err == "warning: 2 of 3 texts are null: so is what is predicted of them\n"
+    assert run.err == "warning: 2 of 3 texts are null: so are their predictions\n"
 
 
 def test_a_null_text_is_a_row_of_nan_in_an_array(run, models, tmp_path):
@@ -291,7 +291,7 @@ def test_a_null_text_is_a_row_of_nan_in_an_array(run, models, tmp_path):
 def test_an_empty_line_has_no_mask_to_fill(run, models):
     found = run("fill-mask", models["masked_lm"], "--top-k", "1", stdin=b"\nbako [MASK]\n\n")
     assert [each["fillings"] is None for each in found] == [True, False, True]
-    assert run.err == "warning: 2 of 3 texts are null or empty: so is what is predicted of them\n"
+    assert run.err == "warning: 2 of 3 texts are null or empty: so are their predictions\n"
 
 
 def test_columns_are_kept_by_their_names(run, models, tmp_path):

@@ -16,10 +16,10 @@ def convert(
     """Write a model that bert_jax reads (see docs/library.md) in the Hugging Face layout.
 
     Args:
-        source: Pretrained directory, TF1 checkpoint's directory, work directory of train.py, or name on the hub.
+        source: Pretrained directory, directory of a TF1 checkpoint, work directory of `bert_jax train`, or name on the hub.
         out: Directory to write.
-        head: Head to write; default: the one that it has.
-        verbose: Show where each tensor came from and went to.
+        head: Head to write; default: the model's own.
+        verbose: Print the source and the target of each tensor.
     """
     from bert_jax import pretrained
 

@@ -1,4 +1,4 @@
-"""The commands that predict: a text a line or row in, a JSON object a line out, in the same order, as soon as it is there."""
+"""The commands that predict: one text per line or row in, one JSON object per line out, in the same order and without delay."""
 
 from __future__ import annotations
 
@@ -39,36 +39,36 @@ _Fields = dict[str, Callable[[Any], Any]]  # of the output, from a prediction
 
 @dataclass(frozen=True)
 class Rows:
-    """What the commands that predict have in common."""
+    """The options that all commands that predict share."""
 
     model: _Model
-    """Pretrained directory, work directory of train.py, or name on the hub."""
+    """Pretrained directory, work directory of `bert_jax train`, or name on the hub."""
     file: _File = "-"
-    """What is read; `-` is standard input. The text above says which files."""
+    """File to read, of a format named above; `-` is standard input."""
     max_seq_length: _Length = None
-    """Tokens that are read at a time, special ones included. Default: as many as in fine-tuning, else as the model takes."""
+    """Tokens of a text, special tokens included. Default: the length of fine-tuning, else the longest that the model takes."""
     keep_columns: _Flag = False
-    """Print all columns or fields of a row, by their own names; one that is named as a prediction becomes input_NAME."""
+    """Print all columns or fields of a row under their names; input_NAME for a name that a prediction has too."""
     quotes: files.Quotes = "auto"
-    """Whether double quotes enclose the fields of a .csv or .tsv; auto: in .csv, and in a .tsv that looks so."""
+    """Whether double quotes enclose fields of a .csv or .tsv; auto: in a .csv, and in a .tsv whose fields look quoted."""
     special_tokens: Literal["read", "text"] | None = None
-    """Whether `[SEP]` in a text is that token, or text like any other; default: as the model's files say, mostly read."""
+    """Read `[SEP]` in a text as that token, or as plain text; default: what the model's files say, mostly read."""
     exact: _Flag = False
-    """Give a text the same bits in any file, at any place (docs/numerics.md); takes longer."""
+    """Compute the same bits for a text in any file and at any place (docs/numerics.md); slower."""
 
 
 @dataclass(frozen=True)
 class Texts(Rows):
-    """What the commands that read texts have in common."""
+    """The options of the commands that read texts."""
 
     file: _File = "-"
-    """A text a line; .jsonl, a JSON object a line; .csv or .tsv with a header; .parquet. `-` is standard input."""
+    """Plain text, one per line; .jsonl, one JSON object per line; .csv or .tsv with a header; .parquet. `-` is standard input."""
     text_column: str | None = None
-    """Column, or field of the JSON objects, that holds the text; default: text. Where given, standard input is JSON too."""
+    """Column, or field of the JSON objects, that holds the text; default: text. If it is given, standard input is JSONL."""
 
 
 class _Item(NamedTuple):
-    """A line or row: its texts by field of the output, None for one that is null, and what is printed of it."""
+    """A line or row: its texts by field of the output, None for a null, and the fields that are printed."""
 
     texts: dict[str, str | None]
     shown: _Row
@@ -82,8 +82,10 @@ def _name(path: str) -> str:
 
 
 def _open(path: str, quotes: files.Quotes = "auto", say: bool = True) -> tuple[Iterator[Any], Callable[[], bool]]:
-    """The lines (of a .json: questions; of a table: rows), and a function that says whether the next one is there and need not be
-    waited for. `say`: what was found out about a table is shown."""
+    """Returns the lines (questions of a .json, rows of a table), and a function: is the next one there, without waiting?
+
+    With `say`, remarks on how a table was read are printed.
+    """
     if path != "-" and (os.path.isfile(path) or os.path.isdir(path) or not os.path.exists(path)):
         lines: Iterator[Any] = (line for _, line in files.read_lines(path))
         if files.suffix_of(path) == ".json":
@@ -127,7 +129,7 @@ def _open(path: str, quotes: files.Quotes = "auto", say: bool = True) -> tuple[I
 
 
 def _chunks(rows: Iterator[_Item], ready: Callable[[], bool]) -> Iterator[list[_Item]]:
-    """Rows in lists: at least one, and more while the next is `ready`. An InputError comes behind the rows before it."""
+    """Yields rows in lists of one or, while the next is `ready`, more. An InputError is raised after the rows before it."""
     most, end = _FIRST, None
     while end is None:
         chunk: list[_Item] = []
@@ -145,9 +147,9 @@ def _chunks(rows: Iterator[_Item], ready: Callable[[], bool]) -> Iterator[list[_
 
 
 def _item(where: str, line: Any, columns: dict[str, str], jsonl: bool, mask: str, keep: bool) -> _Item:
-    """A line's texts, and the id that a question has; no texts for an empty line of JSONL. `mask` must be in a text with letters.
+    """Returns the texts of a line or row; none for an empty line of JSONL. A text that is not empty must have a `mask`.
 
-    `columns` says for each field of the output which one of the JSON object it is; a plain line has them in this order.
+    `columns` maps each field of the output to the column or JSON field that it comes from; a plain line holds them in this order.
     """
     if isinstance(line, bytes):
         text = files.decode(line)
@@ -185,7 +187,7 @@ def _item(where: str, line: Any, columns: dict[str, str], jsonl: bool, mask: str
 
 
 def _texts(texts: Texts, pair_column: str | None = None, pairs: bool = False) -> tuple[Texts, dict[str, str], bool]:
-    """What `_predict` needs to know of texts: the columns, and whether lines are JSON objects or rows of a table."""
+    """Returns the first arguments of `_predict`: options, columns, and True for JSON objects and rows of a table."""
     if files.suffix_of(texts.file) == ".json":
         raise InputError(
             f"{texts.file}: expected plain text, a text a line, .jsonl, a JSON object a line, .csv, .tsv or .parquet"
@@ -206,10 +208,10 @@ def _predict(
     texts: Rows, columns: dict[str, str], jsonl: bool, make: Callable[[Any], tuple[Any, _Fields]],
     write: Callable[[Any, list[bool]], None] | None = None,
 ) -> None:  # fmt: skip
-    """Prints each row with what is predicted of it, or gives the predictions to `write`.
+    """Prints each row with its prediction, or passes the predictions to `write`.
 
-    `make` gives for a model its predictor, and the fields that tell a prediction. Those of a row with a null text are null (for
-    `write`, NaN), and such rows are counted on stderr.
+    `make` returns the predictor of a model and the fields of its predictions. A row with a null text has null as prediction (NaN
+    for `write`); these rows are counted on stderr.
     """
     from bert_jax.console import predicting
 
@@ -232,7 +234,7 @@ def _predict(
             answers = predictor([item if len(item) > 1 else item[0] for item in asked])
             if lost := len(some) - len(asked):
                 empty = " or empty" if mask else ""
-                warnings.warn(f"{lost} of {len(some)} texts are null{empty}: so is what is predicted of them", stacklevel=1)
+                warnings.warn(f"{lost} of {len(some)} texts are null{empty}: so are their predictions", stacklevel=1)
             if write is not None:
                 write(answers, whole)
             else:
@@ -246,7 +248,7 @@ def _predict(
 
 
 def _line(shown: _Row, found: _Row) -> bytes:
-    """A line of JSON: a row and what is predicted of it. A column that is named as a prediction gets `input_` before its name."""
+    """Returns a line of JSON: a row and its prediction. A column with the name of a prediction gets the prefix `input_`."""
     row: _Row = {}
     for name, value in shown.items():
         while name in found or name in row:
@@ -257,7 +259,7 @@ def _line(shown: _Row, found: _Row) -> bytes:
 
 
 def _kept(value: Any) -> Any:
-    """A value of a row as JSON has it: null for what is no number, and text for bytes."""
+    """Returns a value of a row in JSON's types: null for numbers that are not finite, text for bytes."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, bytes):
@@ -268,7 +270,7 @@ def _kept(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """JSON's types; floats have 7 significant digits, as float32 does, and null stands for what is no number."""
+    """Returns a prediction in JSON's types: floats with the 7 significant digits of float32, null if they are not finite."""
     if isinstance(value, float):
         return float(f"{value:.7g}") if math.isfinite(value) else None
     if hasattr(value, "_asdict"):
@@ -280,8 +282,10 @@ def _plain(value: Any) -> Any:
 
 @contextlib.contextmanager
 def _npy(path: str) -> Iterator[Callable[[Any, list[bool]], None]]:
-    """A function that appends rows to a float32 array, for each False one of NaN; the file appears when all are written, or not
-    at all."""
+    """Yields a function that appends rows to a float32 array, a row of NaN for each False.
+
+    The file appears when all rows are written, or not at all.
+    """
     import numpy as np
 
     temporary, shape = f"{path}.{os.getpid()}.tmp", (0, 0)
@@ -320,12 +324,12 @@ def _whole(found: Any) -> Any:
 
 
 def fill_mask(texts: Texts, top_k: int = 5, targets: tuple[str, ...] = ()) -> None:
-    """Say what the masks of texts may stand for: {"text", "fillings": [{"token", "score", "text", "mask"}]}.
+    """Predict the tokens at the masks of texts: {"text", "fillings": [{"token", "score", "text", "mask"}]}.
 
-    A mask is what the model's tokenizer calls so, [MASK] or <mask>; each text that is not empty has at least one.
+    A mask is the mask token of the model's tokenizer, [MASK] or <mask>; each text that is not empty needs at least one.
 
     Args:
-        texts: What is read.
+        texts: The texts.
         top_k: Candidates for each mask.
         targets: Candidates, each a single token of the model; default: the whole vocabulary.
     """
@@ -338,16 +342,16 @@ def fill_mask(texts: Texts, top_k: int = 5, targets: tuple[str, ...] = ()) -> No
 
 
 def classify(texts: Texts, pair_column: str | None = None, pairs: _Flag = False, threshold: float | None = None) -> None:
-    """Say of what class texts or pairs of texts are: {"text", "label", "score", "scores"}.
+    """Classify texts or pairs of texts: {"text", "label", "score", "scores"}.
 
-    Pairs have "text_pair" too, and models with several labels a text give "labels". Of a regression the score is the value.
+    Pairs also have "text_pair", and a multi-label model also gives "labels". The score of a regression is its value.
 
     Args:
-        texts: What is read.
+        texts: The texts.
         pair_column: Column, or field of the JSON objects, that holds the second text of a pair.
-        pairs: Plain lines are pairs of texts with a tab between.
-        threshold: Probability from which on a text has a label, for models with several labels a text. Default: for each
-            label the one that finetune.py tuned on the dev set, else 0.5.
+        pairs: Each plain line is a pair of texts with a tab between them.
+        threshold: Probability from which a text has a label (multi-label models). Default: for each label the threshold that
+            fine-tuning chose on the dev set, else 0.5.
     """
 
     def make(model: bert_jax.Model) -> tuple[bert_jax.Classifier, _Fields]:
@@ -361,13 +365,13 @@ def classify(texts: Texts, pair_column: str | None = None, pairs: _Flag = False,
 def tag(texts: Texts, aggregation: Literal["simple", "first", "average", "max"] = "first", outside: str = "O") -> None:
     """Find the entities in texts: {"text", "entities": [{"label", "start", "end", "text", "score"}]}.
 
-    Of a model whose labels are no entities, as parts of speech, every word is given with its label.
+    A model whose labels are not entities, such as parts of speech, gives every word with its label.
 
     Args:
-        texts: What is read.
-        aggregation: Label of a word of several tokens: each token's own (simple), that of its first token, that of the mean
-            of their probabilities, or that of the token that is surest.
-        outside: Label of what is no entity.
+        texts: The texts.
+        aggregation: Label of a word of several tokens: each token's own (simple), the first token's, the one with the highest
+            mean probability (average), or that of the token with the highest probability (max).
+        outside: Label of the words that are in no entity.
     """
 
     def make(model: bert_jax.Model) -> tuple[bert_jax.Tagger, _Fields]:
@@ -381,22 +385,21 @@ def answer(
     rows: Rows, top_k: int = 1, no_answer: _Flag = False, null_threshold: float | None = None, max_answer_length: int = 30,
     stride: int = 128, max_question_length: int | None = None,
 ) -> None:  # fmt: skip
-    """Answer questions out of contexts: {"id", "question", "answers": [{"text", "start", "end", "score"}]}.
+    """Answer questions from contexts: {"id", "question", "answers": [{"text", "start", "end", "score"}]}.
 
-    FILE has the columns or fields question, context and perhaps id (.jsonl, .csv, .tsv, .parquet), or is a .json in SQuAD's
-    layout; `-` is JSONL from standard input. Long contexts are read in windows of --max-seq-length tokens: question, stretch of
-    the context and special ones; default: as many as in fine-tuning, of other models 384.
+    FILE has the columns or fields question, context and optionally id (.jsonl, .csv, .tsv, .parquet), or is a .json in SQuAD's
+    layout; `-` is JSONL from standard input. Long contexts are read in windows of --max-seq-length tokens, which hold the
+    question, a part of the context and special tokens; default: the length of fine-tuning, for other models 384.
 
     Args:
-        rows: What is read.
+        rows: The questions and contexts.
         top_k: Answers to each question.
-        no_answer: "There is none", an empty text, is a candidate, as in SQuAD 2.0; it is by default, where finetune.py tuned a
-            threshold for it.
-        null_threshold: No answer is given where its logit is above the best answer's by more than this; `inf`: there is always
-            an answer. Default: the threshold that finetune.py tuned on the dev set, else 0.
-        max_answer_length: Tokens of an answer.
-        stride: Tokens from the start of one window to the next.
-        max_question_length: Tokens of a question that are read. Default: 64, or half of a shorter window.
+        no_answer: Allow the empty answer, "there is none", as in SQuAD 2.0. Default: if fine-tuning chose a threshold for it.
+        null_threshold: Give no answer if its logit exceeds that of the best answer by more than this; `inf`: always answer.
+            Default: the threshold that fine-tuning chose on the dev set, else 0.
+        max_answer_length: Most tokens of an answer.
+        stride: Tokens from the start of one window to the start of the next.
+        max_question_length: Most tokens of a question; the rest is cut. Default: 64, or half of a shorter window.
     """
     if os.path.isfile(rows.file) and files.suffix_of(rows.file) not in (".json", ".jsonl", *_TABLES):
         expected = f'.jsonl, with {{"question": ..., "context": ...}} a line, .csv, .tsv or .parquet, or .json: {_SQUAD}'
@@ -417,15 +420,15 @@ def embed(
     texts: Texts, out: str | None = None, pooling: PoolingMode | None = None, normalize: _Flag = False,
     no_normalize: _Flag = False, prompt_name: str | None = None,
 ) -> None:  # fmt: skip
-    """Make a vector of each text: {"text", "embedding": [...]}, or one array of all.
+    """Embed each text as a vector: {"text", "embedding": [...]}, or one array of all vectors.
 
     Args:
-        texts: What is read.
-        out: File to write a float32 array [texts, width] to (NumPy's .npy), in the place of JSONL.
-        pooling: How tokens become a vector (docs/reference.md, Pooling); default: as the model's files say, else the mean.
-        normalize: Scale vectors to length 1; default: as the model's files say, else yes.
-        no_normalize: Do not.
-        prompt_name: Which of the model's prompts is put before each text, such as query; default: as the model's files say.
+        texts: The texts.
+        out: File for a float32 array [texts, width] (NumPy's .npy), instead of JSONL.
+        pooling: How the tokens become one vector (docs/reference.md, Pooling); default: what the model's files say, else mean.
+        normalize: Scale vectors to length 1; default: what the model's files say, else yes.
+        no_normalize: Do not scale vectors.
+        prompt_name: Name of the model's prompt that precedes each text, such as query; default: what the model's files say.
     """
     if normalize and no_normalize:
         raise InputError("--normalize and --no-normalize: give one of them")

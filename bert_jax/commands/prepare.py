@@ -10,17 +10,17 @@ from bert_jax.config import TrainConfig
 
 
 def prepare(argv: list[str], prog: str = "bert_jax prepare") -> None:
-    """Tokenize a run's text into its cache, and show what was counted: CONFIG [--field value ...]."""
+    """Tokenize a run's text into its cache and print statistics: CONFIG [--field value ...]."""
     _examine(read_config(argv, prog))
 
 
 def doctor(argv: list[str], prog: str = "bert_jax doctor") -> int:
-    """Say what is odd about a run's text, vocabulary and masks: CONFIG [--field value ...]. Exit status 1: something is."""
+    """Check a run's text, vocabulary and masks: CONFIG [--field value ...]. Exit status 1: there are warnings."""
     return int(bool(_examine(read_config(argv, prog))))
 
 
 def prepare_beam(argv: list[str], prog: str = "bert_jax prepare-beam") -> None:
-    """Tokenize a run's text as prepare does, by Apache Beam's workers: CONFIG [--field value ...] [-- Beam's own flags]."""
+    """Tokenize a run's text as prepare does, on Apache Beam: CONFIG [--field value ...] [-- flags of Beam]."""
     from bert_jax import beam
     from bert_jax.console import track
     from bert_jax.data.pretraining import cache_place, load_tokenizer, texts, tokenizer_folder
@@ -35,7 +35,7 @@ def prepare_beam(argv: list[str], prog: str = "bert_jax prepare-beam") -> None:
 
 
 def _examine(cfg: TrainConfig) -> list[str]:
-    """Prepares a run's text and shows what was found; returns the warnings."""
+    """Prepares a run's text and prints what was found; returns the warnings."""
     from bert_jax.console import show_table, track
     from bert_jax.data import doctor
     from bert_jax.data.pretraining import BatchSource, load_data
@@ -48,7 +48,7 @@ def _examine(cfg: TrainConfig) -> list[str]:
 
 
 def _vocabulary(init_from: str | None) -> Path | None:
-    """The tokenizer of the model that a run starts from."""
+    """Returns the tokenizer file of the model that a run starts from."""
     if init_from is None:
         return None
     from bert_jax.warm_start import vocabulary

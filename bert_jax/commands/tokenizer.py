@@ -29,11 +29,11 @@ def tokenizer(
         vocab_size: Number of pieces, special tokens included.
         kind: unigram and bpe (SentencePiece) give the same vocabulary each time; wordpiece may break ties differently.
         lowercase: Make it uncased.
-        documents: What ends a document in a .txt file.
+        documents: The end of a document in a .txt file.
         text_column: Field of .jsonl, .csv, .tsv, .parquet and TFDS records that holds the text.
-        format: What the files are, whatever their names; auto: what their suffixes say.
-        sample_mb: Megabytes of text that are used at most, lines from all over it; training takes about 20 times as much memory.
-            None uses all.
+        format: Format of the files; auto: by their suffixes.
+        sample_mb: Most megabytes of text to train on, in lines from all parts of it; None: all text. Training takes about 20
+            times as much memory.
     """
     from bert_jax.console import track
     from bert_jax.data.corpus import read_texts
