@@ -1,9 +1,9 @@
-r"""GLUE's leaderboard submission: a zip of eleven TSV files, made of fine-tuning's predictions, and held against the rules.
+r"""GLUE's leaderboard submission, a zip of eleven TSV files: made of the predictions of fine-tuned tasks, and checked.
 
     work directory of rte, predictions/test.tsv   "id\tprediction\n0\tnot_entailment\n1\tentailment\n..."
     RTE.tsv in the zip                            "index\tprediction\n0\tnot_entailment\n1\tentailment\n..."
 
-Classes are spelled as GLUE's own files spell them ("1" for cola's "acceptable"): what `Task.words` reads, the other way round.
+Classes are spelled as in GLUE's own files ("1" for cola's "acceptable"): `Task.words`, the other way round.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bert_jax.config import InputError, did_you_mean
-from bert_jax.data import files
 from bert_jax.disk import read_json
+from bert_jax.errors import InputError, did_you_mean
 from bert_jax.tasks.table import TASKS
 from bert_jax.tasks.task import Task
 
@@ -29,12 +28,12 @@ class GlueFile(NamedTuple):
     """One file of a submission.
 
     Attributes:
-      name: in the zip.
-      task: whose work directory has its predictions.
-      predictions: the file of them, in the work directory's folder `predictions`.
-      rows: examples of GLUE's test file.
-      filler: prediction for every row where the task was not run: the commonest class of the training set (the first, where
-        they are equally common), and the middle of the scale.
+      name: its name in the zip.
+      task: the task that it is made of.
+      predictions: the file in the folder `predictions` of the task's work directory.
+      rows: the number of examples in GLUE's test file.
+      filler: the prediction for every row where the task was not run: the commonest class of the training set (the first of
+        several), or the middle of the scale.
     """
 
     name: str
@@ -60,17 +59,17 @@ FILES = (
 NUM_ROWS = sum(file.rows for file in FILES)
 _HEADER = "index\tprediction"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)  # narrower than float(), which reads 1_0 and inf
-_MOST_BYTES = 64 << 20  # of all files together: an honest submission has 8 MB
+_MOST_BYTES = 64 << 20  # in all files together: a submission has 8 MB
 _MTIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold: equal predictions give equal bytes
 
 
 def spellings(task: Task) -> dict[str, str]:
-    """{name in our predictions: word in GLUE's file}; empty for regression."""
+    """Returns {class in our predictions: word in GLUE's file}; empty for regression."""
     return {name: word for word, name in task.words.items()} or {name: name for name in task.labels}
 
 
 def _parse(word: str) -> float | None:
-    """The number that `word` is, not clipped; None for anything else, and for what is not finite."""
+    """Returns the number that `word` is; None for another word, and for a number that is not finite."""
     number = float(word) if _NUMBER.fullmatch(word) else float("inf")
     return number if abs(number) < float("inf") else None
 
@@ -79,19 +78,19 @@ def _parse(word: str) -> float | None:
 
 
 def write_zip(workdirs: Sequence[str | Path], out: str | Path, fill_missing: bool = False) -> list[str]:
-    """Writes the submission made of work directories of finetune.py; the file appears when it is whole and right, or not at all.
+    """Writes the submission of some work directories of finetune.py; the file appears when it is whole and right, or not at all.
 
     Args:
       workdirs: one for each of the ten tasks. AX.tsv is made of one of task ax, or of `predictions/ax.tsv` in mnli's.
       out: the zip; one that is there is replaced.
-      fill_missing: whether a task that was not run gets `GlueFile.filler` in every row.
+      fill_missing: write `GlueFile.filler` in every row of a task that was not run.
 
     Returns:
       A line to show for each file. Scores of STS-B are clipped to 0..5 and have three decimals.
 
     Raises:
       InputError: a directory is not of a GLUE task, or two are of the same; a task is missing and not to be filled in; a file
-        of predictions is missing, has not as many rows as GLUE's test file, or something else than the task's labels.
+        of predictions is missing, or its number of rows or its labels are not those of GLUE's test file.
     """
     found = _find_predictions([Path(workdir) for workdir in workdirs])
     missing = [file for file in FILES if file.name not in found]
@@ -110,7 +109,7 @@ def write_zip(workdirs: Sequence[str | Path], out: str | Path, fill_missing: boo
 
 
 def _find_predictions(workdirs: Sequence[Path]) -> dict[str, Path]:
-    """{name in the zip: file of predictions}, which may turn out not to be there."""
+    """Returns {name in the zip: file of predictions}; the file may not exist."""
     found: dict[str, Path] = {}
     for workdir, task in [(workdir, _task_of(workdir)) for workdir in workdirs]:
         candidates = {file.name: workdir / "predictions" / file.predictions for file in FILES if file.task == task}
@@ -124,7 +123,7 @@ def _find_predictions(workdirs: Sequence[Path]) -> dict[str, Path]:
 
 
 def _task_of(workdir: Path) -> str:
-    """The GLUE task that results.json of a work directory names."""
+    """Returns the GLUE task that results.json of a work directory names."""
     path, known = workdir / "results.json", list(dict.fromkeys(file.task for file in FILES))
     if not path.is_file():
         raise InputError(f"{workdir} is not a finished work directory of finetune.py: there is no {path}")
@@ -135,17 +134,17 @@ def _task_of(workdir: Path) -> str:
 
 
 def _read_predictions(file: GlueFile, path: Path) -> list[str]:
-    """The column `prediction`, as GLUE spells it."""
+    """Returns the column `prediction`, as GLUE spells it."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; finetune.py writes it where the task's data has a test file")
-    rows: list[str] = []
-    for number, (_, raw) in enumerate(files.read_lines(str(path)), 1):
-        line = files.decode(raw)
-        if not isinstance(line, str):
-            raise InputError(f"{path}:{number}: {line.reason}")
-        rows.append(line)
-    if not rows or rows[0].split("\t")[:2] != ["id", "prediction"]:
-        raise InputError(f"{path}:1: expected the columns id and prediction, found {reprlib.repr(rows[0] if rows else '')}")
+    data = path.read_bytes()
+    try:
+        rows = data.decode().removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8") from None
+    if rows[0].split("\t")[:2] != ["id", "prediction"]:
+        raise InputError(f"{path}:1: expected the columns id and prediction, found {reprlib.repr(rows[0])}")
     if len(rows) - 1 != file.rows:
         raise InputError(f"{path}: {len(rows) - 1} predictions, expected {file.rows}: predict the whole of GLUE's test file")
     known = spellings(TASKS[file.task])
@@ -155,7 +154,7 @@ def _read_predictions(file: GlueFile, path: Path) -> list[str]:
         word = known.get(prediction) if known else _clipped(prediction)
         if word is None:
             allowed = f"one of {', '.join(known)}" if known else "a finite number"
-            raise InputError(f"{path}:{number}: {reprlib.repr(prediction)} is not {allowed}, as task {file.task} has it")
+            raise InputError(f"{path}:{number}: {reprlib.repr(prediction)} is not {allowed} (task {file.task})")
         words.append(word)
     return words
 
@@ -188,16 +187,16 @@ def _write(out: Path, members: Mapping[str, str]) -> None:
 
 
 def check_zip(path: str | Path) -> list[str]:
-    """All that the leaderboard would refuse or misread in a zip, a line each; empty where it is right.
+    """Returns a line for each thing that the leaderboard would refuse or misread in a zip; empty where it is right.
 
-    Strict where readers differ: no quotes, no byte order mark, lines that end in a line feed alone. Of lines that are wrong in
-    the same way the first is named. Raises InputError where the zip is not there, or may not be read.
+    It is strict where readers differ: no quotes, no byte order mark, only line feeds at the ends of lines. Where several lines
+    have the same fault, the first is named. Raises InputError where the zip is not there, or may not be read.
     """
     try:
         archive = zipfile.ZipFile(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except Exception as error:  # of many types, as the damage may be
+    except Exception as error:  # its type depends on the damage
         return [f"{path}: not a zip, or a damaged one ({error})"]
     with archive:
         problems = list(_check_names(archive.namelist()))
@@ -228,14 +227,14 @@ def _check_names(names: Sequence[str]) -> Iterator[str]:
 
 
 def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> tuple[bytes, str]:
-    """(bytes of a member, what is wrong with it)."""
+    """Returns the bytes of a member, and its fault or ""."""
     try:
         with archive.open(info) as member:
             data = member.read(most + 1)
-    except Exception as error:  # zipfile, zlib, lzma and bz2 each have their own for what is damaged or encrypted
+    except Exception as error:  # zipfile, zlib, lzma and bz2 each have their own for a damaged or encrypted member
         return b"", f"{info.filename}: cannot be unpacked ({error})"
     if len(data) > most:
-        return b"", f"{info.filename}: a zip bomb, or nothing like a submission: it unpacks to more than {_MOST_BYTES >> 20} MiB"
+        return b"", f"{info.filename}: a zip bomb, or no submission: it unpacks to more than {_MOST_BYTES >> 20} MiB"
     return data, ""
 
 
@@ -263,7 +262,7 @@ def _check_member(name: str, data: bytes, file: GlueFile) -> list[str]:
 
 
 def _faults(file: GlueFile, rows: Sequence[str]) -> Iterator[tuple[int, str, str]]:
-    """(number of the row, kind of fault, what is wrong)."""
+    """Yields (number of the row, kind of fault, message)."""
     words = spellings(TASKS[file.task]).values()
     allowed = f"one of {', '.join(words)}" if words else "a number from 0 to 5"
     for number, row in enumerate(rows):

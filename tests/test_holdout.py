@@ -2,7 +2,21 @@ import pytest
 
 from bert_jax.config import InputError
 from bert_jax.data.records import Record
-from bert_jax.tasks.holdout import digest, hold_out, leaks, only_label
+from bert_jax.tasks import holdout
+from bert_jax.tasks.holdout import digest
+from bert_jax.tasks.table import KINDS
+
+
+def hold_out(kind, records, dev_size):
+    return holdout.hold_out(KINDS[kind], records, dev_size)
+
+
+def leaks(kind, train, others):
+    return holdout.leaks(KINDS[kind], train, others)
+
+
+def only_label(kind, records):
+    return holdout.only_label(KINDS[kind], records)
 
 
 def record(texts, label=None, group=None):

@@ -16,7 +16,7 @@ from bert_jax.data.layout import Layout
 from bert_jax.data.records import Record, Records, groups_of, labels_of, numbered, take, texts_of, with_labels
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.tasks import holdout
-from bert_jax.tasks.labels import Indicators
+from bert_jax.tasks.classification import Indicators
 from bert_jax.tasks.splits import load_splits
 from bert_jax.tasks.table import KINDS, find_task
 from bert_jax.tasks.task import TaskData

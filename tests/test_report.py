@@ -3,7 +3,6 @@
 import json
 import re
 from html.parser import HTMLParser
-from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -12,13 +11,14 @@ import pytest
 from bert_jax.config import InputError
 from bert_jax.data.finetuning import Encoded
 from bert_jax.data.records import Record
+from bert_jax.finetuning.finish import judge
 from bert_jax.finetuning.results import results
 from bert_jax.finetuning.runs import Outcome
 from bert_jax.inference import Answer
-from bert_jax.report import page as report
+from bert_jax.report import charts
 from bert_jax.report.page import write_report
 from bert_jax.tasks.split import Predicted, Split
-from bert_jax.tasks.table import KINDS, find_task
+from bert_jax.tasks.table import find_task
 from bert_jax.tuned import Tuned
 
 VOID = {"meta"}
@@ -105,13 +105,13 @@ def page(tmp_path):
     def made(task="sst2", examples=(), predicted=(), labels=(), scores=None, outcomes=(), tuned=None, **changes):
         best = max(outcomes, key=lambda each: each.score, default=None)
         test = {"dev": scores or {"accuracy": 0.5}}
+        split = Split("dev", list(examples), Encoded([]))
+        each = {"dev": Predicted(split, list(predicted), tuple(labels), tuned or Tuned())} if examples else {}
         data = {"hash": "abc123", "train": 320, "dev": len(examples)}
-        splits = [Split("dev", list(examples), Encoded([]))] if examples else []
-        evaluator, tuned = SimpleNamespace(task=find_task(task), labels=tuple(labels)), tuned or Tuned()
-        scored = [Predicted(split, list(predicted), evaluator.labels, tuned) for split in splits if split.labelled]
-        more = {each.split.name: KINDS[evaluator.task.kind].details(each.labelled()) for each in scored}
-        found = results(task, "some/model", "python finetune.py some/model", outcomes, best, data, test, more) | changes
-        path = write_report(tmp_path, found, evaluator, splits, {"dev": list(predicted)}, tuned)
+        data |= {"dev_labelled": split.labelled} if 0 < split.labelled < len(examples) else {}
+        details, mistakes = judge(find_task(task).kind, each)
+        found = results(task, "some/model", "python finetune.py some/model", outcomes, best, data, test, details) | changes
+        path = write_report(tmp_path, found, mistakes)
         assert path == tmp_path / "report.html"
         return Page(path.read_text(encoding="utf-8"))
 
@@ -288,9 +288,9 @@ def test_long_runs_are_thinned(page, tmp_path):
 
 
 def test_ticks_are_round_numbers_within_the_axis():
-    assert report._ticks(0, 100) == [0, 20, 40, 60, 80, 100]
-    assert report._ticks(-0.13, 0.31) == [-0.1, 0, 0.1, 0.2, 0.3]
-    assert report._ticks(0.912, 0.9169) == [0.912, 0.913, 0.914, 0.915, 0.916]
+    assert charts.ticks(0, 100) == [0, 20, 40, 60, 80, 100]
+    assert charts.ticks(-0.13, 0.31) == [-0.1, 0, 0.1, 0.2, 0.3]
+    assert charts.ticks(0.912, 0.9169) == [0.912, 0.913, 0.914, 0.915, 0.916]
 
 
 # ---- mistakes

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import tracemalloc
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from bert_jax.data.records import Record
 from bert_jax.finetuning import results
 from bert_jax.finetuning.runs import Outcome
 from bert_jax.inference import Answer
-from bert_jax.tasks.split import Split
+from bert_jax.tasks.split import Predicted, Split
 from bert_jax.tasks.table import TASKS
 from bert_jax.tuned import Tuned
 
@@ -30,9 +29,8 @@ def record(label, id="0", texts=("x",)):
 
 def write(folder, kind, records, predicted, labels=(), threshold=None, name="dev", label_thresholds=()):
     """The path that was written."""
-    evaluator = SimpleNamespace(task=TASKS[kind], labels=labels)
     tuned = Tuned(null_threshold=threshold, label_thresholds=label_thresholds)
-    return results.write_predictions(folder / "predictions", Split(name, records, None), predicted, evaluator, tuned)
+    return TASKS[kind].kind.write(folder / "predictions", Predicted(Split(name, records, None), predicted, labels, tuned))
 
 
 def rows(path):

@@ -438,8 +438,8 @@ def test_rows_without_a_label_are_left_out_of_training_and_dev_and_kept_to_be_pr
     assert [r.label for r in splits.test["test"]] == ["x", None, "y", None, None, "x", None]
     what = "4 of 7 rows have no label ('-' 2, empty 1, 'nan' 1)"
     assert [note for note in splits.notes if "have no label" in note] == [
-        f"warning: train: {what}: left out; if such is a class, name the marks that are none (--unlabelled-mark)",
-        f"warning: dev: {what}: left out; if such is a class, name the marks that are none (--unlabelled-mark)",
+        f"warning: train: {what}: left out; if one of these is a class, name the marks that are none (--unlabelled-mark)",
+        f"warning: dev: {what}: left out; if one of these is a class, name the marks that are none (--unlabelled-mark)",
         f"test: {what}: predicted, not scored",
     ]
     splits = load("classification", tmp_path / "task", unlabelled_mark=("-",))

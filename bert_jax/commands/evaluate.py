@@ -10,16 +10,16 @@ from typing import Annotated, Literal
 
 import tyro
 
-from bert_jax.config import InputError
+from bert_jax.errors import InputError
 from bert_jax.tasks.task import TaskData
 
 
 @dataclass(frozen=True)
 class Data(TaskData):
-    """The examples, and what stands where in them."""
+    """The examples, and the columns of their files."""
 
     data: str = ""
-    """The file to evaluate on, or a folder with test.*: what finetune.py takes."""
+    """The file to evaluate on, or a folder with test.*, as for finetune.py."""
     dev: tyro.conf.Suppress[str | None] = None
     test: tyro.conf.Suppress[str | None] = None
     dev_size: tyro.conf.Suppress[float] = 0.1
@@ -37,17 +37,17 @@ def evaluate(
     label_threshold: float | None = None,
     special_tokens: Literal["read", "text"] | None = None,
 ) -> None:
-    """Score a fine-tuned model on a file with labels: results.json, report.html and predictions/, as finetune.py makes them.
+    """Score a fine-tuned model on a file with labels; write results.json, report.html and predictions/ as finetune.py does.
 
     Args:
         model: Directory that finetune.py made, or any pretrained one with the head of the task.
-        task_data: What is read.
-        task: As of finetune.py; default: the one that the model was fine-tuned on.
-        out: Folder to write; what an earlier evaluation has left there is replaced.
-        max_seq_length: Tokens an example is cut to. Default: as many as the predictors read, which is what fine-tuning did.
+        task_data: The examples.
+        task: As for finetune.py; default: the task that the model was fine-tuned on.
+        out: Folder to write; the results of an earlier evaluation in it are replaced.
+        max_seq_length: Tokens an example is cut to. Default: as many as in fine-tuning, which the predictors read too.
         null_threshold: question_answering: how much likelier no answer must be. Default: the model's.
         label_threshold: multi_label: probability from which on a text has a label. Default: the model's, for each label.
-        special_tokens: Whether `[SEP]` in a text is that token, or text like any other. Default: as the model's files say.
+        special_tokens: Read `[SEP]` in a text as that token, or as text like any other. Default: as the model's files say.
     """
     if not task_data.data:
         raise InputError("--data is missing: bert_jax evaluate MODEL --data FILE; --help says more")
@@ -56,7 +56,7 @@ def evaluate(
     from bert_jax.finetuning.config import FinetuneConfig
     from bert_jax.finetuning.finish import finish
     from bert_jax.tasks.splits import load_splits
-    from bert_jax.tasks.table import KINDS, find_task
+    from bert_jax.tasks.table import find_task
 
     compilation_cache.keep()
     described = pretrained.describe(model)
@@ -64,10 +64,9 @@ def evaluate(
     if name is None:
         raise InputError(f"{model} does not say what it was fine-tuned on: give --task")
     row = dataclasses.replace(find_task(name), test_only=True)
-    kind = KINDS[row.kind]
-    if kind.has_classes:
+    if row.kind.has_classes:
         row = dataclasses.replace(row, labels=described.labels)
-    length = described.window if kind.reads_windows else described.max_length
+    length = described.window if row.kind.reads_windows else described.max_length
     cfg = FinetuneConfig(
         model=model, task=row.name, task_data=task_data, workdir=out, num_epochs=0, max_seq_length=max_seq_length or length,
         null_threshold=null_threshold, label_threshold=label_threshold, special_tokens=special_tokens,
@@ -75,7 +74,8 @@ def evaluate(
     splits = load_splits(row, task_data)
     for note in splits.notes:
         print(note, file=sys.stderr)
-    if not kind.scores_unlabelled and not any(record.label is not None for records in splits.test.values() for record in records):
+    labelled = any(record.label is not None for records in splits.test.values() for record in records)
+    if not labelled and not row.kind.scores_unlabelled:
         raise InputError(f"{task_data.data}: no row has a label, so there is nothing to score; --label-column names its column")
     trainer, test = stages.prepare(cfg, row, splits, lambda line: print(line, file=sys.stderr))
     finish(trainer, splits, test, [], shlex.join(["bert_jax", *sys.argv[1:]]))

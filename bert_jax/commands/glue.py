@@ -15,19 +15,19 @@ def glue_zip(
     out: str,
     fill_missing: tyro.conf.FlagCreatePairsOff[bool] = False,
 ) -> None:
-    """Make GLUE's leaderboard submission of the predictions of fine-tuned tasks.
+    """Make a submission for GLUE's leaderboard from the predictions of fine-tuned tasks.
 
     Args:
-        workdirs: Work directories of finetune.py, one for each of cola sst2 mrpc stsb qqp mnli qnli rte wnli; AX.tsv is made of
-            one of task ax, or of predictions/ax.tsv in mnli's.
+        workdirs: Work directories of finetune.py, one for each of cola sst2 mrpc stsb qqp mnli qnli rte wnli; AX.tsv comes from
+            that of task ax, or from predictions/ax.tsv in that of mnli.
         out: The zip to write.
-        fill_missing: Fill in tasks that were not run, with the commonest class in every row.
+        fill_missing: Predict the commonest class in every row of a task that was not run.
     """
     print("\n".join([*write_zip(workdirs, out, fill_missing), f"{out}: {len(FILES)} files, {NUM_ROWS} rows"]))
 
 
 def glue_check(submission: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ZIP")]) -> None:
-    """Say what is wrong with a zip for GLUE's leaderboard. Exit status 1: something is.
+    """Check a zip for GLUE's leaderboard; the exit status is 1 if something is wrong with it.
 
     Args:
         submission: The zip to check.

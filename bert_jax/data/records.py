@@ -1,11 +1,11 @@
-"""Many records in little memory: their texts in one buffer, a few numbers a record beside it, and a Record when one is asked for.
+"""Many records in little memory: their texts in one buffer, a few numbers for each record, and a Record when one is read.
 
     records = Records()
     records.append(Record(("A fine film.",), "positive", "0", "a.csv:2"))
     records[0]                          an equal record
     take(records, [0])                  the records at these places; the buffer is shared
 
-The functions below also take lists of records. To go through labels or texts alone is faster than to make records.
+The functions below take lists of records too. Reading labels or texts alone is faster than making records.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any, overload
 
 import numpy as np
 
-_TEXT, _FIELD = b"\xff", b"\xfe"  # stand between texts, and between texts, id, group and place: no UTF-8 has these bytes
-_SHARED = 1 << 16  # labels that are kept once, where they are equal
+_TEXT, _FIELD = b"\xff", b"\xfe"  # between texts; between texts, id, group and place. UTF-8 has no such bytes
+_SHARED = 1 << 16  # different labels that are shared
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Record:
     Attributes:
       texts: one text or a pair; tagging: the words; question_answering: (question, context); multiple_choice: the context,
         then the choices; similarity: a pair, or (anchor, positive, negative).
-      label: None where there is none. classification: the class's name; multi_label: a tuple of names; regression and
-        similarity: a float; tagging: a tag a word; multiple_choice: the number of the right choice, from 0;
+      label: None where there is none. classification: the name of the class; multi_label: a tuple of names; regression and
+        similarity: a float; tagging: a tag for each word; multiple_choice: the number of the right choice, from 0;
         question_answering: a tuple of answers (text, start), empty where there is no answer.
-      id: what the file calls it, else its number in the split from 0.
+      id: the id in the file, else the number of the record in its split, from 0.
       place: `file:line` (or row, for parquet; `file: id` in JSON), for messages.
-      group: what the group column has, None where there is none: records of one group are held out together.
+      group: the value of the group column, None without one: records of one group are held out together.
     """
 
     texts: tuple[str, ...]
@@ -48,8 +48,8 @@ class Record:
 class Records(Sequence[Record]):
     """Records that are stored in columns: about 30 bytes each, and the bytes of their texts in UTF-8.
 
-    A place is kept as a number where it ends in one behind what the first one has before it, an id where it is not the
-    number of the record. Equal labels are kept once.
+    A place is kept as its number where it is the first place with another number; an id is kept where it is not the number of
+    the record. Equal labels are kept once.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Records(Sequence[Record]):
         self.labels: list[Any] = []
 
     def append(self, record: Record) -> None:
-        """Adds a record at the end; not to what `take` or `with_labels` gave."""
+        """Adds a record at the end; not for records that `take` or `with_labels` returned."""
         row, id, place, group = len(self._numbers), record.id, record.place, record.group
         prefix = place.rstrip("0123456789")
         number = place[len(prefix) :]
@@ -80,7 +80,7 @@ class Records(Sequence[Record]):
         self.labels.append(self._shared(record.label))
 
     def _shared(self, label: Any) -> Any:
-        """An equal label that is known; of a tuple, which a sentence's tags are, its items too."""
+        """Returns an equal label that is known; of a tuple, such as the tags of a sentence, the items are shared too."""
         if isinstance(label, tuple):
             label = type(label)(map(self._shared, label))
         if not isinstance(label, str | tuple) or len(self._known) >= _SHARED:
@@ -122,11 +122,11 @@ class Records(Sequence[Record]):
         return f"<{len(self)} records>"
 
     def texts(self) -> Iterator[tuple[str, ...]]:
-        """Those of each record."""
+        """Returns the texts of each record."""
         return (_texts(self._fields(row)[0]) for row in self._rows)
 
     def groups(self) -> Iterator[str | None]:
-        """That of each record."""
+        """Returns the group of each record."""
         return (record.group for record in self) if self._groups else repeat(None, len(self))
 
     def _like(self, rows: Sequence[int], labels: list[Any]) -> Records:
@@ -135,12 +135,12 @@ class Records(Sequence[Record]):
         return other
 
     def take(self, indices: np.ndarray) -> Records:
-        """The records at these places, int [n]."""
+        """Returns the records at these places, int [n]."""
         rows, own = (array("i", np.asarray(at, np.int32).tobytes()) for at in (np.asarray(self._rows)[indices], indices))
         return self._like(rows, [self.labels[i] for i in own])
 
     def with_labels(self, labels: list[Any]) -> Records:
-        """The same records with other labels."""
+        """Returns the same records with other labels."""
         return self._like(self._rows, labels)
 
 
@@ -157,27 +157,27 @@ def _texts(joined: bytearray) -> tuple[str, ...]:
 
 
 def labels_of(records: Sequence[Record]) -> list[Any]:
-    """The label of each record; not to be changed."""
+    """Returns the label of each record; do not change the list."""
     return records.labels if isinstance(records, Records) else [record.label for record in records]
 
 
 def texts_of(records: Sequence[Record]) -> Iterator[tuple[str, ...]]:
-    """The texts of each record."""
+    """Returns the texts of each record."""
     return records.texts() if isinstance(records, Records) else (record.texts for record in records)
 
 
 def groups_of(records: Sequence[Record]) -> Iterator[str | None]:
-    """The group of each record."""
+    """Returns the group of each record."""
     return records.groups() if isinstance(records, Records) else (record.group for record in records)
 
 
 def take(records: Sequence[Record], indices: Sequence[int] | np.ndarray) -> Sequence[Record]:
-    """The records at these places."""
+    """Returns the records at these places."""
     return records.take(np.asarray(indices, np.int64)) if isinstance(records, Records) else [records[i] for i in indices]
 
 
 def with_labels(records: Sequence[Record], labels: Sequence[Any]) -> Sequence[Record]:
-    """The same records with other labels, one each."""
+    """Returns the same records with other labels, one each."""
     if isinstance(records, Records):
         return records.with_labels(list(labels))
     both = zip(records, labels, strict=True)
@@ -185,12 +185,12 @@ def with_labels(records: Sequence[Record], labels: Sequence[Any]) -> Sequence[Re
 
 
 def hashes(keys: Iterable[Hashable], count: int = -1) -> np.ndarray:
-    """int64: equal keys have equal ones, and others others: of a million keys two share one by chance in 1 of 3e7 processes."""
+    """Returns int64 [N], equal for equal keys: of a million keys, two share a hash by chance in 1 of 3e7 processes."""
     return np.fromiter(map(hash, keys), np.int64, count)
 
 
 def numbered(keys: Iterable[Hashable], count: int = -1) -> np.ndarray:
-    """int32: which of the different keys each is, in the order in which they come first.
+    """Returns int32 [N]: the number of each key among the different keys, in the order in which they come first.
 
     >>> numbered(["b", "a", "b", "c"]).tolist()
     [0, 1, 0, 2]
@@ -201,7 +201,7 @@ def numbered(keys: Iterable[Hashable], count: int = -1) -> np.ndarray:
     del own
     new[:1] = True
     order = order.astype(np.int32)
-    first = np.empty(len(order), np.int32)  # of the keys that are equal to each; np.unique takes twice the memory for this
+    first = np.empty(len(order), np.int32)  # place of the first equal key; np.unique takes twice the memory for this
     first[order] = order[new][np.cumsum(new, dtype=np.int32) - 1]
     ranks: np.ndarray = np.cumsum(first == np.arange(len(first)), dtype=np.int32) - 1
     return ranks[first]

@@ -1,7 +1,7 @@
-"""What a set of tags means: entities in one of the usual schemes, or a class a word, as parts of speech; and entities as tags.
+"""Schemes of tags: entities in one of the usual schemes, or a class for each word, as parts of speech; and entities as tags.
 
 entity_tags(["O", "PER-B", "PER-I"])          {"O": "O", "PER-B": "B-PER", "PER-I": "I-PER"}
-entity_tags(["NOUN", "VERB"])                 None: each word has its own tag
+entity_tags(["NOUN", "VERB"])                 None: each word has a class
 tagged_words("john (x)", [(0, 4, "PER")])     (["john", "(", "x", ")"], ["B-PER", "O", "O", "O"])
 """
 
@@ -11,25 +11,26 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 
-# BILOU's last and unit are BIOES's end and single; BMES's middle is an inside, and the whole of BMEWO a single
+# BILOU's last and unit are BIOES's end and single; BMES's middle is BIO's inside, and BMEWO's whole a single
 _LETTERS = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S", "M": "I", "W": "S"}
 _BEFORE = re.compile(r"([BIESLUMW])(?:[-_](.*))?", re.DOTALL)
 _IDEOGRAPHIC = ((0x3040, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
-_BEHIND = re.compile(r"(.+)[-_]([BIESLUMW])", re.DOTALL)
+_AFTER = re.compile(r"(.+)[-_]([BIESLUMW])", re.DOTALL)
 
 
 def entity_tags(tags: Collection[str], outside: str = "O") -> dict[str, str] | None:
-    """Each tag of a set in the form that `task_metrics.entities` reads (O, B-, I-, E-, S-); None where words have classes.
+    """Returns each tag of a set in the form that `metrics.entities` reads (O, B-, I-, E-, S-); None where words have classes.
 
-    Schemes: letters in front (B-PER, B_PER; IO, IOB, BIO, BIOES, BILOU, BMES, with or without a type) or behind (PER-B), for all
-    tags; or, where `outside` is in the set, types alone (PER), or some with letters and some without: adjacent words of one type
-    are one entity, as with I-. Sets without `outside` whose tags are not all of one scheme are no entities.
+    Schemes: all tags have a letter before the type (B-PER, B_PER; IO, IOB, BIO, BIOES, BILOU, BMES, with or without a type) or
+    after it (PER-B); or, where `outside` is in the set, tags are types alone (PER), or some have letters and some have not:
+    adjacent words of one type are one entity, as with I-. A set without `outside` whose tags are not all of one scheme has no
+    entities.
 
     >>> entity_tags(["O", "PER"]), entity_tags(["PER", "LOC"])
     ({'O': 'O', 'PER': 'I-PER'}, None)
     """
     inner = [tag for tag in tags if tag != outside]
-    for form in (_by_letter_before, _by_letter_behind):
+    for form in (_by_letter_before, _by_letter_after):
         read = {tag: found for tag in inner if (found := form(tag)) is not None}
         if len(read) == len(inner) or (outside in tags and 2 * len(read) >= len(inner)):
             return {outside: "O"} | {tag: read.get(tag, f"I-{tag}") for tag in inner}
@@ -37,7 +38,7 @@ def entity_tags(tags: Collection[str], outside: str = "O") -> dict[str, str] | N
 
 
 def are_types(tags: Collection[str], outside: str = "O") -> bool:
-    """Whether the tags are entities, and some of them a type without a letter."""
+    """Returns True where the tags are entities, and some of them a type without a letter."""
     read = entity_tags(tags, outside) or {}
     return any(read.get(tag) == f"I-{tag}" for tag in tags)
 
@@ -47,13 +48,13 @@ def _by_letter_before(tag: str) -> str | None:
     return match and _LETTERS[match[1]] + ("" if match[2] is None else f"-{match[2]}")
 
 
-def _by_letter_behind(tag: str) -> str | None:
-    match = _BEHIND.fullmatch(tag)
+def _by_letter_after(tag: str) -> str | None:
+    match = _AFTER.fullmatch(tag)
     return match and f"{_LETTERS[match[2]]}-{match[1]}"
 
 
 def tagged_words(text: str, spans: Iterable[tuple[int, int, str]]) -> tuple[list[str], list[str]]:
-    """The words of a text, and their BIO tags by spans (start, end, type) of characters, which do not overlap.
+    """Returns the words of a text, and their BIO tags by spans (start, end, type) of characters, which do not overlap.
 
     Words are cut at blanks, around punctuation and Chinese and Japanese characters, as BERT's tokenizers cut them, and where a
     span starts or ends.
@@ -73,7 +74,7 @@ def tagged_words(text: str, spans: Iterable[tuple[int, int, str]]) -> tuple[list
 
 
 def without_overlaps(spans: Sequence[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
-    """The longer of spans that overlap, of equally long ones the first; a tag a word cannot say both."""
+    """Returns the spans without those that overlap a longer one, or an earlier one of the same length: a word has one tag."""
     kept: list[tuple[int, int, str]] = []
     for start, end, kind in sorted(spans, key=lambda span: (span[0] - span[1], span[0])):
         if all(end <= other[0] or other[1] <= start for other in kept):
@@ -82,9 +83,9 @@ def without_overlaps(spans: Sequence[tuple[int, int, str]]) -> list[tuple[int, i
 
 
 def _cuts(text: str, edges: Collection[int]) -> list[tuple[int, int]]:
-    """(start, end) of each word."""
+    """Returns (start, end) of each word."""
     found: list[tuple[int, int]] = []
-    start = -1  # of the word that is open
+    start = -1  # where the current word begins
     for i, character in enumerate(text):
         alone = _stands_alone(character)
         if start >= 0 and (alone or character.isspace() or i in edges):

@@ -13,7 +13,6 @@ from bert_jax.data.finetuning import Encoded
 from bert_jax.errors import InputError
 from bert_jax.pretrained import Model
 from bert_jax.tasks.split import Predicted, Predictions, Split
-from bert_jax.tasks.table import KINDS
 from bert_jax.tasks.task import Task
 from bert_jax.tuned import Tuned
 
@@ -42,7 +41,7 @@ class Evaluator:
         """
         limit = min(limit, model.config.max_length)
         given = () if label_threshold is None else (label_threshold,) * len(model.labels)
-        self.task, self.kind, self.labels = task, KINDS[task.kind], model.labels
+        self.task, self.kind, self.labels = task, task.kind, model.labels
         self.tuned = Tuned(task.name, limit, null_threshold, given)
         self._predict = self.kind.predictor(dataclasses.replace(model, params={}, tuned=self.tuned), limit)
 

@@ -16,7 +16,6 @@ from bert_jax.data.finetuning import Batches, special_tokens_in
 from bert_jax.data.layout import Layout
 from bert_jax.data.records import Record
 from bert_jax.errors import InputError
-from bert_jax.finetuning import results
 from bert_jax.finetuning.config import FinetuneConfig
 from bert_jax.finetuning.evaluation import Evaluator
 from bert_jax.finetuning.init_head import StartingModel, load_for_task
@@ -29,7 +28,6 @@ from bert_jax.tasks import holdout
 from bert_jax.tasks.kind import Kind
 from bert_jax.tasks.split import Predicted, Split
 from bert_jax.tasks.splits import Splits
-from bert_jax.tasks.table import KINDS
 from bert_jax.tasks.task import Options, Task
 from bert_jax.training import loop, memory, multihost, parallel
 from bert_jax.tuned import Tuned
@@ -46,7 +44,7 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Say) -> tuple[
     Shows what becomes of the head, what is cut, and the shapes of the batches. Raises InputError where config, data and model
     do not go together.
     """
-    kind, trains = KINDS[task.kind], bool(splits.train) and bool(cfg.num_epochs)
+    kind, trains = task.kind, bool(splits.train) and bool(cfg.num_epochs)
     options, records, notes = kind.settle(cfg.options(kind), splits.train)
     devices = _devices(cfg, kind)
     start = _load(cfg, kind, splits, trains, say)
@@ -170,7 +168,7 @@ def baseline(task: Task, splits: Splits, metric: str | None) -> float | None:
     dev = list(splits.dev.values())
     if not dev or metric is not None or any(holdout.only_label(task.kind, rows) for rows in dev):
         return None
-    return KINDS[task.kind].baseline(splits.train, dev, splits.labels, task.metrics)
+    return task.kind.baseline(splits.train, dev, splits.labels, task.metrics)
 
 
 def fit_all(trainer: Trainer, workdir: Path, stop: loop.StopRequest) -> list[Outcome]:
@@ -234,8 +232,10 @@ def predict_all(
     for split in splits:
         if split.labelled or evaluator.kind.scores_unlabelled:
             scores[split.name] = evaluator.scores(split, values[split.name], tuned)
-        results.write_predictions(workdir / "predictions", split, values[split.name], evaluator, tuned)
-    return scores, {split.name: evaluator.of(split, values[split.name], tuned) for split in splits}
+    predicted = {split.name: evaluator.of(split, values[split.name], tuned) for split in splits}
+    for each in predicted.values():
+        trainer.task.kind.write(workdir / "predictions", each)
+    return scores, predicted
 
 
 def thresholds(trainer: Trainer, kept: Tuned, predictions: Mapping[str, Sequence[Any]]) -> Tuned:

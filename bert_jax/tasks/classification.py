@@ -3,24 +3,54 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bert_jax.data.files import ClassName
 from bert_jax.data.finetuning import Encoded, encode_texts
 from bert_jax.data.layout import Layout
-from bert_jax.data.records import Record, labels_of
+from bert_jax.data.records import Record, labels_of, with_labels
+from bert_jax.errors import InputError
 from bert_jax.inference import Classifier
 from bert_jax.pretrained import Model, ProblemType
 from bert_jax.tasks import metrics as scoring
 from bert_jax.tasks.common import Logits, balanced_weights, calibration_of, class_loss, judged_classes, one_place
+from bert_jax.tasks.figures import (
+    Cell,
+    Chart,
+    Figure,
+    Listing,
+    Matrix,
+    class_figures,
+    example_cells,
+    furthest,
+    highest,
+    surest_mistakes,
+)
 from bert_jax.tasks.kind import Kind
+from bert_jax.tasks.labels import (
+    FLAGS,
+    LabelReader,
+    are_numbers,
+    classes_by_id,
+    count_classes,
+    hides_minus_one_beside_classes,
+    hides_minus_one_beside_numbers,
+    list_items,
+    look_alike_notes,
+    rare_notes,
+)
+from bert_jax.tasks.parsing import File
+from bert_jax.tasks.predictions import write_choices, write_table
 from bert_jax.tasks.split import Predicted, Predictions, Split
-from bert_jax.tasks.task import Options
+from bert_jax.tasks.task import Options, Task
 from bert_jax.training import losses
 from bert_jax.training.losses import Sum
 from bert_jax.tuned import Tuned
@@ -36,6 +66,35 @@ class Classification(Kind):
 
     def classes_of(self, label: Any) -> tuple[str, ...]:
         return () if label is None else (label,)
+
+    # ---- files
+
+    held_out_by_class = True
+
+    def read_label(self, reader: LabelReader, value: Any, place: str) -> Any:
+        items = list_items(value, f"{place}: the label")
+        if items is not None:
+            items = [item for item in items if reader.name(item, place) is not None]
+            if len(items) > 1:
+                raise InputError(f"{place}: the label is {reprlib.repr(value)}; several labels a row are --task multi_label")
+            value = items[0] if items else None
+        name = reader.name(value, place)
+        return None if name is None else reader.task.words.get(name, name)
+
+    def hides_minus_one(self, task: Task, split: str, train: Sequence[Any]) -> bool:
+        return hides_minus_one_beside_classes(task, train)
+
+    def classes(
+        self, task: Task, train: Sequence[Record], others: Sequence[Sequence[Record]]
+    ) -> tuple[tuple[str, ...], list[str]]:
+        return classes_by_id(task, train, others), []
+
+    def look_at_labels(self, task: Task, train: Sequence[Record], labels: Sequence[str]) -> list[str]:
+        counts, notes = count_classes(task, train, labels, least=2)
+        notes += look_alike_notes(labels, counts)
+        if are_numbers(labels) and len(labels) >= 10 and len(train) < 3 * len(labels):
+            return [*notes, f"warning: the {len(labels)} classes of {len(train)} training rows are numbers: --task regression?"]
+        return notes + rare_notes(labels, counts)
 
     # ---- training
 
@@ -91,6 +150,21 @@ class Classification(Kind):
         ids, *asked = ([labels.index(label) for label in labels_of(records)] for records in (train, *dev))
         return float(np.mean([scoring.majority_baseline(name, ids, own) for own in asked for name in metrics]))
 
+    # ---- report
+
+    def write(self, folder: Path, predicted: Predicted) -> Path:
+        """Writes NAME.tsv: the class of each text, and the probability of each class."""
+        return write_choices(folder, predicted, predicted.labels)
+
+    def mistakes(self, predicted: Predicted, details: Mapping[str, Any]) -> list[Figure]:
+        labels, logits = predicted.labels, np.array(predicted.values)
+        right = np.array([labels.index(label) for label in predicted.right])
+        counts = scoring.confusion_matrix(logits.argmax(axis=-1), right, len(labels))
+        few = len(labels) <= MOST_CLASSES
+        confused = Matrix("Confusion matrix", labels, counts) if few else _most_confused(labels, counts)
+        surest = surest_mistakes(predicted, logits, right, lambda record: record.texts, lambda _, label: labels[label])
+        return [*class_figures(details), confused, surest]
+
 
 class MultiLabel(Classification):
     """Any number of labels for each text. A prediction is float32 logits [C]."""
@@ -101,6 +175,55 @@ class MultiLabel(Classification):
 
     def classes_of(self, label: Any) -> tuple[str, ...]:
         return tuple(label or ())
+
+    # ---- files
+
+    usual_labels = ("labels",)
+    several_label_columns = True
+    held_out_by_class = False
+
+    def read_label(self, reader: LabelReader, value: Any, place: str) -> Any:
+        items = list_items(value, f"{place}: the label", bare=True)
+        if items is None:
+            if value is None or value != value:
+                return None
+            parts = isinstance(value, str) and not isinstance(value, ClassName)
+            items = value.split(reader.separator) if parts else [value]
+        if any(isinstance(item, float) and not item.is_integer() and item == item for item in items):
+            raise InputError(f"{place}: the label is {reprlib.repr(value)}; a number between 0 and 1 is no label")
+        names = [reader.name(item, place) for item in items]
+        there = [reader.task.words.get(name, name) for name in names if name is not None]
+        if not there:  # only empty items: none of the classes applies; a mark among them: no label
+            return None if any(item is None or item != item or str(item).strip() for item in items) else ()
+        if len(items) > 1 and len(there) == len(items) and {*there} <= {*FLAGS}:
+            return Indicators(there)
+        return tuple(dict.fromkeys(there))
+
+    def settle_labels(self, task: Task, files: Mapping[str, File], read: dict[str, Sequence[Record]]) -> tuple[Task, list[str]]:
+        """Where all cells of a file are empty, it has no labels; lists of 0 and 1 become the classes that they stand for."""
+        for split, file in files.items():
+            if file.reader.blank == len(file.records):
+                read[split] = with_labels(file.records, [None] * len(file.records))
+                file.reader.unlabelled["empty"] += len(file.records)
+        classes = next((file.columns.labels for file in files.values() if len(file.columns.labels) > 1), ())
+        notes = []
+        if not classes:
+            found, classes = by_place(read, task.labels)
+            read.update(found)
+            if classes and not task.labels:
+                notes = [f"labels are lists of 0 and 1: the classes are called by their place in them, 0 to {len(classes) - 1}"]
+        return (dataclasses.replace(task, labels=classes) if classes and not task.labels else task), notes
+
+    def look_at_labels(self, task: Task, train: Sequence[Record], labels: Sequence[str]) -> list[str]:
+        counts, notes = count_classes(task, train, labels, least=1)
+        sizes = Counter(map(len, labels_of(train)))
+        notes += [f"labels: {sizes[0]} of {len(train)} training rows have none of them"] * (sizes[0] > 0)
+        mark = next((mark for mark in ";|" if any(mark in name for name in labels)), None)
+        if max(sizes) == 1 and mark is not None:
+            notes.append(f"warning: no training row has two labels, and some have {mark!r} in them: --label-separator '{mark}'?")
+        elif set(sizes) == {1} and len(labels) > 1:
+            notes.append("warning: every training row has one label: for classes that exclude each other, --task classification")
+        return notes + look_alike_notes(labels, counts) + rare_notes(labels, counts)
 
     # ---- training
 
@@ -149,6 +272,28 @@ class MultiLabel(Classification):
     ) -> float | None:
         return 0.0
 
+    # ---- report
+
+    def write(self, folder: Path, predicted: Predicted) -> Path:
+        """Writes NAME.tsv: the labels of each text, and the probability of each label."""
+        labels, logits = predicted.labels, np.array(predicted.values).reshape(-1, len(predicted.labels))
+        given, shares = has_labels(logits, predicted.tuned), scoring.logistic(logits)
+        names = (",".join(name for name, has in zip(labels, own, strict=True) if has) for own in given)
+        return write_table(folder, predicted, zip(names, shares.tolist(), strict=True), labels)
+
+    def mistakes(self, predicted: Predicted, details: Mapping[str, Any]) -> list[Figure]:
+        labels, logits = predicted.labels, np.array(predicted.values)
+        _, given, right = self.judged(predicted)
+        limits = np.clip(np.array(predicted.tuned.label_thresholds or 0.5), 1e-6, 1 - 1e-6)
+        sure, rows = abs(logits - np.log(limits / (1 - limits))), list[list[Cell]]()
+        for place in highest((given != right).ravel(), sure.ravel()):
+            i, j = divmod(place, len(labels))
+            record, said = predicted.records[i], ["yes" if has[i, j] else "no" for has in (right, given)]
+            rows.append([*example_cells(record, record.texts), labels[j], *said, float(1 / (1 + np.exp(-logits[i, j])))])
+        header = ["id", "text", "label", "right", "predicted", "probability of the label"]
+        axes = ("probability of a label", "share that has it")
+        return [*class_figures(details, axes), Listing("Surest mistakes", header, rows)]
+
 
 class Regression(Classification):
     """A value for each text. A prediction is a float."""
@@ -160,6 +305,25 @@ class Regression(Classification):
 
     def classes_of(self, label: Any) -> tuple[str, ...]:
         return ()
+
+    # ---- files
+
+    usual_labels = ("score",)
+    held_out_by_class = False
+
+    def read_label(self, reader: LabelReader, value: Any, place: str) -> Any:
+        return reader.number(value, place)
+
+    def hides_minus_one(self, task: Task, split: str, train: Sequence[Any]) -> bool:
+        return hides_minus_one_beside_numbers(split, train)
+
+    def classes(
+        self, task: Task, train: Sequence[Record], others: Sequence[Sequence[Record]]
+    ) -> tuple[tuple[str, ...], list[str]]:
+        return (), []
+
+    def look_at_labels(self, task: Task, train: Sequence[Record], labels: Sequence[str]) -> list[str]:
+        return []
 
     # ---- training
 
@@ -192,7 +356,67 @@ class Regression(Classification):
     ) -> float | None:
         return 0.0
 
+    # ---- report
+
+    def write(self, folder: Path, predicted: Predicted) -> Path:
+        """Writes NAME.tsv: the value of each text."""
+        return write_table(folder, predicted, ((f"{value:.6g}", []) for value in predicted.values))
+
+    def mistakes(self, predicted: Predicted, details: Mapping[str, Any]) -> list[Figure]:
+        guessed, right = np.array(predicted.values, np.float64), np.array(predicted.right, np.float64)
+        table = furthest("Largest differences", predicted.records, right, guessed, guessed - right)
+        return [Chart(np.array([right, guessed]), "right", "predicted", diagonal=True), table]
+
 
 def has_labels(logits: np.ndarray, tuned: Tuned) -> np.ndarray:
     """Returns which labels texts have by their logits [N, C]: bool [N, C]."""
     return scoring.logistic(logits) >= (tuned.label_thresholds or 0.5)
+
+
+class Indicators(tuple[str, ...]):
+    """A list of 0 and 1 in a label cell: all rows together tell whether it says which classes apply, or names classes."""
+
+
+def by_place(
+    splits: Mapping[str, Sequence[Record]], classes: tuple[str, ...] = ()
+) -> tuple[dict[str, Sequence[Record]], tuple[str, ...]]:
+    """Returns records whose lists of 0 and 1 are replaced by the classes they mean, and these classes; () for other labels.
+
+    Where every label of training (of a test set alone, its own) is a list of 0 and 1, and all are of one length, that of
+    `classes` if there are any, 1 at place i says that class i applies; without `classes` its name is its place. Elsewhere the
+    numbers are names of classes.
+
+    Raises:
+      InputError: a list in dev or test has another length.
+    """
+    first = splits["train"] if "train" in splits else next(iter(splits.values()), [])
+    labels = [label for label in labels_of(first) if label]
+    number = len(labels[0]) if labels and all(isinstance(label, Indicators) for label in labels) else 0
+    if any(len(label) != number for label in labels) or (classes and number != len(classes)):
+        number = 0
+    names = classes or tuple(map(str, range(number)))
+
+    def meant(records: Sequence[Record], i: int, label: Any) -> Any:
+        if number and label and (not isinstance(label, Indicators) or len(label) != number):
+            raise InputError(f"{records[i].place}: the label is {list(label)}, where training has lists of {number} 0 and 1")
+        if not isinstance(label, Indicators):
+            return label
+        applies = (name for name, flag in zip(names, label, strict=True) if FLAGS[flag]) if number else label
+        return tuple(dict.fromkeys(applies))
+
+    settled = {
+        split: with_labels(records, [meant(records, i, label) for i, label in enumerate(labels_of(records))])
+        for split, records in splits.items()
+    }
+    return settled, names if number else ()
+
+
+MOST_CLASSES = 20  # a larger confusion matrix cannot be read
+
+
+def _most_confused(labels: Sequence[str], counts: np.ndarray) -> Listing:
+    """Returns the pairs of classes that are confused most often, by counts [C, C] of the right (row) and the predicted class."""
+    off = counts * (1 - np.eye(len(labels), dtype=int))
+    pairs = [divmod(place, len(labels)) for place in highest(off.ravel() > 0, off.ravel())]
+    rows: list[list[Cell]] = [[labels[i], labels[j], int(off[i, j]), f"{off[i, j] / counts[i].sum():.1%}"] for i, j in pairs]
+    return Listing("Most confused classes", ["right", "predicted", "examples", "of the right class"], rows)

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_jax.config import InputError
 from bert_jax.data.records import Record, texts_of
+from bert_jax.errors import InputError
 from bert_jax.inference import Predictor
 from bert_jax.tasks import metrics as scoring
 from bert_jax.tasks.split import Split

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,8 @@ from bert_jax.data.layout import Layout
 from bert_jax.data.records import Record
 from bert_jax.model.families import Head
 from bert_jax.pretrained import Model, ProblemType
+from bert_jax.tasks.figures import Figure
+from bert_jax.tasks.parsing import Parsing
 from bert_jax.tasks.split import Predicted, Predictions, Split
 from bert_jax.tasks.splits import Splits
 from bert_jax.tasks.task import Options, Task
@@ -22,7 +24,7 @@ from bert_jax.training.losses import Sum
 from bert_jax.tuned import Tuned
 
 
-class Kind(Protocol):
+class Kind(Parsing, Protocol):
     """Everything that depends on what a task asks for; a default is what most kinds do."""
 
     name: str
@@ -34,20 +36,6 @@ class Kind(Protocol):
     reads_every_token: bool = False  # the loss reads the last layer at every token, not only where the head runs
     reads_windows: bool = False  # a long text is read in windows, not cut
     scores_unlabelled: bool = False  # a split without labels is scored as well
-
-    # ---- files: rows -> records
-
-    num_texts: tuple[int, float] = (1, 2)  # the least and the most columns of texts
-    usual_texts: tuple[tuple[str, ...], ...] = ()  # columns of texts that are read unless others are named
-    usual_labels: tuple[str, ...] = ()  # columns of labels, likewise
-
-    def classes_of(self, label: Any) -> tuple[str, ...]:
-        """Returns the names of the classes in a label."""
-        return ()
-
-    def content(self, texts: tuple[str, ...]) -> Hashable:
-        """Returns what is equal for records that ask the same; they are held out together."""
-        return texts
 
     # ---- training: records -> batches -> loss
 
@@ -106,6 +94,6 @@ class Kind(Protocol):
         """Returns scores of each class and the calibration, for results.json; empty where there is nothing to say."""
         return {}
 
-    def mistakes(self, predicted: Predicted) -> list[Any]:
-        """Returns tables and charts, for report.html, of what the model gets wrong."""
+    def mistakes(self, predicted: Predicted, details: Mapping[str, Any]) -> list[Figure]:
+        """Returns tables and charts, for report.html, of what the model gets wrong; `details` has what `details` returned."""
         return []

@@ -1,20 +1,19 @@
-"""A cell of the label column -> the label that it stands for: one rule for all splits and all formats of files.
+"""Cells of the label column -> labels: one rule for all splits and all formats of files.
 
     read = LabelReader(find_task("multi_label"), TaskData())
-    read("['toxic', 'obscene']", "a.csv:2")    ("toxic", "obscene"), as of the list in a .jsonl
+    read("['toxic', 'obscene']", "a.csv:2")    ("toxic", "obscene"), the same as for the list in a .jsonl
     read("nan", "a.csv:3")                     None: the row is unlabelled; read.unlabelled counts it
 
-A cell is text in .csv and .tsv; in .jsonl and .parquet it is a string, a number, a list or null.
+A cell is text in .csv and .tsv; in .jsonl and .parquet it is a string, a number, a list or null. The kind of the task reads it
+(`Kind.read_label`), with the functions of this module.
 
-What has no label: null, NaN, an empty cell, and the texts in `MARKS` (`TaskData.unlabelled_mark` gives others), unless the task
-has a class of that name. Whether -1 is a class depends on the others: `without_minus_one`. In multi_label an empty cell or list
-means that none of the classes applies. Tags are compared with the marks that the user names alone, as `-` may be a tag.
+A row is unlabelled where its cell is null, NaN, empty or one of `MARKS` (`TaskData.unlabelled_mark` gives others), unless the
+task has a class of that name. Whether -1 is a class depends on the other labels: `without_minus_one`.
 """
 
 from __future__ import annotations
 
 import ast
-import contextlib
 import json
 import math
 import re
@@ -22,72 +21,62 @@ import reprlib
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from bert_jax.config import InputError
 from bert_jax.data.files import ClassName
 from bert_jax.data.records import Record, labels_of, with_labels
-from bert_jax.tasks.task import Kind, Task, TaskData
+from bert_jax.errors import InputError, did_you_mean
+from bert_jax.tasks.task import Task, TaskData
 
 # What pandas.read_csv takes for a missing value, SNLI's "-" and the "?" of UCI's files. NONE and none are classes (of stances).
 MARKS = frozenset(["-", "?", "nan", "-nan", "NaN", "-NaN", "None", "null", "NULL", "NA", "N/A", "n/a", "#N/A", "#NA", "<NA>"])
-
-
-Span = tuple[int, int, str, str | None]  # start, end, type, and the text that the file says is there
-
-
-class Spans(tuple[Span, ...]):
-    """tagging: the entities in a text, by characters."""
-
-
-class Indicators(tuple[str, ...]):
-    """A list of 0 and 1 in multi_label. Whether it says which classes apply, or names classes, is seen from all rows."""
+FLAGS = {"0": False, "1": True, "False": False, "True": True, "false": False, "true": True, "FALSE": False, "TRUE": True}
 
 
 class LabelReader:
     """Reads the label cells of one split.
 
     Attributes:
-      unlabelled: how often each mark was found that means "no label"; an empty cell, null and NaN count as "empty".
-      rows, blank: cells that were read, and those of them that are empty text.
+      task: the task.
+      separator: the text between two labels in a cell of several.
+      unlabelled: the number of cells for each mark that means "no label"; an empty cell, null and NaN count as "empty".
+      blank: the number of cells that are empty texts, and yet a label.
     """
 
-    def __init__(self, task: Task, cfg: TaskData) -> None:
-        self.task, self.separator = task, cfg.label_separator
-        usual = frozenset() if task.kind == "tagging" else MARKS
-        given = None if cfg.unlabelled_mark is None else frozenset(map(_canonical, cfg.unlabelled_mark))
-        self._marks = (usual if given is None else given) - {*task.labels, *task.words}
+    def __init__(self, task: Task, data: TaskData) -> None:
+        self.task, self.separator = task, data.label_separator
+        given = None if data.unlabelled_mark is None else frozenset(map(_canonical, data.unlabelled_mark))
+        self._marks = (task.kind.label_marks if given is None else given) - {*task.labels, *task.words}
         self.unlabelled: Counter[str] = Counter()
-        self.rows = self.blank = 0
+        self.blank = 0
 
     def __call__(self, value: Any, place: str) -> Any:
-        """The label (see Record), None where there is none. Raises InputError where the cell is no label of the task's kind."""
-        return self._counted(_READ[self.task.kind](self, value, place), value)
+        """Returns the label (see Record), None where there is none. Raises InputError for a cell that holds no label."""
+        return self._counted(self.task.kind.read_label(self, value, place), value)
 
     def of_columns(self, cells: Mapping[str, Any], place: str) -> tuple[str, ...] | None:
-        """multi_label from a column of 0 and 1 for each class, by its name. Any cell without a value, or -1: no label."""
-        names = {column: self._name(value, place) for column, value in cells.items()}
+        """Returns the names of the columns that hold 1; None where a cell has no value, or -1."""
+        names = {column: self.name(value, place) for column, value in cells.items()}
         for column, name in names.items():
-            if name not in (*_FLAGS, None, "-1"):
+            if name not in (*FLAGS, None, "-1"):
                 raise InputError(
                     f"{place}: {column!r} is {cells[column]!r}, where several label columns hold 0 or 1 each; a column that "
                     "names the classes is given alone: --label-column NAME"
                 )
         missing = next((column for column, name in names.items() if name in (None, "-1")), None)
-        label = None if missing is not None else tuple(column for column, name in names.items() if _FLAGS[str(name)])
+        label = None if missing is not None else tuple(column for column, name in names.items() if FLAGS[str(name)])
         return self._counted(label, cells.get(missing or ""))
 
     def _counted(self, label: Any, value: Any) -> Any:
         text = "" if value is None or value != value else str(value).strip()
-        self.rows += 1
         self.blank += isinstance(value, str) and not text and label is not None
         if label is None:
             self.unlabelled[repr(text) if text else "empty"] += 1
         return label
 
-    def _name(self, value: Any, place: str) -> str | None:
-        """A class's name as text: 3, 3.0, "3" and "3.0" are one class. None for what has no label."""
+    def name(self, value: Any, place: str) -> str | None:
+        """Returns the name of a class as text (3, 3.0, "3" and "3.0" are one class); None for a mark."""
         if isinstance(value, ClassName):
             return str(value)
         if isinstance(value, list | dict | bytes):
@@ -97,36 +86,9 @@ class LabelReader:
         name = "" if value is None else _canonical(str(value))
         return None if not name or name in self._marks else name
 
-    # ---- one function a kind
-
-    def _class(self, value: Any, place: str) -> str | None:
-        items = _items(value, f"{place}: the label")
-        if items is not None:
-            items = [item for item in items if self._name(item, place) is not None]
-            if len(items) > 1:
-                raise InputError(f"{place}: the label is {reprlib.repr(value)}; several labels a row are --task multi_label")
-            value = items[0] if items else None
-        name = self._name(value, place)
-        return None if name is None else self.task.words.get(name, name)
-
-    def _classes(self, value: Any, place: str) -> tuple[str, ...] | None:
-        items = _items(value, f"{place}: the label", bare=True)
-        if items is None:
-            if value is None or value != value:
-                return None
-            items = str(value).split(self.separator) if isinstance(value, str) and not isinstance(value, ClassName) else [value]
-        if any(isinstance(item, float) and not item.is_integer() and item == item for item in items):
-            raise InputError(f"{place}: the label is {reprlib.repr(value)}; a number between 0 and 1 is no label")
-        names = [self._name(item, place) for item in items]
-        there = [self.task.words.get(name, name) for name in names if name is not None]
-        if not there:  # nothing but empty items: none of the classes; a mark among them: no label
-            return None if any(item is None or item != item or str(item).strip() for item in items) else ()
-        if len(items) > 1 and len(there) == len(items) and {*there} <= {*_FLAGS}:
-            return Indicators(there)
-        return tuple(dict.fromkeys(there))
-
-    def _number(self, value: Any, place: str) -> float | None:
-        if (name := self._name(value, place)) is None:
+    def number(self, value: Any, place: str) -> float | None:
+        """Returns a finite number, None for a mark."""
+        if (name := self.name(value, place)) is None:
             return None
         try:
             number = float(name)
@@ -136,63 +98,12 @@ class LabelReader:
             raise InputError(f"{place}: the label is {name!r}, not a number")
         return number
 
-    def _choice(self, value: Any, place: str) -> int | None:
-        name = self._name(value, place)
-        return None if name in (None, "-1") else whole_number(str(name), f"{place}: the label")
-
-    def _tags(self, value: Any, place: str) -> tuple[str, ...] | Spans | None:
-        if (spans := _spans(value, f"{place}: the label")) is not None:
-            return spans
-        items = tokens(value, f"{place}: the label")
-        if not items:
-            return None
-        tags = [self._name(tag, place) for tag in items]
-        if not any(tags):
-            return None
-        if None in tags:
-            raise InputError(f"{place}: the label is {reprlib.repr(value)}, not a list of tags: word {tags.index(None)} has none")
-        return tuple(tag for tag in tags if tag is not None)
-
-    def _answers(self, value: Any, place: str) -> tuple[tuple[str, int], ...] | None:
-        """From SQuAD's list of {text, answer_start}, or the object of two lists that TFDS and Hugging Face make of it."""
-        if value is None:
-            return None
-        try:
-            if isinstance(value, dict):
-                pairs = list(zip(value["text"], value["answer_start"], strict=True))
-            else:
-                pairs = [(answer["text"], answer["answer_start"]) for answer in value]
-        except (KeyError, TypeError, ValueError):
-            pairs = [(None, None)]
-        if not all(isinstance(text, str) and isinstance(start, int) for text, start in pairs):
-            raise InputError(f"{place}: answers are {reprlib.repr(value)}, not a list of {{text, answer_start}}")
-        return tuple(pairs)
-
-
-_READ: dict[Kind, Callable[[LabelReader, Any, str], Any]] = {
-    "classification": LabelReader._class,
-    "multi_label": LabelReader._classes,
-    "regression": LabelReader._number,
-    "similarity": LabelReader._number,
-    "multiple_choice": LabelReader._choice,
-    "tagging": LabelReader._tags,
-    "question_answering": LabelReader._answers,
-}
-_FLAGS = {"0": False, "1": True, "False": False, "True": True, "false": False, "true": True, "FALSE": False, "TRUE": True}
-
-
-def whole_number(text: str, what: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise InputError(f"{what} is {text!r}, not a whole number") from None
-
 
 _DECIMAL = re.compile(r"([+-]?\d+)\.(\d*?)0*")
 
 
 def _canonical(text: str) -> str:
-    """Without blanks around it; a decimal number without zeros at its end.
+    """Returns the text without blanks around it, and a decimal number without zeros at its end.
 
     >>> [_canonical(text) for text in (" 1.0", "2.50", "-0.0", "007", "1.0.0")]
     ['1', '2.5', '0', '007', '1.0.0']
@@ -203,6 +114,14 @@ def _canonical(text: str) -> str:
     return "0" if text == "-0" else text
 
 
+def whole_number(text: str, what: str) -> int:
+    """Returns the number; raises InputError, which begins with `what`, for another text."""
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"{what} is {text!r}, not a whole number") from None
+
+
 # ---- lists written as text
 
 _QUOTED = r"""'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+\""""
@@ -211,15 +130,15 @@ _NUMBER = re.compile(r"[+-]?\d+\.?\d*")
 _BRACKETS = ("[]", "{}", "()")
 
 
-def _items(value: Any, place: str, bare: bool = False) -> list[Any] | None:
-    """The items of a list, or of a text that is one in JSON, Python, NumPy or PostgreSQL; None for what is no list.
+def list_items(value: Any, place: str, bare: bool = False) -> list[Any] | None:
+    """Returns the items of a list, or of a text that is one in JSON, Python, NumPy or PostgreSQL; None for other values.
 
-    `bare`: a single word without quotes in [] or {} is a list as well, not a name with brackets.
+    With `bare`, a single word without quotes in [] or {} is a list too; otherwise it is a name with brackets.
 
-    >>> _items("['a', 'b']", ""), _items('["a"]', ""), _items("{'a'}", ""), _items("[]", ""), _items("['a' 'b']", "")
-    (['a', 'b'], ['a'], ['a'], [], ['a', 'b'])
-    >>> _items("[1, 0]", ""), _items("[1. 0.]", ""), _items("{a,b}", ""), _items("[other]", ""), _items("a, b", "")
-    ([1, 0], ['1.', '0.'], ['a', 'b'], None, None)
+    >>> list_items("['a', 'b']", ""), list_items('["a"]', ""), list_items("{'a'}", ""), list_items("['a' 'b']", "")
+    (['a', 'b'], ['a'], ['a'], ['a', 'b'])
+    >>> list_items("[1, 0]", ""), list_items("[1. 0.]", ""), list_items("{a,b}", ""), list_items("[other]", "")
+    ([1, 0], ['1.', '0.'], ['a', 'b'], None)
     """
     if isinstance(value, list | tuple):
         items: list[Any] | None = list(value)
@@ -239,7 +158,7 @@ def _items(value: Any, place: str, bare: bool = False) -> list[Any] | None:
 
 
 def _parsed(text: str) -> list[Any] | None:
-    """The items of a text in brackets, None where it is not a flat list."""
+    """Returns the items of a text in brackets, None where it is not a flat list."""
     if text[0] + text[-1] not in _BRACKETS or len(text) < 2:
         return None
     try:
@@ -265,127 +184,104 @@ def _parsed(text: str) -> list[Any] | None:
 
 def _unquoted(text: str) -> str | None:
     try:
-        with warnings.catch_warnings(action="ignore"):  # of escapes that Python does not know
+        with warnings.catch_warnings(action="ignore"):  # about escapes that Python does not know
             return str(ast.literal_eval(text))
     except (ValueError, SyntaxError):
         return None
 
 
 def tokens(value: Any, place: str) -> list[Any] | None:
-    """Words or tags of a sentence, given as a list, as the text of one, or with blanks between them; None for null."""
+    """Returns the words or tags of a sentence: a list, the text of a list, or a text with blanks between them; None for null."""
     if value is None or value != value:
         return None
     if not isinstance(value, str | list):
         raise InputError(f"{place} is {reprlib.repr(value)}, not a list with an entry a word")
-    items = _items(value, place) if isinstance(value, list) or value.strip()[:1] == "[" else None
+    items = list_items(value, place) if isinstance(value, list) or value.strip()[:1] == "[" else None
     return value.split() if isinstance(value, str) and items is None else items
 
 
-_SPAN_KEYS = (("start", "start_offset"), ("end", "end_offset"), ("label", "labels", "type", "entity", "entity_group"))
-
-
-def _spans(value: Any, place: str) -> Spans | None:
-    """Entities as [start, end, type] or objects with these, as doccano, spaCy, Prodigy and Label Studio (JSON-MIN) write them.
-
-    Also of the text of such a list. None for another list; no entity for an empty one.
-    """
-    if isinstance(value, str) and re.match(r"\s*\[\s*([\[({]|\])", value):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-                value = ast.literal_eval(value.strip())
-    if not isinstance(value, list) or (value and not isinstance(value[0], list | tuple | dict)):
-        return None
-    return Spans(_span(item, place) for item in value)
-
-
-def _span(item: Any, place: str) -> Span:
-    found: Sequence[Any] = ()
-    said = None
-    if isinstance(item, dict):
-        item = item["value"] if isinstance(item.get("value"), dict) else item
-        said = item.get("text") if isinstance(item.get("text"), str) else None
-        found = [next((item[key] for key in keys if key in item), None) for keys in _SPAN_KEYS]
-    elif isinstance(item, list | tuple):
-        found = item
-    if len(found) == 3 and isinstance(found[2], list) and len(found[2]) == 1:
-        found = [*found[:2], found[2][0]]
-    if len(found) != 3 or not isinstance(found[2], str) or not found[2].strip() or any(type(at) is not int for at in found[:2]):
-        raise InputError(f"{place} has {reprlib.repr(item)}, not [start, end, type] or {{'start', 'end', 'label'}} of an entity")
-    return found[0], found[1], found[2].strip(), said
-
-
-# ---- what all rows say together
-
-
-def classes_of(kind: Kind, label: Any) -> tuple[str, ...]:
-    """The classes that a record's label names."""
-    if label is None or kind not in ("classification", "multi_label", "tagging"):
-        return ()
-    return (label,) if kind == "classification" else tuple(label)
+# ---- the labels of all rows together
 
 
 def without_minus_one(task: Task, splits: Mapping[str, Sequence[Record]], given: bool) -> dict[str, Sequence[Record]]:
-    """Records by split; those of label -1 are unlabelled where -1 is no class.
+    """Returns the records by split; those of label -1 are unlabelled where `Kind.hides_minus_one` says so.
 
-    It is a class if training has it, and has not two or more other classes that are all whole numbers from 0 on. As a number
-    (regression, similarity) it means no label in a test set, unless training has numbers below 0. `given`: the user named the
-    marks, so that nothing changes.
+    `given`: the user named the marks, so that nothing changes.
     """
     train = labels_of(splits.get("train", []))
-    rest = {name for label in train for name in classes_of(task.kind, label)}
-    found = "-1" in rest
-    rest -= {"-1"}
-    is_class = "-1" in task.labels or (found and not task.labels and not (len(rest) >= 2 and all(n.isdecimal() for n in rest)))
-    is_number = any(isinstance(label, float) and label < 0 for label in train)
-
-    def hidden(split: str, label: Any) -> bool:
-        if task.kind in ("regression", "similarity"):
-            return not is_number and split.startswith("test") and label == -1
-        return not is_class and task.kind != "tagging" and label in ("-1", ("-1",))
 
     def settled(split: str, records: Sequence[Record]) -> Sequence[Record]:
         own = labels_of(records)
-        gone = {label for label in set(own) if label is not None and hidden(split, label)}
-        return with_labels(records, [None if label in gone else label for label in own]) if gone else records
+        if not {-1, "-1", ("-1",)} & set(own) or not task.kind.hides_minus_one(task, split, train):
+            return records
+        return with_labels(records, [None if label in (-1, "-1", ("-1",)) else label for label in own])
 
     return {split: records if given else settled(split, records) for split, records in splits.items()}
 
 
-def by_place(
-    splits: Mapping[str, Sequence[Record]], classes: tuple[str, ...] = ()
-) -> tuple[dict[str, Sequence[Record]], tuple[str, ...]]:
-    """multi_label: lists of 0 and 1 by what they mean, and the classes that they are about, none where they are no such lists.
+def hides_minus_one_beside_classes(task: Task, train: Sequence[Any]) -> bool:
+    """Returns False where -1 is a class: training has it, and not two or more other classes that are all whole numbers from 0."""
+    found = {name for label in train for name in task.kind.classes_of(label)}
+    rest = found - {"-1"}
+    numbers = len(rest) >= 2 and all(name.isdecimal() for name in rest)
+    return "-1" not in task.labels and (bool(task.labels) or "-1" not in found or numbers)
 
-    Where every label of training (of a test set alone, its own) is such a list, and all are of one length, that of `classes` if
-    there are any, 1 at place i says that class i applies; without `classes` it is called by its place. Elsewhere the numbers are
-    the classes. Raises InputError for a list of another length in dev or test.
-    """
-    first = splits["train"] if "train" in splits else next(iter(splits.values()), [])
-    labels = [label for label in labels_of(first) if label]
-    number = len(labels[0]) if labels and all(isinstance(label, Indicators) for label in labels) else 0
-    if any(len(label) != number for label in labels) or (classes and number != len(classes)):
-        number = 0
-    called = classes or tuple(map(str, range(number)))
 
-    def meant(records: Sequence[Record], i: int, label: Any) -> Any:
-        if number and label and (not isinstance(label, Indicators) or len(label) != number):
-            raise InputError(f"{records[i].place}: the label is {list(label)}, where training has lists of {number} 0 and 1")
-        if not isinstance(label, Indicators):
-            return label
-        applies = (name for name, flag in zip(called, label, strict=True) if _FLAGS[flag]) if number else label
-        return tuple(dict.fromkeys(applies))
+def hides_minus_one_beside_numbers(split: str, train: Sequence[Any]) -> bool:
+    """Returns True in a test set, unless training has numbers below 0."""
+    return split.startswith("test") and not any(isinstance(label, float) and label < 0 for label in train)
 
-    settled = {
-        split: with_labels(records, [meant(records, i, label) for i, label in enumerate(labels_of(records))])
-        for split, records in splits.items()
-    }
-    return settled, called if number else ()
+
+def classes_by_id(task: Task, train: Sequence[Record], others: Iterable[Sequence[Record]]) -> tuple[str, ...]:
+    """Returns the task's classes, else those in training, in order. Raises InputError for a label that is none of them."""
+    classes_of = task.kind.classes_of
+    labels = task.labels or _sorted({name for label in labels_of(train) for name in classes_of(label)})
+    known_labels = set(labels)
+    for records in [train, *others]:
+        for i, label in enumerate(labels_of(records)):
+            if odd := [name for name in classes_of(label) if name not in known_labels]:
+                whose = f"task {task.name}'s" if task.labels else "the training rows'"
+                known = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
+                near = "; numbers to be predicted are --task regression" if not task.labels and are_numbers(labels) else ""
+                near = near if are_numbers(odd[:1]) else did_you_mean(odd[0], labels)
+                raise InputError(f"{records[i].place}: label {odd[0]!r} is none of {whose}: {known}{near}")
+    return labels
+
+
+def _sorted(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns the names by value if all are numbers, else by spelling."""
+    names = sorted(names)
+    try:
+        return tuple(sorted(names, key=float))
+    except ValueError:
+        return tuple(names)
+
+
+def count_classes(task: Task, train: Sequence[Record], labels: Sequence[str], least: int) -> tuple[Counter[str], list[str]]:
+    """Returns how often each class is in training, and lines about it. Raises InputError for fewer than `least` classes."""
+    counts = Counter(name for label in labels_of(train) for name in task.kind.classes_of(label))
+    if labels and len(counts) < least:
+        raise InputError(f"the {len(train)} training rows have no label but {', '.join(counts) or 'none'}: nothing to learn")
+    shown = [f"{name} {counts[name]}" for name in labels[:20]]
+    notes = [f"labels: {', '.join(shown)}{f', ... ({len(labels)} in all)' if len(labels) > 20 else ''}"] if labels else []
+    return counts, notes + [f"warning: no training row has label {name!r}" for name in labels if name not in counts]
+
+
+def look_alike_notes(labels: Sequence[str], counts: Mapping[str, int]) -> list[str]:
+    """Returns warnings about classes whose names look alike."""
+    each = [", ".join(f"{name!r} {counts[name]}" for name in group) for group in look_alikes(labels)]
+    return [f"warning: labels that differ in case or blanks alone are classes of their own: {group}" for group in each]
+
+
+def rare_notes(labels: Sequence[str], counts: Mapping[str, int]) -> list[str]:
+    """Returns a warning about classes that have a single training row."""
+    rare = [name for name in labels if counts[name] == 1]
+    more = "class has" if len(rare) == 1 else "classes have"
+    return [f"warning: {len(rare)} {more} one training row: {few(rare)}"] * bool(rare)
 
 
 def look_alikes(found: Iterable[str]) -> list[list[str]]:
-    """Names that differ in case, blanks or the form of their characters (Unicode) alone, in groups of two or more."""
+    """Returns names that differ in case, blanks or the form of their characters (Unicode) alone, in groups of two or more."""
     groups: dict[str, list[str]] = {}
     for name in sorted(found):
         groups.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
@@ -393,5 +289,10 @@ def look_alikes(found: Iterable[str]) -> list[list[str]]:
 
 
 def are_numbers(found: Sequence[str]) -> bool:
-    """Whether all names are numbers, and there are any."""
+    """Returns True where all names are numbers, and there are any."""
     return bool(found) and all(re.fullmatch(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", name) for name in found)
+
+
+def few(names: Sequence[str]) -> str:
+    """Returns the first three names."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from bert_jax.config import InputError, did_you_mean
+from bert_jax.errors import InputError, did_you_mean
 
 Values = Sequence[Any] | np.ndarray
 Metric = Callable[[Any, Any], float]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from bert_jax.data.batching import PackedBatch
+from bert_jax.data.files import Row
 from bert_jax.data.finetuning import Encoded, Item, encode_texts, per_item
 from bert_jax.data.layout import Layout
-from bert_jax.data.records import Record, texts_of
+from bert_jax.data.records import Record, labels_of, texts_of
+from bert_jax.errors import InputError
 from bert_jax.pretrained import Model
 from bert_jax.tasks import metrics as scoring
+from bert_jax.tasks.cells import text_in
 from bert_jax.tasks.common import (
     Logits,
     by_item,
@@ -24,9 +29,13 @@ from bert_jax.tasks.common import (
     of_items,
     one_place,
 )
+from bert_jax.tasks.figures import Figure, Text, class_figures, surest_mistakes
 from bert_jax.tasks.kind import Kind
+from bert_jax.tasks.labels import LabelReader, whole_number
+from bert_jax.tasks.parsing import Columns
+from bert_jax.tasks.predictions import write_choices
 from bert_jax.tasks.split import Predicted, Predictions, Split
-from bert_jax.tasks.task import Options
+from bert_jax.tasks.task import Options, Task
 from bert_jax.training.losses import Sum
 
 
@@ -37,6 +46,39 @@ class MultipleChoice(Kind):
     head = "multiple_choice"
     options = frozenset(["label_smoothing"])
     needs_all_rows = True
+
+    # ---- files
+
+    num_texts = (3, math.inf)
+    usual_texts = ()
+
+    def read_label(self, reader: LabelReader, value: Any, place: str) -> Any:
+        name = reader.name(value, place)
+        return None if name in (None, "-1") else whole_number(str(name), f"{place}: the label")
+
+    def read_row(self, row: Row, columns: Columns, label: Any, noted: dict[str, list[str]]) -> tuple[tuple[str, ...], Any]:
+        """Returns the context and the choices, each after the text of the task's `stem` if it has one."""
+        texts = [text_in(row, column) for column in columns.texts]
+        start = f"{text_in(row, columns.stem)} " if columns.stem else ""
+        return (texts[0], *(start + text for text in texts[1:])), label
+
+    def classes(
+        self, task: Task, train: Sequence[Record], others: Sequence[Sequence[Record]]
+    ) -> tuple[tuple[str, ...], list[str]]:
+        for records in [train, *others]:
+            for i, (texts, label) in enumerate(zip(texts_of(records), labels_of(records), strict=True)):
+                if label is not None and not 0 <= label < len(texts) - 1:
+                    raise InputError(f"{records[i].place}: label {label}, but the choices are 0 to {len(texts) - 2}")
+        return (), []
+
+    def content(self, texts: tuple[str, ...]) -> Hashable:
+        return texts
+
+    def parts(self, texts: tuple[str, ...]) -> tuple[str, ...]:
+        return texts[:1]
+
+    def values(self, label: Any) -> tuple[Any, ...]:
+        return ()
 
     # ---- training
 
@@ -81,3 +123,14 @@ class MultipleChoice(Kind):
         self, train: Sequence[Record], dev: Sequence[Sequence[Record]], labels: Sequence[str], metrics: Sequence[str]
     ) -> float | None:
         return None
+
+    # ---- report
+
+    def write(self, folder: Path, predicted: Predicted) -> Path:
+        """Writes NAME.tsv: the number of the choice, from 0, and the probability of each choice."""
+        return write_choices(folder, predicted, [str(i) for i in range(max(map(len, predicted.values), default=0))])
+
+    def mistakes(self, predicted: Predicted, details: Mapping[str, Any]) -> list[Figure]:
+        logits, right = np.array(predicted.values), np.array(predicted.right)
+        choice = lambda record, number: (Text(record.texts[1 + number]),)  # noqa: E731
+        return [*class_figures(details), surest_mistakes(predicted, logits, right, lambda record: record.texts[:1], choice)]

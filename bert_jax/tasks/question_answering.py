@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import reprlib
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from bert_jax.data import files
 from bert_jax.data.batching import PackedBatch
+from bert_jax.data.files import Table
 from bert_jax.data.finetuning import Encoded, Item, per_sequence, portions
 from bert_jax.data.layout import Layout, read_windows
 from bert_jax.data.records import Record, labels_of
+from bert_jax.disk import write_json
+from bert_jax.errors import InputError
 from bert_jax.inference import Answer, Answerer
 from bert_jax.pretrained import Model
 from bert_jax.tasks import metrics as scoring
+from bert_jax.tasks.figures import MOST_ROWS, Figure, Listing, Matrix, Nothing, RecordId, Text
 from bert_jax.tasks.kind import Kind
+from bert_jax.tasks.labels import LabelReader, few
+from bert_jax.tasks.parsing import File
 from bert_jax.tasks.split import Predicted, Predictions, Split
 from bert_jax.tasks.splits import Splits
-from bert_jax.tasks.task import Options, Task
+from bert_jax.tasks.task import Options, Task, TaskData
 from bert_jax.training import losses
 from bert_jax.training.losses import Sum
 from bert_jax.tuned import Tuned
@@ -34,6 +43,75 @@ class QuestionAnswering(Kind):
     head = "question_answering"
     options = frozenset(["null_threshold"])
     reads_windows = True
+
+    # ---- files
+
+    num_texts = (2, 2)
+    usual_texts = (("question", "context"),)
+    usual_labels = ("answers",)
+    unique_ids = True
+    shared_texts = True
+    unit = "contexts"
+    leaked = "questions have a context that is"
+
+    def usual_ids(self, task: Task, columns: Sequence[str]) -> Sequence[str]:
+        return ("id",)
+
+    def open(self, path: str, task: Task, data: TaskData, hasher: Any) -> tuple[Table, TaskData]:
+        if files.suffix_of(path) == ".json":
+            return files.read_squad(path, hasher), data
+        return super().open(path, task, data, hasher)
+
+    def read_label(self, reader: LabelReader, value: Any, place: str) -> Any:
+        """Reads SQuAD's list of {text, answer_start}, or the object of two lists that TFDS and Hugging Face make of it."""
+        if value is None:
+            return None
+        try:
+            if isinstance(value, dict):
+                pairs = list(zip(value["text"], value["answer_start"], strict=True))
+            else:
+                pairs = [(answer["text"], answer["answer_start"]) for answer in value]
+        except (KeyError, TypeError, ValueError):
+            pairs = [(None, None)]
+        if not all(isinstance(text, str) and isinstance(start, int) for text, start in pairs):
+            raise InputError(f"{place}: answers are {reprlib.repr(value)}, not a list of {{text, answer_start}}")
+        return tuple(pairs)
+
+    def checked(self, split: str, file: File, noted: Mapping[str, list[str]]) -> tuple[Sequence[Record], list[str]]:
+        """Leaves out answers that do not stand where they say, and questions that lose all of theirs.
+
+        An answer that stands in the context once, elsewhere than it says, is read from there.
+        """
+        kept, moved, wrong, lost = list[Record](), list[str](), list[str](), list[str]()
+        for record in file.records:
+            context, answers, good = record.texts[1], record.label or (), list[tuple[str, int]]()
+            for text, start in answers:
+                if text and start >= 0 and context.startswith(text, start):
+                    good.append((text, start))
+                elif text and (at := context.find(text)) >= 0 and at == context.rfind(text):
+                    good.append((text, at))
+                    moved.append(record.id)
+                else:
+                    wrong.append(record.id)
+            if answers and not good:
+                lost.append(record.id)
+            else:
+                kept.append(dataclasses.replace(record, label=tuple(good)) if answers else record)
+        notes = [
+            (moved, "answers do not stand at their answer_start, and are read from the one place where they do"),
+            (wrong, "answers left out that do not stand at their answer_start"),
+            (lost, "questions left out that have no other answer"),
+        ]
+        return kept, [f"warning: {split}: {len(ids)} {why}: {few(ids)}" for ids, why in notes if ids]
+
+    def content(self, texts: tuple[str, ...]) -> Hashable:
+        return texts[1]
+
+    def parts(self, texts: tuple[str, ...]) -> tuple[str, ...]:
+        return ()
+
+    def values(self, label: Any) -> tuple[Any, ...]:
+        return ()
 
     # ---- training
 
@@ -110,6 +188,41 @@ class QuestionAnswering(Kind):
         """Returns the score of answering no question."""
         return float(np.mean([np.mean([not label for label in labels_of(records)]) for records in dev]))
 
+    # ---- report
+
+    def write(self, folder: Path, predicted: Predicted) -> Path:
+        """Writes NAME.json (id -> answer), NAME.null_odds.json and NAME.nbest.json, as SQuAD's scripts read them."""
+        name, n_best = predicted.split.name, {}
+        texts, odds = answers(predicted)
+        for record, (found, null) in zip(predicted.records, predicted.values, strict=True):
+            rows = [{"text": a.text, "start": a.start, "logit": a.logit} for a in found[:N_BEST]] + [{"text": "", "logit": null}]
+            shares = scoring.softmax(np.array([row["logit"] for row in rows])).tolist()
+            both = [row | {"probability": share} for row, share in zip(rows, shares, strict=True)]
+            n_best[record.id] = sorted(both, key=lambda row: -row["logit"])
+        write_json(folder / f"{name}.null_odds.json", odds)
+        write_json(folder / f"{name}.nbest.json", n_best)
+        write_json(folder / f"{name}.json", texts)
+        return folder / f"{name}.json"
+
+    def mistakes(self, predicted: Predicted, details: Mapping[str, Any]) -> list[Figure]:
+        """Returns the worst answers and, where some question has none, how often an answer is given where there is one."""
+        given, counts, rows = answers(predicted)[0], np.zeros((2, 2), int), []
+        for record, (found, null) in zip(predicted.records, predicted.values, strict=True):
+            golds, answer = list(dict.fromkeys(text for text, _ in record.label)), given[record.id]
+            counts[int(not golds), int(not answer)] += 1
+            f1 = scoring.squad_f1([answer], [golds])
+            sure = float(scoring.softmax(np.array([*(each.logit for each in found), null]))[0 if answer else -1])
+            start = record.label[0][1] if golds else found[0].start if found else 0
+            text = (Text(record.texts[0], bold=True), Text(record.texts[1], start))
+            shown = [tuple(map(Text, texts)) or Nothing() for texts in (golds, [answer] * bool(answer))]
+            rows.append((f1, sure, [RecordId(record.id, record.place), text, *shown, f1, sure]))
+        worst = sorted(rows, key=lambda row: (row[0], -row[1]))[:MOST_ROWS]
+        caption = f"Worst answers, the surest first; F1 is 0 for {sum(not f1 for f1, _, _ in rows):,} questions"
+        header = ["id", "question and context", "right", "predicted", "F1", "probability"]
+        table = Listing(caption, header, [cells for f1, _, cells in worst if f1 < 1])
+        unanswerable = Matrix("Whether there is an answer", ["answer", "none"], counts)
+        return [unanswerable, table] if counts[1].any() else [table]
+
 
 def best_answer(found: list[Answer], null: float) -> tuple[str, float]:
     """Returns the best answer ("" where there is none), and how much likelier no answer is: the difference of their logits."""
@@ -145,3 +258,6 @@ def _loss(split: Split, results: Sequence[dict[str, np.ndarray]]) -> float | Non
         if split.records[window.text].label is not None
     ]
     return float(np.mean(each)) if each else None
+
+
+N_BEST = 20  # answers in nbest.json

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.stats import rankdata  # type: ignore[import-untyped]
 
-from bert_jax.config import InputError
 from bert_jax.data.batching import PackedBatch
 from bert_jax.data.finetuning import Encoded, Item, encode_texts, per_item
 from bert_jax.data.layout import Layout
 from bert_jax.data.records import Record, labels_of, numbered, with_labels
+from bert_jax.errors import InputError
 from bert_jax.inference import Embedder, nearest, sentence_vectors
 from bert_jax.pooling import Pooling
 from bert_jax.pretrained import Model
 from bert_jax.tasks import metrics as scoring
 from bert_jax.tasks.common import by_item, check_same_size, of_items, one_place
+from bert_jax.tasks.figures import Chart, Figure, Listing, example_cells, furthest, highest
 from bert_jax.tasks.kind import Kind
+from bert_jax.tasks.labels import LabelReader, hides_minus_one_beside_numbers
+from bert_jax.tasks.parsing import PAIRS
+from bert_jax.tasks.predictions import write_table
 from bert_jax.tasks.split import Predicted, Predictions, Split
 from bert_jax.tasks.splits import Splits
 from bert_jax.tasks.task import Options, Task
@@ -38,6 +44,20 @@ class Similarity(Kind):
     needs_all_rows = True
     reads_every_token = True
     scores_unlabelled = True
+
+    # ---- files
+
+    num_texts = (2, 3)
+    usual_texts = (("anchor", "positive", "negative"), ("anchor", "positive"), *PAIRS)
+    usual_labels = ("score",)
+    unlabelled_texts: Mapping[int, str] = {3: "three texts are an anchor, a positive and a negative, which have no label"}
+    labels_are_optional = True
+
+    def read_label(self, reader: LabelReader, value: Any, place: str) -> Any:
+        return reader.number(value, place)
+
+    def hides_minus_one(self, task: Task, split: str, train: Sequence[Any]) -> bool:
+        return hides_minus_one_beside_numbers(split, train)
 
     # ---- training
 
@@ -96,6 +116,24 @@ class Similarity(Kind):
             return {name: scoring.METRICS[name](cosines, predicted.right) for name in ("spearman", "pearson")}
         return _ranks(anchors, partners, *([record.texts[i] for record in predicted.records] for i in (0, 1)))
 
+    # ---- report
+
+    def write(self, folder: Path, predicted: Predicted) -> Path:
+        """Writes NAME.tsv: the cosine of the first two texts of each row."""
+        return write_table(folder, predicted, ((f"{_cosine(vectors[0], vectors[1]):.6g}", []) for vectors in predicted.values))
+
+    def mistakes(self, predicted: Predicted, details: Mapping[str, Any]) -> list[Figure]:
+        """Returns pairs whose cosine has the wrong rank; without labels, pairs that belong together and are least alike."""
+        cosines = np.array([_cosine(vectors[0], vectors[1]) for vectors in predicted.values])
+        records = predicted.records
+        if not predicted.split.labelled:
+            rows = [[*example_cells(records[i], records[i].texts[:2]), float(cosines[i])] for i in highest(cosines < 1, -cosines)]
+            return [Listing("Pairs that belong together and are least alike", ["id", "text", "cosine"], rows)]
+        right = np.array(predicted.right, np.float64)
+        off = (rankdata(cosines) - rankdata(right)) / len(right)
+        table = furthest("Largest differences of ranks, as shares of all pairs", records, right, cosines, off)
+        return [Chart(np.array([right, cosines]), "right", "cosine"), table]
+
 
 def _loss_for(train: Sequence[Record], given: str) -> str:
     """Returns the loss for pairs with a score, pairs without or triplets. Raises InputError where `given` is another one."""
@@ -148,3 +186,8 @@ def pooling_notes(pooling: Pooling) -> list[str]:
     if others := [name for name, prompt in pooling.prompts.items() if prompt and prompt != pooling.prompt]:
         notes.append(f"the model's prompts {', '.join(others)} are kept, but put before no text: give the texts with them")
     return notes
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Returns the cosine of two vectors [D]."""
+    return float(a @ b / max(1e-12, float(np.linalg.norm(a) * np.linalg.norm(b))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bert_jax.config import InputError, did_you_mean
+from bert_jax.errors import InputError, did_you_mean
 from bert_jax.tasks.classification import Classification, MultiLabel, Regression
 from bert_jax.tasks.kind import Kind
 from bert_jax.tasks.multiple_choice import MultipleChoice
@@ -13,9 +13,12 @@ from bert_jax.tasks.similarity import Similarity
 from bert_jax.tasks.tagging import Tagging
 from bert_jax.tasks.task import Task
 
+classification, multi_label, regression = Classification(), MultiLabel(), Regression()
+tagging, question_answering = Tagging(), QuestionAnswering()
+multiple_choice, similarity = MultipleChoice(), Similarity()
 KINDS: dict[str, Kind] = {
     kind.name: kind
-    for kind in (Classification(), MultiLabel(), Regression(), Tagging(), QuestionAnswering(), MultipleChoice(), Similarity())
+    for kind in (classification, multi_label, regression, tagging, question_answering, multiple_choice, similarity)
 }
 
 _YES_NO = {"0": "not_entailment", "1": "entailment"}
@@ -27,35 +30,35 @@ _SQUAD: dict[str, Any] = dict(num_epochs=2, batch_size=12, learning_rates=(3e-5,
 TASKS: dict[str, Task] = {
     task.name: task
     for task in [
-        Task("cola", "classification", ("sentence",), labels=("unacceptable", "acceptable"),
+        Task("cola", classification, ("sentence",), labels=("unacceptable", "acceptable"),
              words={"0": "unacceptable", "1": "acceptable"}, metrics=("matthews_correlation",),
              header=("source", "label", "star", "sentence")),
-        Task("sst2", "classification", ("sentence",), labels=("negative", "positive"), words={"0": "negative", "1": "positive"}),
-        Task("mrpc", "classification", ("#1 String", "#2 String"), "Quality", ("not_equivalent", "equivalent"),
+        Task("sst2", classification, ("sentence",), labels=("negative", "positive"), words={"0": "negative", "1": "positive"}),
+        Task("mrpc", classification, ("#1 String", "#2 String"), "Quality", ("not_equivalent", "equivalent"),
              {"0": "not_equivalent", "1": "equivalent"}, ("f1", "accuracy"),
              files={"train": ("msr_paraphrase_train",), "test": ("msr_paraphrase_test",)}),
-        Task("stsb", "regression", _PAIR, "score", metrics=("pearson", "spearman"),
+        Task("stsb", regression, _PAIR, "score", metrics=("pearson", "spearman"),
              header=("genre", "filename", "year", "old_index", "score", *_PAIR, "...")),
-        Task("qqp", "classification", ("question1", "question2"), "is_duplicate", ("not_duplicate", "duplicate"),
+        Task("qqp", classification, ("question1", "question2"), "is_duplicate", ("not_duplicate", "duplicate"),
              {"0": "not_duplicate", "1": "duplicate"}, ("f1", "accuracy"), skip_ragged=True),
-        Task("mnli", "classification", _PAIR, "gold_label", _MNLI),
-        Task("qnli", "classification", ("question", "sentence"), labels=_NLI),
-        Task("rte", "classification", _PAIR, labels=_NLI),
-        Task("wnli", "classification", _PAIR, labels=("not_entailment", "entailment"), words=_YES_NO),
-        Task("ax", "classification", _PAIR, labels=_MNLI, metrics=("matthews_correlation",),
+        Task("mnli", classification, _PAIR, "gold_label", _MNLI),
+        Task("qnli", classification, ("question", "sentence"), labels=_NLI),
+        Task("rte", classification, _PAIR, labels=_NLI),
+        Task("wnli", classification, _PAIR, labels=("not_entailment", "entailment"), words=_YES_NO),
+        Task("ax", classification, _PAIR, labels=_MNLI, metrics=("matthews_correlation",),
              files={"test": ("diagnostic", "diagnostic-full")}, test_only=True),
-        Task("squad", "question_answering", metrics=("f1", "exact_match"), defaults=_SQUAD),
-        Task("squad2", "question_answering", metrics=("f1", "exact_match"), defaults=_SQUAD),
-        Task("ner", "tagging", metrics=("entity_f1",)),
-        Task("swag", "multiple_choice", ("sent1", "ending0", "ending1", "ending2", "ending3"), stem="sent2"),
+        Task("squad", question_answering, metrics=("f1", "exact_match"), defaults=_SQUAD),
+        Task("squad2", question_answering, metrics=("f1", "exact_match"), defaults=_SQUAD),
+        Task("ner", tagging, metrics=("entity_f1",)),
+        Task("swag", multiple_choice, ("sent1", "ending0", "ending1", "ending2", "ending3"), stem="sent2"),
         # any file of the user's, columns named on the command line
-        Task("classification", "classification", metrics=("accuracy", "multiclass_macro_f1")),
-        Task("multi_label", "multi_label", metrics=("micro_f1", "macro_f1")),
-        Task("regression", "regression", metrics=("pearson", "spearman")),
-        Task("tagging", "tagging", metrics=("entity_f1",)),
-        Task("question_answering", "question_answering", metrics=("f1", "exact_match"), defaults=_SQUAD),
-        Task("multiple_choice", "multiple_choice"),
-        Task("similarity", "similarity", metrics=("spearman",)),
+        Task("classification", classification, metrics=("accuracy", "multiclass_macro_f1")),
+        Task("multi_label", multi_label, metrics=("micro_f1", "macro_f1")),
+        Task("regression", regression, metrics=("pearson", "spearman")),
+        Task("tagging", tagging, metrics=("entity_f1",)),
+        Task("question_answering", question_answering, metrics=("f1", "exact_match"), defaults=_SQUAD),
+        Task("multiple_choice", multiple_choice),
+        Task("similarity", similarity, metrics=("spearman",)),
     ]
 }  # fmt: skip
 

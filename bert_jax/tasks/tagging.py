@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from bert_jax.data import tags
+from bert_jax.data import files, tags
 from bert_jax.data.batching import PackedBatch
+from bert_jax.data.files import Row, Table
 from bert_jax.data.finetuning import IGNORED, Encoded, Item, per_token, portions
 from bert_jax.data.layout import Layout, Window, cut_windows, most_context
-from bert_jax.data.records import Record, labels_of
+from bert_jax.data.records import Record, labels_of, texts_of
 from bert_jax.data.tokenizer import Encoding
+from bert_jax.disk import write_text
+from bert_jax.errors import InputError, did_you_mean
 from bert_jax.inference import Predictor
 from bert_jax.pretrained import Model
 from bert_jax.tasks import metrics as scoring
+from bert_jax.tasks.cells import checked_text, value_in
 from bert_jax.tasks.common import balanced_weights, class_loss
+from bert_jax.tasks.figures import Cell, Figure, Listing, RecordId, TaggedWords, class_figures, highest
 from bert_jax.tasks.kind import Kind
+from bert_jax.tasks.labels import LabelReader, are_numbers, count_classes, tokens, whole_number
+from bert_jax.tasks.parsing import Columns, File
+from bert_jax.tasks.predictions import tab_line
+from bert_jax.tasks.spans import Spans, checked_spans, read_spans
 from bert_jax.tasks.split import Predicted, Predictions, Split
-from bert_jax.tasks.task import Options
+from bert_jax.tasks.task import Options, Task, TaskData
 from bert_jax.training.losses import Sum
 
 _NOWHERE = np.zeros(0, np.int32)
@@ -37,6 +48,118 @@ class Tagging(Kind):
     has_classes = True
 
     def classes_of(self, label: Any) -> tuple[str, ...]:
+        return tuple(label or ())
+
+    # ---- files
+
+    num_texts = (1, 1)
+    usual_texts = (("words",), ("tokens",), ("word",), ("token",), ("text",), ("sentence",))
+    first_usual = True  # the words are read, not the text that they come from
+    usual_labels = ("tags", "ner_tags", "tag", "labels", "entities", "spans", "ents")
+    label_marks: frozenset[str] = frozenset()  # "-" may be a tag
+
+    def usual_ids(self, task: Task, columns: Sequence[str]) -> Sequence[str]:
+        return [name for name in columns if name.lower() in _SENTENCE_COLUMNS]
+
+    def open(self, path: str, task: Task, data: TaskData, hasher: Any) -> tuple[Table, TaskData]:
+        if files.suffix_of(path) not in files.CONLL_SUFFIXES or _has_sentence_column(path, data):
+            return super().open(path, task, data, hasher)
+        label = whole_number(" ".join(data.label_column) or "-1", "--label-column")
+        word = whole_number(" ".join(data.text_column) or "0", "--text-column")
+        table = files.read_conll(path, label, word, hasher, skip_bad=data.on_error == "skip")
+        return table, data.replace(label_column=(), text_column=())
+
+    def rows(self, table: Table, columns: Columns) -> Iterator[Row]:
+        if columns.id is None:
+            return table.rows
+        return files.sentences_of_words(table.rows, columns.id, (*columns.texts, *columns.labels))
+
+    def read_label(self, reader: LabelReader, value: Any, place: str) -> Any:
+        """Returns tags, or entities by characters. An empty list may be either: `read_row` decides."""
+        if (spans := read_spans(value, f"{place}: the label")) is not None:
+            return spans
+        names = [reader.name(tag, place) for tag in tokens(value, f"{place}: the label") or ()]
+        if not any(names):
+            return None
+        if None in names:
+            at = names.index(None)
+            raise InputError(f"{place}: the label is {reprlib.repr(value)}, not a list of tags: word {at} has none")
+        return tuple(name for name in names if name is not None)
+
+    def is_blank(self, row: Row, columns: Columns) -> bool:
+        value = value_in(row, columns.texts[0])
+        return not value.strip() if isinstance(value, str) else value is None or value == []
+
+    def read_row(self, row: Row, columns: Columns, label: Any, noted: dict[str, list[str]]) -> tuple[tuple[str, ...], Any]:
+        """Returns the words of a sentence and their tags."""
+        (column,) = columns.texts
+        value = row.values[column]
+        if _is_word(row, columns):
+            noted["one word"].append(row.place)
+        if isinstance(value, str) and value.lstrip()[:1] != "[" and (label is None or isinstance(label, Spans)):
+            text = checked_text(row, column, value)
+            spans = checked_spans(row, text, label or ())
+            kept = tags.without_overlaps(spans)
+            noted["overlapping"] += [row.place] * (len(spans) - len(kept))
+            words, found = tags.tagged_words(text, kept)
+            label = None if label is None else tuple(found)
+        else:
+            words = tokens(value, f"{row.place}: {column!r}") or []
+        if isinstance(label, Spans) and label:
+            raise InputError(f"{row.place}: the label has entities by characters, but {column!r} is a list of words, not a text")
+        if isinstance(label, Spans):  # an empty list of tags, for words
+            noted["no tags"].append(row.place)
+            label = None
+        if not words:
+            raise InputError(f"{row.place}: {column!r} has no words")
+        return tuple([checked_text(row, column, word) for word in words]), label
+
+    def checked(self, split: str, file: File, noted: Mapping[str, list[str]]) -> tuple[Sequence[Record], list[str]]:
+        overlapping = noted.get("overlapping", [])
+        file.reader.unlabelled["empty"] += len(noted.get("no tags", []))
+        if 1 < len(file.records) == len(noted.get("one word", [])):
+            found = f"{file.columns.texts[0]!r} has one word in every row, where a row is a sentence"
+            raise InputError(f"{file.path}: {found}; name the column that says which sentence a word is of: --id-column NAME")
+        note = f"warning: {split}: {len(overlapping)} entities left out that overlap longer ones"
+        return file.records, [note] * bool(overlapping)
+
+    def whole_texts(self, texts: tuple[str, ...]) -> tuple[str, ...]:
+        return ("".join(texts),)
+
+    def classes(
+        self, task: Task, train: Sequence[Record], others: Sequence[Sequence[Record]]
+    ) -> tuple[tuple[str, ...], list[str]]:
+        """Returns the model's tags if it has some, else all, those of dev and test too, with "O" first."""
+        for records in [train, *others]:
+            for i, (texts, label) in enumerate(zip(texts_of(records), labels_of(records), strict=True)):
+                if label is not None and len(label) != len(texts):
+                    raise InputError(f"{records[i].place}: {len(texts)} words, but {len(label)} tags")
+        found = {tag for label in labels_of(train) for tag in label or ()}
+        fresh = Counter(tag for records in others for label in labels_of(records) for tag in label or () if tag not in found)
+        if task.labels:
+            if odd := sorted(fresh.keys() - set(task.labels)):
+                near = did_you_mean(odd[0], task.labels)
+                raise InputError(f"tag {odd[0]!r} is none of the model's: {', '.join(task.labels)}{near}")
+            return task.labels, []
+        notes = [f"warning: tag {tag!r} is {n} times in dev or test, never in training" for tag, n in sorted(fresh.items())]
+        return tuple(sorted(found | set(fresh), key=lambda tag: (tag != "O", tag))), notes
+
+    def look_at_labels(self, task: Task, train: Sequence[Record], labels: Sequence[str]) -> list[str]:
+        _, notes = count_classes(task, train, labels, least=2)
+        if tags.entity_tags(labels) is None:
+            more = ". They are numbers: entities are found if the tags are given by name" if are_numbers(labels) else ""
+            notes.append(f"tags are classes of words, without entities (no B-, I- or O): scored by accuracy{more}")
+        elif tags.are_types(labels):
+            notes.append("tags are types of entities, some without B- or I-: adjacent words of one type are one entity")
+        return notes
+
+    def content(self, texts: tuple[str, ...]) -> Hashable:
+        return texts
+
+    def parts(self, texts: tuple[str, ...]) -> tuple[str, ...]:
+        return ()
+
+    def values(self, label: Any) -> tuple[Any, ...]:
         return tuple(label or ())
 
     # ---- training
@@ -116,6 +239,32 @@ class Tagging(Kind):
         commonest = Counter(words).most_common(1)[0][0] if words else None
         return float(np.mean([np.mean([tag == commonest for tag in each]) for each in asked]))
 
+    # ---- report
+
+    def write(self, folder: Path, predicted: Predicted) -> Path:
+        """Writes NAME.conll, a line a word: the word, the right tag where some have one (_ for the others), the predicted tag."""
+
+        def lines() -> Iterator[str]:
+            labelled = predicted.split.labelled
+            for record, given in zip(predicted.records, predicted.values, strict=True):
+                right = ["_"] * len(given) if record.label is None else record.label
+                columns = [record.texts, right, given] if labelled else [record.texts, given]
+                yield from map(tab_line, zip(*columns, strict=True))
+                yield "\n"
+
+        return write_text(folder / f"{predicted.split.name}.conll", lines())
+
+    def mistakes(self, predicted: Predicted, details: Mapping[str, Any]) -> list[Figure]:
+        right, given = predicted.right, predicted.values
+        wrong = np.array([sum(a != b for a, b in zip(*both, strict=True)) for both in zip(right, given, strict=True)])
+        rows: list[list[Cell]] = []
+        for i in highest(wrong > 0, wrong):
+            record = predicted.records[i]
+            words = TaggedWords(record.texts, right[i], given[i])
+            rows.append([RecordId(record.id, record.place), f"{wrong[i]} of {len(right[i])}", words])
+        caption = f"Sentences with most wrong words, of {np.sum(wrong > 0):,}. Over a word: its tag, and a wrong one struck out"
+        return [*class_figures(details), Listing(caption, ["id", "wrong", "words"], rows)]
+
 
 class _TokenLogits(Predictor):
     """The logits of the head for each token."""
@@ -185,3 +334,19 @@ def _loss(split: Split, logits: Sequence[np.ndarray]) -> float | None:
         for own, item in zip(logits, split.encoded.items, strict=True)
     ]
     return float(np.mean(np.concatenate(each))) if any(map(np.size, each)) else None
+
+
+_SENTENCE_COLUMNS = ("sentence #", "sentence_id", "sentence id", "sent_id", "sentence_idx", "sentence_number")
+
+
+def _has_sentence_column(path: str, data: TaskData) -> bool:
+    """Returns True for a table with a word a row: its first line names the column of the sentences."""
+    if files.suffix_of(path) not in files.DELIMITED_SUFFIXES:
+        return False
+    return any(name.strip().lower() in _SENTENCE_COLUMNS or name.strip() == data.id_column for name in files.first_fields(path))
+
+
+def _is_word(row: Row, columns: Columns) -> bool:
+    """Returns True where a row looks like a word and its tag, not like a sentence."""
+    cells = [row.values.get(column) for column in (*columns.texts, *columns.labels)]
+    return len(cells) == 2 and all(isinstance(c, str) and len(c.split()) == 1 and c.lstrip()[0] != "[" for c in cells)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from bert_jax.config import Checked
 
-Kind = Literal[
-    "classification", "multi_label", "regression", "tagging", "question_answering", "multiple_choice", "similarity",
-]  # fmt: skip
+if TYPE_CHECKING:  # a kind takes jax, which a command line can do without
+    from bert_jax.tasks.kind import Kind
 
 
 @dataclass(frozen=True)
@@ -20,18 +19,19 @@ class Task:
     """One row of the table.
 
     Attributes:
-      kind: what is predicted, which decides the head and the loss.
-      texts: columns of the texts; empty: said on the command line, or by the format.
+      name: its name on the command line.
+      kind: what depends on what is predicted: columns, head, loss, scores.
+      texts: columns of the texts; empty: the command line or the format names them.
       label: column of the label.
-      labels: the classes by id; empty: those that the training data has, sorted.
-      words: how files spell a class, where that is not its name in `labels` ("1" -> "positive").
-      header: columns of the files that have no header line, where the task has such; "..." at the end: more may follow.
-      files: names of files beside train.*, dev.*, test.*, for each split.
+      labels: the classes by id; empty: those of the training data, sorted.
+      words: the spelling of a class in the files -> its name in `labels`, where they differ ("1" -> "positive").
+      metrics: names in `metrics.METRICS`; their mean picks the best checkpoint.
+      defaults: fields of FinetuneConfig in which the task's usual setting differs from the general one.
+      header: columns of files without a header line; "..." at the end: more may follow.
+      files: names of files for each split, beside train.*, dev.* and test.*.
       stem: multiple_choice: the column whose text every choice starts with.
-      skip_ragged: whether a line with another number of fields than the header is left out and counted, not an error.
-      test_only: whether there is nothing to train on.
-      metrics: names in metrics.METRICS, the mean of which picks the best checkpoint.
-      defaults: fields of FinetuneConfig where the task's usual setting is not the general one.
+      skip_ragged: leave out and count lines with another number of fields than the header; otherwise they are an error.
+      test_only: there is nothing to train on.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskData(Checked):
-    """Where a task's examples are, and what stands where in them."""
+    """The files of a task, and the columns in them."""
 
     data: str = ""
     (
@@ -67,23 +67,23 @@ class TaskData(Checked):
     label_column: tuple[str, ...] = ()
     (
         "Column of the label; CoNLL files: the number of the column, counted from 0, or from the end as -1; multi_label: also "
-        "several columns of 0 and 1, one a class."
+        "several columns of 0 and 1, one for each class."
     )
     id_column: str | None = None
-    """Column that names an example in the predictions; default: its number."""
+    """Column of the ids that name examples in the predictions; default: their numbers."""
     label_separator: str = ","
-    """multi_label in .csv and .tsv: what stands between two labels."""
+    """multi_label in .csv and .tsv: the text between two labels."""
     unlabelled_mark: tuple[str, ...] | None = None
     (
         "Label cells that mean 'no label', beside empty ones and null. Default: what pandas reads as missing (NA, NaN, None, "
         "null, ...), - and ?, and -1 beside 0, 1, ...; an empty text: none of these."
     )
     quotes: Literal["auto", "csv", "none"] = "auto"
-    """Whether double quotes enclose a field; auto: in .csv yes, in .tsv where the whole file fits that (GLUE's do not)."""
+    """Double quotes enclose fields (csv) or are text (none); auto: csv in .csv, and in .tsv if the whole file fits that."""
     on_error: Literal["raise", "skip"] = "raise"
-    """Lines that cannot be read (of another number of columns, no JSON, not UTF-8): stop, or leave them out and count them."""
+    """Lines that cannot be read (another number of columns, no JSON, not UTF-8): stop, or leave them out and count them."""
     dev_size: float = 0.1
-    """Where there is no file to evaluate on: the share (below 1) or number of training rows held out, drawn by seed 0."""
+    """Without a file to evaluate on: the share (below 1) or number of training rows that are held out, drawn by seed 0."""
     group_column: str | None = None
     """Column whose rows of one value (a speaker, a document, a product) are held out together."""
     max_train_rows: int | None = None

@@ -1,0 +1,142 @@
+"""Tables and charts for report.html, as data: a kind of task makes them, and `bert_jax.report` draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bert_jax.data.records import Record
+from bert_jax.tasks.metrics import softmax
+from bert_jax.tasks.split import Predicted
+
+MOST_ROWS = 20  # in a table of examples
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text from the data, shown in its own direction; a long one is cut to what is around the character at `around`."""
+
+    text: str
+    around: int = 0
+    bold: bool = False
+
+
+@dataclass(frozen=True)
+class RecordId:
+    """The id of a record; its place is shown as the title."""
+
+    id: str
+    place: str
+
+
+@dataclass(frozen=True)
+class TaggedWords:
+    """The words of a sentence near those with a wrong tag: each with its right tag, and a wrong one struck out."""
+
+    words: Sequence[str]
+    right: Sequence[str]
+    predicted: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """An answer or a label that is not there."""
+
+
+Cell = str | int | float | Text | RecordId | TaggedWords | Nothing | tuple[Text, ...]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A table below a heading; floats are shown with four digits."""
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Counts [C, C] of the right class (row) and the predicted one (column)."""
+
+    caption: str
+    names: Sequence[str]
+    counts: np.ndarray
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Points [2, N] (x and y), joined by a line where `joined`; `diagonal` draws the line on which x is y."""
+
+    points: np.ndarray
+    x_name: str
+    y_name: str
+    caption: str = ""
+    joined: bool = False
+    diagonal: bool = False
+
+
+Figure = Listing | Matrix | Chart
+
+
+def example_cells(record: Record, texts: Iterable[str]) -> list[Cell]:
+    """Returns the first two cells of the row of a record: its id and its texts."""
+    return [RecordId(record.id, record.place), tuple(map(Text, texts))]
+
+
+def highest(chosen: np.ndarray, by: np.ndarray) -> list[int]:
+    """Returns the places where `chosen` (bool [N]) is true and `by` [N] is highest, the highest first; at most MOST_ROWS."""
+    places = np.flatnonzero(chosen)
+    return places[np.argsort(-by[places], kind="stable")][:MOST_ROWS].tolist()
+
+
+def class_figures(details: Mapping[str, Any], axes: tuple[str, str] = ("probability", "share that is right")) -> list[Figure]:
+    """Returns the table of each class's scores and the chart of the calibration, where `Kind.details` has them."""
+    found: list[Figure] = []
+    if each := details.get("classes"):
+        columns = list(dict.fromkeys(column for scores in each.values() for column in scores))
+        rows = [[name, *(scores.get(column, "–") for column in columns)] for name, scores in each.items()]
+        found.append(Listing("By label", ["label", *columns], rows))
+    if calibration := details.get("calibration"):
+        points = np.array([(each["confidence"], each["accuracy"]) for each in calibration["bins"]]).T
+        caption = f"Calibration: expected calibration error {calibration['expected_calibration_error']:.4f}"
+        found.append(Chart(points, *axes, caption, joined=True, diagonal=True))
+    return found
+
+
+def furthest(caption: str, records: Sequence[Record], right: np.ndarray, guessed: np.ndarray, off: np.ndarray) -> Listing:
+    """Returns the records whose prediction is furthest from the label, by the size of `off` [N]."""
+    rows = [
+        [*example_cells(records[i], records[i].texts), float(right[i]), float(guessed[i]), float(off[i])]
+        for i in highest(off != 0, abs(off))
+    ]
+    return Listing(caption, ["id", "text", "right", "predicted", "difference"], rows)
+
+
+def surest_mistakes(
+    predicted: Predicted,
+    logits: np.ndarray,
+    right: np.ndarray,
+    texts: Callable[[Record], Sequence[str]],
+    name: Callable[[Record, int], Cell],
+) -> Listing:
+    """Returns the records of a wrong class and a high probability, by logits [N, C] and the right class ids [N].
+
+    Args:
+      predicted: the split.
+      logits: of each class.
+      right: the id of the right class.
+      texts: gives the texts of a record that are shown.
+      name: gives what is shown for a class id of a record.
+    """
+    guessed, sure = logits.argmax(axis=-1), softmax(logits).max(axis=-1)
+    rows = []
+    for i in highest(guessed != right, sure):
+        record = predicted.records[i]
+        shown = (name(record, int(right[i])), name(record, int(guessed[i])), float(sure[i]))
+        rows.append([*example_cells(record, texts(record)), *shown])
+    caption = f"Surest mistakes, of {np.sum(guessed != right):,}"
+    return Listing(caption, ["id", "text", "right", "predicted", "probability"], rows)

@@ -1,0 +1,138 @@
+"""The half of a kind of task that reads files: which columns it takes, and what a row becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from bert_jax.data import files
+from bert_jax.data.files import Row, Table
+from bert_jax.data.records import Record, Records
+from bert_jax.tasks.cells import text_in
+from bert_jax.tasks.labels import MARKS, LabelReader
+from bert_jax.tasks.task import Task, TaskData
+
+PAIRS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("question", "answer"),
+)
+
+
+class Columns(NamedTuple):
+    """The columns that a file is read from; `stem` is that of `Task.stem`."""
+
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
+    id: str | None
+    group: str | None
+    stem: str | None
+
+
+class File(NamedTuple):
+    """What one file holds, and the columns and the reader that its labels were read from and with."""
+
+    path: str
+    records: Sequence[Record]
+    columns: Columns
+    reader: LabelReader
+
+
+class Parsing(Protocol):
+    """How the rows of a file become records; the defaults are for one text or a pair."""
+
+    # ---- columns
+
+    num_texts: tuple[int, float] = (1, 2)  # the least and the most columns of texts
+    usual_texts: tuple[tuple[str, ...], ...] = (*PAIRS, ("text",), ("sentence",))  # read unless others are named
+    first_usual: bool = False  # several of usual_texts may be there: the first is read
+    usual_labels: tuple[str, ...] = ()  # columns of labels that are read unless another is named
+    several_label_columns: bool = False  # the classes may stand in columns of their own, of 0 and 1
+    unlabelled_texts: Mapping[int, str] = {}  # the numbers of texts that have no label, and why
+    labels_are_optional: bool = False  # training rows may have no label, if none has one
+
+    def usual_ids(self, task: Task, columns: Sequence[str]) -> Sequence[str]:
+        """Returns columns of ids that are read unless another is named."""
+        return ("index", "idx") if task.texts else ()
+
+    # ---- rows -> records
+
+    label_marks: frozenset[str] = MARKS  # cells of the label column that mean "no label"
+    unique_ids: bool = False  # two rows of one id are an error; else only where the column of ids is named
+    shared_texts: bool = False  # many records have the same text, which is kept once
+
+    def open(self, path: str, task: Task, data: TaskData, hasher: Any) -> tuple[Table, TaskData]:
+        """Returns the rows of a file, and `data` without the columns that the format itself names."""
+        skip = data.on_error == "skip" or (task.skip_ragged and files.suffix_of(path) in files.DELIMITED_SUFFIXES)
+        return files.read_table(path, data.quotes, hasher, header=task.header, skip_bad=skip), data
+
+    def rows(self, table: Table, columns: Columns) -> Iterator[Row]:
+        """Returns the rows that become a record each."""
+        return table.rows
+
+    def read_label(self, reader: LabelReader, value: Any, place: str) -> Any:
+        """Returns the label in a cell (see Record), None where there is none. Raises InputError for what is no label."""
+
+    def is_blank(self, row: Row, columns: Columns) -> bool:
+        """Returns True for a row that is left out, as there is nothing in it."""
+        return False
+
+    def read_row(self, row: Row, columns: Columns, label: Any, noted: dict[str, list[str]]) -> tuple[tuple[str, ...], Any]:
+        """Returns the texts of a row and its label. Adds places to `noted`, for `checked`."""
+        return tuple([text_in(row, column) for column in columns.texts]), label
+
+    def checked(self, split: str, file: File, noted: Mapping[str, list[str]]) -> tuple[Sequence[Record], list[str]]:
+        """Returns the records of a file that are kept, and lines to show. Raises InputError where the file is of no use."""
+        return file.records, []
+
+    def new_records(self) -> Records | list[Record]:
+        """Returns an empty container for the records of a file."""
+        return [] if self.shared_texts else Records()
+
+    def whole_texts(self, texts: tuple[str, ...]) -> tuple[str, ...]:
+        """Returns the text of each column."""
+        return texts
+
+    # ---- the labels of all splits
+
+    def classes_of(self, label: Any) -> tuple[str, ...]:
+        """Returns the names of the classes in a label."""
+        return ()
+
+    def hides_minus_one(self, task: Task, split: str, train: Sequence[Any]) -> bool:
+        """Returns True where -1 in this split means "no label"; `train` are the labels of training."""
+        return False
+
+    def settle_labels(self, task: Task, files: Mapping[str, File], read: dict[str, Sequence[Record]]) -> tuple[Task, list[str]]:
+        """Replaces labels in `read` that depend on all rows; returns the task with its classes, and lines to show."""
+        return task, []
+
+    def classes(
+        self, task: Task, train: Sequence[Record], others: Sequence[Sequence[Record]]
+    ) -> tuple[tuple[str, ...], list[str]]:
+        """Returns the classes by id, and lines to show. Raises InputError for a label that does not fit."""
+        return (), []
+
+    def look_at_labels(self, task: Task, train: Sequence[Record], labels: Sequence[str]) -> list[str]:
+        """Returns lines about the labels in training. Raises InputError where there is nothing to learn."""
+        return []
+
+    # ---- rows that belong together
+
+    held_out_by_class: bool = False  # of each class its share is held out
+    unit: str = ""  # what is held out whole, where it is more than a row
+    leaked: str = "rows are"  # what stands in two splits
+
+    def content(self, texts: tuple[str, ...]) -> Hashable:
+        """Returns what is equal for records that ask the same, which are held out together; of a pair, either order."""
+        return tuple(sorted(texts[:2]))
+
+    def parts(self, texts: tuple[str, ...]) -> tuple[str, ...]:
+        """Returns the texts that two records may share without asking the same: as many for all records."""
+        return texts[:2] if len(texts) > 1 else ()
+
+    def values(self, label: Any) -> tuple[Any, ...]:
+        """Returns the values in a label; where a split has only one in all, its scores mean little."""
+        return (label,)
