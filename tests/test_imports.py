@@ -24,7 +24,7 @@ ONLY_IN = {
     "tensorflow": [],
     "transformers": [],
 }
-PROGRAMS = ["bert_jax.finetuning", "bert_jax.beam", "bert_jax.pretrain", "bert_jax.plan", "bert_jax.commands"]
+PROGRAMS = ["bert_jax.finetuning", "bert_jax.report", "bert_jax.beam", "bert_jax.pretrain", "bert_jax.plan", "bert_jax.commands"]
 # place: what it may not import
 NEVER = {
     "bert_jax/errors.py": ["jax", "bert_jax."],
@@ -32,9 +32,11 @@ NEVER = {
     "bert_jax/model/config.py": ["jax", "bert_jax.config"],
     "bert_jax/hub.py": ["jax", "bert_jax.model.heads", "bert_jax.training"],
     "bert_jax/workdir.py": ["jax", "bert_jax.data", "bert_jax.model", "bert_jax.training", "bert_jax.inference", *PROGRAMS],
-    "bert_jax/data/": ["jax", "bert_jax.model", "bert_jax.training", "bert_jax.inference", *PROGRAMS],
+    "bert_jax/data/": ["jax", "bert_jax.model", "bert_jax.training", "bert_jax.inference", "bert_jax.tasks", *PROGRAMS],
     "bert_jax/model/": ["bert_jax.data", "bert_jax.training", "bert_jax.inference", *PROGRAMS],
     "bert_jax/training/": ["bert_jax.inference", "bert_jax.data", *PROGRAMS],
+    "bert_jax/tasks/": PROGRAMS,
+    "bert_jax/report/": ["bert_jax.commands", "bert_jax.pretrain", "bert_jax.plan"],
     "bert_jax/finetuning/": ["bert_jax.commands", "bert_jax.pretrain"],
     "bert_jax/inference/": ["bert_jax.training"],
     "bert_jax/formats/": ["jax", "bert_jax.model", "bert_jax.training", "bert_jax.inference"],

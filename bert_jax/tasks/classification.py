@@ -200,7 +200,7 @@ class MultiLabel(Classification):
         return tuple(dict.fromkeys(there))
 
     def settle_labels(self, task: Task, files: Mapping[str, File], read: dict[str, Sequence[Record]]) -> tuple[Task, list[str]]:
-        """Where all cells of a file are empty, it has no labels; lists of 0 and 1 become the classes that they stand for."""
+        """Takes a file whose cells are all empty to have no labels; replaces lists of 0 and 1 by the classes they stand for."""
         for split, file in files.items():
             if file.reader.blank == len(file.records):
                 read[split] = with_labels(file.records, [None] * len(file.records))
@@ -295,21 +295,15 @@ class MultiLabel(Classification):
         return [*class_figures(details, axes), Listing("Surest mistakes", header, rows)]
 
 
-class Regression(Classification):
+class Regression(Kind):
     """A value for each text. A prediction is a float."""
 
     name = "regression"
     problem_type = "regression"
-    options: frozenset[str] = frozenset()
-    has_classes = False
-
-    def classes_of(self, label: Any) -> tuple[str, ...]:
-        return ()
 
     # ---- files
 
     usual_labels = ("score",)
-    held_out_by_class = False
 
     def read_label(self, reader: LabelReader, value: Any, place: str) -> Any:
         return reader.number(value, place)
@@ -317,19 +311,12 @@ class Regression(Classification):
     def hides_minus_one(self, task: Task, split: str, train: Sequence[Any]) -> bool:
         return hides_minus_one_beside_numbers(split, train)
 
-    def classes(
-        self, task: Task, train: Sequence[Record], others: Sequence[Sequence[Record]]
-    ) -> tuple[tuple[str, ...], list[str]]:
-        return (), []
-
-    def look_at_labels(self, task: Task, train: Sequence[Record], labels: Sequence[str]) -> list[str]:
-        return []
-
     # ---- training
 
-    def target(self, label: Any, labels: Sequence[str]) -> np.ndarray:
-        """Returns the target of a text: its value, float32."""
-        return np.array(0 if label is None else label, np.float32)
+    def encode(
+        self, records: Sequence[Record], labels: Sequence[str], layout: Layout, limit: int, read: Callable[[str], str] = str
+    ) -> Encoded:
+        return encode_texts(records, layout, limit, read, lambda label: np.array(0 if label is None else label, np.float32))
 
     def loss(self, outputs: dict[str, jax.Array], batch: dict[str, jax.Array], options: Options, model: Model) -> dict[str, Sum]:
         return {"squared_error_loss": losses.squared_error(outputs["logits"][..., 0], batch["labels"], batch["weights"])}
@@ -347,14 +334,6 @@ class Regression(Classification):
         guessed, right = np.array(predicted.values), np.array(predicted.right)
         scores = {name: scoring.METRICS[name](guessed, right) for name in metrics}
         return scores | {"loss": float(np.mean((guessed - right) ** 2))}
-
-    def details(self, predicted: Predicted) -> dict[str, Any]:
-        return {}
-
-    def baseline(
-        self, train: Sequence[Record], dev: Sequence[Sequence[Record]], labels: Sequence[str], metrics: Sequence[str]
-    ) -> float | None:
-        return 0.0
 
     # ---- report
 

@@ -32,7 +32,7 @@ class Columns(NamedTuple):
 
 
 class File(NamedTuple):
-    """What one file holds, and the columns and the reader that its labels were read from and with."""
+    """The records of one file, its columns, and the reader of its labels, which has counted the unlabelled rows."""
 
     path: str
     records: Sequence[Record]
@@ -121,7 +121,7 @@ class Parsing(Protocol):
 
     # ---- rows that belong together
 
-    held_out_by_class: bool = False  # of each class its share is held out
+    held_out_by_class: bool = False  # each class is held out by its share
     unit: str = ""  # what is held out whole, where it is more than a row
     leaked: str = "rows are"  # what stands in two splits
 
