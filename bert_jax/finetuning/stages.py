@@ -165,10 +165,9 @@ def baseline(task: Task, splits: Splits, metric: str | None) -> float | None:
     None where it is not known (a metric of the user's choice, no dev rows), and where a dev split has one label only: there,
     nothing does better than that.
     """
-    dev = list(splits.dev.values())
-    if not dev or metric is not None or any(holdout.only_label(task.kind, rows) for rows in dev):
+    if not splits.dev or metric is not None or any(holdout.only_label(task.kind, rows) for rows in splits.dev.values()):
         return None
-    return task.kind.baseline(splits.train, dev, splits.labels, task.metrics)
+    return task.kind.baseline(splits, task.metrics)
 
 
 def fit_all(trainer: Trainer, workdir: Path, stop: loop.StopRequest) -> list[Outcome]:

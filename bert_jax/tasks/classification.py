@@ -50,6 +50,7 @@ from bert_jax.tasks.labels import (
 from bert_jax.tasks.parsing import File
 from bert_jax.tasks.predictions import write_choices, write_table
 from bert_jax.tasks.split import Predicted, Predictions, Split
+from bert_jax.tasks.splits import Splits
 from bert_jax.tasks.task import Options, Task
 from bert_jax.training import losses
 from bert_jax.training.losses import Sum
@@ -144,10 +145,9 @@ class Classification(Kind):
         found = calibration_of(shares, given, right)
         return {"classes": scoring.class_report(given, right, shares, predicted.labels)} | found
 
-    def baseline(
-        self, train: Sequence[Record], dev: Sequence[Sequence[Record]], labels: Sequence[str], metrics: Sequence[str]
-    ) -> float | None:
-        ids, *asked = ([labels.index(label) for label in labels_of(records)] for records in (train, *dev))
+    def baseline(self, splits: Splits, metrics: Sequence[str]) -> float | None:
+        every = (splits.train, *splits.dev.values())
+        ids, *asked = ([splits.labels.index(label) for label in labels_of(records)] for records in every)
         return float(np.mean([scoring.majority_baseline(name, ids, own) for own in asked for name in metrics]))
 
     # ---- report
@@ -267,9 +267,7 @@ class MultiLabel(Classification):
         classes = scoring.class_report(given, right, shares, predicted.labels, thresholds)
         return {"classes": classes, "calibration": scoring.calibration(shares.ravel(), right.ravel())}
 
-    def baseline(
-        self, train: Sequence[Record], dev: Sequence[Sequence[Record]], labels: Sequence[str], metrics: Sequence[str]
-    ) -> float | None:
+    def baseline(self, splits: Splits, metrics: Sequence[str]) -> float | None:
         return 0.0
 
     # ---- report

@@ -78,9 +78,7 @@ class Kind(Parsing, Protocol):
     def scores(self, predicted: Predicted, metrics: Sequence[str]) -> dict[str, float]:
         """Returns the metrics and other scores of a split, by name."""
 
-    def baseline(
-        self, train: Sequence[Record], dev: Sequence[Sequence[Record]], labels: Sequence[str], metrics: Sequence[str]
-    ) -> float | None:
+    def baseline(self, splits: Splits, metrics: Sequence[str]) -> float | None:
         """Returns the score on dev of a model that learnt nothing; None where it is not known."""
         return 0.0
 

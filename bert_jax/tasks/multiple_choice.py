@@ -35,6 +35,7 @@ from bert_jax.tasks.labels import LabelReader, whole_number
 from bert_jax.tasks.parsing import Columns
 from bert_jax.tasks.predictions import write_choices
 from bert_jax.tasks.split import Predicted, Predictions, Split
+from bert_jax.tasks.splits import Splits
 from bert_jax.tasks.task import Options, Task
 from bert_jax.training.losses import Sum
 
@@ -119,9 +120,7 @@ class MultipleChoice(Kind):
     def details(self, predicted: Predicted) -> dict[str, Any]:
         return calibration_of(*judged_classes(np.array(predicted.values, np.float64), np.array(predicted.right)))
 
-    def baseline(
-        self, train: Sequence[Record], dev: Sequence[Sequence[Record]], labels: Sequence[str], metrics: Sequence[str]
-    ) -> float | None:
+    def baseline(self, splits: Splits, metrics: Sequence[str]) -> float | None:
         return None
 
     # ---- report

@@ -182,11 +182,9 @@ class QuestionAnswering(Kind):
         scores = scoring.squad_scores(answers(predicted)[0], golds)
         return scores | ({} if threshold is None else {"null_threshold": threshold})
 
-    def baseline(
-        self, train: Sequence[Record], dev: Sequence[Sequence[Record]], labels: Sequence[str], metrics: Sequence[str]
-    ) -> float | None:
+    def baseline(self, splits: Splits, metrics: Sequence[str]) -> float | None:
         """Returns the score of answering no question."""
-        return float(np.mean([np.mean([not label for label in labels_of(records)]) for records in dev]))
+        return float(np.mean([np.mean([not label for label in labels_of(records)]) for records in splits.dev.values()]))
 
     # ---- report
 

@@ -33,6 +33,7 @@ from bert_jax.tasks.parsing import Columns, File
 from bert_jax.tasks.predictions import tab_line
 from bert_jax.tasks.spans import Spans, checked_spans, read_spans
 from bert_jax.tasks.split import Predicted, Predictions, Split
+from bert_jax.tasks.splits import Splits
 from bert_jax.tasks.task import Options, Task, TaskData
 from bert_jax.training.losses import Sum
 
@@ -229,13 +230,12 @@ class Tagging(Kind):
         each = _each_tag(predicted) if both is None else scoring.entity_report(*both)
         return {"classes": dict(sorted(each.items(), key=lambda item: -item[1]["support"]))}
 
-    def baseline(
-        self, train: Sequence[Record], dev: Sequence[Sequence[Record]], labels: Sequence[str], metrics: Sequence[str]
-    ) -> float | None:
+    def baseline(self, splits: Splits, metrics: Sequence[str]) -> float | None:
         """Returns the score of no entity or, where tags are classes, of giving every word the most frequent tag."""
-        if tags.entity_tags(labels) is not None:
+        if tags.entity_tags(splits.labels) is not None:
             return 0.0
-        words, *asked = ([tag for label in labels_of(records) for tag in label] for records in (train, *dev))
+        every = (splits.train, *splits.dev.values())
+        words, *asked = ([tag for label in labels_of(records) for tag in label] for records in every)
         commonest = Counter(words).most_common(1)[0][0] if words else None
         return float(np.mean([np.mean([tag == commonest for tag in each]) for each in asked]))
 
