@@ -1,8 +1,8 @@
 """Checkpoints of a training state by Orbax: asynchronous, atomic, and checked when read. Orbax is imported only here.
 
-Orbax does not notice a flipped bit in the numbers (a zstd block that did not shrink has no checksum), takes an empty
-folder for the newest checkpoint, and cannot start beside a torn metrics file. So each checkpoint has, next to `state`,
-a `meta` item: the step, the caller's meta, the ranking metric, checksums of each array and of itself. What differs is damage.
+Orbax does not notice a flipped bit in the numbers (a zstd block that did not shrink has no checksum), takes an empty folder for
+the newest checkpoint, and cannot start beside an incomplete metrics file. So each checkpoint has, next to `state`, an item
+`meta`: the step, the caller's meta, the ranking metric, and checksums of each array and of itself. A difference is damage.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -22,15 +23,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
+from jaxtyping import PyTree
 
 from bert_jax.config import InputError
 from bert_jax.disk import seal
 
-PyTree = Any
-
 
 class _Damaged(Exception):
-    """This checkpoint cannot be used; the text is the reason."""
+    """Raised where a checkpoint cannot be used; the text is the reason."""
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:
@@ -38,13 +38,13 @@ def _not_orbax(record: logging.LogRecord) -> bool:
 
 
 def _hush() -> None:
-    """Keeps from the terminal what Orbax adds to an error that it raises: pages of log, and reads that end after it."""
+    """Keeps from the terminal the pages of log and the unfinished reads that Orbax adds to an error that it raises."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_not_orbax)
     hook = sys.unraisablehook
 
-    def filtered(unraisable: Any) -> None:
-        code = getattr(unraisable.object, "cr_code", None)  # of a coroutine
+    def filtered(unraisable: sys.UnraisableHookArgs) -> None:
+        code = getattr(unraisable.object, "cr_code", None)  # present in a coroutine
         if str(unraisable.exc_value) != "Event loop is closed" and "orbax" not in getattr(code, "co_filename", ""):
             hook(unraisable)
 
@@ -53,7 +53,7 @@ def _hush() -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """An error of Orbax or TensorStore as one readable line: the innermost cause, without the dump of its spec."""
+    """Returns an error of Orbax or TensorStore as one line: the innermost cause, without the dump of its spec."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = re.split(r" \[(?:tensorstore_spec|source locations)", str(error))[0]
@@ -65,7 +65,7 @@ def _reason(error: BaseException) -> str:
 
 @jax.jit
 def _checksum(x: jax.Array) -> jax.Array:
-    """The bits of `x` summed modulo 2**32: the same on any sharding, and another after any one flipped bit."""
+    """Returns the sum of the bits of `x` modulo 2**32: equal for any sharding, and different after one flipped bit."""
     unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
     bits = x.astype(unsigned) if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, unsigned)
     return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
@@ -76,17 +76,17 @@ def _named(tree: PyTree) -> dict[str, Any]:
 
 
 def _arrays(tree: PyTree) -> dict[str, list]:
-    """name -> [dtype, shape, checksum] of each array; one after another, as these sums may cross hosts."""
+    """Returns name -> [dtype, shape, checksum] of each array; one after another, as the sums may cross hosts."""
     return {n: [str(x.dtype), list(x.shape), int(_checksum(x))] for n, x in _named(tree).items()}
 
 
 def _empty(tree: PyTree) -> list[str]:
-    """Names of the parts without arrays: they too tell one optimizer's state from another's."""
+    """Returns the names of the parts without arrays, which also tell one optimizer's state from another's."""
     parts = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: not jax.tree.leaves(x))
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, x in parts if not jax.tree.leaves(x)]
 
 
-def _template(x: Any) -> jax.ShapeDtypeStruct:
+def _template(x: jax.Array | np.ndarray | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     sharding = getattr(x, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     sharding.shard_shape(np.shape(x))  # a ValueError here is the caller's; later it would look like damage
     return jax.ShapeDtypeStruct(np.shape(x), x.dtype if hasattr(x, "dtype") else jnp.result_type(x), sharding=sharding)
@@ -115,9 +115,14 @@ def _check_same_model(folder: epath.Path, record: dict, like: PyTree) -> None:
 class Checkpointer:
     """Orbax checkpoints of a training state: async, atomic, the last `keep` and the best.
 
-    `best_metric` names the entry of `metrics` that ranks them (lower is better; None: none is best). `report` gets a
-    line for each damaged one. `read_only` leaves the folder as it is: a run may be saving there. All processes of
-    a multi-host run make the same calls.
+    All processes of a multi-host run make the same calls.
+
+    Args:
+      directory: The folder, or a URL.
+      keep: The number of the newest checkpoints that are kept.
+      best_metric: The entry of `metrics` that ranks checkpoints, lower being better; None ranks none.
+      report: Receives a line for each damaged checkpoint.
+      read_only: Leaves the folder as it is, where a run may be saving.
 
     Raises:
       InputError: `directory` cannot be created or read.
@@ -125,7 +130,7 @@ class Checkpointer:
 
     def __init__(
         self,
-        directory: Any,
+        directory: str | os.PathLike[str],
         keep: int = 3,
         best_metric: str | None = "eval/masked_lm_loss",
         report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
@@ -165,7 +170,7 @@ class Checkpointer:
 
     @property
     def best_step(self) -> int | None:
-        """The step whose checkpoint has the lowest `best_metric`, the newer of equals; None if none has it."""
+        """The step of the lowest `best_metric`, the newer of equals; None where no checkpoint has the metric."""
         return min((s for s in reversed(self.steps) if s in self._metrics), key=self._metrics.__getitem__, default=None)
 
     def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
@@ -191,7 +196,7 @@ class Checkpointer:
         record = json.loads(json.dumps(known))
         record["crc32"] = seal(record)
         self._saving = step
-        self._metrics.pop(step, None)  # of a damaged one that was moved aside
+        self._metrics.pop(step, None)  # left by a damaged one that was moved aside
         self._metrics.update((step, v) for v in ranked.values())
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(record))
         with self._failures_named():

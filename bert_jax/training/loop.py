@@ -1,4 +1,4 @@
-"""fit and evaluate: take callables, know no model and no dataset."""
+"""The training loop and evaluation; they take callables and know no model and no dataset."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from bert_jax.config import InputError
+from bert_jax.training.losses import Sum
 from bert_jax.training.steps import TrainState
 
-Batch = dict[str, np.ndarray]
+HostBatch = dict[str, np.ndarray]
+T = TypeVar("T")
 
 
 class Log(Protocol):
-    """What the loop asks of a writer."""
+    """The part of a writer that the loop uses."""
 
     def scalars(self, step: int, values: dict[str, float]) -> None: ...
     def timing(self, step: int, values: dict[str, float]) -> None: ...
@@ -29,24 +33,24 @@ class Log(Protocol):
 
 
 class Diverged(InputError):
-    """Too many updates in a row were not finite."""
+    """Raised where too many updates in a row were not finite."""
 
 
 class StopRequest:
-    """Set by SIGTERM and SIGINT, so that the loop ends behind the step it is in; a second signal ends it at once.
+    """A context in which SIGTERM and SIGINT end the loop after the current step; a second signal ends it at once.
 
-    An evaluation may set `enough`: then the loop ends behind it. `agreed` (whether to stop) takes the place of signals
-    where several processes must end behind the same step.
+    An evaluation may set `enough` to end the loop after it. Where several processes have to end after the same step, `agreed`,
+    which returns True to stop, replaces the signals.
     """
 
     def __init__(self, agreed: Callable[[], bool] | None = None) -> None:
         self.signal: int | None = None
         self.enough = False
         self._agreed = agreed
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def asked(self) -> bool:
-        """Whether to end behind this step; called once a step."""
+        """Returns True where the loop is to end after this step; called once a step."""
         if self._agreed is not None and self.signal is None and self._agreed():
             self.signal = signal.SIGTERM
         return self.signal is not None
@@ -70,7 +74,7 @@ class StopRequest:
 
 @dataclass(frozen=True)
 class Cadence:
-    """How far, and how often what."""
+    """The number of steps, and the numbers of steps between log lines, evaluations and checkpoints."""
 
     num_steps: int
     log_every: int
@@ -81,15 +85,21 @@ class Cadence:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step processes, for tokens/s and MFU."""
+    """The work of a step, from which tokens/s and MFU are computed.
 
-    tokens: Callable[[Batch], int]  # real ones, padding left out
+    Attributes:
+      tokens: Counts the tokens of a batch without padding.
+      flops: FLOPs of a step on all devices.
+      peak_flops: Peak FLOP/s of all devices together, or None where it is not known.
+    """
+
+    tokens: Callable[[HostBatch], int]
     flops: float
-    peak_flops: float | None  # of all devices together
+    peak_flops: float | None
 
 
 class _Clock:
-    """Wall time since the last line, the part of it spent waiting for data, and the tokens that passed."""
+    """Measures the time since the last line, the time spent waiting for data, and the tokens trained on."""
 
     def __init__(self, cost: Cost) -> None:
         self.cost = cost
@@ -110,7 +120,7 @@ class _Clock:
         return values
 
 
-class _Account:
+class _MetricsReader:
     """Reads the metrics of a step and logs them, one step behind the dispatch."""
 
     def __init__(self, cadence: Cadence, log: Log, clock: _Clock, first_loss: float | None) -> None:
@@ -119,7 +129,7 @@ class _Account:
         self.shown: dict[str, float] = {}
 
     def settle(self) -> None:
-        """Waits for the pending step, so that no more than two are under way, and logs it where it is its turn."""
+        """Waits for the pending step, so that at most two are in flight, and logs it at the cadence."""
         if self.pending is None:
             return
         (step, on_device), self.pending = self.pending, None
@@ -147,61 +157,74 @@ class _Account:
 
 def fit(
     state: TrainState,
-    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
-    batches: Iterator[Batch],
-    put: Callable[[Batch], Any],
+    train_step: Callable[[TrainState, PyTree], tuple[TrainState, dict[str, jax.Array]]],
+    batches: Iterator[HostBatch],
+    put: Callable[[HostBatch], PyTree],
     cadence: Cadence,
-    evaluate: Callable[[Any], dict[str, float]],
+    evaluate: Callable[[PyTree], dict[str, float]],
     save: Callable[[TrainState, dict[str, float]], None],
     log: Log,
     stop: StopRequest,
     cost: Cost,
     first_loss: float | None = None,
 ) -> TrainState:
-    """Trains from `state.step` to `cadence.num_steps`, or until `stop`.
+    """Trains from `state.step` to `cadence.num_steps`, or until `stop`; returns the last state.
 
-    Step n + 1 is dispatched before the metrics of step n are read, so the device does not wait for the host. `evaluate`
-    (params -> values) and `save` (state, last evaluation) run at their cadences and at the end; all metrics up to a step
-    are on disk before it is saved. `first_loss` is what the loss of step 1 should be near.
+    Step n + 1 is dispatched before the metrics of step n are read, so the device does not wait for the host. All metrics up to a
+    step are on disk before the step is saved.
 
-    Raises Diverged where `cadence.max_skipped` updates in a row were not finite, naming the steps.
+    Args:
+      state: The state to start from.
+      train_step: (state, batch on the devices) -> (state, metrics).
+      batches: The batches of this process, from `state.step` on.
+      put: Moves a batch to the devices.
+      cadence: When to log, evaluate, save and end.
+      evaluate: params -> values, called at its cadence and at the end.
+      save: Called with the state and the last evaluation, at its cadence and at the end.
+      log: Receives metrics, times and messages.
+      stop: Ends the loop early.
+      cost: The work of a step.
+      first_loss: The expected loss of an untrained model; a loss of step 1 that is 1 away from it is warned of.
+
+    Raises:
+      Diverged: `cadence.max_skipped` updates in a row were not finite; the message names the steps.
     """
-    step = int(np.max(state.step))  # of several runs in one program, that of those that go on
-    account = _Account(cadence, log, _Clock(cost), first_loss)
+    step = int(np.max(state.step))  # several runs in one program: the step of those that continue
+    reader = _MetricsReader(cadence, log, _Clock(cost), first_loss)
     stopped = stop.signal is not None
     while step < cadence.num_steps and not stopped and not stop.enough:
         asked = time.perf_counter()
         batch = next(batches)
-        account.clock.waited += time.perf_counter() - asked
+        reader.clock.waited += time.perf_counter() - asked
         state, metrics = train_step(state, put(batch))
-        account.settle()
+        reader.settle()
         step += 1
-        account.clock.steps += 1
-        account.clock.tokens += cost.tokens(batch)
-        account.pending = step, metrics
-        log.progress(step, **account.shown)
+        reader.clock.steps += 1
+        reader.clock.tokens += cost.tokens(batch)
+        reader.pending = step, metrics
+        log.progress(step, **reader.shown)
         evaluation: dict[str, float] = {}
         if step % cadence.eval_every == 0 or step == cadence.num_steps:
-            account.settle()
+            reader.settle()
             evaluation = evaluate(state.params)
             log.scalars(step, evaluation)
             log.message(f"step {step}: " + "  ".join(f"{name.removeprefix('eval/')} {v:.4f}" for name, v in evaluation.items()))
-            account.clock.restart()
-        stopped = stop.asked()  # behind the evaluation, which may take long
+            reader.clock.restart()
+        stopped = stop.asked()  # after the evaluation, which may take long
         if step % cadence.checkpoint_every == 0 or step == cadence.num_steps or stopped:
-            account.settle()
+            reader.settle()
             log.flush()
             save(state, evaluation)
-    account.settle()
+    reader.settle()
     log.flush()
     return state
 
 
-def profiled(step: Callable[..., Any], skip: int, count: int, directory: Any) -> Callable[..., Any]:
-    """`step`, which writes a trace of its calls number `skip` + 1 to `skip` + `count`."""
+def profiled(step: Callable[..., T], skip: int, count: int, directory: Path) -> Callable[..., T]:
+    """Returns `step`, which writes a trace of its calls number `skip` + 1 to `skip` + `count`."""
     calls = 0
 
-    def traced(*args: Any) -> Any:
+    def traced(*args: PyTree) -> T:
         nonlocal calls
         if calls == skip:
             jax.profiler.start_trace(directory)
@@ -216,14 +239,20 @@ def profiled(step: Callable[..., Any], skip: int, count: int, directory: Any) ->
 
 
 def evaluate_sums(
-    eval_step: Callable[[Any, Any], dict[str, Any]],
-    params: Any,
-    batches: Iterable[Batch],
-    put: Callable[[Batch], Any],
+    eval_step: Callable[[PyTree, PyTree], dict[str, Sum]],
+    params: PyTree,
+    batches: Iterable[HostBatch],
+    put: Callable[[HostBatch], PyTree],
     weights: dict[str, float],
 ) -> dict[str, float]:
-    """Means over all `batches` of what `eval_step` sums; `weights` are the sums' weights that all examples add up to."""
-    total: dict[str, Any] = {}
+    """Returns the means over all `batches` of the sums of `eval_step`.
+
+    `weights` gives, by name, the weight that all examples together have.
+
+    Raises:
+      AssertionError: The batches add up to another weight.
+    """
+    total: dict[str, tuple[float, float]] = {}
     for batch in batches:
         sums = jax.device_get(eval_step(params, put(batch)))
         total = {n: (s.total + total[n][0], s.weight + total[n][1]) if total else (s.total, s.weight) for n, s in sums.items()}

@@ -1,9 +1,9 @@
-"""Several processes as one job: how they find each other, agree, and end together.
+"""Several processes as one job: they find each other, agree, and end together.
 
-JAX's own rules: a process that is gone ends the others by SIGABRT behind the heartbeat's time-out, with the reason on their
-stderr; one that raised waits for the others at its exit, for up to five minutes, while they wait for it; one that hangs is
-waited for without end. So a process that fails leaves at once (`console.run`), and one that gets no step done ends itself
-(`Watchdog`).
+JAX's own behaviour: a process that is gone ends the others by SIGABRT after the heartbeat's time-out, with the reason on their
+stderr. A process that raised waits for the others at its exit for up to five minutes, while they wait for it. A process that
+hangs is waited for without end. So a process that fails leaves at once (`console.run`), and one that finishes no step ends
+itself (`Watchdog`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 import traceback
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -36,17 +36,20 @@ STUCK = 75  # exit status: a temporary failure (sysexits.h), worth a restart
 
 
 def connect(cfg: ParallelConfig) -> None:
-    """Joins the other processes, if there are any; call it before anything else of JAX. Twice is once.
+    """Joins the other processes, if there are any; call it before anything else of JAX. A second call does nothing.
 
-    Raises InputError where they cannot be reached within `initialization_timeout`, naming the address and, in process 0, who has
-    not come; where the environment says who they are, JAX waits for them, and aborts.
+    Where the environment names the processes (TPU pods, Slurm, Open MPI), JAX waits for them, and aborts at its time-out.
+
+    Raises:
+      InputError: They cannot be reached within `initialization_timeout`. The message names the address and, in process 0, the
+        processes that are missing.
     """
     wanted = cfg.coordinator is not None or _environment_has_several() if cfg.multihost is None else cfg.multihost
     if not wanted or jax.distributed.is_initialized():
         return
     if cfg.coordinator is not None and cfg.num_processes is not None:
         _meet(cfg.coordinator, cfg.num_processes, cfg.process_id or 0, cfg.initialization_timeout)
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of no effect on TPU and GPU
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # has no effect on TPU and GPU
     try:
         jax.distributed.initialize(
             cfg.coordinator, cfg.num_processes, cfg.process_id, initialization_timeout=cfg.initialization_timeout,
@@ -61,7 +64,7 @@ def connect(cfg: ParallelConfig) -> None:
 
 
 def _environment_has_several() -> bool:
-    """Whether a TPU pod's, Slurm's or Open MPI's variables speak of several processes."""
+    """Returns True where the variables of a TPU pod, Slurm or Open MPI name several processes."""
     counts = (os.environ.get(name, "") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
     started = "SLURM_PROCID" in os.environ or "OMPI_COMM_WORLD_RANK" in os.environ  # not so in a shell of salloc
     return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or (started and any(n.isdigit() and int(n) > 1 for n in counts))
@@ -93,7 +96,7 @@ _GREETING = b"bert_jax process "
 
 
 def _gather(address: str, count: int, give_up: float) -> list[int]:
-    """Lets the others in at the coordinator's port, all at once when all have come; else the numbers of those missing."""
+    """Releases the other processes at the coordinator's port once all have come; returns the numbers of the missing."""
     both = socket.has_dualstack_ipv6()
     port = int(address.rpartition(":")[2])
     try:
@@ -121,7 +124,7 @@ def _gather(address: str, count: int, give_up: float) -> list[int]:
 
 
 def _greet(address: str, number: int, give_up: float) -> str:
-    """Waits at process 0's port until all have come; else why not."""
+    """Waits at process 0's port until all have come; returns the reason if they do not, else an empty string."""
     host, _, port = address.rpartition(":")
     reason = "nothing listens there"
     while (left := give_up - time.monotonic()) > 0:
@@ -139,7 +142,7 @@ def _greet(address: str, number: int, give_up: float) -> str:
 
 
 def _knock(address: str) -> str:
-    """Why nothing listens at HOST:PORT; empty where something does."""
+    """Returns the reason why nothing listens at HOST:PORT, or an empty string where something does."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
@@ -149,15 +152,15 @@ def _knock(address: str) -> str:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """Returns True in the process that writes and prints."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Waits until all processes are here, for as long as that takes.
+    """Waits until all processes arrive, for as long as that takes.
 
-    By the coordination service, not by a collective: that of CPUs (gloo) gives up after 30 seconds, and what the first process
-    makes for all may take hours.
+    The coordination service implements it, not a collective: those of CPUs (gloo) give up after 30 seconds, and the work of the
+    first process for all may take hours.
     """
     if jax.process_count() > 1:
         client = distributed.global_state.client  # JAX has no public barrier but a collective
@@ -166,7 +169,7 @@ def barrier(name: str) -> None:
 
 
 def first_then_others(make: Callable[[], T]) -> T:
-    """`make()` in process 0, then in the others: on a disk that they share they find what it has made."""
+    """Calls `make()` in process 0, then in the others, which find the results of process 0 on a shared disk."""
     if is_first():
         made = make()
         barrier("made by the first")
@@ -175,20 +178,25 @@ def first_then_others(make: Callable[[], T]) -> T:
     return make()
 
 
-def from_first(value: Any) -> Any:
-    """Process 0's value (JSON, NaN too), everywhere."""
+def from_first(value: T) -> T:
+    """Returns process 0's value in every process; it must be JSON, in which NaN is allowed."""
     if jax.process_count() == 1:
         return value
     text = json.dumps(value).encode()
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     own = np.frombuffer(text.ljust(size)[:size], np.uint8)
-    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(own)).tobytes())
+    received: T = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(own)).tobytes())
+    return received
 
 
 def check_equal(what: str, value: str) -> None:
-    """Raises InputError in all processes unless all have the same text, naming those that differ from process 0.
+    """Checks that all processes have the same text.
 
-    They part before it, together: one that ended first would have JAX abort the others before they can say why.
+    On a difference all processes first shut JAX's job down together: if one ended before the others, JAX would abort them before
+    they could print the reason.
+
+    Raises:
+      InputError: In all processes, naming those that differ from process 0.
     """
     if jax.process_count() == 1:
         return
@@ -204,14 +212,14 @@ def check_equal(what: str, value: str) -> None:
 
 
 def stop_agreed() -> Callable[[], bool] | None:
-    """Of several processes: whether SIGTERM reached any of them, which all hear of in the same call. None for a single one."""
+    """Returns a function that is True in all processes in the same call after SIGTERM reached one; None for one process."""
     return (lambda: bool(multihost_utils.reached_preemption_sync_point(next(_calls)))) if jax.process_count() > 1 else None
 
 
 class Watchdog:
-    """Ends a process of several in which `seconds` pass between two beats, saying why; of a single process never.
+    """Ends a process of several, with the reason on stderr, where `seconds` pass between two beats; never a single process.
 
-    The first beat starts the time: what is compiled before it takes as long as it takes.
+    The first beat starts the clock, so compilation before it may take any time.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -220,14 +228,14 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def beat(self) -> None:
-        """Something went on."""
+        """Records progress."""
         if self._last != float("inf"):
             self._last = time.monotonic()
 
     def watched(self, function: Callable[..., T]) -> Callable[..., T]:
-        """`function`, each call of which is a beat."""
+        """Returns `function` with a beat at each call."""
 
-        def beating(*args: Any, **kwargs: Any) -> T:
+        def beating(*args: object, **kwargs: object) -> T:
             self.beat()
             return function(*args, **kwargs)
 

@@ -1,8 +1,8 @@
-"""What a run tells: metrics.jsonl, TensorBoard events and the console. No jax in here.
+"""The writer of a run: metrics.jsonl, TensorBoard events and the console. No jax in here.
 
-metrics.jsonl is the record: one JSON object a line, `step` first, then the keys in the order given. Two runs of one
-seed write the same bytes, but for the lines of `"kind": "timing"`. Floats are written by repr, so they read back to the
-bit; JSON has no NaN, so those that are not finite are the strings "nan", "inf" and "-inf", which `read` turns back.
+metrics.jsonl has one JSON object a line: `step` first, then the keys in the order given. Two runs of one seed write the same
+bytes except for the lines of `"kind": "timing"`. Floats are written by repr, so they read back exactly. JSON has no NaN, so
+non-finite values are the strings "nan", "inf" and "-inf", which `read` converts back.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import rich.console
 import rich.progress
@@ -29,6 +29,13 @@ from bert_jax.config import InputError
 SECONDS_BETWEEN_LINES = 10.0
 
 
+class _Scalar(Protocol):
+    def item(self) -> int | float: ...
+
+
+Number = int | float | _Scalar
+
+
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
     try:
@@ -38,13 +45,13 @@ def _naming(path: Path) -> Iterator[None]:
         raise InputError(f"{path} cannot be written or read: {error.strerror or error}; {fix}") from error
 
 
-def _plain(value: Any) -> int | float:
-    """A Python number for a NumPy, JAX or Python one."""
-    value = value.item() if hasattr(value, "item") else value
-    return value if isinstance(value, int) else float(value)
+def _plain(value: Number) -> int | float:
+    """Returns a Python number for a NumPy, JAX or Python number."""
+    number = value if isinstance(value, int | float) else value.item()
+    return number if isinstance(number, int) else float(number)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Number | str) -> str:
     if isinstance(value, str):
         return value
     value = _plain(value)
@@ -56,15 +63,23 @@ def _shown(value: Any) -> str:
 class Writer:
     """metrics.jsonl, TensorBoard events and the live console of one run; one process of a run has one.
 
-    `start_step` is the step that was restored (0: a new run): TensorBoard forgets what it has seen past it, and the
-    time left is computed from it. Call `cut` first. `console` False shows nothing. `lines` is how many lines of metrics (not of
-    times) the file has: kept with a checkpoint, it tells `cut` whether some were lost.
+    Call `cut` before making one. A checkpoint keeps `lines`, the number of lines of metrics (without times) in the file, so that
+    `cut` can tell whether lines were lost.
+
+    Args:
+      workdir: The local folder of the run.
+      num_steps: The last step.
+      start_step: The step that was restored, 0 for a new run. TensorBoard drops later events, and the time left counts from it.
+      console: False shows nothing on the console.
+      tensorboard: False writes no TensorBoard events.
 
     Raises:
       InputError: `workdir` is not a local folder that can be written; so do all methods that write.
     """
 
-    def __init__(self, workdir: Any, num_steps: int, start_step: int = 0, console: bool = True, tensorboard: bool = True) -> None:
+    def __init__(
+        self, workdir: str | os.PathLike[str], num_steps: int, start_step: int = 0, console: bool = True, tensorboard: bool = True
+    ) -> None:
         if "://" in str(workdir):
             raise InputError(f"metrics.jsonl cannot grow in {workdir}: give a local --workdir")
         self.path, self._folder = Path(workdir) / "metrics.jsonl", Path(workdir) / "tensorboard"
@@ -92,9 +107,9 @@ class Writer:
             self._task = self._bar.add_task("", total=num_steps, completed=start_step, shown="")
             self._bar.start()
 
-    def _write(self, head: dict[str, Any], values: dict[str, float]) -> None:
+    def _write(self, step: int, values: dict[str, float], **head: str) -> None:
         plain = {name: _plain(value) for name, value in values.items()}
-        line = head | {name: v if math.isfinite(v) else str(v) for name, v in plain.items()}
+        line = {"step": int(step), **head} | {name: v if math.isfinite(v) else str(v) for name, v in plain.items()}
         data = json.dumps(line, allow_nan=False).encode() + b"\n"
         with _naming(self.path):
             while data:
@@ -102,23 +117,23 @@ class Writer:
         if self._events is not None:
             with _naming(self._folder):
                 for name, value in plain.items():
-                    self._event(step=head["step"], summary=scalar(name, float(value)))
+                    self._event(step=int(step), summary=scalar(name, float(value)))
 
-    def _event(self, **fields: Any) -> None:
+    def _event(self, **fields: object) -> None:
         self._events.write(Event(wall_time=time.time(), **fields).SerializeToString())
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Appends one line of metrics; the same metrics go to TensorBoard."""
-        self._write({"step": int(step)}, values)
+        self._write(step, values)
         self.lines += 1
         if any(name.startswith("eval/") for name in values):
             self._last_line = -math.inf  # the next progress is worth a line
 
     def timing(self, step: int, values: dict[str, float]) -> None:
         """Appends a line of its own for what differs from run to run: times and speeds."""
-        self._write({"step": int(step), "kind": "timing"}, values)
+        self._write(step, values, kind="timing")
 
-    def progress(self, step: int, **shown: Any) -> None:
+    def progress(self, step: int, **shown: Number | str) -> None:
         """Moves the bar, or prints a line: at first, at the end, after an evaluation, and every ten seconds."""
         now = time.monotonic()
         last = step >= self._num_steps
@@ -146,7 +161,7 @@ class Writer:
             print(text, file=sys.stderr, flush=True)
 
     def flush(self) -> None:
-        """Brings metrics.jsonl to the disk, so that no checkpoint is ahead of it: call it before one is saved."""
+        """Flushes metrics.jsonl to the disk; called before each checkpoint, so that no checkpoint is ahead of it."""
         with _naming(self.path):
             os.fsync(self._file.fileno())
         if self._events is not None:
@@ -154,7 +169,7 @@ class Writer:
                 self._events.flush()
 
     def close(self) -> None:
-        """Ends the bar and closes the files. Twice is once."""
+        """Ends the bar and closes the files. A second call does nothing."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -170,20 +185,20 @@ class Writer:
 
 
 class Silent:
-    """A writer that tells nothing: of the processes of a run all but the first have one."""
+    """A writer that writes nothing, for all processes of a run but the first."""
 
     lines = 0
 
     def scalars(self, step: int, values: dict[str, float]) -> None: ...
     def timing(self, step: int, values: dict[str, float]) -> None: ...
-    def progress(self, step: int, **shown: Any) -> None: ...
+    def progress(self, step: int, **shown: Number | str) -> None: ...
     def message(self, text: str) -> None: ...
     def flush(self) -> None: ...
     def close(self) -> None: ...
 
 
-def _parse(path: Any) -> list[tuple[bytes, dict]]:
-    """(bytes, object) of each whole line; a last line that was torn is left out."""
+def _parse(path: str | os.PathLike[str]) -> list[tuple[bytes, dict]]:
+    """Returns (bytes, object) of each line, without an incomplete last line."""
     with _naming(Path(path)):
         lines = Path(path).read_bytes().splitlines()
     parsed = []
@@ -199,8 +214,8 @@ def _parse(path: Any) -> list[tuple[bytes, dict]]:
     return parsed
 
 
-def read(path: Any) -> list[dict]:
-    """The lines of a metrics.jsonl as dictionaries, timing lines too; a torn last line is left out.
+def read(path: str | os.PathLike[str]) -> list[dict]:
+    """Returns the lines of a metrics.jsonl as dictionaries, timing lines included, without an incomplete last line.
 
     Raises:
       InputError: the file cannot be read, or a line before the last is damaged.
@@ -213,11 +228,11 @@ def _recorded_lines(path: Path) -> int:
     return sum(value.get("kind") != "timing" for _, value in _parse(path)) if path.exists() else 0
 
 
-def cut(path: Any, step: int, lines: int = 0) -> int:
-    """Removes the lines past `step` and a torn last one from a metrics.jsonl, atomically; how many these were.
+def cut(path: str | os.PathLike[str], step: int, lines: int = 0) -> int:
+    """Removes lines after `step` and an incomplete last line from a metrics.jsonl, atomically; returns the number removed.
 
-    For a run that starts anew `step` is -1. A file that does not exist has none. `lines` is how many lines of metrics there were
-    when `step` was saved: where fewer are left, a warning on stderr says so.
+    `step` is -1 for a new run. A file that does not exist has no lines. `lines` is the number of lines of metrics at the time
+    `step` was saved; where fewer are left, a warning is printed on stderr.
 
     Raises:
       InputError: the file cannot be read or written, or a line before the last is damaged.
