@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax.config import DataConfig, InputError
-from bert_jax.data import corpus, places
-from bert_jax.data.places import Place, Remote, place
+from bert_jax.data import corpus, store
+from bert_jax.data.store import AnyPath, RemotePath, as_path
 
 _ITEMS_A_FILE = 500
 _IN_PROCESS = "--runner=FnApiRunner"  # Beam's DirectRunner would first fetch another from the network
@@ -38,11 +38,11 @@ def check(cache_dir: str | Path, flags: Sequence[str]) -> None:
     from_flags = _pipeline(flags)
     shutil.rmtree(from_flags.local_tempdir, ignore_errors=True)
     runner = type(from_flags.runner).__name__
-    if "Dataflow" in runner and not isinstance(place(cache_dir), Remote):
+    if "Dataflow" in runner and not isinstance(as_path(cache_dir), RemotePath):
         raise InputError(f"{runner}'s workers do not see {cache_dir}: set --data.cache-dir gs://BUCKET/FOLDER")
 
 
-def make(cfg: DataConfig, tokenizer_folder: Path, cache_dir: str | Path, flags: Sequence[str]) -> Place:
+def make(cfg: DataConfig, tokenizer_folder: Path, cache_dir: str | Path, flags: Sequence[str]) -> AnyPath:
     """`corpus.make` by the workers of Beam's runner; the folder of the finished cache, which those of one machine would make too.
 
     Args:
@@ -53,14 +53,14 @@ def make(cfg: DataConfig, tokenizer_folder: Path, cache_dir: str | Path, flags: 
 
     Raises InputError as `corpus.make` does, and where work was lost on the way; then the same call makes what is missing.
     """
-    passage = place(cache_dir) / f"beam-{uuid.uuid4().hex}"
+    passage = as_path(cache_dir) / f"beam-{uuid.uuid4().hex}"
     try:
-        places.make_folder(passage / "tokenizer")
+        store.make_folder(passage / "tokenizer")
         for file in tokenizer_folder.iterdir():
-            places.write(passage / "tokenizer" / file.name, partial(_copy, file))
+            store.write(passage / "tokenizer" / file.name, partial(_copy, file))
         return corpus.make(cfg, str(passage / "tokenizer"), cache_dir, partial(_run, passage=passage, flags=flags))
     finally:
-        places.remove_folder(passage)
+        store.remove_folder(passage)
 
 
 def _copy(path: Path, file: Any) -> None:
@@ -79,7 +79,7 @@ def _pipeline(flags: Sequence[str]) -> Any:
         raise InputError(f"Beam: {str(error).strip()}") from None
 
 
-def _run(function: Callable[[Any], Any], items: Sequence[Any], what: str, passage: Place, flags: Sequence[str]) -> list[Any]:
+def _run(function: Callable[[Any], Any], items: Sequence[Any], what: str, passage: AnyPath, flags: Sequence[str]) -> list[Any]:
     """[function(item) ...] by Beam's workers: corpus.Run. Results pass through JSON."""
     if not items:
         return []
@@ -87,11 +87,11 @@ def _run(function: Callable[[Any], Any], items: Sequence[Any], what: str, passag
     import apache_beam as beam
 
     folder = passage / what
-    places.make_folder(folder)
+    store.make_folder(folder)
     numbered = list(enumerate(items))
     files = [folder / f"items-{first}.pkl" for first in range(0, len(items), _ITEMS_A_FILE)]
     for i, file in enumerate(files):
-        places.write(file, partial(pickle.dump, numbered[i * _ITEMS_A_FILE : (i + 1) * _ITEMS_A_FILE]))
+        store.write(file, partial(pickle.dump, numbered[i * _ITEMS_A_FILE : (i + 1) * _ITEMS_A_FILE]))
     environment = {name: os.environ[name] for name in ("TFDS_DATA_DIR",) if name in os.environ}
     print(f"{what}: {len(items):,} pieces of work for {type(pipeline.runner).__name__}", file=sys.stderr)
     (
@@ -109,7 +109,7 @@ def _run(function: Callable[[Any], Any], items: Sequence[Any], what: str, passag
 
 
 def _read_items(file: str) -> Iterator[tuple[int, Any]]:
-    yield from pickle.loads(place(file).read_bytes())
+    yield from pickle.loads(as_path(file).read_bytes())
 
 
 def _call(numbered: tuple[int, Any], function: Callable[[Any], Any], folder: str, environment: dict[str, str]) -> None:
@@ -121,14 +121,14 @@ def _call(numbered: tuple[int, Any], function: Callable[[Any], Any], folder: str
         result = {"value": function(item)}
     except InputError as error:
         result = {"error": str(error)}
-    places.write(place(folder) / f"{number}.json", lambda f: f.write(json.dumps(result).encode()))
+    store.write(as_path(folder) / f"{number}.json", lambda f: f.write(json.dumps(result).encode()))
 
 
-def _results(folder: Place, count: int) -> list[Any]:
+def _results(folder: AnyPath, count: int) -> list[Any]:
     """The results in the order of the items, None for a lost one; raises the first item's InputError, as one process would."""
     files = [file for file in folder.iterdir() if file.name.endswith(".json")]
     numbers = [int(file.name.removesuffix(".json")) for file in files]
-    found = dict(zip(numbers, places.each(lambda file: json.loads(file.read_bytes()), files), strict=True))
+    found = dict(zip(numbers, store.each(lambda file: json.loads(file.read_bytes()), files), strict=True))
     for number in sorted(found):
         if "error" in found[number]:
             raise InputError(found[number]["error"])

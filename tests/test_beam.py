@@ -13,12 +13,12 @@ from bert_jax.config import DataConfig, InputError
 pytest.importorskip("apache_beam")
 
 from bert_jax import beam
-from bert_jax.data import corpus
-from bert_jax.data.places import Remote
+from bert_jax.data import corpus, shards
+from bert_jax.data.store import RemotePath
 
 pytestmark = [pytest.mark.beam, pytest.mark.filterwarnings("ignore:::apache_beam")]
 L = 32
-MAKE_SHARD = corpus._make_shard
+MAKE_SHARD = corpus.make_shard
 TASKS = []  # of make_shard_and_remember
 
 
@@ -87,7 +87,7 @@ def test_processes_of_their_own_make_the_same_cache(config, tokenizer_dir, folde
 
 
 def test_bundles_that_run_twice_change_nothing(config, tokenizer_dir, folder, expected, monkeypatch):
-    monkeypatch.setattr(corpus, "_make_shard", make_shard_and_remember)
+    monkeypatch.setattr(corpus, "make_shard", make_shard_and_remember)
     beam.make(config, tokenizer_dir, folder / "cache", ["--direct_runner_bundle_repeat=1"])
     numbers = [task.number for task in TASKS]
     assert len(numbers) > len(set(numbers)) >= 5
@@ -96,7 +96,7 @@ def test_bundles_that_run_twice_change_nothing(config, tokenizer_dir, folder, ex
 
 def test_a_bundle_that_dies_and_is_tried_again_changes_nothing(config, tokenizer_dir, folder, expected, monkeypatch):
     """It dies between a shard's two files."""
-    original = corpus.write
+    original = shards.write
 
     def dying(path, save):
         if path.name == "shard-00002.npz":
@@ -104,7 +104,7 @@ def test_a_bundle_that_dies_and_is_tried_again_changes_nothing(config, tokenizer
         original(path, save)
 
     with monkeypatch.context() as patch:
-        patch.setattr(corpus, "write", dying)
+        patch.setattr(shards, "write", dying)
         with pytest.raises(InputError, match=r"shards 2\b.* of \d+: what was made was lost"):
             beam.make(config, tokenizer_dir, folder / "cache", [])
     assert not list((folder / "cache").glob("*/index.json"))
@@ -113,7 +113,7 @@ def test_a_bundle_that_dies_and_is_tried_again_changes_nothing(config, tokenizer
 
 
 def test_a_late_bundle_leaves_a_finished_cache_alone(config, tokenizer_dir, folder, expected, monkeypatch):
-    monkeypatch.setattr(corpus, "_make_shard", make_shard_and_remember)
+    monkeypatch.setattr(corpus, "make_shard", make_shard_and_remember)
     beam.make(config, tokenizer_dir, folder / "cache", [])
     assert len(TASKS) >= 5
     for task in TASKS:
@@ -148,7 +148,7 @@ def test_a_shard_that_is_lost_is_named_and_made_the_next_time(config, tokenizer_
     original = beam._call
 
     def losing(numbered, function, *where):
-        if function is not corpus._make_shard or numbered[0] not in (1, 4):
+        if function is not corpus.make_shard or numbered[0] not in (1, 4):
             original(numbered, function, *where)
 
     with monkeypatch.context() as patch:
@@ -226,7 +226,7 @@ def remote_content(url, fs):
 
 
 def test_a_remote_cache_of_remote_text_is_the_same_too(config, tokenizer_dir, folder, bucket, tmp_path):
-    fs = Remote(bucket).files
+    fs = RemotePath(bucket).files
     for path in (folder / "text").iterdir():
         fs.pipe_file(f"/bucket/text/{path.name}", path.read_bytes())
     cfg = config.replace(source=(f"{bucket}/text",))

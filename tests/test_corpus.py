@@ -16,10 +16,11 @@ import pytest
 from helpers import make_documents, make_words, quiet, write_documents
 
 from bert_jax.config import DataConfig, InputError
-from bert_jax.data import corpus
-from bert_jax.data.corpus import document_hash, is_held_out, plan_shards, prepare
-from bert_jax.data.places import place, write
+from bert_jax.data import corpus, shards
+from bert_jax.data.corpus import plan_shards, prepare
+from bert_jax.data.shards import document_hash, is_held_out
 from bert_jax.data.sources import Segment
+from bert_jax.data.store import as_path, write
 from bert_jax.data.tokenizer import Tokenizer
 
 L = 32
@@ -293,10 +294,10 @@ def test_nothing_is_held_out_where_nothing_is_asked(build):
 
 @pytest.mark.parametrize("examples", ["full_sentences", "sentence_pairs"])
 def test_counts_are_those_of_a_brute_force_count(build, documents, tokenizer, folder, examples, monkeypatch):
-    shards, add = [], corpus._Counted.add
-    monkeypatch.setattr(corpus._Counted, "add", lambda self, some: shards.extend(some) or add(self, some))
+    pieces, add = [], shards.Counted.add
+    monkeypatch.setattr(shards.Counted, "add", lambda self, some: pieces.extend(some) or add(self, some))
     made = build(examples=examples)
-    counted = {name: np.concatenate([np.atleast_1d(shard[name]) for shard in shards]) for name in shards[0]}
+    counted = {name: np.concatenate([np.atleast_1d(piece[name]) for piece in pieces]) for name in pieces[0]}
     texts = [" ".join(doc) for own in documents for doc in own]
     ids = [[tokenizer.encode_batch([s])[0] for s in doc] for own in documents for doc in own]
     flat = [np.concatenate(own) for own in ids]
@@ -375,8 +376,8 @@ def test_a_file_of_many_shards_counts_its_skipped_documents_together(build, fold
 
 
 def stop_at_shard(monkeypatch, number, function, argument):
-    """Makes corpus.`function` die once it gets to shard `number`."""
-    original = getattr(corpus, function)
+    """Makes shards.`function` die once it gets to shard `number`."""
+    original = getattr(shards, function)
 
     def dying(*args):
         name = str(getattr(args[argument], "number", getattr(args[argument], "name", "")))
@@ -385,7 +386,7 @@ def stop_at_shard(monkeypatch, number, function, argument):
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(corpus, function, dying)
+    monkeypatch.setattr(shards, function, dying)
 
 
 @pytest.mark.parametrize(("function", "argument"), [("_examples", 0), ("write", 0)], ids=["before", "between its two files"])
@@ -463,7 +464,7 @@ def test_a_document_of_many_megabytes_takes_a_few_times_its_size(build, folder, 
 
 def test_what_is_unchanged_is_not_tokenized_again(build, monkeypatch):
     first = build()
-    monkeypatch.setattr(corpus, "_make_shard", None)
+    monkeypatch.setattr(corpus, "make_shard", None)
     monkeypatch.setattr(Tokenizer, "encode_batch", None)
     assert_same(build(), first)
     assert_same(build(num_workers=2), first)
@@ -564,7 +565,7 @@ def test_a_damaged_shard_is_made_anew_when_it_is_first_read(build, folder, damag
     made = build()
     assert capsys.readouterr().err == ""  # opening reads no shard
     np.testing.assert_array_equal(everything(made), expected)
-    assert capsys.readouterr().err == f"{path} is damaged: it is made anew from the text\n"
+    assert capsys.readouterr().err == f"{path} is damaged: it is made again from the text\n"
     assert path.read_bytes() == before
     assert shard_files(folder, "npz") == []
 
@@ -629,7 +630,7 @@ def test_an_error_in_a_worker_process_is_the_users_message(build, folder):
 POOL = """
 import os, signal, sys, time
 from bert_jax import console
-from bert_jax.data import corpus
+from bert_jax.data import workers
 
 def work(item):
     if sys.argv[1] == "dies":
@@ -639,7 +640,7 @@ def work(item):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background hands down that it is ignored
-    run = lambda argv: corpus._run(work, list(range(4)), "tokenize", 2, lambda items, *_: items)
+    run = lambda argv: workers.run_in_processes(work, list(range(4)), "tokenize", 2, lambda items, *_: items)
     console.run(run, [], "the same command continues")
 """
 
@@ -680,7 +681,7 @@ def bucket():
 def prepare_remote(folder, tokenizer_dir, bucket):
     """As `build`, with the cache and the tokenizer in an object store, and the text too."""
     for path in [*(folder / "text").iterdir(), *tokenizer_dir.iterdir()]:
-        write(place(f"{bucket}/{path.parent.name if path.suffix == '.txt' else 'tokenizer'}/{path.name}"), copy_of(path))
+        write(as_path(f"{bucket}/{path.parent.name if path.suffix == '.txt' else 'tokenizer'}/{path.name}"), copy_of(path))
 
     def prepare_remote(copies):
         cfg = DataConfig(source=(f"{bucket}/text",), max_seq_length=L, eval_fraction=0.2, num_workers=1)
@@ -703,7 +704,7 @@ def test_a_remote_cache_is_opened_from_a_copy_that_is_made_once(build, prepare_r
     for path in local.iterdir():  # but for the names of the files
         assert path.name == "index.json" or (copy / path.name).read_bytes() == path.read_bytes()
     monkeypatch.setattr(corpus.sources, "scan", None)  # what is unchanged is not read again, remote or not
-    monkeypatch.setattr(corpus, "_make_shard", None)
+    monkeypatch.setattr(corpus, "make_shard", None)
     elsewhere = everything(prepare_remote("elsewhere"))
     np.testing.assert_array_equal(elsewhere, everything(expected))
     os.utime(copy / "index.json", ns=(1, 1))
@@ -724,7 +725,7 @@ def test_a_remote_cache_without_a_place_for_its_copy_is_refused(folder, tokenize
 
 
 def test_missing_shards_are_named(build, folder, monkeypatch):
-    original = corpus._make_shard
-    monkeypatch.setattr(corpus, "_make_shard", lambda task: task.number in (1, 3) or original(task))
+    original = corpus.make_shard
+    monkeypatch.setattr(corpus, "make_shard", lambda task: task.number in (1, 3) or original(task))
     with pytest.raises(InputError, match=r"shards 1, 3 of \d+: .*run the same command again"):
         build()

@@ -16,8 +16,8 @@ import numpy as np
 from bert_jax.config import TRAINED, DataConfig, InputError, MaskingConfig, TrainConfig
 from bert_jax.data import corpus, masking, packing
 from bert_jax.data.corpus import Corpus, Rows
-from bert_jax.data.places import Progress
 from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.data.workers import Progress
 
 Batch = dict[str, np.ndarray]
 _EVALUATION = 2**63  # added to the step: held-out masks share no random bits with training's

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from bert_jax.config import InputError, TextFormat, did_you_mean
+from bert_jax.config import DataConfig, InputError, TextFormat, did_you_mean
 from bert_jax.data import files
 from bert_jax.data.files import Bad
 
@@ -45,6 +45,11 @@ class Reader:
         for name, known in values.items():
             if getattr(self, name) not in known:
                 raise InputError(f"Reader.{name}={getattr(self, name)!r}: not one of {', '.join(known)}")
+
+
+def reader_of(cfg: DataConfig) -> Reader:
+    """Returns the reader that a config asks for."""
+    return Reader(cfg.documents, cfg.text_column, cfg.on_error, cfg.format)
 
 
 @dataclass(frozen=True)

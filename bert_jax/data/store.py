@@ -1,9 +1,9 @@
-"""Where the token cache lies: a local folder, or one of an object store, by its URL, used alike.
+"""The store of a token cache: a local folder, or one of an object store by its URL, used alike.
 
-    place("runs/cache")             Path("runs/cache")
-    place("gs://bucket/cache")      Remote("gs://bucket/cache"): the part of pathlib.Path that the cache uses
+    as_path("runs/cache")             Path("runs/cache")
+    as_path("gs://bucket/cache")      RemotePath("gs://bucket/cache"), with the part of pathlib.Path that the cache uses
 
-A URL is of any kind that fsspec knows and whose store shows a file only once it is whole, as gs:// and s3:// do.
+Any URL works that fsspec knows, if its store shows a file only once it is whole, as gs:// and s3:// do.
 """
 
 from __future__ import annotations
@@ -13,20 +13,19 @@ import io
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from bert_jax.config import InputError
 from bert_jax.data import files
-
-Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]  # (items, how many, what) -> the items, shown as they pass
+from bert_jax.data.workers import Progress
 
 
 @contextlib.contextmanager
 def _input_errors(url: str) -> Iterator[None]:
-    """Whatever goes wrong, but for a missing file, is an InputError: credentials, network; each backend has errors of its own."""
+    """Turns every error but a missing file into an InputError: credentials, network; each backend has errors of its own."""
     try:
         yield
     except (FileNotFoundError, InputError):
@@ -35,8 +34,8 @@ def _input_errors(url: str) -> Iterator[None]:
         raise InputError(f"{url}: {type(error).__name__}: {error}") from None
 
 
-class Remote:
-    """A file or folder of an object store. Folders need not be made there, and a file appears whole, once it is written."""
+class RemotePath:
+    """A file or folder of an object store, where folders need not be made, and a file appears whole once it is written."""
 
     def __init__(self, url: str):
         self._url = url.rstrip("/")
@@ -45,12 +44,12 @@ class Remote:
     def __str__(self) -> str:
         return self._url
 
-    def __truediv__(self, name: str) -> Remote:
-        return Remote(f"{self._url}/{name}")
+    def __truediv__(self, name: str) -> RemotePath:
+        return RemotePath(f"{self._url}/{name}")
 
     @property
     def files(self) -> Any:
-        """fsspec's file system, without what it remembers of this place: others write there too."""
+        """Returns fsspec's file system, without its cached listing of this folder: others write there too."""
         found = files.filesystem(self._url)
         found.invalidate_cache(self._url)
         return found
@@ -59,10 +58,12 @@ class Remote:
         with _input_errors(self._url):
             return bool(self.files.exists(self._url))
 
-    def iterdir(self) -> Iterator[Remote]:
+    def iterdir(self) -> Iterator[RemotePath]:
         with _input_errors(self._url):
             names = self.files.ls(self._url, detail=False)
-        yield from (self / name.rpartition("/")[2] for name in names if not name.endswith("/"))  # that is the folder itself
+        yield from (
+            self / name.rpartition("/")[2] for name in names if not name.endswith("/")
+        )  # a name that ends with a slash is the folder itself
 
     def read_bytes(self) -> bytes:
         with _input_errors(self._url):
@@ -82,25 +83,25 @@ class Remote:
             self.files.get_file(self._url, str(path))
 
 
-Place = Path | Remote
+AnyPath = Path | RemotePath
 
 
-def place(path: str | os.PathLike[str]) -> Place:
-    """A local path, or a URL."""
+def as_path(path: str | os.PathLike[str]) -> AnyPath:
+    """Returns the path of a local name or a URL."""
     text = os.fspath(path).removeprefix("file://")
-    return Remote(text) if "://" in text else Path(text)
+    return RemotePath(text) if "://" in text else Path(text)
 
 
-def each(function: Callable[[Any], Any], places: Sequence[Any]) -> list[Any]:
-    """[function(place) ...]; for URLs many at a time, as each waits for an answer."""
-    if not any("://" in str(one) for one in places):
-        return list(map(function, places))
+def each(function: Callable[[Any], Any], paths: Sequence[Any]) -> list[Any]:
+    """Returns [function(path) ...]; for URLs many at a time, as each waits for an answer."""
+    if not any("://" in str(path) for path in paths):
+        return list(map(function, paths))
     with ThreadPoolExecutor(32) as pool:
-        return list(pool.map(function, places))
+        return list(pool.map(function, paths))
 
 
-def make_folder(path: Place) -> None:
-    """A folder and those above it. Raises InputError where it cannot be made."""
+def make_folder(path: AnyPath) -> None:
+    """Makes a folder and those above it. Raises InputError where it cannot be made."""
     try:
         if isinstance(path, Path):
             path.mkdir(parents=True, exist_ok=True)
@@ -108,8 +109,8 @@ def make_folder(path: Place) -> None:
         raise _unwritable(path, e) from None
 
 
-def remove_folder(path: Place) -> None:
-    """A folder and all in it, as far as they are there and can be removed."""
+def remove_folder(path: AnyPath) -> None:
+    """Removes a folder and all in it, as far as that exists and can be removed."""
     if isinstance(path, Path):
         shutil.rmtree(path, ignore_errors=True)
         return
@@ -117,10 +118,10 @@ def remove_folder(path: Place) -> None:
         path.files.rm(str(path), recursive=True)
 
 
-def write(path: Place, save: Callable[[Any], Any]) -> None:
+def write(path: AnyPath, save: Callable[[Any], Any]) -> None:
     """Writes a file whole or not at all: what `save` writes to the file object it is given. Raises InputError."""
     try:
-        if isinstance(path, Remote):
+        if isinstance(path, RemotePath):
             buffer = io.BytesIO()
             save(buffer)
             path.write_bytes(buffer.getvalue())
@@ -139,10 +140,11 @@ def write(path: Place, save: Callable[[Any], Any]) -> None:
         raise _unwritable(path, e) from None
 
 
-def fetch(folder: Remote, into: Path, progress: Progress) -> Path:
-    """The local copy of a remote folder of files in the folder `into`, made once, whole or not at all, to be memory-mapped.
+def fetch(folder: RemotePath, into: Path, progress: Progress) -> Path:
+    """Returns a local copy of a remote folder of files, to be memory-mapped. It is made once in the folder `into`, whole or not.
 
-    Raises InputError where it cannot be read or written.
+    Raises:
+      InputError: a folder that cannot be read or written.
     """
     local = into / folder.name
     if local.exists():
@@ -156,7 +158,7 @@ def fetch(folder: Remote, into: Path, progress: Progress) -> Path:
             list(progress(copied, len(files), "copy"))
         os.replace(temporary, local)
     except OSError as e:
-        if not local.exists():  # no other process of this host was faster
+        if not local.exists():  # else another process of this host was faster
             raise InputError(f"cannot copy {folder} to {local}: {e.strerror or e}") from None
     finally:
         remove_folder(temporary)
@@ -164,10 +166,10 @@ def fetch(folder: Remote, into: Path, progress: Progress) -> Path:
 
 
 def _beside(path: Path) -> Path:
-    """A name that no other process or thread, of whatever host, writes to."""
+    """A name next to `path` that no other process or thread, of whatever host, writes to."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
 
 
-def _unwritable(path: Place, error: OSError) -> InputError:
-    reason = error.strerror or f"{error} (is the disk full?)"  # NumPy tells only how many bytes it could write
+def _unwritable(path: AnyPath, error: OSError) -> InputError:
+    reason = error.strerror or f"{error} (is the disk full?)"  # NumPy says only how many bytes it could write
     return InputError(f"cannot write the token cache {path}: {reason}; set --data.cache-dir elsewhere")

@@ -1,0 +1,87 @@
+"""Processes that share a piece of work, and end with the process that started them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from typing import Any
+
+from bert_jax.config import InputError
+
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]  # (items, how many, what) -> the items, shown as they pass
+# (function, items, what) -> [function(item) ...], with None for what was lost on the way
+Run = Callable[[Callable[[Any], Any], Sequence[Any], str], list[Any]]
+
+
+def run_in_processes(
+    function: Callable[[Any], Any], items: Sequence[Any], what: str, workers: int | None, progress: Progress
+) -> list[Any]:
+    """Returns [function(item) ...], computed by several processes where there is work for them.
+
+    They start fresh (spawn), for JAX's threads must not be forked.
+    """
+    workers = min(workers or os.cpu_count() or 1, len(items))
+    if workers <= 1 or len(items) < 4:
+        return list(progress(map(function, items), len(items), what))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with _terminable(), ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
+        try:
+            with _uninterrupted():
+                futures = [pool.submit(function, item) for item in items]
+            return list(progress((future.result() for future in futures), len(items), what))
+        except BaseException as error:
+            # shutdown() alone would wait for the current items; and a pool whose processes end while it has cancelled futures,
+            # as map() leaves them, raises an error of its own.
+            started: Any = getattr(pool, "_processes", None) or {}
+            for worker in list(started.values()):
+                worker.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise InputError(
+                    f"a process that was to {what} was killed, for want of memory maybe: set --data.num-workers lower; the same "
+                    "command keeps what was made"
+                ) from None
+            raise
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Processes that are started inside ignore Ctrl-C, which a terminal sends to all: this process ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # not a POSIX system
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM inside raises SystemExit, so that this process cleans up, unless another handler is set."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it has ended, even if it was killed."""
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
