@@ -1,14 +1,14 @@
-"""`corpus.make` by Apache Beam, for corpora past one machine: the same calls, by its workers; the same cache, byte for byte.
+"""The token cache by Apache Beam, for corpora past one machine: `corpus.make` by its workers, with the same bytes.
 
-A pipeline returns nothing to who launched it. So what goes to the workers and what comes back passes through files in a
-folder of the cache directory, which all of them see:
+A pipeline returns nothing to the process that launched it. So the items for the workers and their results pass through files in
+a folder of the cache directory, which all of them see:
 
     beam-ID/tokenizer/*         the tokenizer, from the launcher's disk
-    beam-ID/scan/items-0.pkl    what to scan: file names, so many a file (a job's own description must be small)
-    beam-ID/scan/7.json         the result of the call for item 7, or what is wrong with the text there
+    beam-ID/scan/items-0.pkl    names of files to scan, some hundreds a file (a job's own description must be small)
+    beam-ID/scan/7.json         the result of the call for item 7, or the error in its text
     beam-ID/tokenize/...        the same for shards
 
-A call that is made twice (a bundle is retried, or slow) writes the same bytes to the same names; one that is lost leaves none.
+A call that is made twice (a bundle is retried, or slow) writes the same bytes to the same names; a lost one writes nothing.
 """
 
 from __future__ import annotations
@@ -43,15 +43,16 @@ def check(cache_dir: str | Path, flags: Sequence[str]) -> None:
 
 
 def make(cfg: DataConfig, tokenizer_folder: Path, cache_dir: str | Path, flags: Sequence[str]) -> AnyPath:
-    """`corpus.make` by the workers of Beam's runner; the folder of the finished cache, which those of one machine would make too.
+    """Makes the cache by the workers of Beam's runner, and returns its folder, the same as one machine would make.
 
     Args:
       cfg: its files must be seen by the workers, as the same names.
       tokenizer_folder: what Tokenizer.save wrote, on this machine's disk.
       cache_dir: a local folder or URL that this machine and the workers see.
-      flags: Beam's own (`["--runner", "DataflowRunner", ...]`); none runs in this process.
+      flags: Beam's own (`["--runner", "DataflowRunner", ...]`); without any, it runs in this process.
 
-    Raises InputError as `corpus.make` does, and where work was lost on the way; then the same call makes what is missing.
+    Raises:
+      InputError: as `corpus.make`; work that was lost on the way, which the same call then makes.
     """
     passage = as_path(cache_dir) / f"beam-{uuid.uuid4().hex}"
     try:
@@ -75,12 +76,12 @@ def _pipeline(flags: Sequence[str]) -> Any:
         raise InputError("this needs apache-beam, which is not installed: pip install 'bert_jax[beam]'") from None
     try:
         return beam.Pipeline(options=PipelineOptions([_IN_PROCESS, *flags]))
-    except (ValueError, ImportError) as error:  # an unknown runner; flags that it lacks; its own libraries
+    except (ValueError, ImportError) as error:  # an unknown runner, flags that it lacks, libraries that it needs
         raise InputError(f"Beam: {str(error).strip()}") from None
 
 
 def _run(function: Callable[[Any], Any], items: Sequence[Any], what: str, passage: AnyPath, flags: Sequence[str]) -> list[Any]:
-    """[function(item) ...] by Beam's workers: corpus.Run. Results pass through JSON."""
+    """Returns [function(item) ...], by Beam's workers (`workers.Run`). Results pass through JSON."""
     if not items:
         return []
     pipeline = _pipeline(flags)
@@ -103,7 +104,7 @@ def _run(function: Callable[[Any], Any], items: Sequence[Any], what: str, passag
     )
     try:
         pipeline.run().wait_until_finish()
-    except Exception:  # each runner has errors of its own; what they cost is seen by what is missing
+    except Exception:  # each runner has errors of its own; what was lost is found by what is missing
         traceback.print_exc()
     return _results(folder, len(items))
 
@@ -113,7 +114,7 @@ def _read_items(file: str) -> Iterator[tuple[int, Any]]:
 
 
 def _call(numbered: tuple[int, Any], function: Callable[[Any], Any], folder: str, environment: dict[str, str]) -> None:
-    """Writes the result of one call. What is wrong with the text is a result too: trying again would find the same."""
+    """Writes the result of one call. An error in the text is a result too: another try would find the same."""
     number, item = numbered
     for name, value in environment.items():
         os.environ.setdefault(name, value)
@@ -125,7 +126,7 @@ def _call(numbered: tuple[int, Any], function: Callable[[Any], Any], folder: str
 
 
 def _results(folder: AnyPath, count: int) -> list[Any]:
-    """The results in the order of the items, None for a lost one; raises the first item's InputError, as one process would."""
+    """Returns the results in the order of the items, None for a lost one. Raises the first item's InputError, if any."""
     files = [file for file in folder.iterdir() if file.name.endswith(".json")]
     numbers = [int(file.name.removesuffix(".json")) for file in files]
     found = dict(zip(numbers, store.each(lambda file: json.loads(file.read_bytes()), files), strict=True))

@@ -1,4 +1,4 @@
-"""Why would this not learn: what is odd about the text, the vocabulary and the masks of a run."""
+"""Checks of the text, the vocabulary and the masks of a run: why it might not learn."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from bert_jax.data.pretraining import BatchSource, PretrainingData
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was counted, as (name, value) to show, and what a person should look at."""
+    """Counts, as (name, value) to show, and warnings."""
 
     facts: list[tuple[str, str]]
     warnings: list[str]
 
 
 def examine(data: PretrainingData, cfg: TrainConfig, source: BatchSource) -> Diagnosis:
-    """Facts and warnings about a run's data; nothing is changed and no device is touched."""
+    """Returns facts and warnings about a run's data. Changes nothing and touches no device."""
     facts, warnings = _text(data.training)
     facts += _predictions(data.training, cfg)
     warnings += _repeats(data.training)
@@ -44,7 +44,7 @@ def _share(part: float, whole: float) -> str:
 
 
 def _worst(corpus: Corpus, worst: list[list[int]]) -> str:
-    """Files by number, each with how often it occurs."""
+    """Returns the names of files that are given by number, each with its count."""
     return ", ".join(f"{corpus.summary['files'][i]} ({count:,})" for i, count in worst)
 
 
@@ -91,7 +91,7 @@ def _text(corpus: Corpus) -> tuple[list[tuple[str, str]], list[str]]:
 
 
 def _predictions(corpus: Corpus, cfg: TrainConfig) -> list[tuple[str, str]]:
-    """How many predictions the P slots of a row cut off."""
+    """Returns the share of predictions that the P slots of a row cut off."""
     rows = np.array(corpus.summary["row_lengths"])
     wanted = target_counts(np.arange(len(rows)), cfg.masking.rate)
     cut = np.maximum(0, wanted - cfg.masking.num_slots(corpus.summary["max_seq_length"]))
@@ -99,7 +99,7 @@ def _predictions(corpus: Corpus, cfg: TrainConfig) -> list[tuple[str, str]]:
 
 
 def _repeats(corpus: Corpus) -> list[str]:
-    """Duplicated documents and sentences: a model that sees a text again and again learns that text."""
+    """Warns of duplicated documents and sentences: a model that sees a text again and again learns it by heart."""
     warnings, documents, sentences = [], *(corpus.summary["repeats"][name] for name in ("documents", "sentences"))
     if documents["share"] > 0.01:
         worst = _worst(corpus, documents["worst"])
@@ -112,7 +112,7 @@ def _repeats(corpus: Corpus) -> list[str]:
 
 
 def _leaks(data: PretrainingData) -> list[str]:
-    """Held-out text that is also trained on: the evaluation would flatter."""
+    """Warns of held-out text that is also trained on: the evaluation would be too good."""
     if data.evaluation is data.training:
         found = data.training.summary["repeats"]["leaked"]
     else:
@@ -125,7 +125,7 @@ def _leaks(data: PretrainingData) -> list[str]:
 
 
 def _masks(source: BatchSource, cfg: TrainConfig) -> tuple[list[tuple[str, str]], list[str]]:
-    """What masking does to a few real batches."""
+    """Measures masking on a few real batches."""
     tokens = predicted = masked = changed = 0
     for step in range(4):
         batch = source.train(step)

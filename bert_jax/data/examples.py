@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 Tokens = np.ndarray  # int32 [n]
-MAX_SENTENCE_CHARS = 4096  # longer ones are cut at white space: tokenizers need memory in proportion
-MOST_EMPTY = 16  # tokens of a row that a sentence which does not fit may leave unused
+MAX_SENTENCE_CHARS = 4096  # a longer sentence is cut at white space: tokenizers need memory in proportion
+MOST_EMPTY = 16  # a sentence that does not fit may leave so many tokens of a row unused
 
 # A full stop, question or exclamation mark with closing quotes, then white space and what starts a sentence.
 _BOUNDARY = re.compile(r"""(?<=[.!?…])(?:["'”’)\]]*)\s+(?=["'“‘(\[]*[A-Z0-9])""")
@@ -18,9 +18,9 @@ _ABBREVIATION = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|St|Prof|Rev|Gen|Col|Capt|Sen|H
 
 
 def fold(text: str, block: int = 1 << 20) -> str:
-    """The text with one space for each run of white space, and none at its ends.
+    """Returns the text with one space for each run of white space, and none at its ends.
 
-    In blocks of about so many characters: a string for each word of a large document takes 15 times its memory.
+    Works in blocks of about `block` characters: a string for each word of a large document takes 15 times its memory.
     """
     folded, start = list[str](), 0
     while start < len(text):
@@ -32,7 +32,7 @@ def fold(text: str, block: int = 1 << 20) -> str:
 
 
 def split_sentences(text: str, ends: str = "punctuation") -> list[str]:
-    """A document's sentences; joined by spaces they are the text again, white space apart.
+    """Returns a document's sentences; joined by spaces they are the text again, white space apart.
 
     `ends="line"`: each non-blank line is one. `"punctuation"`: lines are joined, and a sentence ends at `.`, `!` or `?`
     before a capital or digit, common abbreviations and initials apart. Sentences over MAX_SENTENCE_CHARS are cut.
@@ -44,7 +44,7 @@ def split_sentences(text: str, ends: str = "punctuation") -> list[str]:
 
 
 def iterate_sentences(text: str, ends: str = "punctuation") -> Iterator[str]:
-    """`split_sentences`, one after the other."""
+    """Yields what `split_sentences` returns."""
     parts = (line.strip() for line in text.splitlines()) if ends == "line" else _at_punctuation(fold(text))
     return (piece for part in parts for piece in _cut(part) if piece)
 
@@ -60,7 +60,7 @@ def _at_punctuation(text: str) -> Iterator[str]:
 
 
 def _cut(sentence: str) -> Iterator[str]:
-    """Pieces of at most MAX_SENTENCE_CHARS, cut at white space where there is any."""
+    """Yields pieces of at most MAX_SENTENCE_CHARS, cut at white space where there is any."""
     start = 0
     while len(sentence) - start > MAX_SENTENCE_CHARS:
         space = sentence.rfind(" ", start + 1, start + MAX_SENTENCE_CHARS)
@@ -71,7 +71,7 @@ def _cut(sentence: str) -> Iterator[str]:
 
 
 def full_sentences(sentences: Iterable[Tokens], max_seq_length: int, cls_id: int, sep_id: int) -> list[Tokens]:
-    """Runs of consecutive sentences, `[CLS] x [SEP]`, each as long as fits (RoBERTa's FULL-SENTENCES within a document).
+    """Returns runs of consecutive sentences, `[CLS] x [SEP]`, each as long as fits (RoBERTa's FULL-SENTENCES within a document).
 
     A sentence that does not fit begins the next run, unless it would leave MOST_EMPTY tokens or more unused (padding that
     would cost a tenth of a run at length 128): then it is cut. No token is lost.
@@ -109,7 +109,7 @@ def sentence_pairs(
     short_seq_prob: float,
     rng: np.random.Generator,
 ) -> tuple[list[Tokens], list[int]]:
-    """BERT's next-sentence examples: `[CLS] a [SEP] b [SEP]`, and labels 0 (b follows a) or 1 (b is from elsewhere).
+    """Returns BERT's next-sentence examples `[CLS] a [SEP] b [SEP]`, and labels 0 (b follows a) or 1 (b is from elsewhere).
 
     After create_instances_from_document (google-research/bert, create_pretraining_data.py): chunks of sentences up to
     the target length (a random shorter one with `short_seq_prob`); a is a random prefix of the chunk; b is the rest, or
@@ -149,7 +149,7 @@ def sentence_pairs(
 
 
 def _elsewhere(documents: Sequence[Sequence[Tokens]], own: int, following: int, wanted: int, rng: np.random.Generator) -> Tokens:
-    """At least `wanted` tokens, where there are so many, from a random sentence on of a random document but `own`."""
+    """Returns at least `wanted` tokens, if there are so many, from a random sentence on of a random document but `own`."""
     if len(documents) > 1:
         other = int(rng.integers(len(documents) - 1))
         document = documents[other + (other >= own)]

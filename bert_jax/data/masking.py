@@ -18,7 +18,7 @@ _BLOCK = 8  # uint32 draws a Philox counter step: rows begin at a whole one
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What masking must know of a tokenizer."""
+    """The part of a tokenizer that masking needs."""
 
     vocab_size: int
     mask_id: int
@@ -27,7 +27,7 @@ class Vocabulary:
 
 
 def random_bits(seed: int, step: int, first_row: int, num_rows: int, draws: int) -> np.ndarray:
-    """uint32 [num_rows, draws]: rows [first_row, first_row + num_rows) of the random table of (seed, step)."""
+    """Returns uint32 [num_rows, draws]: rows [first_row, first_row + num_rows) of the random table of (seed, step)."""
     blocks = -(-draws // _BLOCK)
     generator = np.random.Philox(key=np.array([seed, step], np.uint64))
     generator.advance(first_row * blocks)
@@ -36,7 +36,7 @@ def random_bits(seed: int, step: int, first_row: int, num_rows: int, draws: int)
 
 
 def target_counts(lengths: np.ndarray, rate: float) -> np.ndarray:
-    """Predictions a row of `lengths` tokens wants: max(1, round(length * rate)), special tokens counted in the length
+    """Returns the predictions for rows of `lengths` tokens: max(1, round(length * rate)), special tokens counted in the length
     as BERT does (create_pretraining_data.py, create_masked_lm_predictions)."""
     return np.maximum(1, np.rint(lengths * rate)).astype(np.int64)
 
@@ -50,14 +50,14 @@ def mask_rows(
     first_row: int = 0,
     pad_id: int = 0,
 ) -> Rows:
-    """Replaces some tokens of `input_ids` [B, L] and says which stood there.
+    """Replaces some tokens of `input_ids` [B, L], and returns the rows with the positions and ids to predict.
 
     Returns int32 `input_ids` [B, L] (80 % of the chosen become [MASK], 10 % a random token of the whole vocabulary, 10 %
     stay, by `cfg`), int32 `masked_positions` and `masked_ids` [B, P] in the order of positions, and float32
-    `masked_weights` [B, P], 0 in unused slots. Special tokens ([UNK] too, of which nothing can be
-    learnt) and padding are never chosen.
+    `masked_weights` [B, P], 0 in unused slots. Special tokens ([UNK] too, which teaches
+    nothing) and padding are never chosen.
 
-    `first_row` is the place of row 0 in the global batch. Nothing depends on `B`.
+    `first_row` is the index of row 0 in the global batch. Nothing depends on `B`.
     """
     num_rows, length = input_ids.shape
     slots = cfg.num_slots(length)
@@ -70,20 +70,20 @@ def mask_rows(
 
 
 def _candidates(input_ids: np.ndarray, special_ids: tuple[int, ...], pad_id: int) -> np.ndarray:
-    """bool [B, L]: tokens that may be chosen."""
+    """Returns bool [B, L]: the tokens that may be chosen."""
     allowed = input_ids != pad_id
     for special in special_ids:
         allowed &= input_ids != special
     return allowed
 
 
-_NONE = np.uint32(2**32 - 1)  # sorts behind every key
+_NONE = np.uint32(2**32 - 1)  # sorts after every key
 
 
 def _random_keys(bits: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.uint32]:
-    """uint32 [B, L] sort keys in random order, and the mask of the low bits that hold the position.
+    """Returns uint32 [B, L] sort keys in random order, and the mask of the low bits that hold the position.
 
-    With the position inside, keys are distinct: no tie is left to the sorting routine of the machine.
+    As keys hold the position they are distinct: no tie is left to the sorting routine of the machine.
     """
     low = np.uint32((1 << (bits.shape[1] - 1).bit_length()) - 1)
     keys = (bits >> np.uint32(1) & ~low) | np.arange(bits.shape[1], dtype=np.uint32)  # below 2**31, so never _NONE
@@ -93,7 +93,7 @@ def _random_keys(bits: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ui
 def _choose_tokens(
     bits: np.ndarray, candidates: np.ndarray, starts: np.ndarray, wanted: np.ndarray, slots: int, cfg: MaskingConfig
 ) -> np.ndarray:
-    """Positions [B, P] of the chosen tokens in ascending order; L in unused slots."""
+    """Returns positions [B, P] of the chosen tokens in ascending order; L in unused slots."""
     length = bits.shape[1]
     if cfg.count == "bernoulli":
         candidates = candidates & (bits < np.uint32(round(cfg.rate * 2**32)))
@@ -107,18 +107,18 @@ def _choose_tokens(
 def _choose_words(
     bits: np.ndarray, candidates: np.ndarray, starts: np.ndarray, wanted: np.ndarray, slots: int, cfg: MaskingConfig
 ) -> np.ndarray:
-    """As `_choose_tokens`, by whole words in random order; a word that would exceed the count is passed over."""
+    """Chooses as `_choose_tokens`, by whole words in random order; skips a word that would exceed the count."""
     num_rows, length = bits.shape
     after_gap = np.concatenate([np.ones((num_rows, 1), bool), ~candidates[:, :-1]], axis=1)
     starts = candidates & (starts | after_gap)
-    word = np.cumsum(starts, axis=1)  # 1.. within candidates; a special token has its left neighbour's
+    word = np.cumsum(starts, axis=1)  # 1.. within candidates; a special token has the word of its left neighbour
     rows = np.arange(num_rows)[:, None]
     sizes = np.bincount((rows * (length + 1) + word)[candidates], minlength=num_rows * (length + 1))
     sizes = sizes.reshape(num_rows, length + 1)
     keys, low = _random_keys(bits, starts)
     order = np.sort(keys, axis=1)
     order_words = np.where(order != _NONE, word[rows, np.minimum(order & low, np.uint32(length - 1))], 0)
-    order_sizes = np.where(order_words > 0, sizes[rows, order_words], length + 1)  # never fits: no word
+    order_sizes = np.where(order_words > 0, sizes[rows, order_words], length + 1)  # no word: never fits
     total, accepted = np.zeros(num_rows, np.int64), np.zeros((num_rows, length + 1), bool)
     for j in range(int((order_words > 0).sum(1).max(initial=0))):
         fits = total + order_sizes[:, j] <= wanted

@@ -1,4 +1,4 @@
-"""Examples -> fixed rows, and what can be told from a row: whose token it is, where it stands, which part it belongs to."""
+"""Examples -> fixed rows; and from a row, the example, the position and the part of each token."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
-    """Indices of the examples in each row: first-fit over examples in the order of their length, longest first.
+    """Returns the indices of the examples in each row: first fit over examples in the order of their length, longest first.
 
     Rows are then put in the order of their first example, so that text stays near its neighbours.
 
@@ -31,7 +31,7 @@ def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
 
 
 def to_rows(examples: Sequence[np.ndarray], packed: Sequence[Sequence[int]], row_length: int, pad_id: int) -> np.ndarray:
-    """int32 [rows, L]: the examples of each row one behind the other, padded with `pad_id`."""
+    """Returns int32 [rows, L]: the examples of each row one after the other, padded with `pad_id`."""
     rows = np.full((len(packed), row_length), pad_id, np.int32)
     for row, indices in zip(rows, packed, strict=True):
         joined = np.concatenate([examples[i] for i in indices])
@@ -40,11 +40,11 @@ def to_rows(examples: Sequence[np.ndarray], packed: Sequence[Sequence[int]], row
 
 
 def describe(input_ids: np.ndarray, cls_id: int, sep_id: int, pad_id: int) -> dict[str, np.ndarray]:
-    """The int32 arrays [B, L] that follow from rows of `[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]` examples.
+    """Returns the int32 arrays [B, L] that follow from rows of `[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]` examples.
 
     `sequence_ids`: 1, 2, ... for the examples of a row, 0 at padding. `position_ids`: from 0 in each example.
-    `token_type_ids`: 1 from behind an example's first [SEP] on. Special tokens in the text are never parsed as such, so
-    each [CLS] begins an example.
+    `token_type_ids`: 1 after an example's first [SEP]. Special tokens in the text are never parsed as
+    special tokens, so each [CLS] begins an example.
 
     >>> {k: v[0].tolist() for k, v in describe(np.array([[1, 7, 2, 8, 2, 1, 9, 2, 0]]), 1, 2, 0).items()}
     ... # doctest: +NORMALIZE_WHITESPACE

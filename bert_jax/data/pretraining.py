@@ -38,25 +38,30 @@ class PretrainingData:
 
     @property
     def key(self) -> str:
-        """Names the very rows: equal keys, equal batches."""
+        """The name of the rows: equal keys give equal batches."""
         return f"{self.training.summary['key']}+{self.evaluation.summary['key']}"
 
 
 def load_data(
     cfg: TrainConfig, progress: Progress, begun: Mapping[str, Any] | None = None, start: Path | None = None
 ) -> PretrainingData:
-    """The tokenizer, read or trained once and kept in the work directory, and the tokenized text.
+    """Returns the tokenizer, read or trained once and kept in the work directory, and the tokenized text.
 
-    `begun` is what the run wrote beside its newest checkpoint, if it has one: the names of its rows, `data`, and the
-    tokenizer's fingerprint, `tokenizer`. `start` is the folder of the tokenizer that the weights of init_from go with.
+    Args:
+      cfg: the run's config.
+      progress: shows items as they pass.
+      begun: what the run wrote next to its newest checkpoint, if it has one: the names of its rows, `data`, and the
+        tokenizer's fingerprint, `tokenizer`.
+      start: the folder of the tokenizer of the weights of init_from.
 
-    Raises InputError for text or a tokenizer that cannot be read or, before any text is tokenized, is not that of `begun` or
-    `start`; for a tokenizer with more ids than model.vocab_size; and for a text of fill_masks without a mask.
+    Raises:
+      InputError: text or a tokenizer that cannot be read or, before any text is tokenized, is not that of `begun` or `start`;
+        a tokenizer with more ids than model.vocab_size; a text of fill_masks without a mask.
     """
     tokenizer, kept = load_tokenizer(cfg, progress, begun, start), tokenizer_folder(cfg)
     copies = Path(cfg.workdir) / "cache"
     keys: list[str] = begun["data"].split("+") if begun else []
-    keys = keys[: len(texts(cfg.data))]  # of one corpus the key stands there twice
+    keys = keys[: len(texts(cfg.data))]  # a run with one corpus has its key twice
     made = [
         corpus.prepare(data, kept, cache_place(cfg), progress, copies, (keys[i], cfg.workdir) if keys else None)
         for i, data in enumerate(texts(cfg.data))
@@ -69,26 +74,26 @@ def load_data(
 
 
 def texts(data: DataConfig) -> list[DataConfig]:
-    """What is prepared each for itself: the text, or the text and data.eval_source."""
+    """Returns the texts that are prepared apart: all of it, or that of training and data.eval_source."""
     if not data.eval_source:
         return [data]
     return [data.replace(eval_fraction=0.0), data.replace(source=data.eval_source, eval_fraction=0.0)]
 
 
 def cache_place(cfg: TrainConfig) -> str:
-    """Where a run's token cache is."""
+    """Returns the path or URL of a run's token cache."""
     return cfg.data.cache_dir or str(Path(cfg.workdir) / "cache")
 
 
 def tokenizer_folder(cfg: TrainConfig) -> Path:
-    """Where a run keeps its tokenizer."""
+    """Returns the folder where a run keeps its tokenizer."""
     return Path(cfg.workdir) / "tokenizer"
 
 
 def load_tokenizer(
     cfg: TrainConfig, progress: Progress, begun: Mapping[str, Any] | None = None, start: Path | None = None
 ) -> Tokenizer:
-    """A run's tokenizer, read or trained once and kept in `tokenizer_folder`. Raises InputError as `load_data` does."""
+    """Returns a run's tokenizer, read or trained once and kept in `tokenizer_folder`. Raises InputError as `load_data` does."""
     data, kept = cfg.data, tokenizer_folder(cfg)
     if not data.source:
         raise InputError("no text: give --data.source FILE... (globs, tfds:NAME), or set it in the config file")
@@ -118,13 +123,13 @@ def load_tokenizer(
 
 
 def _as_rows_are(tokenizer: Tokenizer, data: DataConfig) -> Tokenizer:
-    """The tokenizer with what a run puts around texts: so the exported model is used as it was trained."""
+    """Returns the tokenizer with the template of the run's examples: so the exported model is used as it was trained."""
     as_bert = tokenizer.lays_out_as_bert(pairs=data.examples == "sentence_pairs")
     return tokenizer if as_bert else tokenizer.replace(bert_template=True)
 
 
 def _check_kept(cfg: TrainConfig, tokenizer: Tokenizer, begun: Mapping[str, Any]) -> None:
-    """Raises InputError where the work directory's tokenizer is not that of its checkpoints, or of the file that is given."""
+    """Raises InputError where the work directory's tokenizer is neither that of its checkpoints nor that of the given file."""
     kept, given, fix = tokenizer_folder(cfg), cfg.data.tokenizer, "begin anew with another --workdir"
     if begun.get("tokenizer", fingerprint := tokenizer.fingerprint()) != fingerprint:
         raise InputError(f"the tokenizer in {kept} is not what {cfg.workdir} was begun with: restore it, or {fix}")
@@ -133,7 +138,7 @@ def _check_kept(cfg: TrainConfig, tokenizer: Tokenizer, begun: Mapping[str, Any]
 
 
 def _check_start(cfg: TrainConfig, tokenizer: Tokenizer, theirs: Tokenizer) -> None:
-    """Raises InputError where the weights of init_from go with another vocabulary; says where they go with other rules."""
+    """Raises InputError where the weights of init_from have another vocabulary; warns where they have other rules."""
     if other := tokenizer.difference(theirs):
         raise InputError(
             f"--init-from {cfg.init_from} has another vocabulary than {cfg.data.tokenizer}: {other}. Its weights would stand for "
@@ -164,17 +169,17 @@ class BatchSource:
 
     @classmethod
     def of(cls, cfg: TrainConfig, tokenizer: Tokenizer, rows: Rows) -> BatchSource:
-        """The source of a run's batches of `rows`."""
+        """Returns the source of a run's batches of `rows`."""
         return cls(rows, tokenizer, cfg.masking, cfg.data.max_seq_length, cfg.batch_size, cfg.seed)
 
     def train(self, step: int, of: slice = slice(None)) -> Batch:
-        """The batch of `step`, or the rows `of` it: in an order shuffled anew each epoch, with masks of this step's own."""
+        """Returns the batch of `step`, or the rows `of` it: the order changes with each epoch, the masks with each step."""
         places = range(step * self.batch_size, (step + 1) * self.batch_size)[of]
         rows = self.rows[[self._order[i] for i in places]]  # type: ignore[attr-defined]
         return self._batch(rows, step, places[0] - step * self.batch_size)
 
     def evaluation(self, number: int) -> Batch:
-        """Batch `number` of the rows in their own order with fixed masks; the last is filled up with weight 0."""
+        """Returns batch `number` of the rows in their own order, with fixed masks; the last is filled up with weight 0."""
         first = number * self.batch_size
         rows = self.rows[np.arange(first, min(first + self.batch_size, len(self.rows)))]
         batch = self._batch(rows, _EVALUATION + number)
@@ -185,11 +190,11 @@ class BatchSource:
         return padded
 
     def num_evaluation_batches(self, most: int) -> int:
-        """Batches that hold all rows, but no more than `most`."""
+        """Returns the number of batches that hold all rows, at most `most`."""
         return min(most, -(-len(self.rows) // self.batch_size))
 
     def stream(self, start: int, stop: int, of: slice = slice(None)) -> Iterator[Batch]:
-        """The training batches of steps [start, stop), or the rows `of` them, made ahead in a thread."""
+        """Yields the training batches of steps [start, stop), or the rows `of` them, made ahead in a thread."""
         steps = grain.MapDataset.range(start, stop).map(partial(self.train, of=of))
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
@@ -204,8 +209,11 @@ class BatchSource:
 
 
 def unigram_loss(token_counts: np.ndarray, batches: Iterator[Batch]) -> float:
-    """Nats a masked token that a model without context can reach: cross-entropy of the batches' masked tokens under
-    the training text's token frequencies, with one added to every count."""
+    """Returns the nats a masked token that a model without context can reach.
+
+    It is the cross-entropy of the batches' masked tokens under the training text's token frequencies, with one added to every
+    count.
+    """
     log_p = np.log(token_counts + 1.0) - np.log((token_counts + 1.0).sum())
     total = weight = 0.0
     for batch in batches:

@@ -1,8 +1,10 @@
 """One table of formats: which suffixes each has, how it is read and what its records are; and rows of whatever format.
 
-format_of("a.tsv.gz", TABLES)      "tsv"
-read_table("a.tsv").columns        ("sentence", "label")
-next(read_table("a.tsv").rows)     Row("a.tsv:2", {"sentence": "A fine film.", "label": "1"})
+    format_of("a.tsv.gz", TABLES)      "tsv"
+    read_table("a.tsv").columns        ("sentence", "label")
+    next(read_table("a.tsv").rows)     Row("a.tsv:2", {"sentence": "A fine film.", "label": "1"})
+
+A new format is a reader in formats.py, a row of FORMATS, and its name in DOCUMENTS and TABLES for the callers that accept it.
 """
 
 from __future__ import annotations
