@@ -635,7 +635,7 @@ from bert_jax.data import workers
 def work(item):
     if sys.argv[1] == "dies":
         os._exit(9)
-    os.write(1, b"at work\n")  # in one call: two processes write
+    os.write(1, b"at work\\n")  # in one call: two processes write
     time.sleep(600)
 
 if __name__ == "__main__":
