@@ -1,4 +1,4 @@
-"""Where a pretrained model lies: a directory here, or a name on the Hugging Face hub, whose files are fetched. No jax in here."""
+"""Finds a pretrained model: a directory here, or a name on the Hugging Face hub, whose files are fetched. No jax in here."""
 
 from __future__ import annotations
 
@@ -9,13 +9,21 @@ from pathlib import Path
 from bert_jax.errors import InputError, did_you_mean
 from bert_jax.pooling import read_modules
 
+_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "flax_model*.msgpack")  # the first that is there is fetched
+_OTHER_FILES = ("*.json", "*.txt", "*.model", "*/config.json")
+
 
 def find(path_or_name: str | Path) -> Path:
-    """The directory; a name that is none is looked for on the hub (offline: in its cache)."""
+    """Returns the directory of a model; one that is not here is looked for on the hub (offline: in its cache).
+
+    Raises:
+      InputError: the path is a file, or the hub did not give the model. A path that cannot be a name is returned as it is.
+    """
     path, name = Path(path_or_name), str(path_or_name)
-    if path.is_file() or Path(f"{path}.index").is_file():  # or the prefix of a TF1 checkpoint
+    if path.is_file() or Path(f"{path}.index").is_file():  # the second: a prefix of a TF1 checkpoint
         raise InputError(f"{path} is a file; give its directory, {path.parent}")
-    if path.exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+    if path.exists() or not _NAME.fullmatch(name):
         return path
     try:
         from huggingface_hub import snapshot_download
@@ -23,9 +31,8 @@ def find(path_or_name: str | Path) -> Path:
         raise InputError(f"no directory {name}; if it is a name on the hub: pip install 'bert_jax[hub]'") from None
 
     def fetch(folder: str) -> Path:
-        for weights in ("model*.safetensors", "pytorch_model*.bin", "flax_model*.msgpack"):
-            patterns = ("*.json", "*.txt", "*.model", "*/config.json", weights)
-            directory = Path(snapshot_download(name, allow_patterns=[folder + pattern for pattern in patterns]))
+        for weights in _WEIGHTS:
+            directory = Path(snapshot_download(name, allow_patterns=[folder + p for p in (*_OTHER_FILES, weights)]))
             if list((directory / folder).glob(weights)):
                 break
         return directory
@@ -34,7 +41,7 @@ def find(path_or_name: str | Path) -> Path:
         directory = fetch("")
         for folder in _module_folders(directory):
             fetch(f"{folder}/")
-    except Exception as error:  # of many kinds, the HTTP library's among them
+    except Exception as error:  # many kinds, the HTTP library's among them
         reason = str(error).strip().splitlines()
         raise InputError(
             f"no directory {name}, and the hub did not give it ({type(error).__name__}: {reason[0] if reason else ''})"
@@ -44,8 +51,8 @@ def find(path_or_name: str | Path) -> Path:
 
 
 def _module_folders(directory: Path) -> list[str]:
-    """Folders of modules that have weights of their own."""
-    with contextlib.suppress(InputError):  # read_pooling tells
+    """Returns the folders of sentence-transformers' modules that have weights of their own."""
+    with contextlib.suppress(InputError):  # read_pooling reports it
         modules = read_modules(directory)
         return [
             str(path.relative_to(directory)) for kind, path in modules if kind in ("Transformer", "Dense") and path != directory
@@ -54,5 +61,5 @@ def _module_folders(directory: Path) -> list[str]:
 
 
 def nearest(path: Path) -> str:
-    """Did you mean the neighbour with almost this name?"""
+    """Returns `; did you mean ...?` with the neighbour of almost the same name, or the empty string."""
     return did_you_mean(str(path), [str(p) for p in path.parent.glob("*")] if path.parent.is_dir() else [])

@@ -1,4 +1,4 @@
-"""Models on disk: any published BERT in, a directory that transformers and sentence-transformers read out."""
+"""Loads any published BERT, and saves a directory that transformers and sentence-transformers read."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 
-from bert_jax import directory as directories
 from bert_jax.data.tokenizer import SpecialTokens, Tokenizer, has_tokenizer
-from bert_jax.directory import LABELLED_HEADS
+from bert_jax.directory import LABELLED_HEADS, Directory, check_labels, read
 from bert_jax.disk import put
 from bert_jax.errors import InputError, printable
 from bert_jax.formats.tensors import write_safetensors
@@ -34,12 +33,12 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 
 @dataclass(frozen=True, eq=False)
 class Untrained:
-    """A head, or a part of it, that the weights' file lacked.
+    """A head, or a part of one, that the weights' file lacked.
 
     Attributes:
-      where: the file.
-      initial: our path -> the value that stands for the missing parameter.
-      unused: names of the tensors that were there and are not read.
+      where: The file.
+      initial: Our path -> the value that stands for the missing parameter.
+      unused: Names of the tensors in the file that were not read.
     """
 
     where: str
@@ -47,7 +46,7 @@ class Untrained:
     unused: tuple[str, ...]
 
     def warning(self, params: Any) -> str | None:
-        """What a user must know before `params` predict; None where each of these parameters has been trained."""
+        """Returns a warning for predictions by `params`, or None once each of the missing parameters has been trained."""
         flat = convert.flatten(params)
         same = {path.rpartition("/")[0] for path, x in self.initial.items() if path in flat and np.array_equal(flat[path], x)}
         if not same:
@@ -63,21 +62,22 @@ class Untrained:
 class Model:
     """A pretrained model: how it is configured, its parameters (a plain nested dict) and its tokenizer.
 
-    A model equals itself alone, since arrays have no one truth value: compare `config`, `head` and the leaves of `params`.
+    Two models are equal only if they are the same object: compare `config`, `head` and the leaves of `params` instead.
 
     Attributes:
-      config: the encoder.
+      config: The encoder.
       params: {encoder, pooler?, <head>}, float32.
-      tokenizer: None where the directory had none that is read; predictions need one.
-      head: what stands on the encoder.
-      labels: names of the classes, where the head has classes.
-      problem_type: what a sequence classifier's logits mean; None: single_label_classification, or regression if there is one.
-      pooling: how sentence-transformers makes embeddings of it, where its files say so; a str says why they cannot be followed.
-      no_tokenizer: why the tokenizer's files were not read, where there are any.
-      compute: how it is computed: `dataclasses.replace(model, compute=ComputeConfig(dtype="bfloat16"))`.
-      activation: the class of torch.nn that sentence-transformers' CrossEncoder puts behind the logits, where its files say so.
-      untrained: what of the head the file lacked; predictors that read it warn.
-      tuned: how long texts were in fine-tuning, and thresholds: predictors follow it.
+      tokenizer: The tokenizer, which predictions need; None where the directory had none that could be read.
+      head: The head on the encoder.
+      labels: Names of the classes, where the head has classes.
+      problem_type: The meaning of a sequence classifier's logits; None: single_label_classification, or regression if there is
+        one logit.
+      pooling: How sentence-transformers makes embeddings, where its files say so; a str says why they cannot be followed.
+      activation: The class of torch.nn that sentence-transformers' CrossEncoder applies to the logits, where its files say so.
+      untrained: The parameters of the head that the file lacked; predictors that read the head warn.
+      tuned: Lengths and thresholds of fine-tuning, which predictors follow.
+      no_tokenizer: Why the tokenizer's files were not read, where there are any.
+      compute: How the model is computed: `dataclasses.replace(model, compute=ComputeConfig(dtype="bfloat16"))`.
     """
 
     config: BertConfig
@@ -95,11 +95,11 @@ class Model:
 
     @property
     def max_length(self) -> int:
-        """Tokens of a sequence that predictors read by default: what it was trained on, at most what it takes."""
+        """Tokens of a sequence that predictors read by default: the length in fine-tuning, at most the model's limit."""
         return min(self.tuned.max_length or self.config.max_length, self.config.max_length)
 
     def need_tokenizer(self) -> Tokenizer:
-        """The tokenizer. Raises InputError where there is none, with the reason."""
+        """Returns the tokenizer. Raises InputError, with the reason, where there is none."""
         if self.tokenizer is None:
             nothing_there = "this model has no tokenizer: put its tokenizer.json or vocab.txt beside its config.json"
             raise InputError(self.no_tokenizer or nothing_there)
@@ -107,7 +107,7 @@ class Model:
 
     @property
     def window(self) -> int:
-        """Tokens of a question and a stretch of its context that are read at once: as in fine-tuning, of other models 384."""
+        """Tokens of a question and a window of its context: as in fine-tuning; 384 for models that were not fine-tuned."""
         return self.max_length if self.tuned.task else min(384, self.max_length)
 
     @property
@@ -116,11 +116,11 @@ class Model:
         return Bert(self.config, self.head, max(1, len(self.labels)), self.compute)
 
     def apply(self, params: Any, batch: Mapping[str, Any], **flags: Any) -> dict[str, Any]:
-        """Hidden states and the head's outputs (see `Bert`), a pure function of `params` and `batch`: jit, vmap, grad, pmap it.
+        """Returns hidden states and the head's outputs (see `Bert`): a pure function of `params` and `batch`.
 
         Args:
-          params: a tree as `self.params`.
-          batch: int arrays; `input_ids` [B, L] suffices where nothing is padded, `attention_mask` says what is.
+          params: A tree like `self.params`.
+          batch: Integer arrays: `input_ids` [B, L] and, where rows are padded, `attention_mask`.
           **flags: `output_hidden_states=True`, `output_attentions=True`; `deterministic=False` with `rngs={"dropout": key}`.
         """
         rngs = flags.pop("rngs", None)
@@ -129,9 +129,10 @@ class Model:
     def encode(
         self, params: Any, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None, position_ids: Any = None
     ) -> jax.Array:
-        """Hidden states [B, L, D] of token ids [B, L], a pure function; outputs at padding are finite and mean nothing.
+        """Returns the hidden states [B, L, D] of token ids [B, L]: a pure function.
 
-        `attention_mask` [B, L] is 1 (or True) at tokens and 0 at padding; default: all are tokens.
+        Hidden states at padding are finite and mean nothing. `attention_mask` [B, L] is 1 (or True) at tokens and 0 at padding;
+        default: all are tokens.
         """
         given = dict(attention_mask=attention_mask, token_type_ids=token_type_ids, position_ids=position_ids)
         batch = {"input_ids": input_ids} | {name: value for name, value in given.items() if value is not None}
@@ -145,29 +146,52 @@ def load(
     """Reads a pretrained model.
 
     Args:
-      path_or_name: a directory in the Hugging Face layout (model.safetensors, pytorch_model.bin or flax_model.msgpack, whole or
-        in shards; what `save` and `train.py` export), one of Google's TF1 checkpoints (bert_config.json, bert_model.ckpt.*,
+      path_or_name: A directory in the Hugging Face layout (model.safetensors, pytorch_model.bin or flax_model.msgpack, whole or
+        in shards), one of Google's TF1 checkpoints (bert_config.json, bert_model.ckpt.*,
         vocab.txt), a work directory of `train.py` (its newest checkpoint) or of `finetune.py`, or a name on the Hugging Face hub.
-      head: the head wanted; default: the one that config.json's `architectures` says, else what the tensors are of. A head
-        that the file lacks is initialised, and said on stderr.
-      labels: names of the classes of a new classification head, instead of config.json's.
-      special_tokens: what the characters `[SEP]` in a text are: that token ("read"), or text like any other ("text"). Default:
-        what the tokenizer's files say; that is "read" but for models that were fine-tuned with "text".
+      head: The head; default: that of config.json's `architectures`, else the one that the tensors show. A head that the file
+        lacks is initialised, with a line on stderr.
+      labels: Names of the classes of a new classification head, instead of config.json's.
+      special_tokens: Whether the characters `[SEP]` in a text are that token ("read") or text like any other ("text"). Default:
+        as the tokenizer's files say, which is "read" except for models that were fine-tuned with "text".
 
-    Returns a model whose parameters are jax arrays on the default device, in float32.
+    Returns:
+      A model whose parameters are float32 jax arrays on the default device.
 
-    Raises InputError where a file is missing or damaged, the family is not known, or the tensors are not those of the model
-    that config.json describes.
+    Raises:
+      InputError: a file is missing or damaged, the family is not known, or the tensors are not those of the model that
+        config.json describes.
     """
     return _load(path_or_name, head, labels, special_tokens)[0]
 
 
+def _load(
+    path_or_name: str | Path, head: Head | None, labels: Sequence[str] | None, special_tokens: SpecialTokens | None = None
+) -> tuple[Model, convert.Converted]:
+    files = read(find(path_or_name))
+    head = files.head(head)
+    known = files.labels() if labels is None and head in LABELLED_HEADS else None
+    if labels is not None:
+        check_labels(labels, head)
+    names = tuple(labels or known or ())
+    converted = convert_tensors(files, files.tensors, head, len(names))
+    report(converted, files.where)
+    tuned = read_tuned(files.home, files.values, None if known is None else len(known))
+    tokenizer, no_tokenizer = _read_tokenizer(files, special_tokens)
+    problem_type = _problem_type(files, head)
+    pooling, activation = _read_library(files)
+    model = Model(
+        files.config, converted.params, tokenizer, head, names, problem_type, pooling, activation,
+        _untrained(converted, files.where), tuned, no_tokenizer,
+    )  # fmt: skip
+    return model, converted
+
+
 def describe(path_or_name: str | Path) -> Model:
-    """What `load` would say of a model, without its parameters and its tokenizer; no device is touched."""
-    directory = find(path_or_name)
-    files = directories.read(directory)
-    head = directories.head_of(files, None, directory)
-    labels = directories.labels_of(files, str(directory)) if head in LABELLED_HEADS else ()
+    """Returns what `load` would, without parameters and tokenizer; no device is touched."""
+    files = read(find(path_or_name))
+    head = files.head(None)
+    labels = files.labels() if head in LABELLED_HEADS else ()
     problem_type, activation = None, None
     if head == "sequence_classification":
         problem_type, activation = files.values.get("problem_type"), read_activation(files.library, files.values)
@@ -175,46 +199,53 @@ def describe(path_or_name: str | Path) -> Model:
     return Model(files.config, {}, None, head, labels, problem_type, None, activation, tuned=tuned)
 
 
-def _load(
-    path_or_name: str | Path, head: Head | None, labels: Sequence[str] | None, special_tokens: SpecialTokens | None = None
-) -> tuple[Model, convert.Converted]:
-    directory = find(path_or_name)
-    files = directories.read(directory)
-    head = directories.head_of(files, head, directory)
-    num_labels = None
-    if labels is not None:
-        _check_labels(labels, head)
-    elif head in LABELLED_HEADS:
-        labels = directories.labels_of(files, str(directory))
-        num_labels = len(labels)
-    labels = tuple(labels or ())
-    module = Bert(files.config, head, max(1, len(labels)))
-    converted = convert.from_hugging_face(
-        files.tensors, parameter_shapes(module), files.config, head, files.where,
-        partial(initial_values, module), put_on_device,
-    )  # fmt: skip
-    report(converted, files.where)
-    tokenizer, no_tokenizer = None, None
-    if has_tokenizer(files.home):
-        try:
-            tokenizer = Tokenizer.load(files.home, model_type=files.config.model_type, special_tokens=special_tokens)
-        except InputError as error:  # the weights are as good
-            no_tokenizer = str(error)
-            print(f"no tokenizer, and so no predictions from texts: {no_tokenizer}", file=sys.stderr)
+def convert_tensors(files: Directory, tensors: Mapping[str, np.ndarray], head: Head, num_labels: int) -> convert.Converted:
+    """Makes parameters of `tensors`, on the default device; those that a head lacks have their initial values."""
+    module = Bert(files.config, head, max(1, num_labels))
+
+    def put(array: np.ndarray) -> jax.Array:
+        return jax.block_until_ready(jax.device_put(array))  # one copy under way at a time, however busy the machine
+
+    return convert.from_hugging_face(
+        tensors, parameter_shapes(module), files.config, head, files.where, partial(initial_values, module), put
+    )
+
+
+def report(converted: convert.Converted, where: str) -> None:
+    """Prints to stderr what the file lacked or had too much, and which weights are no numbers."""
+    for note in converted.notes:
+        print(printable(f"{where}: {note}"), file=sys.stderr)
+    if converted.fresh:
+        print(printable(f"{where} has no weights for {', '.join(converted.fresh)}: freshly initialised"), file=sys.stderr)
+    for names, what in ((converted.unused, "of no use here"), (converted.broken, "NaN or infinite weights in")):
+        if names:
+            print(printable(f"{where}: {what}: {', '.join(names[:8])} ({len(names)} tensors)"), file=sys.stderr)
+
+
+def _read_tokenizer(files: Directory, special_tokens: SpecialTokens | None) -> tuple[Tokenizer | None, str | None]:
+    """Returns the tokenizer, or None and the reason why its files were not read."""
+    if not has_tokenizer(files.home):
+        return None, None
+    try:
+        return Tokenizer.load(files.home, model_type=files.config.model_type, special_tokens=special_tokens), None
+    except InputError as error:  # the weights are as good
+        print(f"no tokenizer, and so no predictions from texts: {error}", file=sys.stderr)
+        return None, str(error)
+
+
+def _problem_type(files: Directory, head: Head) -> ProblemType | None:
     problem_type = files.values.get("problem_type") if head == "sequence_classification" else None
     if problem_type not in (None, *get_args(ProblemType)):
-        raise InputError(f"{directory}: {problem_type=} is not known; known: {', '.join(get_args(ProblemType))}")
-    pooling: Pooling | str | None
+        raise InputError(f"{files.path}: {problem_type=} is not known; known: {', '.join(get_args(ProblemType))}")
+    return problem_type
+
+
+def _read_library(files: Directory) -> tuple[Pooling | str | None, str | None]:
+    """Returns the pooling (or why it cannot be followed) and the activation that sentence-transformers' files give."""
     try:
-        pooling, activation = read_pooling(files.library), read_activation(files.library, files.values)
+        return read_pooling(files.library), read_activation(files.library, files.values)
     except InputError as error:
-        pooling, activation = str(error), None
-    tuned = read_tuned(files.home, files.values, num_labels)
-    untrained = _untrained(converted, files.where)
-    model = Model(
-        files.config, converted.params, tokenizer, head, labels, problem_type, pooling, activation, untrained, tuned, no_tokenizer
-    )
-    return model, converted
+        return str(error), None
 
 
 def _untrained(converted: convert.Converted, where: str) -> Untrained | None:
@@ -225,32 +256,11 @@ def _untrained(converted: convert.Converted, where: str) -> Untrained | None:
     return Untrained(where, initial, tuple(converted.left_out + converted.unused))
 
 
-def put_on_device(array: np.ndarray) -> jax.Array:
-    return jax.block_until_ready(jax.device_put(array))  # one copy under way at a time, however busy the machine
-
-
-def report(converted: convert.Converted, where: str) -> None:
-    """Tells what the file lacked or had too much, and weights that are no numbers."""
-    for note in converted.notes:
-        print(printable(f"{where}: {note}"), file=sys.stderr)
-    if converted.fresh:
-        print(printable(f"{where} has no weights for {', '.join(converted.fresh)}: freshly initialised"), file=sys.stderr)
-    for names, what in ((converted.unused, "of no use here"), (converted.broken, "NaN or infinite weights in")):
-        if names:
-            print(printable(f"{where}: {what}: {', '.join(names[:8])} ({len(names)} tensors)"), file=sys.stderr)
-
-
-def _check_labels(labels: Sequence[str], head: Head) -> None:
-    if head not in LABELLED_HEADS:
-        raise InputError(f"{labels=} are for the heads {' and '.join(LABELLED_HEADS)}, not for {head!r}")
-    if isinstance(labels, str) or not labels:
-        raise InputError(f"{labels=}; expected a list of names")
-    if twice := [name for i, name in enumerate(labels) if name in labels[:i]]:
-        raise InputError(f"{labels=} name {twice[0]!r} twice; each class needs a name of its own")
+# --- writing ---
 
 
 def convert_directory(source: str | Path, out: str | Path, head: Head | None, tensor_by_tensor: bool) -> list[str]:
-    """Loads and saves; lines that say what was done and, where asked, where each tensor came from and went to."""
+    """Loads a model, saves it, and returns lines about it; with `tensor_by_tensor`, one about each tensor's names."""
     model, converted = _load(source, head, None)
     save(model, out)
     cfg = model.config
@@ -274,7 +284,7 @@ def convert_directory(source: str | Path, out: str | Path, head: Head | None, te
 
 
 def check_padding(cfg: BertConfig, tokenizer: Tokenizer) -> None:
-    """Raises InputError where positions, which these families count from the padding id, would be others elsewhere."""
+    """Raises InputError for a padding id other than the one from which the model counts positions."""
     if cfg.position_offset and tokenizer.pad_id != cfg.position_offset - 1:
         raise InputError(
             f"model_type={cfg.model_type!r} needs a tokenizer whose padding has id {cfg.position_offset - 1}; "
@@ -285,9 +295,12 @@ def check_padding(cfg: BertConfig, tokenizer: Tokenizer) -> None:
 def save(model: Model, directory: str | Path) -> None:
     """Writes a directory that `load` and transformers read, and sentence-transformers where the model has a pooling.
 
-    config.json, model.safetensors, the tokenizer's files, sentence-transformers' files; each appears whole or not at all. Raises
-    InputError where it cannot be written, where parameters are not those of the model's config and head, and where the model was
-    read with modules of sentence-transformers that are not supported: they would be lost.
+    The directory holds config.json, model.safetensors, the tokenizer's and sentence-transformers' files. Each file appears whole
+    or not at all.
+
+    Raises:
+      InputError: the directory cannot be written, the parameters are not those of the model's config and head, or the model was
+        read with modules of sentence-transformers that are not supported and would be lost.
     """
     if isinstance(model.pooling, str):
         raise InputError(f"{model.pooling}; to write the model without it: dataclasses.replace(model, pooling=None)")
@@ -321,7 +334,7 @@ def save(model: Model, directory: str | Path) -> None:
             read = model.pooling.max_length or model.max_length
             write_pooling(directory, replace(model.pooling, max_length=read), model.config)
         else:
-            (directory / "modules.json").unlink(missing_ok=True)  # of the model that was there
+            (directory / "modules.json").unlink(missing_ok=True)  # an earlier model's
     except (OSError, SafetensorError) as e:
         raise InputError(f"cannot write the model to {directory}: {e}") from None
 

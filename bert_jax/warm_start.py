@@ -1,4 +1,4 @@
-"""Starting a pretraining run from a pretrained model: what `--init-from` gives."""
+"""Starts a pretraining run from a pretrained model (`--init-from`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bert_jax.pretrained import report
 
 
 def architecture(path: str | Path) -> BertConfig:
-    """What config.json of a pretrained directory, or of a run that is under way, describes; no device is touched."""
+    """Returns the model of a pretrained directory's config.json, or of a run's; no device is touched."""
     directory = find(path)
     if has_weights(directory) or not (directory / "checkpoints").is_dir():
         return directories.read(directory).config
@@ -28,14 +28,14 @@ def architecture(path: str | Path) -> BertConfig:
 
 
 def vocabulary(path: str | Path | None) -> Path | None:
-    """The folder of a pretrained directory's tokenizer; None if it has none, or there is no `path`."""
+    """Returns the folder of a pretrained directory's tokenizer; None if it has none, or there is no `path`."""
     directory = find(path) if path else None
     homes = [directory, directory / "export", directory / "tokenizer"] if directory else []
     return next((home for home in homes if has_tokenizer(home)), None)
 
 
 def check_start(path: str | Path, cfg: BertConfig) -> BertConfig:
-    """The architecture of a pretrained directory, computed as `cfg` says. Raises InputError where it is not that of `cfg`."""
+    """Returns the model of a pretrained directory. Raises InputError where it is another one than `cfg`."""
     theirs = architecture(path)
     if different := [d for d in differences(to_dict(theirs), to_dict(cfg)) if d[0] not in CHOSEN_BY_RUN]:
         listing = "\n".join(f"  model.{name}: {a!r} there, {b!r} in this run" for name, a, b in different)
@@ -44,9 +44,10 @@ def check_start(path: str | Path, cfg: BertConfig) -> BertConfig:
 
 
 def start_from(path: str | Path, module: Bert, fresh: dict[str, Any]) -> dict[str, Any]:
-    """The weights of a pretrained directory for a new run; heads that it lacks stay as in `fresh`, and are said.
+    """Returns the parameters of a pretrained directory for a new run; heads that it lacks stay as in `fresh`, with a warning.
 
-    Raises InputError where its config.json describes another model than `module`'s.
+    Raises:
+      InputError: its config.json describes another model than `module`'s.
     """
     theirs, files = check_start(path, module.cfg), directories.read(find(path))
     flat = convert.flatten(fresh)

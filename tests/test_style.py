@@ -14,13 +14,13 @@ RIDDLE = re.compile(r"(What|Whether|Who|Where|How|When|If)\b")
 
 # Files that do not hold the style yet. A name leaves this list when its file is rewritten.
 UNCONVERTED: set[str] = {
-    "attention.py", "config.py", "console.py", "convert.py", "corpus.py",
-    "directory.py", "disk.py", "doctor.py", "families.py", 
-    "heads.py", "hub.py", "hugepages.py", "init_head.py", "layers.py", 
+    "attention.py", "config.py", "console.py", "corpus.py",
+    "disk.py", "doctor.py", "families.py",
+    "heads.py", "hugepages.py", "layers.py",
     "masking.py", "places.py", "plan.py",
-    "pooling.py", "predictors.py", "pretrain.py", "pretrained.py", "pretraining.py", 
-    
-    "warm_start.py", "workdir.py", 
+    "pooling.py", "predictors.py", "pretrain.py", "pretraining.py",
+
+    "workdir.py",
 }  # fmt: skip
 
 

@@ -1,25 +1,23 @@
-"""The model that a fine-tuning run starts from: its encoder, and what `--init-head` makes of its head."""
+"""Reads the model that a fine-tuning run starts from, with its head as `--init-head` says."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from bert_jax import directory as directories
 from bert_jax.data.tokenizer import SpecialTokens, Tokenizer, has_tokenizer
-from bert_jax.directory import LABELLED_HEADS, Directory
+from bert_jax.directory import LABELLED_HEADS, Directory, read
 from bert_jax.errors import InputError
 from bert_jax.hub import find
 from bert_jax.model import convert
-from bert_jax.model.families import FAMILIES, Head
-from bert_jax.model.heads import Bert, initial_values, parameter_shapes
+from bert_jax.model.families import Head
+from bert_jax.model.heads import initial_values
 from bert_jax.pooling import ACTIVATIONS, Pooling, read_pooling
-from bert_jax.pretrained import Model, ProblemType, put_on_device, report
+from bert_jax.pretrained import Model, ProblemType, convert_tensors, report
 from bert_jax.tuned import Tuned, read_tuned
 
 _CLASSIFIER: dict[Head, str] = {  # the layer of a head that is of one task
@@ -31,10 +29,13 @@ InitHead = Literal["auto", "fresh", "keep", "match"]
 
 @dataclass(frozen=True)
 class StartingModel:
-    """A model to fine-tune: its parameters but for those at `fresh`, which each run draws by its own seed.
+    """A model to fine-tune.
 
-    `matched` is what those take over from a head of other classes: path -> (classes here, their values [C, ...]). `note` says
-    what became of the head.
+    Attributes:
+      model: The model.
+      fresh: Paths of the parameters that each run draws by its own seed.
+      matched: Rows that those take over from a head of other classes: path -> (classes here, their values [C, ...]).
+      note: A line about the head of the file.
     """
 
     model: Model
@@ -43,7 +44,7 @@ class StartingModel:
     note: str
 
     def params(self, seed: int) -> dict[str, Any]:
-        """The parameters that a run begins with."""
+        """Returns the parameters that a run begins with."""
         if not self.fresh:
             return self.model.params
         drawn = initial_values(self.model.module, self.fresh, seed)
@@ -75,52 +76,84 @@ def load_for_task(
     Raises:
       InputError: as `load` does; or the head is to be kept or matched, but is of another task.
     """
-    directory, labels = find(path_or_name), tuple(labels)
-    files = directories.read(directory)
+    labels = tuple(labels)
+    files = read(find(path_or_name))
     ours = _CLASSIFIER.get(head, "")
-    layer = FAMILIES[files.config.model_type].head(head).get(ours, "")
-    has = _has_head(files, head, layer)
-    theirs = directories.labels_of(files, str(directory)) if has and head in LABELLED_HEADS else ()
-    if theirs and len(theirs) != (rows := len(files.tensors[f"{layer}.weight"])):
-        raise InputError(f"{files.where}: {layer}.weight is of {rows} classes; config.json names {', '.join(theirs)}: correct it")
-    one_value = problem_type in (None, "regression") and max(len(theirs), len(labels)) <= 1  # whatever it is called
-    same = has and (theirs == labels or one_value)
-    shared = [name for name in labels if name in theirs]
-    _check_init_head(init_head, has, same, theirs, labels, shared, str(directory))
-    kept, matched = same and init_head != "fresh", {}
-    if init_head == "match" and not kept:
-        here, there = ([names.index(name) for name in shared] for names in (labels, theirs))
-        values = {path: files.tensors[f"{layer}.{name}"][there] for path, name in (("kernel", "weight"), ("bias", "bias"))}
-        matched = {f"{ours}/{path}": (here, value.astype(np.float32)) for path, value in values.items()}
-    module = Bert(files.config, head, max(1, len(labels)))
-    converted = convert.from_hugging_face(
-        files.tensors if kept or not layer else _Without(files.tensors, f"{layer}."),
-        parameter_shapes(module), files.config, head, files.where, partial(initial_values, module), put_on_device,
-    )  # fmt: skip
+    layer = files.family.head(head).get(ours, "")
+    found = _found_head(files, head, layer, labels, problem_type)
+    _check_init_head(init_head, found, labels, str(files.path))
+    kept = found.same and init_head != "fresh"
+    matched = _matched_rows(files, ours, layer, found, labels) if init_head == "match" and not kept else {}
+    tensors = files.tensors if kept or not layer else _Without(files.tensors, f"{layer}.")
+    converted = convert_tensors(files, tensors, head, len(labels))
     report(replace(converted, fresh=[path for path in converted.fresh if not path.startswith(f"{ours}/")]), files.where)
     if not has_tokenizer(files.home):
-        raise InputError(f"{directory} has no tokenizer: put its tokenizer.json or vocab.txt beside its config.json")
-    tokenizer = Tokenizer.load(files.home, model_type=files.config.model_type, special_tokens=special_tokens)
-    pooling = read_pooling(files.library) or Pooling() if head == "encoder" else None
-    activation = ACTIVATIONS["Identity"] if problem_type == "regression" else None  # CrossEncoder's would be a sigmoid
-    tuned = read_tuned(files.home, files.values, len(theirs) or None) if kept else Tuned()
-    model = Model(files.config, converted.params, tokenizer, head, labels, problem_type, pooling, activation, tuned=tuned)
-    fate = "is kept" if kept else f"rows of {', '.join(shared)} are kept, the rest starts anew" if matched else "starts anew"
-    of = f"{layer} of {directory}" + (f" ({', '.join(theirs)})" if theirs else "")
-    there_is_one = f"{layer}.weight" in files.tensors
-    return StartingModel(model, tuple(converted.fresh), matched, f"{of}: {fate}" if there_is_one else "")
+        raise InputError(f"{files.path} has no tokenizer: put its tokenizer.json or vocab.txt beside its config.json")
+    model = Model(
+        files.config, converted.params,
+        Tokenizer.load(files.home, model_type=files.config.model_type, special_tokens=special_tokens),
+        head, labels, problem_type,
+        pooling=read_pooling(files.library) or Pooling() if head == "encoder" else None,
+        activation=ACTIVATIONS["Identity"] if problem_type == "regression" else None,  # CrossEncoder's would be a sigmoid
+        tuned=read_tuned(files.home, files.values, len(found.labels) or None) if kept else Tuned(),
+    )  # fmt: skip
+    fate = "is kept" if kept else "starts anew"
+    if matched:
+        fate = f"rows of {', '.join(found.shared)} are kept, the rest starts anew"
+    classes = f" ({', '.join(found.labels)})" if found.labels else ""
+    note = f"{layer} of {files.path}{classes}: {fate}" if f"{layer}.weight" in files.tensors else ""
+    return StartingModel(model, tuple(converted.fresh), matched, note)
+
+
+@dataclass(frozen=True)
+class _FoundHead:
+    """The head that a file holds, against the one of the task.
+
+    Attributes:
+      there: Whether the file holds a head of this kind.
+      labels: Its classes, where they have names.
+      shared: The task's classes that it has too, in the task's order.
+      same: Whether it is a head for the task's classes.
+    """
+
+    there: bool
+    labels: tuple[str, ...]
+    shared: list[str]
+    same: bool
+
+
+def _found_head(
+    files: Directory, head: Head, layer: str, labels: tuple[str, ...], problem_type: ProblemType | None
+) -> _FoundHead:
+    there = _has_head(files, head, layer)
+    theirs = files.labels() if there and head in LABELLED_HEADS else ()
+    if theirs and len(theirs) != (rows := len(files.tensors[f"{layer}.weight"])):
+        said = f"{layer}.weight is of {rows} classes; config.json names {', '.join(theirs)}: correct it"
+        raise InputError(f"{files.where}: {said}")
+    one_value = problem_type in (None, "regression") and max(len(theirs), len(labels)) <= 1  # whatever it is called
+    return _FoundHead(there, theirs, [name for name in labels if name in theirs], there and (theirs == labels or one_value))
+
+
+def _matched_rows(
+    files: Directory, ours: str, layer: str, found: _FoundHead, labels: tuple[str, ...]
+) -> dict[str, tuple[list[int], np.ndarray]]:
+    """Returns path -> (classes here, their values in the file), for the parameters of the classifier."""
+    here, there = ([names.index(name) for name in found.shared] for names in (labels, found.labels))
+    leaves = {"kernel": "weight", "bias": "bias"}
+    return {f"{ours}/{path}": (here, files.tensors[f"{layer}.{name}"][there].astype(np.float32)) for path, name in leaves.items()}
 
 
 def _has_head(files: Directory, head: Head, layer: str) -> bool:
-    """Whether `layer` is there, and of `head`: other heads may call theirs alike, which `architectures` tells."""
+    """Returns whether `layer` is there and belongs to `head`: `architectures` tells heads apart that name it alike."""
     said = files.values.get("architectures") or [""]
     said = said if isinstance(said, list) else [""]
-    of = FAMILIES[files.config.model_type].head_of(str(said[0]))
-    return of in (None, head) and all(f"{layer}.{name}" in files.tensors for name in ("weight", "bias"))
+    return files.family.head_of(str(said[0])) in (None, head) and all(
+        f"{layer}.{name}" in files.tensors for name in ("weight", "bias")
+    )
 
 
 class _Without(Mapping[str, np.ndarray]):
-    """Tensors but for those whose name begins with `prefix`; read when asked for."""
+    """Tensors without those whose name begins with `prefix`; values are read when asked for."""
 
     def __init__(self, tensors: Mapping[str, np.ndarray], prefix: str) -> None:
         self._tensors, self._names = tensors, [name for name in tensors if not name.startswith(prefix)]
@@ -135,13 +168,14 @@ class _Without(Mapping[str, np.ndarray]):
         return len(self._names)
 
 
-def _check_init_head(
-    init_head: InitHead, has: bool, same: bool, theirs: Sequence[str], labels: Sequence[str], shared: Sequence[str], where: str
-) -> None:
-    there = "no such head" if not has else f"a head of the classes {', '.join(theirs)}" if theirs else "a head without classes"
+def _check_init_head(init_head: InitHead, found: _FoundHead, labels: Sequence[str], where: str) -> None:
+    """Raises InputError where the head cannot be kept or matched as asked."""
+    there = "a head without classes" if found.there else "no such head"
+    if found.labels:
+        there = f"a head of the classes {', '.join(found.labels)}"
     here = f"this task's classes are {', '.join(labels)}" if labels else "this task has no classes"
-    if init_head == "keep" and not same:
-        advice = ", or match to keep the classes that both have" if shared else ""
+    if init_head == "keep" and not found.same:
+        advice = ", or match to keep the classes that both have" if found.shared else ""
         raise InputError(f"--init-head keep: {where} has {there}; {here}. Use fresh{advice}")
-    if init_head == "match" and not shared:
+    if init_head == "match" and not found.shared:
         raise InputError(f"--init-head match: {where} has {there}; {here}: there is none that both have. Use fresh")

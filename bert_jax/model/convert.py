@@ -1,4 +1,4 @@
-"""Parameters and configurations to and from their names in the Hugging Face layout, by the table in families.py."""
+"""Converts parameters and configs to and from the Hugging Face layout, by the table in families.py."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from bert_jax.errors import InputError, did_you_mean
 from bert_jax.model.config import BertConfig
 from bert_jax.model.families import FAMILIES, Family, Head, head_names, names, twins
 
 Params = dict[str, Any]
-_ONLY = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}  # of their config.json
+_ONLY = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}  # config.json, all families
 _TOKEN_TYPES = "encoder/embeddings/token_type_embeddings/embedding"
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
-_OLD_LEAVES = {"gamma": "weight", "beta": "bias"}  # what LayerNorm's are called in files of 2018 and 2019
+_OLD_LEAVES = {"gamma": "weight", "beta": "bias"}  # LayerNorm's, in files of 2018 and 2019
 
 
 def flatten(params: Params, prefix: str = "") -> dict[str, Any]:
-    """{"a/b/c": leaf} of a nested dict."""
+    """Returns the leaves of a nested dict by path: {"a/b/c": leaf}."""
     flat: dict[str, Any] = {}
     for name, value in params.items():
         flat |= flatten(value, f"{prefix}{name}/") if isinstance(value, dict) else {prefix + name: value}
@@ -30,7 +31,7 @@ def flatten(params: Params, prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> Params:
-    """The inverse of `flatten`."""
+    """Returns the nested dict of leaves by path: the inverse of `flatten`."""
     params: Params = {}
     for path, value in flat.items():
         *parents, name = path.split("/")
@@ -42,7 +43,7 @@ def unflatten(flat: Mapping[str, Any]) -> Params:
 
 
 def their_names(paths: Mapping[str, Any], cfg: BertConfig, head: Head) -> dict[str, str]:
-    """Our path -> their name, for each leaf of a flat parameter tree."""
+    """Returns our path -> their name, for each leaf of a flat parameter tree."""
     table = names(cfg, head)
 
     def name(path: str) -> str:
@@ -53,13 +54,13 @@ def their_names(paths: Mapping[str, Any], cfg: BertConfig, head: Head) -> dict[s
 
 
 def saved_names(paths: Mapping[str, Any], cfg: BertConfig, head: Head) -> dict[str, str]:
-    """`their_names` as files have them: that of a bare encoder has no prefix."""
+    """Returns `their_names` as files have them: those of an encoder alone have no prefix."""
     prefix = FAMILIES[cfg.model_type].prefix if head == "encoder" else ""
     return {path: name.removeprefix(prefix) for path, name in their_names(paths, cfg, head).items()}
 
 
 def to_hugging_face(params: Params, cfg: BertConfig, head: Head) -> dict[str, np.ndarray]:
-    """Our parameters under their names; kernels transposed to [out, in]."""
+    """Returns our parameters under their names; kernels are transposed to [out, in]."""
     flat = flatten(params)
     theirs = saved_names(flat, cfg, head)
     arrays = ((path, np.asarray(leaf)) for path, leaf in flat.items())
@@ -71,16 +72,16 @@ def to_hugging_face(params: Params, cfg: BertConfig, head: Head) -> dict[str, np
 
 @dataclass(frozen=True)
 class Converted:
-    """What came of a set of tensors.
+    """The parameters made of a file's tensors, and what was found on the way.
 
     Attributes:
-      params: the parameter tree.
-      sources: our path -> the name of the tensor that it came from, as the file has it.
-      fresh: our paths that no tensor was there for; they have their initial values.
-      left_out: names of tensors that belong to another head.
-      unused: names of tensors that no head of the family has.
-      broken: names of tensors with NaN or infinite values.
-      notes: what else a user must know.
+      params: The parameter tree.
+      sources: Our path -> the name that the file has for its tensor.
+      fresh: Our paths without a tensor; these parameters have their initial values.
+      left_out: Names of tensors that belong to another head.
+      unused: Names of tensors that no head of the family has.
+      broken: Names of tensors with NaN or infinite values.
+      notes: Lines for the user about other choices that were made.
     """
 
     params: Params
@@ -98,52 +99,43 @@ def from_hugging_face(
     cfg: BertConfig,
     head: Head,
     where: str,
-    initial: Callable[[list[str]], dict[str, Any]],
+    initial: Callable[[list[str]], Mapping[str, ArrayLike]],
     put: Callable[[np.ndarray], Any] = lambda x: x,
 ) -> Converted:
-    """Tensors under their names -> parameters of the tree `like` (shapes suffice), in float32.
+    """Converts tensors under their names to float32 parameters of the tree `like`.
 
-    With or without the prefix of the encoder, with gamma and beta for weight and bias, in any order; one tensor at a time is
-    read, transposed and handed to `put` (to a device, say), so that a model is not held twice.
+    Names may come with or without the encoder's prefix, with `gamma` and `beta` for `weight` and `bias`, and in any order. One
+    tensor at a time is read, transposed and handed to `put`, so that a model is never held twice. A missing table of token types
+    becomes zeros. Where a file holds two output biases that differ, the output layer's own counts, as in transformers; both are
+    noted.
 
     Args:
-      tensors: by name; values are read when asked for.
-      like: tree of arrays or ShapeDtypeStructs.
-      cfg, head: the model.
-      where: what errors call the file.
-      initial: our paths -> the initial values of those; called only if a head's are missing.
-      put: is given each parameter, an array of its own, and its result stands in the tree.
+      tensors: Tensors by name; their values are read when asked for.
+      like: A tree of arrays or ShapeDtypeStructs.
+      cfg: The model.
+      head: The head of the model.
+      where: The name of the file, for errors.
+      initial: Returns the initial values of parameters by path; called only where a head lacks some.
+      put: Receives each parameter as an array of its own, for example to copy it to a device; its result stands in the tree.
 
-    Raises InputError, listing both sides, where a shape differs, a tensor of the encoder is missing or has no place, there are
-    more layers than the config says, or an output layer is not the embedding table that it is tied to.
-
-    A missing table of token types is one of zeros. Where an output bias is there twice and differs, the output layer's own
-    counts, as in transformers. Both are noted.
+    Raises:
+      InputError: a shape differs, a tensor of the encoder is missing or has no place, there are more layers than the config
+        says, or an output layer differs from the embedding table that it is tied to. The message lists both sides.
     """
     family = FAMILIES[cfg.model_type]
-    flat_like = flatten(like)
+    shapes = {path: leaf.shape for path, leaf in flatten(like).items()}
+    wanted = their_names(shapes, cfg, head)
     there = _by_full_name(tensors, family)
-    wanted = their_names(flat_like, cfg, head)
-    notes = _settle_twins(there, tensors, wanted, cfg)
-    fresh = [path for path, theirs in wanted.items() if theirs not in there]
-    known = tuple(_known_outside(family))
-    spare = sorted(set(there) - set(wanted.values()) - set(family.tied))
-    unused = [name for name in spare if not name.startswith(known)]
-    strange = [name for name in unused if name.startswith(family.prefix)]
-    wrong = _misfits(there, tensors, wanted, flat_like, family, cfg)
-    lost = [path for path in fresh if path.startswith("encoder/") and path != _TOKEN_TYPES]
-    if wrong or lost or strange:
-        lines = [
-            *_first(wrong),
-            *_first([f"no tensor {wanted[path]} for {path}" for path in lost]),
-            *_first([f"no place for the tensor {there[name]}" for name in strange or (unused if lost else [])]),
-        ]
-        raise InputError(f"{where} does not hold this model:\n  " + "\n  ".join(lines))
-    used = {path: there[theirs] for path, theirs in wanted.items() if path not in fresh}
-    flat = {}
+    notes = _choose_between_twins(there, tensors, wanted, cfg)
+    used = {path: there[name] for path, name in wanted.items() if name in there}
+    fresh = [path for path in wanted if path not in used]
+    left_out, unused = _not_wanted(there, wanted, family)
+    _check_fit(where, _misfits(there, tensors, wanted, shapes, family, cfg), fresh, unused, wanted, family)
+
+    flat: dict[str, Any] = {}
     if _TOKEN_TYPES in fresh:
         fresh.remove(_TOKEN_TYPES)
-        flat[_TOKEN_TYPES] = put(np.zeros(flat_like[_TOKEN_TYPES].shape, np.float32))
+        flat[_TOKEN_TYPES] = put(np.zeros(shapes[_TOKEN_TYPES], np.float32))
         notes.append("no table of token types: zeros stand for it")
     if fresh:
         flat |= {path: put(np.asarray(x, np.float32)) for path, x in initial(fresh).items()}
@@ -153,18 +145,33 @@ def from_hugging_face(
         if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
             broken.append(name)
         flat[path] = put(array)
-    left_out, unused = ([there[n] for n in names] for names in ([n for n in spare if n.startswith(known)], unused))
-    return Converted(unflatten({path: flat[path] for path in flat_like}), used, fresh, left_out, unused, broken, notes)
+    params = unflatten({path: flat[path] for path in shapes})
+    return Converted(params, used, fresh, list(left_out.values()), list(unused.values()), broken, notes)
 
 
-def _first(lines: list[str], most: int = 8) -> list[str]:
-    return lines[:most] + [f"... ({len(lines)} such)"] * (len(lines) > most)
+def _by_full_name(tensors: Mapping[str, np.ndarray], family: Family) -> dict[str, str]:
+    """Returns name with prefix and today's leaf names -> name in the file, for all tensors that are weights."""
+    bare = not any(name.startswith(family.prefix) for name in tensors)
+    outside = tuple(name for name in _head_prefixes(family) if not name.startswith(family.prefix))
+    full: dict[str, str] = {}
+    for name in tensors:
+        module, _, leaf = name.rpartition(".")
+        if leaf in ("position_ids", "token_type_ids"):  # buffers in older files
+            continue
+        renamed = f"{module}.{_OLD_LEAVES.get(leaf, leaf)}" if module else leaf
+        full[renamed if not bare or renamed.startswith(outside) else family.prefix + renamed] = name
+    return full
 
 
-def _settle_twins(
+def _head_prefixes(family: Family) -> tuple[str, ...]:
+    """Returns the beginnings of the names of tensors that belong to a head of the family or to its pooler."""
+    return (*dict.fromkeys(head_names(family)), f"{family.prefix}pooler")
+
+
+def _choose_between_twins(
     there: dict[str, str], tensors: Mapping[str, np.ndarray], wanted: Mapping[str, str], cfg: BertConfig
 ) -> list[str]:
-    """Makes each tied tensor of `wanted` the one that counts, where `there` has it under two names; notes on what was chosen."""
+    """Lets `there` name, for each tied tensor of `wanted`, the one of its two copies that counts; returns notes."""
     notes = []
     for twin, name in twins(cfg).items():
         if twin not in there or name not in wanted.values():
@@ -178,45 +185,50 @@ def _settle_twins(
     return notes
 
 
-def _by_full_name(tensors: Mapping[str, np.ndarray], family: Family) -> dict[str, str]:
-    """Name with prefix and new leaf names -> name in the file; what are no weights is left out."""
-    bare = not any(name.startswith(family.prefix) for name in tensors)
-    outside = tuple(name for name in _known_outside(family) if not name.startswith(family.prefix))
-    full: dict[str, str] = {}
-    for name in tensors:
-        module, _, leaf = name.rpartition(".")
-        if leaf in ("position_ids", "token_type_ids"):  # buffers that older files have
-            continue
-        renamed = f"{module}.{_OLD_LEAVES.get(leaf, leaf)}" if module else leaf
-        full[renamed if not bare or renamed.startswith(outside) else family.prefix + renamed] = name
-    return full
+def _not_wanted(there: Mapping[str, str], wanted: Mapping[str, str], family: Family) -> tuple[dict[str, str], dict[str, str]]:
+    """Returns the tensors that this model has no place for: those of other heads, and those of no head of the family."""
+    spare = sorted(set(there) - set(wanted.values()) - set(family.tied))
+    prefixes = _head_prefixes(family)
+    of_heads = {name: there[name] for name in spare if name.startswith(prefixes)}
+    return of_heads, {name: there[name] for name in spare if name not in of_heads}
 
 
-def _known_outside(family: Family) -> set[str]:
-    """Beginnings of the names of tensors that belong to some head of the family, poolers included."""
-    return set(head_names(family)) | {f"{family.prefix}pooler"}
+def _check_fit(
+    where: str, misfits: list[str], fresh: list[str], unused: dict[str, str], wanted: Mapping[str, str], family: Family
+) -> None:
+    """Raises the InputError that lists what does not fit, what the encoder lacks, and what has no place in it."""
+    lacking = [path for path in fresh if path.startswith("encoder/") and path != _TOKEN_TYPES]
+    strange = [theirs for name, theirs in unused.items() if name.startswith(family.prefix)]
+    if misfits or lacking or strange:
+        lines = [
+            *_first(misfits),
+            *_first([f"no tensor {wanted[path]} for {path}" for path in lacking]),
+            *_first([f"no place for the tensor {name}" for name in strange or (unused.values() if lacking else [])]),
+        ]
+        raise InputError(f"{where} does not hold this model:\n  " + "\n  ".join(lines))
+
+
+def _first(lines: list[str], most: int = 8) -> list[str]:
+    return lines[:most] + [f"... ({len(lines)} such)"] * (len(lines) > most)
 
 
 def _misfits(
     there: Mapping[str, str],
     tensors: Mapping[str, np.ndarray],
     wanted: Mapping[str, str],
-    like: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
     family: Family,
     cfg: BertConfig,
 ) -> list[str]:
-    """Lines that say which tensors do not fit."""
+    """Returns a line for each tensor that does not fit."""
     wrong = []
     for path, theirs in wanted.items():
         if theirs in there:
-            tensor = tensors[there[theirs]]
-            shape = tensor.shape
+            name, tensor = there[theirs], tensors[there[theirs]]
             if tensor.dtype.kind in "biuc":
-                wrong.append(
-                    f"{there[theirs]} is of {tensor.dtype}, as quantized files have it; weights are floating-point numbers"
-                )
-            if (shape[::-1] if path.endswith("/kernel") else shape) != like[path].shape:
-                wrong.append(f"{there[theirs]} is {list(shape)}, which does not fit {path} {list(like[path].shape)}")
+                wrong.append(f"{name} is of {tensor.dtype}, as quantized files have it; weights are floating-point numbers")
+            if (tensor.shape[::-1] if path.endswith("/kernel") else tensor.shape) != shapes[path]:
+                wrong.append(f"{name} is {list(tensor.shape)}, which does not fit {path} {list(shapes[path])}")
     masked_lm = "masked_lm/dense/kernel" in wanted  # only its output layer is tied
     for theirs, tied in twins(cfg).items():
         if masked_lm and theirs in there and tied in there and not np.array_equal(tensors[there[theirs]], tensors[there[tied]]):
@@ -233,7 +245,7 @@ def _misfits(
 
 
 def without_wrapper(tensors: Mapping[str, np.ndarray], family: Family) -> Mapping[str, np.ndarray]:
-    """The tensors without what stands before every name: `module.`, `_orig_mod.`, `model.` or the like, of a class around it.
+    """Returns the tensors without the prefix that a wrapping class adds to every name: `module.`, `_orig_mod.`, `model.`.
 
     >>> sorted(without_wrapper({"model.bert.embeddings.word_embeddings.weight": 1, "model.classifier.bias": 2}, FAMILIES["bert"]))
     ['bert.embeddings.word_embeddings.weight', 'classifier.bias']
@@ -247,17 +259,17 @@ def without_wrapper(tensors: Mapping[str, np.ndarray], family: Family) -> Mappin
 
 
 def check_size(tensors: Mapping[str, np.ndarray], cfg: BertConfig, where: str) -> None:
-    """Raises InputError where the config has more layers than the file can have, before they are built."""
+    """Raises InputError for a config with more layers than the file can hold, before they are built."""
     layers = cfg.num_hidden_groups or cfg.num_hidden_layers
     if layers > max(64, len(tensors)):
         raise InputError(f"{where} holds {len(tensors)} tensors, too few for num_hidden_layers={cfg.num_hidden_layers}")
 
 
 def from_tf1(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Variables of google-research/bert under the names of the Hugging Face layout.
+    """Returns variables of google-research/bert under the names of the Hugging Face layout.
 
-    What optimizers add is left out, whatever they call it: NAME/SLOT beside the variable NAME (moments, moving averages), and
-    counters, which are scalars.
+    Variables of optimizers are left out: NAME/SLOT beside a variable NAME (moments, moving averages), and counters, which are
+    scalars.
 
     >>> {k: v.shape for k, v in from_tf1({"bert/encoder/layer_3/output/dense/kernel": np.ones((4, 2))}).items()}
     {'bert.encoder.layer.3.output.dense.weight': (2, 4)}
@@ -277,10 +289,10 @@ def from_tf1(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def from_flax(tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    """The tensors of transformers' Flax models under the names of its others; all else as it is.
+    """Returns the tensors of transformers' Flax models under the names of its PyTorch models; other tensors as they are.
 
-    Flax calls weights by what they are (`kernel`, `scale`, `embedding`), joins names by `/` (.msgpack) or `.` (.safetensors), and
-    has kernels as [in, out].
+    Flax names weights by their kind (`kernel`, `scale`, `embedding`), joins names by `/` (.msgpack) or `.` (.safetensors), and
+    stores kernels as [in, out].
 
     >>> {k: v.shape for k, v in from_flax({"bert/encoder/layer/3/output/dense/kernel": np.ones((4, 2))}).items()}
     {'bert.encoder.layer.3.output.dense.weight': (2, 4)}
@@ -297,7 +309,7 @@ def from_flax(tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
 
 
 def guess_head(tensor_names: Mapping[str, Any], family: Family) -> Head:
-    """The head that a file without `architectures` holds, as far as names tell: `classifier` may be of texts or of tokens."""
+    """Returns the head that the names of a file's tensors show; "encoder" for `classifier`, which texts and tokens share."""
     heads: tuple[Head, ...] = ("pretraining", "masked_lm", "replaced_token", "question_answering")
     for head in heads:
         parts = [theirs for ours, theirs in family.heads.get(head, {}).items() if not ours.startswith("pooler")]
@@ -307,9 +319,10 @@ def guess_head(tensor_names: Mapping[str, Any], family: Family) -> Head:
 
 
 def config_from_hugging_face(values: Mapping[str, Any], where: str) -> BertConfig:
-    """The model that a config.json describes; without a model_type (Google's bert_config.json) it is BERT.
+    """Returns the model that a config.json describes; one without a model_type (Google's bert_config.json) describes BERT.
 
-    Raises InputError for a model_type that is not in the table, and for what no row of it covers.
+    Raises:
+      InputError: the model_type is not in the table of families, or a value is not supported.
     """
     model_type = values.get("model_type", "bert")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
@@ -327,7 +340,7 @@ def config_from_hugging_face(values: Mapping[str, Any], where: str) -> BertConfi
         if f.name in family.fixed:
             fields[f.name] = family.fixed[f.name]
         elif f.name in ("embedding_size", "num_hidden_groups", "pad_token_id") and f.name not in family.defaults:
-            continue  # of no meaning in this family, whatever the file says
+            continue  # without meaning in this family, whatever the file says
         elif key in values:
             fields[f.name] = values[key]
         elif f.name in family.defaults:
@@ -343,7 +356,7 @@ def config_from_hugging_face(values: Mapping[str, Any], where: str) -> BertConfi
 
 
 def config_to_hugging_face(cfg: BertConfig, head: Head, pad_id: int) -> dict[str, Any]:
-    """The inverse of `config_from_hugging_face`, with what transformers asks beside it."""
+    """Returns the config.json of a model, with the keys that transformers needs."""
     family = FAMILIES[cfg.model_type]
     fields = {
         family.renamed.get(name, name): value for name, value in dataclasses.asdict(cfg).items() if name not in family.fixed
