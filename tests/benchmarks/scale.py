@@ -13,6 +13,7 @@ that of the smallest size for each byte of text beyond it.
 from __future__ import annotations
 
 import argparse
+import functools
 import glob
 import json
 import resource
@@ -37,18 +38,24 @@ def sentences(seed: int, text: list[str]) -> Iterator[str]:
     while text:
         for path in text:
             yield from (line for line in Path(path).read_text(errors="replace").split("\n\n") if line.strip())
-    rng = np.random.default_rng(seed)
-    letters = np.array(list("etaoinshrdlucmfwygpbvk"))
-    words = np.array(["".join(rng.choice(letters, rng.integers(2, 10))) for _ in range(50_000)])
+    words, rng = _words(), np.random.default_rng(seed)
     while True:
-        ranks = np.minimum(rng.zipf(1.2, 130_000) - 1, len(words) - 1)
+        ranks = np.minimum(rng.zipf(1.2, 1_300) - 1, len(words) - 1)
         for row in words[ranks].reshape(-1, 13):
             yield " ".join(row).capitalize() + "."
 
 
-def write_text(path: Path, size: float, text: list[str], between: str = "\n\n", each: int = 8) -> None:
+@functools.cache
+def _words() -> np.ndarray:
+    """50,000 random words, the same in all texts."""
+    rng = np.random.default_rng(0)
+    letters = np.array(list("etaoinshrdlucmfwygpbvk"))
+    return np.array(["".join(rng.choice(letters, rng.integers(2, 10))) for _ in range(50_000)])
+
+
+def write_text(path: Path, size: float, text: list[str], between: str = "\n\n", each: int = 8, seed: int = 0) -> None:
     """`size` MB of documents of `each` sentences."""
-    made, source = 0, sentences(0, text)
+    made, source = 0, sentences(seed, text)
     with open(path, "w") as file:
         while made < size * MB:
             made += file.write(" ".join(next(source) for _ in range(each)) + between)
@@ -132,7 +139,7 @@ def rows(folder: Path, *_: Any) -> None:
 
 
 MADE: dict[str, Callable[[Path, float, list[str]], None]] = {  # what is written before the clock starts
-    "files": lambda folder, size, text: [write_text(folder / f"{i}.txt", 0.002, text) for i in range(int(size))] and None,
+    "files": lambda folder, size, text: [write_text(folder / f"{i}.txt", 0.002, text, seed=i) for i in range(int(size))] and None,
     "document": lambda folder, size, text: write_text(folder / "a.txt", size, text, " "),
     "documents": lambda folder, size, text: write_lines(folder / "a.txt", int(size * 1_000_000)),
     "rows": lambda folder, size, text: write_rows(folder / "train.csv", size, text),
