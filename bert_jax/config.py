@@ -42,13 +42,13 @@ class DataConfig(Checked):
         "`stdlib:` (text every Python carries)."
     )
     format: TextFormat = "auto"
-    """What the files are, whatever their names, be they without a suffix; auto: what their suffixes say."""
+    """Format of the files; auto: by their suffixes."""
     documents: Literal["blank_line", "line", "file"] = "blank_line"
-    """What ends a document in a .txt file."""
+    """The end of a document in a .txt file."""
     text_column: str = "text"
     """The field of .jsonl, .csv, .tsv, .parquet and TFDS records that holds the text."""
     sentences: Literal["punctuation", "line"] = "punctuation"
-    """What ends a sentence: punctuation before a capital (lines are joined), or the end of a line (BERT's own format)."""
+    """The end of a sentence: punctuation before a capital (lines are joined), or the end of a line (BERT's own format)."""
     on_error: Literal["raise", "skip"] = "raise"
     """Binary, undecodable or malformed documents: stop with their place, or skip and count them."""
     tokenizer: str = "unigram"
@@ -57,11 +57,11 @@ class DataConfig(Checked):
         "vocabulary of model.vocab_size pieces is trained on the source and kept in the work directory."
     )
     lowercase: bool = True
-    """Whether a vocabulary trained here is uncased."""
+    """Lowercase the text of a vocabulary that is trained here."""
     special_tokens: Literal["text", "read"] = "text"
     (
-        "What the characters of a special token, as `[MASK]` or `<ent>`, are in the text: text like any other, or that token. "
-        "The exported tokenizer reads them, as published ones do."
+        "Reading of the characters of a special token (`[MASK]`, `<ent>`) in the text: as ordinary text, or as that token. "
+        "The exported tokenizer reads them as tokens, as published ones do."
     )
     tokenizer_sample_mb: int | None = 200
     (
@@ -84,7 +84,7 @@ class DataConfig(Checked):
     eval_source: tuple[str, ...] = ()
     """Held-out text of its own, instead of eval_fraction."""
     cache_dir: str | None = None
-    """Where tokenized rows are kept, gs:// too (each host then copies them once); default: `cache` in the work directory."""
+    """Directory of the tokenized rows, also gs:// (each host then copies them once); default: `cache` in the work directory."""
     num_workers: int | None = None
     """Processes that tokenize; default: one a core."""
 
@@ -193,7 +193,7 @@ class OptimConfig(Checked):
 
 @dataclass(frozen=True)
 class ParallelConfig(Checked):
-    """How the work is laid over devices. May differ between runs of one work directory."""
+    """Distribution of the work over devices. May differ between runs of one work directory."""
 
     strategy: Literal["mesh", "pmap"] = "mesh"
     """`mesh`: one program over a mesh of devices, which may cut parameters too; `pmap`: a copy of all parameters a device."""
@@ -202,16 +202,16 @@ class ParallelConfig(Checked):
     fsdp: int = 1
     """mesh: cut parameters, gradients and optimizer state over so many devices (rows of a batch too); for models too large."""
     tensor: int = 1
-    """mesh: cut heads and intermediate layers over so many devices, next to each other."""
+    """mesh: shard heads and intermediate layers over this number of neighboring devices."""
     multihost: bool | None = None
     (
-        "Whether this is one of several processes; default: if `coordinator` is given or a TPU pod's, Slurm's or Open MPI's "
-        "variables say so. All run the same command."
+        "This is one of several processes; default: if `coordinator` is given, or the variables of a TPU pod, Slurm or Open "
+        "MPI say so. All run the same command."
     )
     coordinator: str | None = None
-    """HOST:PORT of process 0, where the environment does not tell."""
+    """HOST:PORT of process 0, if the environment does not define it."""
     num_processes: int | None = None
-    """How many processes there are, where the environment does not tell."""
+    """Number of processes, if the environment does not define it."""
     process_id: int | None = None
     """Which of them this is, from 0, where the environment does not tell."""
     initialization_timeout: int = 300
@@ -254,7 +254,7 @@ class TrainConfig(Checked):
     """One pretraining run."""
 
     workdir: str = "runs/pretrain"
-    """Where the run keeps everything; running the same command again continues it."""
+    """Directory of the run; running the same command again continues it."""
     num_steps: int = 100_000
     """Optimizer steps."""
     batch_size: int = 256
@@ -273,8 +273,8 @@ class TrainConfig(Checked):
     """Newest checkpoints kept, beside the best."""
     checkpoint_dir: str | None = None
     (
-        "Where they are kept; default: `checkpoints` in the work directory. Several hosts need one place that all of them "
-        "see, such as gs://BUCKET/RUN."
+        "Directory of the checkpoints; default: `checkpoints` in the work directory. Several hosts need one place that all "
+        "of them see, such as gs://BUCKET/RUN."
     )
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
@@ -412,7 +412,7 @@ def load_config_file(path: str | Path) -> TrainConfig:
 
 
 def _mistake(path: Path, error: Exception) -> str:
-    """What a config file's own code did wrong, and in which line."""
+    """Returns the error of a config file's own code, and its line."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     where = f"{path}:{lines[-1]}" if lines else str(path)
     if isinstance(error, InputError):

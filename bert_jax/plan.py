@@ -37,7 +37,7 @@ class Chip:
     hbm: float  # bytes that a program may use, as the compiler says when one needs more
     hbm_bandwidth: float  # bytes/s
     link: float  # bytes/s that one link to a neighbour sends; it receives as many at the same time
-    dimensions: int  # of the torus or mesh of chips
+    dimensions: int  # the torus or mesh of chips has so many
     ring: int  # a dimension of so many chips, or of a multiple, closes to a ring
     options: tuple[tuple[str, Any], ...] = ()  # for `get_topology_desc`
 
@@ -107,7 +107,7 @@ class Topology:
 
 
 def libtpu_requirement() -> str:
-    """What the installed jax wants of libtpu, as pip takes it."""
+    """Returns the requirement of the installed jax on libtpu, as pip takes it."""
     wanted = (line.partition(";") for line in importlib.metadata.requires("jax") or ())
     return next((name.strip() for name, _, marker in wanted if name.startswith("libtpu") and "tpu" in marker), "libtpu")
 
@@ -144,7 +144,7 @@ class Collective:
 
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast"
-_HEADER = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{\s*$")  # of a computation
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{\s*$")  # opens a computation
 _COLLECTIVE = re.compile(rf"^\s*(?:ROOT )?%?[\w.-]+ = (.+?) ({_KINDS})(-start)?\(")
 _LOOP = re.compile(r"\bcondition=%?([\w.-]+), body=%?([\w.-]+)")
 _CALLED = re.compile(r"\b(?:calls|to_apply|true_computation|false_computation)=%?([\w.-]+)")
@@ -233,7 +233,7 @@ def _bytes(shape: str) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the compiler makes of a run's training step on some devices.
+    """The compiled training step of a run on some devices.
 
     Attributes:
       program: the run; its config has remat and scan_layers as chosen for these devices.
@@ -254,7 +254,7 @@ class Plan:
 
     @property
     def devices(self) -> int:
-        """How many."""
+        """The number of devices."""
         return self.program.devices.mesh.size
 
     @cached_property
@@ -341,7 +341,7 @@ def _on_device(tree: Any) -> int:
 
 
 def needed_bytes(refusal: str) -> float | None:
-    """What the compiler says that it needs: `... (22.15G) exceeds available HBM (15.75G)`, `Used 19.64G of 15.75G hbm`."""
+    """Returns the bytes in a refusal: `... (22.15G) exceeds available HBM (15.75G)`, `Used 19.64G of 15.75G hbm`."""
     found = re.search(r"([\d.]+)([KMGT])\)? (?:exceeds|of) ", refusal)
     return float(found[1]) * 1024 ** (1 + "KMGT".index(found[2])) if found else None
 

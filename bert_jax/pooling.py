@@ -1,4 +1,4 @@
-"""How a sentence embedding is made of hidden states, in and out of sentence-transformers' files. No jax in here."""
+"""Sentence embeddings from hidden states: the settings in sentence-transformers' files, read and written. No JAX here."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _UNSET: dict[str, Any] = {
     "query_length": None, "document_length": None, "query_expansion": None, "processing_kwargs": {},
     "tokenizer_name_or_path": None,
 }  # fmt: skip
-_TASKS = {  # of a model type: (transformer_task, module_output_name, what the encoder is asked for)
+_TASKS = {  # model type -> (transformer_task, module_output_name, what the encoder is asked for)
     "SentenceTransformer": ("feature-extraction", "token_embeddings", "last_hidden_state"),
     "CrossEncoder": ("sequence-classification", "scores", "logits"),
 }
@@ -165,7 +165,7 @@ class Pooling:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """What a file says; nothing without the file."""
+    """Returns the content of a file; empty without the file."""
     return read_json(path, dict) or {}
 
 
@@ -200,7 +200,7 @@ def read_modules(directory: Path) -> list[tuple[str, Path]]:
 
 
 def encoder_folder(directory: Path) -> Path:
-    """Where the encoder's files are: a folder such as 0_Transformer where modules.json says so, else the directory."""
+    """Returns the folder of the encoder's files, such as 0_Transformer, if modules.json names one, else the directory."""
     try:
         folders = [folder for kind, folder in read_modules(directory) if kind == "Transformer"]
     except InputError:  # read_pooling tells
@@ -209,7 +209,7 @@ def encoder_folder(directory: Path) -> Path:
 
 
 def read_pooling(directory: Path) -> Pooling | None:
-    """What modules.json and the files that it names say; None where there is no modules.json, or no pooling in it.
+    """Returns the settings in modules.json and the files that it names; None where there is no modules.json, or no pooling in it.
 
     Raises InputError for what is not supported: embeddings without it would be other ones.
     """

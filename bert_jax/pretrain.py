@@ -33,7 +33,7 @@ from bert_jax.workdir import Reached
 
 @dataclass(frozen=True)
 class Program:
-    """What a run computes on its devices: the module, the optimizer, the steps and the state before the first step.
+    """The computation of a run on its devices: the module, the optimizer, the steps and the state before the first step.
 
     Attributes:
         cfg: The run; `cfg.compute` says how the model is computed on these devices (see `build`).

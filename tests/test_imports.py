@@ -71,6 +71,21 @@ def test_imports_point_down(path):
     assert breaches(str(path.relative_to(ROOT)), imported(path)) == []
 
 
+def test_the_table_names_what_exists():
+    modules = {module for forbidden in NEVER.values() for module in forbidden if module.startswith("bert_jax.")} - {"bert_jax."}
+    places = [*NEVER, *(place for allowed in ONLY_IN.values() for place in allowed)]
+    assert [place for place in places if not (ROOT / place).exists()] == []
+    paths = {module: ROOT / module.replace(".", "/") for module in modules}
+    assert [module for module, path in paths.items() if not (path.is_dir() or path.with_suffix(".py").exists())] == []
+
+
+def test_only_the_program_imports_the_commands():
+    users = [path for path in FILES if any(name.startswith("bert_jax.commands") for name in imported(path))]
+    inside = ROOT / "bert_jax/commands"
+    own = {ROOT / "bert_jax/__main__.py", ROOT / "train.py", ROOT / "finetune.py"}
+    assert [path for path in users if path not in own and inside not in path.parents] == []
+
+
 def test_a_breach_is_seen():
     assert breaches("bert_jax/data/corpus.py", ["jax.numpy"])
     assert breaches("bert_jax/training/steps.py", ["flax.struct"])

@@ -35,7 +35,7 @@ class Options:
     """Chips and how they lie: v5e:2x4, v6e:4x4, v4:2x2x1, v5p:2x2x2; cpu:8 for simulated devices. Several times, or with commas:
     a table with a row each."""
     optimization_level: Literal["O0", "O1", "O2", "O3"] = "O0"
-    """How hard the compiler tries. A run's own level takes four times as long, and a little less memory."""
+    """Effort of the compiler. A run's own level takes four times as long, and a little less memory."""
 
 
 def plan(argv: list[str], prog: str = "bert_jax plan") -> None:
@@ -72,7 +72,7 @@ def _planned(cfg: TrainConfig, name: str) -> tuple[list[str], str]:
 
 
 def _prepare_environment(topologies: Sequence[str], level: str) -> None:
-    """What jax and libtpu read when they are imported: this machine is a CPU, whatever it has, and takes no TPU from others."""
+    """Sets the variables that jax and libtpu read on import, so that they use this machine as a CPU and lock no TPU."""
     cpus = [int(name[4:]) for name in topologies if re.fullmatch(r"cpu:\d+", name)]
     os.environ.update(
         JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(max(cpus, default=1)), JAX_OPTIMIZATION_LEVEL=level,

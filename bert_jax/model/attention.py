@@ -36,7 +36,7 @@ _compiling_for: ContextVar[tuple[str, bool] | None] = ContextVar("_compiling_for
 
 @contextlib.contextmanager
 def for_platform(platform: str, interpret: bool = False) -> Iterator[None]:
-    """What is traced inside chooses kernels for this platform ("cpu", "gpu", "tpu") instead of the one that is here.
+    """Makes what is traced inside choose kernels for a platform ("cpu", "gpu", "tpu") other than the current one.
 
     For ahead-of-time compilation. `interpret` runs TPU kernels on any platform, slowly: for tests.
     """
@@ -122,7 +122,7 @@ def describe(cfg: BertConfig, compute: ComputeConfig, platform: str, length: int
 
 
 def same_sequence(asking: Int[AnyArray, "B Q"], ids: Int[AnyArray, "B L"]) -> Bool[Array, "B 1 Q L"]:
-    """Who attends to whom: tokens of one sequence id (0 is padding, which attends to padding only)."""
+    """Returns the mask of attention: tokens attend within a sequence id (0 is padding, which attends to padding only)."""
     return (jnp.asarray(asking)[:, :, None] == jnp.asarray(ids)[:, None, :])[:, None]
 
 
@@ -196,6 +196,6 @@ def _splash(
 
 
 def _mesh_is_foreign() -> bool:
-    """Whether there is a mesh that cuts arrays and is not the training's; inside pmap and shard_map there is none that does."""
+    """Tells if a mesh shards arrays and is not the training's; inside pmap and shard_map none does."""
     mesh = jax.sharding.get_abstract_mesh()
     return not inside_training_mesh() and any(kind != AxisType.Manual for kind in mesh.axis_types)

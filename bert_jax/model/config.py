@@ -52,7 +52,7 @@ class BertConfig(Checked):
     type_vocab_size: int = 2
     """Rows of the token-type table; 0: no such table (DistilBERT)."""
     tie_word_embeddings: bool = True
-    """Whether the masked-LM head's output layer is the word-embedding table or has one of its own."""
+    """Use the word-embedding table as the masked-LM head's output layer, instead of a layer of its own."""
     initializer_range: float = 0.02
     """Standard deviation of the truncated normal (cut at two, not corrected) that weights start from."""
     layer_norm_eps: float = 1e-12
@@ -137,13 +137,13 @@ class BertConfig(Checked):
 
 @dataclass(frozen=True)
 class ComputeConfig(Checked):
-    """How a model is computed; the parameters and, up to rounding, the outputs are the same."""
+    """The way a model is computed. The parameters and, up to rounding, the outputs do not depend on it."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type. Parameters, softmax, norm statistics and losses stay float32."""
     remat: Literal["auto", "none", "dots", "full"] = "auto"
     (
-        "What the backward pass recomputes to save memory: nothing; all but matrix products; or each layer (about a third "
+        "Recomputed in the backward pass to save memory: nothing; all but matrix products; or each layer (about a third "
         "more compute). auto: the least that fits the device's memory in training, else none."
     )
     attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"

@@ -109,7 +109,7 @@ def _untied_output(family: Family, head: Head) -> Names:
 
 
 def twins(cfg: BertConfig) -> Names:
-    """What files may hold twice: their name -> the name that it must equal. An output layer of its own is no twin."""
+    """Returns the tensors that files may repeat: their name -> the name that it must equal; not an output layer of its own."""
     tied = FAMILIES[cfg.model_type].tied
     return {theirs: name for theirs, name in tied.items() if cfg.tie_word_embeddings or theirs.endswith("bias")}
 

@@ -271,7 +271,7 @@ class Bert(nn.Module):
         return outputs
 
     def _read(self, batch: Batch) -> dict[str, Array]:
-        """Where the head reads hidden states, by the batch's name for it; empty where it reads all."""
+        """Returns the batch's name for the positions that the head reads; empty if it reads all."""
         parts, read = FAMILIES[self.cfg.model_type].head(self.head), {}
         if "masked_lm/dense" in parts:
             if "masked_positions" not in batch:
@@ -287,7 +287,7 @@ class Bert(nn.Module):
         return self(batch)["last_hidden_state"]
 
     def _head(self, hidden: Array, at: dict[str, Array], batch: Batch, encoder: Encoder, deterministic: bool) -> dict[str, Array]:
-        """What the head makes of the hidden states, and of those `at` the batch's positions."""
+        """Returns the head's outputs for the hidden states, and for those `at` the batch's positions."""
         cfg, head = self.cfg, self.head
         family = FAMILIES[cfg.model_type]
         parts, outputs = family.head(head), {}

@@ -1,4 +1,4 @@
-"""What layers are made of: dense, norm, dropout, activations, as BERT has them."""
+"""The parts of a layer: dense, norm, dropout and activations, as in BERT."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROWS = ("data", "fsdp")  # what rows of a batch are laid over
 
 
 def inside_training_mesh() -> bool:
-    """Whether what is traced is cut over the mesh of `training.parallel`; inside pmap and shard_map it is not."""
+    """Tells if traced arrays are sharded over the mesh of `training.parallel`; inside pmap and shard_map they are not."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.axis_names == MESH_AXES and all(kind == AxisType.Auto for kind in mesh.axis_types)
 
