@@ -13,13 +13,14 @@ from jaxtyping import PyTree
 from bert_jax.config import InputError
 from bert_jax.data.batching import Example
 from bert_jax.inference.predictor import Predictor, as_list
+from bert_jax.model.attention import AnyArray
 from bert_jax.model.heads import TORCH_ACTIVATIONS, pool
 from bert_jax.pooling import Pooling
 from bert_jax.pretrained import Model
 
 
 def sentence_vectors(
-    pooling: Pooling, dense: Sequence[Sequence[ArrayLike]], hidden: jax.Array, sequence_ids: jax.Array, first: jax.Array
+    pooling: Pooling, dense: Sequence[Sequence[ArrayLike]], hidden: jax.Array, sequence_ids: AnyArray, first: AnyArray
 ) -> jax.Array:
     """Pools hidden states into embeddings.
 

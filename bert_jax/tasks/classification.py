@@ -54,6 +54,7 @@ from bert_jax.tasks.splits import Splits
 from bert_jax.tasks.task import Options, Task
 from bert_jax.training import losses
 from bert_jax.training.losses import Sum
+from bert_jax.training.steps import Batch
 from bert_jax.tuned import Tuned
 
 
@@ -111,7 +112,7 @@ class Classification(Kind):
     def balanced_weights(self, train: Sequence[Record], labels: Sequence[str]) -> dict[str, float]:
         return balanced_weights(Counter(name for label in labels_of(train) for name in self.classes_of(label)), labels)
 
-    def loss(self, outputs: dict[str, jax.Array], batch: dict[str, jax.Array], options: Options, model: Model) -> dict[str, Sum]:
+    def loss(self, outputs: dict[str, jax.Array], batch: Batch, options: Options, model: Model) -> dict[str, Sum]:
         return class_loss(outputs["logits"], batch, options)
 
     # ---- evaluation
@@ -236,7 +237,7 @@ class MultiLabel(Classification):
         counts = Counter(name for label in labels_of(train) for name in self.classes_of(label))
         return {name: (len(train) - counts[name]) / counts[name] if 0 < counts[name] < len(train) else 1.0 for name in labels}
 
-    def loss(self, outputs: dict[str, jax.Array], batch: dict[str, jax.Array], options: Options, model: Model) -> dict[str, Sum]:
+    def loss(self, outputs: dict[str, jax.Array], batch: Batch, options: Options, model: Model) -> dict[str, Sum]:
         by_class = None if options.class_weights is None else jnp.asarray(options.class_weights)
         return {"label_loss": losses.binary_cross_entropy(outputs["logits"], batch["labels"], batch["weights"], by_class)}
 
@@ -316,7 +317,7 @@ class Regression(Kind):
     ) -> Encoded:
         return encode_texts(records, layout, limit, read, lambda label: np.array(0 if label is None else label, np.float32))
 
-    def loss(self, outputs: dict[str, jax.Array], batch: dict[str, jax.Array], options: Options, model: Model) -> dict[str, Sum]:
+    def loss(self, outputs: dict[str, jax.Array], batch: Batch, options: Options, model: Model) -> dict[str, Sum]:
         return {"squared_error_loss": losses.squared_error(outputs["logits"][..., 0], batch["labels"], batch["weights"])}
 
     # ---- evaluation

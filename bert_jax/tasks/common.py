@@ -18,6 +18,7 @@ from bert_jax.tasks.split import Split
 from bert_jax.tasks.task import Options
 from bert_jax.training import losses
 from bert_jax.training.losses import Sum
+from bert_jax.training.steps import Batch
 
 
 class Logits(Predictor):
@@ -46,7 +47,7 @@ def check_same_size(records: Sequence[Record]) -> None:
             raise InputError(f"{records[i].place} has {len(texts)} texts, where {records[0].place} has {first}")
 
 
-def of_items(values: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
+def of_items(values: jax.Array, batch: Batch) -> jax.Array:
     """Returns the values of the sequences of each item: [B, S, ...] -> [N, k, ...]."""
     return values.reshape(-1, *values.shape[2:])[batch["slots"]]
 
@@ -65,7 +66,7 @@ def balanced_weights(counts: Counter[str], labels: Sequence[str]) -> dict[str, f
     return {name: counts.total() / (len(counts) * counts[name]) if counts[name] else 1.0 for name in labels}
 
 
-def class_loss(logits: jax.Array, batch: dict[str, jax.Array], options: Options) -> dict[str, Sum]:
+def class_loss(logits: jax.Array, batch: Batch, options: Options) -> dict[str, Sum]:
     """Returns the cross-entropy and the accuracy of classes [...] by logits [..., C]."""
     labels, weights = batch["labels"], batch["weights"]
     weighted = weights if options.class_weights is None else weights * jnp.asarray(options.class_weights)[labels]

@@ -21,6 +21,7 @@ from bert_jax.tasks.split import Predicted, Predictions, Split
 from bert_jax.tasks.splits import Splits
 from bert_jax.tasks.task import Options, Task
 from bert_jax.training.losses import Sum
+from bert_jax.training.steps import Batch
 from bert_jax.tuned import Tuned
 
 
@@ -56,7 +57,7 @@ class Kind(Parsing, Protocol):
         """Returns the weight of each class that its frequency asks for (option class_weights)."""
         return {}
 
-    def loss(self, outputs: dict[str, Array], batch: dict[str, Array], options: Options, model: Model) -> dict[str, Sum]:
+    def loss(self, outputs: dict[str, Array], batch: Batch, options: Options, model: Model) -> dict[str, Sum]:
         """Returns sums of a batch by name; those whose name ends in `_loss` are added up to the training loss."""
 
     # ---- evaluation: model -> predictions -> scores

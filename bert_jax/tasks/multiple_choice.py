@@ -38,6 +38,7 @@ from bert_jax.tasks.split import Predicted, Predictions, Split
 from bert_jax.tasks.splits import Splits
 from bert_jax.tasks.task import Options, Task
 from bert_jax.training.losses import Sum
+from bert_jax.training.steps import Batch
 
 
 class MultipleChoice(Kind):
@@ -99,7 +100,7 @@ class MultipleChoice(Kind):
     def targets(self, items: Sequence[Item], packed: PackedBatch, count: int) -> dict[str, np.ndarray]:
         return per_item(items, packed, count)
 
-    def loss(self, outputs: dict[str, jax.Array], batch: dict[str, jax.Array], options: Options, model: Model) -> dict[str, Sum]:
+    def loss(self, outputs: dict[str, jax.Array], batch: Batch, options: Options, model: Model) -> dict[str, Sum]:
         return class_loss(of_items(outputs["logits"], batch), batch, options)
 
     # ---- evaluation

@@ -31,6 +31,7 @@ from bert_jax.tasks.splits import Splits
 from bert_jax.tasks.task import Options, Task, TaskData
 from bert_jax.training import losses
 from bert_jax.training.losses import Sum
+from bert_jax.training.steps import Batch
 from bert_jax.tuned import Tuned
 
 Candidates = tuple[list[Answer], float]  # the best first, and the logit of no answer
@@ -138,7 +139,7 @@ class QuestionAnswering(Kind):
     def targets(self, items: Sequence[Item], packed: PackedBatch, count: int) -> dict[str, np.ndarray]:
         return per_sequence(items, packed, count, shifted=True)
 
-    def loss(self, outputs: dict[str, jax.Array], batch: dict[str, jax.Array], options: Options, model: Model) -> dict[str, Sum]:
+    def loss(self, outputs: dict[str, jax.Array], batch: Batch, options: Options, model: Model) -> dict[str, Sum]:
         starts, ends = outputs["start_logits"], outputs["end_logits"]
         return {"span_loss": losses.span_cross_entropy(starts, ends, batch["sequence_ids"], batch["labels"], batch["weights"])}
 

@@ -33,6 +33,7 @@ from bert_jax.tasks.splits import Splits
 from bert_jax.tasks.task import Options, Task
 from bert_jax.training import losses
 from bert_jax.training.losses import Sum
+from bert_jax.training.steps import Batch
 
 
 class Similarity(Kind):
@@ -91,7 +92,7 @@ class Similarity(Kind):
         text_ids = np.pad(ids, ((0, count - len(items)), (0, 0)), constant_values=-1)
         return per_item(items, packed, count) | {"text_ids": text_ids}
 
-    def loss(self, outputs: dict[str, jax.Array], batch: dict[str, jax.Array], options: Options, model: Model) -> dict[str, Sum]:
+    def loss(self, outputs: dict[str, jax.Array], batch: Batch, options: Options, model: Model) -> dict[str, Sum]:
         pooling = dataclasses.replace(pooling_of(model), normalize=False)  # the losses do it
         hidden, firsts = outputs["last_hidden_state"], batch["cls_positions"]
         vectors = sentence_vectors(pooling, pooling.arrays, hidden, batch["sequence_ids"], firsts)
@@ -146,7 +147,7 @@ def _loss_for(train: Sequence[Record], given: str) -> str:
     return loss
 
 
-def _loss(parts: jax.Array, batch: dict[str, jax.Array], options: Options) -> Sum:
+def _loss(parts: jax.Array, batch: Batch, options: Options) -> Sum:
     """The loss of vectors [k, N, D]."""
     labels, weights = batch["labels"], batch["weights"]
     if options.loss == "cosine":

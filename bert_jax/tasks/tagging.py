@@ -36,6 +36,7 @@ from bert_jax.tasks.split import Predicted, Predictions, Split
 from bert_jax.tasks.splits import Splits
 from bert_jax.tasks.task import Options, Task, TaskData
 from bert_jax.training.losses import Sum
+from bert_jax.training.steps import Batch
 
 _NOWHERE = np.zeros(0, np.int32)
 
@@ -198,7 +199,7 @@ class Tagging(Kind):
     def balanced_weights(self, train: Sequence[Record], labels: Sequence[str]) -> dict[str, float]:
         return balanced_weights(Counter(chain.from_iterable(map(self.classes_of, labels_of(train)))), labels)
 
-    def loss(self, outputs: dict[str, jax.Array], batch: dict[str, jax.Array], options: Options, model: Model) -> dict[str, Sum]:
+    def loss(self, outputs: dict[str, jax.Array], batch: Batch, options: Options, model: Model) -> dict[str, Sum]:
         return class_loss(outputs["logits"], batch, options)
 
     # ---- evaluation

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
+from bert_jax.model.attention import AnyArray
 from bert_jax.training.losses import Sum
 from bert_jax.training.optim import Guarded, Schedule
 
-Batch = dict[str, Array]
+Batch = dict[str, AnyArray]
 Metrics = dict[str, Array]
 Sums = dict[str, Sum]
 # (params, microbatch, dropout key or None without dropout) -> named sums, of which those ending in `_loss` are trained on.
