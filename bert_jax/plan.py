@@ -1,7 +1,7 @@
 """Ahead-of-time compilation of a run's training step for TPUs that are not here: does it fit, what crosses the devices, how fast
 could it be at best.
 
-The compiler is the one that a TPU host has (libtpu); so is the program, `pretrain.build`'s.
+The compiler is the one that a TPU host has (libtpu); so is the program, `program.build`'s.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from bert_jax import pretrain
 from bert_jax.config import InputError, TrainConfig
 from bert_jax.model import attention
+from bert_jax.program import Program, build
 from bert_jax.training import flops, memory, parallel
 
 GIB = 2**30
@@ -245,7 +245,7 @@ class Plan:
     """
 
     topology: Topology
-    program: pretrain.Program
+    program: Program
     compile_seconds: float
     sizes: dict[str, int]
     needed: float | None
@@ -314,7 +314,7 @@ def make(cfg: TrainConfig, topology: Topology) -> Plan:
         raise InputError(f"parallel.num_devices={cfg.parallel.num_devices}: here --topology says how many; leave it out")
     devices = parallel.Devices(parallel.make_mesh(topology.devices(), cfg.parallel.fsdp, cfg.parallel.tensor))
     chip = topology.chip
-    program = pretrain.build(cfg, devices, None if chip is None else int(chip.hbm))
+    program = build(cfg, devices, None if chip is None else int(chip.hbm))
     state, batch = program.abstract_state, program.abstract_batch
     sizes = {"parameters": _on_device(state.params), "optimizer state": _on_device(state.opt_state), "batch": _on_device(batch)}
     begun = time.perf_counter()

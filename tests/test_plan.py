@@ -9,9 +9,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from bert_jax import plan, pretrain
+from bert_jax import plan
 from bert_jax.__main__ import main
 from bert_jax.config import BertConfig, ComputeConfig, DataConfig, InputError, OptimConfig, ParallelConfig, TrainConfig
+from bert_jax.program import Program, build
 from bert_jax.training import flops, memory, parallel
 
 ROOT = Path(__file__).parent.parent
@@ -118,7 +119,7 @@ def test_compiled_products_are_those_of_the_formula():
     """Unrolled: a scan's body is counted once. What is not a product (GELU, softmax, the optimizer) is in the ten percent."""
     devices = parallel.make_devices(ParallelConfig(num_devices=1))
     large = SMALL.model.replace(hidden_size=256, intermediate_size=1024, vocab_size=4096)
-    program = pretrain.build(SMALL.replace(model=large), devices, None)
+    program = build(SMALL.replace(model=large), devices, None)
     compiled = program.train_step.lower(program.abstract_state, program.abstract_batch).compile()
     formula = flops.step_flops(program.cfg)
     assert 0.95 < compiled.cost_analysis()["flops"] / formula < 1.1
@@ -218,7 +219,7 @@ def test_a_corner_of_a_slice_has_links_to_its_neighbours_and_around_a_ring(name,
 def planned(cfg, name="v5e:2x4", crossing=()):
     """A plan of eight devices that nothing was compiled for."""
     devices = parallel.Devices(parallel.make_mesh(jax.devices(), cfg.parallel.fsdp, cfg.parallel.tensor))
-    program = pretrain.Program(cfg, devices)
+    program = Program(cfg, devices)
     return plan.Plan(plan.Topology(name), program, 1.0, {"parameters": 40, "optimizer state": 80}, None, "", list(crossing))
 
 

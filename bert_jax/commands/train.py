@@ -20,6 +20,6 @@ def read_config(argv: list[str], prog: str) -> TrainConfig:
 
 
 def _architecture(init_from: str, workdir: str) -> BertConfig:
-    from bert_jax import pretrain
+    from bert_jax import program
 
-    return pretrain.architecture(init_from, workdir)
+    return program.architecture(init_from, workdir)

@@ -19,8 +19,8 @@ args = protocol.arguments(__doc__)
 import jax  # noqa: E402  (after the limit on cores)
 import numpy as np  # noqa: E402
 
-from bert_jax import pretrain  # noqa: E402
 from bert_jax.config import BertConfig, DataConfig, OptimConfig, ParallelConfig, TrainConfig  # noqa: E402
+from bert_jax.program import build  # noqa: E402
 from bert_jax.training import parallel  # noqa: E402
 
 config = TrainConfig(
@@ -54,7 +54,7 @@ batch = dict(
     masked_ids=arrays["masked_ids"],
     masked_weights=np.ones(arrays["masked_ids"].shape, np.float32),
 )
-program = pretrain.build(config, parallel.make_devices(ParallelConfig(num_devices=1)), None)
+program = build(config, parallel.make_devices(ParallelConfig(num_devices=1)), None)
 batch = program.devices.put(batch)
 state = program.initial_state()
 compiled = program.train_step.compile(state, batch)

@@ -1,0 +1,144 @@
+"""The program of a pretraining run, from its config: the model, the steps and the state before the first step.
+
+`pretrain.train` feeds it with text; `plan` compiles it for devices that are not here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bert_jax import warm_start
+from bert_jax.config import BertConfig, InputError, TrainConfig, from_dict, upgrade
+from bert_jax.disk import read_json
+from bert_jax.model import attention, heads
+from bert_jax.model.heads import Bert, initialize
+from bert_jax.training import losses, memory, optim, parallel, steps
+
+
+@dataclass(frozen=True)
+class Program:
+    """The computation of a run on its devices: the module, the optimizer, the steps and the state before the first step.
+
+    Attributes:
+        cfg: The run; `cfg.compute` says how the model is computed on these devices (see `build`).
+        devices: The devices.
+    """
+
+    cfg: TrainConfig
+    devices: parallel.Devices
+
+    @cached_property
+    def module(self) -> Bert:
+        """The encoder with the head that is trained."""
+        return Bert(self.cfg.model, self.cfg.head, compute=self.cfg.compute)
+
+    @cached_property
+    def optimizer(self) -> Any:
+        """The optimizer, without the learning rate."""
+        return optim.make_optimizer(self.cfg.optim)
+
+    def describe(self) -> str:
+        """Describes the computation in a line of the log."""
+        cfg, how = self.cfg, self.cfg.compute
+        kernel = attention.describe(cfg.model, how, self.devices.platform, cfg.data.max_seq_length, deterministic=False)
+        return f"{how.dtype}, {kernel}, recomputed: {how.remat}{', layers by a scan' if how.scan_layers else ''}"
+
+    def sums(self, params: Any, batch: Any, key: Any) -> dict[str, losses.Sum]:
+        """Returns the losses of a batch; dropout is on if there is a key."""
+        return losses.pretraining_sums(heads.apply(self.module, params, batch, key, head_only=True), batch)
+
+    def fresh(self) -> steps.TrainState:
+        """Returns the state before the first step, with random weights. Pure."""
+        return steps.init_state(initialize(self.module, self.cfg.seed), self.optimizer)
+
+    @cached_property
+    def abstract_state(self) -> steps.TrainState:
+        """Shapes, types and shardings of the state."""
+        return self.devices.struct(jax.eval_shape(self.fresh))
+
+    def initial_state(self) -> steps.TrainState:
+        """Returns the state of `fresh`, each array made on the devices that hold it."""
+        return jax.jit(self.fresh, out_shardings=self.devices.shardings(self.abstract_state))()
+
+    @cached_property
+    def train_step(self) -> Any:
+        """(state, batch) -> (state, metrics)."""
+        cfg = self.cfg
+        schedule = optim.make_schedule(cfg.optim, cfg.num_steps)
+        step = steps.make_train_step(
+            self.sums, self.optimizer, schedule, cfg.seed, cfg.optim.clip_norm, cfg.gradient_accumulation_steps,
+            self.devices.axis_name,
+        )  # fmt: skip
+        return self.devices.jit(step, state=self.abstract_state)
+
+    @cached_property
+    def eval_step(self) -> Any:
+        """(params, batch) -> named sums."""
+        return self.devices.jit(steps.make_eval_step(self.sums, self.devices.axis_name))
+
+    @cached_property
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, types and shardings of a global batch (see `data.pretraining.BatchSource`)."""
+        cfg = self.cfg
+        rows, length = cfg.batch_size, cfg.data.max_seq_length
+        slots = cfg.masking.num_slots(length)
+        tokens = ("input_ids", "token_type_ids", "position_ids", "sequence_ids")
+        shapes: dict[str, tuple[tuple[int, ...], Any]] = dict.fromkeys(tokens, ((rows, length), jnp.int32))
+        shapes |= dict.fromkeys(("masked_positions", "masked_ids"), ((rows, slots), jnp.int32))
+        shapes["masked_weights"] = (rows, slots), jnp.float32
+        if cfg.data.examples == "sentence_pairs":
+            shapes["next_sentence_label"] = (rows,), jnp.int32
+        return self.devices.abstract_batch({name: jax.ShapeDtypeStruct(*of) for name, of in shapes.items()})
+
+
+def architecture(init_from: str, workdir: str) -> BertConfig:
+    """Returns the config of the model at `init_from`, or the one that the run in `workdir` recorded if that model is gone.
+
+    Raises:
+        InputError: Neither can be read.
+    """
+    try:
+        return warm_start.architecture(init_from)
+    except InputError:
+        with contextlib.suppress(InputError):
+            old = read_json(Path(workdir) / "config.json", dict)
+            if old and old.get("init_from") == init_from:
+                return from_dict(TrainConfig, upgrade(old)).model
+        raise
+
+
+def check(cfg: TrainConfig, devices: parallel.Devices, begun: bool) -> None:
+    """Checks a run before its text is read.
+
+    Raises:
+        InputError: The batch or the model does not divide over the devices or, of a run that has not `begun` (has no checkpoint),
+            the weights that it is to start from do not fit the model.
+    """
+    parallel.check_fit(devices, cfg.model, cfg.batch_size, cfg.gradient_accumulation_steps)
+    if cfg.init_from and not begun:
+        warm_start.check_start(cfg.init_from, cfg.model)
+
+
+def build(cfg: TrainConfig, devices: parallel.Devices, memory_bytes: int | None) -> Program:
+    """Returns the program of a run; recomputation and scan, where the config leaves them open, follow the devices.
+
+    Args:
+        cfg: The run.
+        devices: The devices that compute it.
+        memory_bytes: Memory of a device; None if it is not known.
+
+    Raises:
+        InputError: The batch or the model does not divide over the devices.
+    """
+    parallel.check_fit(devices, cfg.model, cfg.batch_size, cfg.gradient_accumulation_steps)
+    shape = devices.mesh.shape
+    share = memory.DeviceShare.of_run(cfg, devices.platform, devices.rows_cut, shape["fsdp"], shape["tensor"])
+    compute = memory.choose_recomputation(cfg.model, cfg.compute, share, memory_bytes)
+    return Program(cfg.replace(compute=compute), devices)
