@@ -48,7 +48,7 @@ def record(kind, rng, number):
 
 
 def prepare(kind, tokenizer, folder):
-    """The setting of a run of ten steps on a small model, with the losses' rows as they come."""
+    """The trainer of a run of ten steps on a small model, with the losses' rows as they come."""
     rng = np.random.default_rng(1)
     records = [record(kind, rng, number) for number in range(24)]
     labels = {"classification": ("a", "b", "c"), "multi_label": ("a", "b", "c"), "tagging": ("O", "B-X", "I-X")}.get(kind, ())
@@ -115,7 +115,7 @@ def their_losses(setting, folder):
     model = dataclasses.replace(setting.start.model, params=setting.start.params(0))
     pretrained.save(model, folder / "headed")
     kinds = {"tagging": "TokenClassification", "question_answering": "QuestionAnswering", "multiple_choice": "MultipleChoice"}
-    kind = setting.task.kind
+    kind = setting.task.kind.name
     auto = getattr(transformers, f"AutoModelFor{kinds.get(kind, 'SequenceClassification')}")
     no_dropout = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     theirs = auto.from_pretrained(folder / "headed", **no_dropout).train()

@@ -123,7 +123,7 @@ def start_of_lines(folder: Path) -> None:
 
 
 def rows(folder: Path, *_: Any) -> None:
-    from bert_jax.data.finetuning import Batches, encode
+    from bert_jax.data.finetuning import Batches
     from bert_jax.data.layout import Layout
     from bert_jax.data.tokenizer import Tokenizer
     from bert_jax.tasks.splits import load_splits
@@ -133,8 +133,8 @@ def rows(folder: Path, *_: Any) -> None:
     task = find_task("classification")
     splits = load_splits(task, TaskData(data=str(folder / "text" / "train.csv")))
     layout = Layout(Tokenizer.load(folder / "tokenizer"), config(folder).model)
-    encoded = encode(task.kind, splits.train, splits.labels, layout, 128, 64)
-    batches = Batches(task.kind, encoded.items, 32, "packed", 384, 0)
+    encoded = task.kind.encode(splits.train, splits.labels, layout, 128)
+    batches = Batches(encoded.items, 32, "packed", 384, 0)
     batches.train([0], 0)
 
 
