@@ -24,7 +24,15 @@ ONLY_IN = {
     "tensorflow": [],
     "transformers": [],
 }
-PROGRAMS = ["bert_jax.finetuning", "bert_jax.report", "bert_jax.beam", "bert_jax.pretrain", "bert_jax.program", "bert_jax.plan", "bert_jax.commands"]
+PROGRAMS = [
+    "bert_jax.finetuning",
+    "bert_jax.report",
+    "bert_jax.beam",
+    "bert_jax.pretrain",
+    "bert_jax.program",
+    "bert_jax.plan",
+    "bert_jax.commands",
+]
 # place: what it may not import
 NEVER = {
     "bert_jax/errors.py": ["jax", "bert_jax."],
