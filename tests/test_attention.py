@@ -160,7 +160,12 @@ def test_a_mesh_of_someone_else_gets_xla():
 def test_the_choice_is_told_in_a_line():
     base, half = BertConfig.preset("base"), ComputeConfig(dtype="bfloat16")
     assert attention.describe(base, half, "tpu", 512, True) == "attention by splash (on tpu)"
-    assert "attention by xla (attention_probs_dropout_prob=0.1: " in attention.describe(base, half, "tpu", 512, False)
+    assert attention.describe(base, half, "tpu", 512, False) == (
+        "attention by xla (attention_probs_dropout_prob=0.1: fused kernels have no dropout, so 12 x 512 x 512 probabilities are "
+        "kept for each row and layer)"
+    )
+    for platform, length in ("tpu", 128), ("cpu", 512):  # XLA's without dropout too: it costs nothing
+        assert "probabilities are kept" not in attention.describe(base, half, platform, length, False)
     assert attention.describe(base, half.replace(attention="xla"), "gpu", 512, True) == "attention by xla (asked for)"
 
 

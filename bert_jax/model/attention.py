@@ -74,7 +74,7 @@ def choose(
     if not isinstance(length, int):
         return "xla", "rows of any length"
     if query_length not in (None, length):
-        return "xla", "few tokens ask"
+        return "xla", "queries at some positions only"
     if wanted == "xla":
         return "xla", "asked for"
     kernels: tuple[Any, ...] = ("splash", "cudnn") if wanted == "auto" else (wanted,)
@@ -87,7 +87,7 @@ def choose(
     if platform == "cpu":
         return "xla", "on cpu"
     if rate:
-        return "xla", f"attention_probs_dropout_prob={rate}: kernels have no dropout"
+        return "xla", f"attention_probs_dropout_prob={rate}: fused kernels have no dropout"
     return "xla", f"{length} tokens of {dtype} in heads of {head_size} on {platform}"
 
 
@@ -114,10 +114,15 @@ def _obstacle(
 
 
 def describe(cfg: BertConfig, compute: ComputeConfig, platform: str, length: int, deterministic: bool) -> str:
-    """Which kernel rows of `length` tokens get, and why, in one line. Raises InputError as `choose` does."""
+    """Returns in one line the kernel for rows of `length` tokens, the reason and, if dropout prevents a fused kernel, the cost.
+
+    Raises InputError as `choose` does.
+    """
     rate = 0.0 if deterministic else cfg.attention_probs_dropout_prob
-    head_size = cfg.hidden_size // cfg.num_attention_heads
-    kernel, why = choose(compute.attention, platform, length, head_size, compute.dtype, rate)
+    shape = platform, length, cfg.hidden_size // cfg.num_attention_heads, compute.dtype
+    kernel, why = choose(compute.attention, *shape, rate)
+    if rate and kernel != choose(compute.attention, *shape, 0.0)[0]:
+        why += f", so {cfg.num_attention_heads} x {length} x {length} probabilities are kept for each row and layer"
     return f"attention by {kernel} ({why})"
 
 
