@@ -1,15 +1,15 @@
-"""Files -> documents, addressed by (file, document range), so that a corpus can be cut into fixed shards.
+"""Documents of files, addressed by (file, range of documents), so that a corpus can be cut into fixed shards.
 
     list_files(["text/*.txt"])                        ["text/a.txt", "text/b.txt"]
     scan("text/a.txt", Reader(), segment_bytes=2**24) ([Segment("text/a.txt", start=0, stop=812, ...), ...], sha256)
     read(segment, Reader(), ReadReport())             the texts of documents [start, stop), in order
 
 A source is a local path, a glob, a folder, a URL (`gs://bucket/*.txt`), `tfds:NAME[/CONFIG][:SPLIT]`, or `stdlib:`, the
-English that every Python carries. `files.DOCUMENTS` are the formats, by suffix; `Reader.format` names that of all files.
+English text that comes with Python. `files.DOCUMENTS` lists the formats.
 
-A record whose text is null, empty or whitespace is no document: it has no number and is counted apart. A document that cannot
-be read has a number, so that document ranges are the same whether bad documents raise or are skipped. A Segment also has the
-offset of its first document: reading it costs its own size, except in a compressed file, which is decompressed up to there.
+A record whose text is null, empty or blank is no document: it has no number and is counted separately. A document that cannot be
+read has a number, so that ranges are the same whether bad documents raise or are skipped. A Segment knows the offset of its
+first document, so only compressed files are read from their beginning.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from bert_jax.config import DataConfig, InputError, TextFormat, did_you_mean
+from bert_jax.config import DataConfig, TextFormat
 from bert_jax.data import files
 from bert_jax.data.files import Bad
+from bert_jax.errors import InputError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,10 @@ class Reader:
     """The way files are read.
 
     Attributes:
-      documents: what ends a document in a .txt file: a blank line, a line's end, or the file's.
-      text_column: the field of a JSON object, a column's name or a TFDS feature that holds the text.
+      documents: what ends a document in a .txt file: a blank line, the end of the line, or the end of the file.
+      text_column: the JSON field, column or TFDS feature that holds the text.
       on_error: whether a document that is binary, not UTF-8 or malformed raises InputError, or is skipped and counted.
-      format: of all files, whatever their names; auto: by suffix.
+      format: the format of all files; auto: by suffix.
     """
 
     documents: Literal["blank_line", "line", "file"] = "blank_line"
@@ -48,7 +49,7 @@ class Reader:
 
 
 def reader_of(cfg: DataConfig) -> Reader:
-    """Returns the reader that a config asks for."""
+    """Returns the reader of a config."""
     return Reader(cfg.documents, cfg.text_column, cfg.on_error, cfg.format)
 
 
@@ -57,9 +58,8 @@ class Segment:
     """Documents [start, stop) of one file, in `num_bytes` bytes of UTF-8.
 
     Attributes:
-      offset: where document `start` lies: a byte of the (decompressed) text, else a row (.parquet, `tfds:`, `stdlib:`).
-      empty: records without a text among and after its documents, up to the next segment's; those before a file's first
-        document are the first segment's.
+      offset: the place of document `start`: a byte of the (decompressed) text, or a row (.parquet, `tfds:`, `stdlib:`).
+      empty: the number of records without a text from here to the next segment; the first segment also counts those before it.
     """
 
     path: str
@@ -72,7 +72,7 @@ class Segment:
 
 @dataclass
 class ReadReport:
-    """Counts of what was left out, by path: documents skipped, the first one's place and reason, and records without a text."""
+    """Counts of what was left out, by path: skipped documents, the fault of the first one, and records without a text."""
 
     skipped: dict[str, int] = field(default_factory=dict)
     first: dict[str, str] = field(default_factory=dict)
@@ -82,10 +82,8 @@ class ReadReport:
 def list_files(sources: Sequence[str], reader: Reader | None = None) -> list[str]:
     """Returns the files that sources name, sorted, each once.
 
-        list_files(["text/*.txt", "text/a.txt", "tfds:lm1b"]) -> ["text/a.txt", "text/b.txt", "tfds:lm1b:train"]
-
     Raises:
-      InputError: a source that matches nothing (with the nearest names there are), or a file that `reader` cannot read.
+      InputError: a source matches nothing (with the nearest names there are), or `reader` cannot read a file.
     """
     found = files.list_files(sources)
     if not found:
@@ -96,7 +94,7 @@ def list_files(sources: Sequence[str], reader: Reader | None = None) -> list[str
 
 
 def _format(path: str, reader: Reader) -> str:
-    """The name of a path's format. Raises InputError if it has none."""
+    """Returns the name of a path's format."""
     if reader.format != "auto" and not path.startswith(("tfds:", "stdlib:")):
         return reader.format
     fix = "; name text files only, with a pattern such as 'folder/**/*.txt', or give their format: --data.format txt"
@@ -104,48 +102,43 @@ def _format(path: str, reader: Reader) -> str:
 
 
 def _documents(path: str, reader: Reader, offset: int, hasher: files.Hasher | None) -> Iterator[tuple[int, bytes | Bad]]:
-    """(offset, text or what is wrong with it) of each record; the text is empty where it is null, empty or whitespace."""
+    """Yields (offset, UTF-8 or what is wrong with it) of each record. The text is empty where it is null, empty or blank.
+
+    This is one loop because it runs once a document: a call more in it costs a tenth of reading.
+    """
     format, column = _format(path, reader), reader.text_column
     request = files.Request(path, (column,), offset, hasher, reader.documents)
-    for at, _, value in files.read_records(request, format):
-        if isinstance(value, Bad):
-            yield at, value
-        elif column in value:
-            yield at, _text(value[column], column)
-        else:
-            names = [str(name) for name in value]
+    for at, _, record in files.read_records(request, format):
+        if not isinstance(record, dict):
+            yield at, record
+        elif column not in record:
+            names = [str(name) for name in record]
             why = f"no {column!r}, it has {', '.join(names) or 'nothing'}{did_you_mean(column, names)} (--data.text-column)"
             if not files.FORMATS[format].own_columns:
                 raise InputError(f"{path}: {why}")
             yield at, Bad(why)
-
-
-def _text(value: object, column: str) -> bytes | Bad:
-    """The UTF-8 of a value, not checked if it is bytes; empty if it is blank."""
-    if value is None:
-        return b""
-    if isinstance(value, str):
-        if value.isspace():
-            return b""
-        try:
-            return value.encode()
-        except UnicodeEncodeError as error:
-            return Bad(f"{column!r} is no text ({error})")
-    if not isinstance(value, bytes):
-        return Bad(f"{column!r} is a {type(value).__name__}, not a string")
-    return b"" if files.is_blank(value) else value
+        elif isinstance(text := record[column], str):
+            try:
+                raw: bytes | Bad = b"" if text.isspace() else text.encode()
+            except UnicodeEncodeError as error:
+                raw = Bad(f"{column!r} is no text ({error})")
+            yield at, raw
+        elif isinstance(text, bytes):
+            yield at, b"" if files.is_blank(text) else text
+        else:
+            yield at, b"" if text is None else Bad(f"{column!r} is a {type(text).__name__}, not a string")
 
 
 def scan(path: str, reader: Reader, segment_bytes: int) -> tuple[list[Segment], str]:
-    """Cuts a file, in one pass, into segments of at least `segment_bytes` of text (but for the last); and hashes it.
+    """Cuts a file into segments of at least `segment_bytes` of text (the last may have less), and hashes it, in one pass.
 
         scan("a.txt", Reader(), 100) -> ([Segment("a.txt", 0, 3, 0, 117), Segment("a.txt", 3, 5, 119, 64)], "9f86d0...")
 
     The hash is the hex SHA-256 of the file's bytes; of the texts, for `tfds:` and `stdlib:`.
 
     Raises:
-      InputError: a file that is missing, unreadable or holds no document; a malformed record, unless they are skipped
-        (`read` finds what is wrong with a document's characters).
+      InputError: the file is missing, unreadable or has no document; a record is malformed and `on_error` is "raise" (`read`
+        finds faults in the characters of a document).
     """
     hasher, segments = hashlib.sha256(), []
     start = stop = offset = size = bad = empty = 0
@@ -153,8 +146,9 @@ def scan(path: str, reader: Reader, segment_bytes: int) -> tuple[list[Segment], 
         if not value:
             empty += 1
             continue
+        length = len(value)
         if isinstance(value, Bad):
-            bad, first_bad = bad + 1, (position, value)
+            length, bad, first_bad = 0, bad + 1, (position, value)
             if reader.on_error == "raise":
                 raise _error(path, reader, position, value)
         if size >= segment_bytes:
@@ -163,7 +157,7 @@ def scan(path: str, reader: Reader, segment_bytes: int) -> tuple[list[Segment], 
         if start == stop:
             offset = position
         stop += 1
-        size += 0 if isinstance(value, Bad) else len(value)
+        size += length
     if stop == 0:
         what = f"{empty} records without a text" if empty else "only whitespace or nothing"
         raise InputError(f"{path}: holds no document, {what}: leave it out of --data.source")
@@ -178,30 +172,32 @@ def read(segment: Segment, reader: Reader, report: ReadReport) -> Iterator[str]:
 
         list(read(Segment("a.txt", 0, 2, 0, 13), Reader(), ReadReport())) -> ["one\ntwo", "three"]
 
-    Documents that cannot be read are counted in `report` if `reader.on_error` is "skip", and so are records without a text.
+    Documents that are skipped, and records without a text, are counted in `report`.
 
     Raises:
-      InputError: a file that is missing or has changed since `scan`; a document that is binary, not UTF-8 or malformed.
+      InputError: the file is missing or has changed since `scan`; a document is binary, not UTF-8 or malformed.
     """
-    path, raw = segment.path, _format(segment.path, reader) == "txt"
-    documents = (found for found in _documents(path, reader, segment.offset, None) if found[1])
+    path, index = segment.path, segment.start
     if segment.empty:
         report.empty[path] = report.empty.get(path, 0) + segment.empty
-    for index in range(segment.start, segment.stop):
-        if (found := next(documents, None)) is None:
-            raise InputError(f"{path}: has changed since it was scanned: it ends before document {index}")
-        position, value = found
+    for position, value in _documents(path, reader, segment.offset, None):
+        if not value:
+            continue
         text = value if isinstance(value, Bad) else files.decode(value)
         if isinstance(text, str):
             yield text
-            continue
-        if not raw and not isinstance(value, Bad):
-            text = text._replace(at=0)  # the bytes of a value are not those of the file
-        if reader.on_error == "raise":
-            raise _error(path, reader, position, text)
-        report.skipped[path] = report.skipped.get(path, 0) + 1
-        if path not in report.first:
-            report.first[path] = _complaint(path, reader, position, text)
+        else:
+            if not isinstance(value, Bad) and _format(path, reader) != "txt":
+                text = text._replace(at=0)  # the bytes of a value are not those of the file
+            if reader.on_error == "raise":
+                raise _error(path, reader, position, text)
+            report.skipped[path] = report.skipped.get(path, 0) + 1
+            if path not in report.first:
+                report.first[path] = _complaint(path, reader, position, text)
+        index += 1
+        if index == segment.stop:
+            return
+    raise InputError(f"{path}: has changed since it was scanned: it ends before document {index}")
 
 
 def _error(path: str, reader: Reader, position: int, bad: Bad) -> InputError:
@@ -210,7 +206,7 @@ def _error(path: str, reader: Reader, position: int, bad: Bad) -> InputError:
 
 
 def _complaint(path: str, reader: Reader, position: int, bad: Bad) -> str:
-    """Place and reason. The line's number is counted only here, from the start of the file."""
+    """Returns place and reason. The number of the line is counted only here, from the start of the file."""
     if not files.FORMATS[_format(path, reader)].by_line:
         return f"{path}: row {position}: {bad.reason}"
     line, left = 1, position + bad.at

@@ -1,16 +1,17 @@
-"""The one reader of files: a table of suffixes and formats, records with their place, and nothing of what they are for.
+"""The reader of all files: one table of suffixes and formats, and records with their place.
 
-Callers say which columns they want. Pretraining reads documents by offset (`read_records`), fine-tuning and predictions read
-rows (`read_table`, `read_conll`, `read_squad`).
+Callers say which columns they want. Pretraining reads documents by offset (`read_records`); fine-tuning and predictions read rows
+(`read_table`, `read_conll`, `read_squad`).
 
-    storage.py     bytes of local files, URLs and compressed files; which files there are
-    formats.py     a reader for each format of files; datasets.py: of `tfds:` and `stdlib:`
-    table.py       the table of formats, and rows of whatever format
-    layouts.py     sentences with a word a line or a row, SQuAD's questions
+    storage.py     bytes of local files, URLs and compressed files; the files that a name stands for
+    formats.py     a reader for each format of files
+    datasets.py    readers of `tfds:` and `stdlib:`
+    table.py       the table of formats, and rows of any format
+    layouts.py     sentences with a word a line or a row; SQuAD's questions
 """
 
 from bert_jax.data.files.datasets import tfds_name, tfds_splits
-from bert_jax.data.files.formats import ClassName, Located, Request, decoded, is_blank, json_object
+from bert_jax.data.files.formats import ClassName, Request, is_blank, json_object
 from bert_jax.data.files.layouts import first_fields, read_conll, read_squad, sentences_of_words, squad_questions
 from bert_jax.data.files.storage import (
     BOM,
@@ -31,7 +32,6 @@ from bert_jax.data.files.table import (
     DOCUMENTS,
     FORMATS,
     TABLE_SUFFIXES,
-    TABLES,
     Quotes,
     Row,
     Table,
@@ -42,41 +42,8 @@ from bert_jax.data.files.table import (
 )
 
 __all__ = [
-    "BOM",
-    "CONLL_SUFFIXES",
-    "DELIMITED_SUFFIXES",
-    "DOCUMENTS",
-    "FORMATS",
-    "TABLES",
-    "TABLE_SUFFIXES",
-    "Bad",
-    "ClassName",
-    "Hasher",
-    "Located",
-    "Quotes",
-    "Request",
-    "Row",
-    "Table",
-    "codec_of",
-    "decode",
-    "decoded",
-    "filesystem",
-    "first_fields",
-    "format_of",
-    "is_blank",
-    "json_object",
-    "list_files",
-    "matches",
-    "open_stream",
-    "read_conll",
-    "read_lines",
-    "read_records",
-    "read_squad",
-    "read_table",
-    "sentences_of_words",
-    "squad_questions",
-    "state",
-    "suffix_of",
-    "tfds_name",
-    "tfds_splits",
-]
+    "BOM", "CONLL_SUFFIXES", "DELIMITED_SUFFIXES", "DOCUMENTS", "FORMATS", "TABLE_SUFFIXES", "Bad", "ClassName",
+    "Hasher", "Quotes", "Request", "Row", "Table", "codec_of", "decode", "filesystem", "first_fields", "format_of",
+    "is_blank", "json_object", "list_files", "matches", "open_stream", "read_conll", "read_lines", "read_records", "read_squad",
+    "read_table", "sentences_of_words", "squad_questions", "state", "suffix_of", "tfds_name", "tfds_splits",
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Two sources that are no files: TensorFlow Datasets, read without TensorFlow, and the English that every Python carries."""
+"""Readers of two sources that are not files: TensorFlow Datasets, without TensorFlow, and the English text in Python itself."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from bert_jax.config import InputError
-from bert_jax.data.files.formats import Located, Request, Values, with_class_names
+from bert_jax.data.files.formats import Cell, Located, Request, Values, with_class_names
 from bert_jax.data.files.storage import Hasher, need
+from bert_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from tensorflow_datasets.core import DatasetBuilder
 
 
 def _hash(raw: bytes, hasher: Hasher | None) -> bytes:
-    """Returns `raw`, after `hasher` has seen its length and itself."""
+    """Returns `raw`, and adds its length and itself to the hash."""
     if hasher:
         hasher.update(b"%d:%b" % (len(raw), raw))
     return raw
@@ -43,13 +46,13 @@ def tfds_name(path: str) -> tuple[str, str]:
 
 
 @contextmanager
-def _tfds_builder(path: str) -> Iterator[Any]:
-    """The builder of a prepared dataset. Every error of reading from it is an InputError."""
+def _tfds_builder(path: str) -> Iterator[DatasetBuilder]:
+    """Makes the builder of a prepared dataset. Every error of reading from it becomes an InputError."""
     tfds = need("tensorflow_datasets", "tensorflow-datasets array_record importlib_resources")
     name, _ = tfds_name(path)
-    # Some of TFDS's own datasets (glue) are known to it only once their module is imported.
+    # TFDS knows some of its own datasets (glue) only once their module is imported.
     stem, data_dir = re.split("[/:]", name)[0], os.environ.get("TFDS_DATA_DIR")
-    found = Path(tfds.__file__).parent.glob(f"[a-z]*/{stem}.py")
+    found = Path(str(tfds.__file__)).parent.glob(f"[a-z]*/{stem}.py")
     modules = [f"{tfds.__name__}.{file.parent.name}.{stem}" for file in found]
     prepare = (
         f'python -c "import {", ".join([tfds.__name__ + " as tfds", *modules])}; tfds.builder({name!r}, '
@@ -81,7 +84,7 @@ def tfds_splits(path: str) -> list[str]:
 
 
 def read_tfds(request: Request) -> Iterator[Located[Values]]:
-    """Yields the records of one split. The hash is that of the wanted column, or of all as JSON."""
+    """Yields the records of one split. The hash is that of the wanted column, or of all columns as JSON."""
     path, split = request.path, tfds_name(request.path)[1]
     with _tfds_builder(path) as builder:
         if re.split(r"[\[+]", split)[0] not in builder.info.splits:
@@ -95,8 +98,8 @@ def read_tfds(request: Request) -> Iterator[Located[Values]]:
             yield (row, f": row {row}", with_class_names(values, classes))
 
 
-def _plain(value: Any) -> Any:
-    """Converts bytes, NumPy's arrays and numbers, also nested, to what JSON has; bytes that are not UTF-8 stay bytes."""
+def _plain(value: Cell) -> Cell:
+    """Converts bytes, NumPy's arrays and numbers, also nested, to JSON's types; bytes that are not UTF-8 stay bytes."""
     if isinstance(value, dict):
         return {name: _plain(v) for name, v in value.items()}
     value = value.tolist() if hasattr(value, "tolist") else value
@@ -116,9 +119,9 @@ _NOISE = re.compile(r"\s*(>>>|\.\.\.|[^\w\s][\W_]*$)")  # doctest input, table r
 _COMMENTS = re.compile(r"(?m)(?:^[ \t]*#.*\n){2,}")
 
 
-def read_stdlib(request: Request) -> Iterator[Located[Values]]:
-    """Yields the topics of `help()`, then a document a module: its docstrings and longer comments, in the file's order."""
-    root, seen, row, (column,) = Path(sysconfig.get_path("stdlib")), set[str](), 0, request.columns
+def read_stdlib(request: Request) -> Iterator[Located[bytes]]:
+    """Yields the topics of `help()`, then one document a module: its docstrings and longer comments, in order."""
+    root, seen, row = Path(sysconfig.get_path("stdlib")), set[str](), 0
     topics = importlib.import_module("pydoc_data.topics").topics
     documents: list[list[str]] = [[topics[name]] for name in sorted(topics)]
     for file in sorted(root.rglob("*.py")):
@@ -132,12 +135,12 @@ def read_stdlib(request: Request) -> Iterator[Located[Values]]:
         raw = "\n\n".join(fresh).encode()
         if len(_hash(raw, request.hasher)) >= 200:
             if row >= request.start:
-                yield (row, f": row {row}", {column: raw})
+                yield (row, f": row {row}", raw)
             row += 1
 
 
 def module_prose(source: bytes) -> list[str]:
-    """Returns docstrings, and comments of two lines and more, of one Python file, which is parsed and not imported."""
+    """Returns the docstrings, and the comments of two lines or more, of a Python file, which is not imported."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in the string literals of others
         try:

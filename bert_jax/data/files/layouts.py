@@ -1,15 +1,17 @@
-"""Layouts within formats: sentences with a word a line or a row, and SQuAD's questions. Each comes as a table of rows."""
+"""Tables from other layouts: sentences with a word a line or a row, and SQuAD's questions."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TypeVar, cast
 
-from bert_jax.config import InputError
 from bert_jax.data.files.formats import decoded, load_json, unreadable
 from bert_jax.data.files.storage import Bad, Hasher, read_lines
 from bert_jax.data.files.table import Row, Table
+from bert_jax.errors import InputError
+
+T = TypeVar("T")
 
 # ---- sentences
 
@@ -24,11 +26,11 @@ def read_conll(
         "EU B-ORG\nrejects O\n\nPeter B-PER" -> {"words": ["EU", "rejects"], "tags": ["B-ORG", "O"]}, {"words": ["Peter"], ...}
 
     Columns are separated by tabs where the first line has one, else by blanks. Lines of -DOCSTART- end a sentence as blank ones
-    do; lines that start with # and are one column where the others have several are comments, and left out.
+    do. A line that starts with # and is one column, where the others have several, is a comment and is left out.
 
     Raises:
-      InputError: a line that has another number of columns than the first, or an empty word or tag, or is not UTF-8 (with
-        `skip_bad` such lines are left out instead); a file without words.
+      InputError: a line has another number of columns than the first, has an empty word or tag, or is not UTF-8 (with
+        `skip_bad` it is left out instead).
     """
     skipped, lines = list[str](), list[tuple[str, str]]()
     for _, place, text in decoded(read_lines(path, 0, hasher)):
@@ -57,7 +59,7 @@ def read_conll(
 def _sentences(
     lines: list[tuple[str, list[str]]], width: int, word_column: int, label_column: int, skipped: list[str] | None
 ) -> Iterator[Row]:
-    """Rows of lines that are split into columns; a line without columns ends a sentence."""
+    """Yields the sentences of lines that are split into columns; a line without columns ends a sentence."""
     start, words, tags = "", list[str](), list[str]()
     for place, fields in [*lines, ("", [])]:
         if len(fields) == 1 < width and fields[0].startswith("#"):
@@ -86,21 +88,21 @@ def _is_list(text: str) -> bool:
 
 
 def first_fields(path: str) -> list[str]:
-    """Returns what is between the tabs of the first line that is not blank."""
+    """Returns the fields, separated by tabs, of the first line that is not blank."""
     lines = (line for _, _, line in decoded(read_lines(path)) if not isinstance(line, Bad))
     return next((line.split("\t") for line in lines if line.strip()), [])
 
 
 def sentences_of_words(rows: Iterator[Row], sentence: str, columns: Sequence[str]) -> Iterator[Row]:
-    """Joins rows of one word each into rows of one sentence each, whose `columns` (the word's, perhaps the tag's) are lists.
+    """Joins rows of one word each into rows of one sentence each, whose `columns` (words, perhaps tags) are lists.
 
-    Consecutive rows with one value of the column `sentence` are a sentence; an empty value is that of the row above. Rows that
-    hold a sentence already (a list or several words, also as text) are given as they are.
+    Consecutive rows with the same value in the column `sentence` are a sentence; an empty value is that of the row above. Rows
+    that hold a sentence already (a list, or a text of several words) stay as they are.
 
         {"Sentence #": "1", "Word": "EU"}, {"Sentence #": "", "Word": "rejects"} -> {"Sentence #": "1", "Word": ["EU", "rejects"]}
 
     Raises:
-      InputError: a row without a word or tag in a sentence of several; a sentence that continues after another.
+      InputError: a row in a sentence of several lacks a word or tag; a sentence continues after another.
     """
     name, group, seen = "", list[Row](), dict[str, str]()
 
@@ -145,11 +147,11 @@ def read_squad(path: str, hasher: Hasher | None = None) -> Table:
     Answers are the file's (a list of {"text", "answer_start"}), none where `is_impossible`, and None where it says neither.
 
     Raises:
-      InputError: no JSON, with the line; a key that is missing or of another type, with the path to it.
+      InputError: the file is not JSON, with the line; a key is missing or of another type, with the path to it.
     """
     rows = []
     for at, values in squad_questions(path, hasher):
-        id = str(_get(values, "id", str | int, at))
+        id = str(_get(values, "id", cast(type, str | int), at))
         answers = _get(values, "answers", list, at) if "answers" in values else None
         answers = [] if values.get("is_impossible") else answers
         question = _get(values, "question", str, at)
@@ -158,8 +160,9 @@ def read_squad(path: str, hasher: Hasher | None = None) -> Table:
 
 
 def squad_questions(path: str, hasher: Hasher | None = None) -> Iterator[Row]:
-    """Yields the questions of a file in SQuAD's layout with whatever each has, and its context."""
-    for i, article in enumerate(_get(load_json(path, hasher), "data", list, path)):
+    """Yields the questions of a file in SQuAD's layout, each with all that the file says of it, and its context."""
+    content = load_json(path, decoded(read_lines(path, 0, hasher)))
+    for i, article in enumerate(_get(content, "data", list, path)):
         for j, paragraph in enumerate(_get(article, "paragraphs", list, f"{path}: data[{i}]")):
             at = f"{path}: data[{i}].paragraphs[{j}]"
             context = {"context": _get(paragraph, "context", str, at)}
@@ -167,9 +170,9 @@ def squad_questions(path: str, hasher: Hasher | None = None) -> Iterator[Row]:
                 yield Row(f"{at}.qas[{k}]", question | context if isinstance(question, dict) else context)
 
 
-def _get(value: Any, key: str, kind: Any, place: str) -> Any:
+def _get(value: object, key: str, kind: type[T], place: str) -> T:
     if not isinstance(value, dict) or key not in value:
         raise InputError(f"{place}: has no {key!r}; SQuAD's layout is {{data: [{{paragraphs: [{{context, qas: [...]}}]}}]}}")
     if not isinstance(value[key], kind):
         raise InputError(f"{place}: {key!r} is a {type(value[key]).__name__}, not a {getattr(kind, '__name__', kind)}")
-    return value[key]
+    return cast(T, value[key])

@@ -1,7 +1,7 @@
-"""The bytes of files: local or at a URL, compressed or not; and the files that a name, a folder or a pattern stands for.
+"""The bytes of local files and URLs, compressed or not, and the files that a name, a folder or a pattern stands for.
 
-URLs are opened by fsspec (gs://, s3://, https:// and whatever else is installed). `etils.epath`, which Orbax uses, has neither
-`**` nor the generation of an object, knows four schemes only, and imports TensorFlow where it is installed.
+fsspec opens URLs (gs://, s3://, https:// and others). `etils.epath`, which Orbax uses, lacks `**` and the generation of an
+object, knows only four schemes, and imports TensorFlow where it is installed.
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ import lzma
 import os
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
-from bert_jax.config import InputError
+from bert_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 BOM = b"\xef\xbb\xbf"
 
@@ -27,17 +31,16 @@ BOM = b"\xef\xbb\xbf"
 class Hasher(Protocol):
     """Anything like hashlib.sha256()."""
 
-    def update(self, data: Any, /) -> None:
-        """Adds bytes to what is hashed."""
+    def update(self, data: bytes | memoryview, /) -> None: ...
 
 
 class Bad(NamedTuple):
     """A record that cannot be read.
 
     Attributes:
-      reason: what is wrong with it.
-      at: bytes from its start to what is wrong.
-      fix: what the user may do about it.
+      reason: the fault.
+      at: bytes from the start of the record to the fault.
+      fix: what the user can do.
     """
 
     reason: str
@@ -45,16 +48,16 @@ class Bad(NamedTuple):
     fix: str = ""
 
 
-def need(module: str, install: str) -> Any:
-    """Imports a module. Raises InputError with the line that installs it."""
+def need(module: str, install: str) -> ModuleType:
+    """Imports a module. Raises InputError with the command that installs it."""
     try:
         return importlib.import_module(module)
     except ImportError:
         raise InputError(f"reading this source needs {module}, which is not installed: pip install {install}") from None
 
 
-def filesystem(url: str) -> Any:
-    """Returns fsspec's file system of a URL. Raises InputError where its library or credentials are missing."""
+def filesystem(url: str) -> AbstractFileSystem:
+    """Returns the file system of a URL. Raises InputError where its library or credentials are missing."""
     fsspec = need("fsspec", "'bert_jax[gcs]'")
     try:
         return fsspec.core.url_to_fs(url)[0]
@@ -64,8 +67,7 @@ def filesystem(url: str) -> Any:
 
 # ---- compression
 
-
-CODECS: dict[str, Callable[[Any], Any]] = {
+CODECS: dict[str, Callable[[io.BufferedReader], io.BufferedIOBase]] = {
     ".gz": lambda file: gzip.GzipFile(fileobj=file),
     ".bz2": bz2.BZ2File,
     ".xz": lzma.LZMAFile,
@@ -74,13 +76,13 @@ CODECS: dict[str, Callable[[Any], Any]] = {
 
 
 def codec_of(path: str) -> str:
-    """Returns the suffix of a compressed file: `.gz` of "a.TXT.GZ"; else the empty string."""
+    """Returns `.gz` for "a.TXT.GZ", and the empty string for a file that is not compressed."""
     suffix = os.path.splitext(path)[1].lower()
     return suffix if suffix in CODECS else ""
 
 
 def suffix_of(path: str) -> str:
-    """Returns the suffix of the uncompressed file: `.tsv` of "a/b.TSV.gz"."""
+    """Returns the suffix of the uncompressed file, `.tsv` for "a/b.TSV.gz"."""
     return os.path.splitext(path[: len(path) - len(codec_of(path))])[1].lower()
 
 
@@ -88,8 +90,8 @@ def suffix_of(path: str) -> str:
 
 
 @contextlib.contextmanager
-def open_file(path: str) -> Iterator[Any]:
-    """Opens the raw bytes of a local path or URL, seekable. Turns every error of reading them into an InputError."""
+def open_file(path: str) -> Iterator[io.RawIOBase]:
+    """Opens the raw, seekable bytes of a local path or URL. Every error of reading them becomes an InputError."""
     try:
         with filesystem(path).open(path, "rb") if "://" in path else open(path, "rb", buffering=0) as file:
             yield file
@@ -100,34 +102,34 @@ def open_file(path: str) -> Iterator[Any]:
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}){fix}") from None
 
 
-class _Tee(io.RawIOBase):
+class _Hashed(io.RawIOBase):
     """A file that updates a hash with every byte that is read from it."""
 
-    def __init__(self, file: Any, hasher: Hasher | None):
+    def __init__(self, file: io.RawIOBase, hasher: Hasher | None):
         self._file, self._hasher = file, hasher
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
-        count: int = self._file.readinto(buffer)
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        count = self._file.readinto(buffer) or 0
         if self._hasher:
-            self._hasher.update(memoryview(buffer)[:count])
+            self._hasher.update(buffer[:count])
         return count
 
 
 @contextlib.contextmanager
 def open_stream(path: str, offset: int = 0, hasher: Hasher | None = None) -> Iterator[io.BufferedReader]:
-    """Opens the decompressed bytes from `offset` on. `hasher` has seen the whole raw file when it is closed."""
+    """Opens the decompressed bytes from `offset` on. When it closes, `hasher` has seen the whole file as it is stored."""
     with open_file(path) as file:
-        raw = io.BufferedReader(_Tee(file, hasher), 1 << 20)
+        raw: io.BufferedReader = io.BufferedReader(_Hashed(file, hasher), 1 << 20)
+        stream = raw
         if codec := codec_of(path):
-            stream = io.BufferedReader(CODECS[codec](raw), 1 << 20)
+            stream = io.BufferedReader(cast(io.RawIOBase, CODECS[codec](raw)), 1 << 20)
             while offset:
                 offset -= len(stream.read(min(offset, 1 << 20))) or offset
         else:
             file.seek(offset)
-            stream = raw
         yield stream
         while hasher and raw.read(1 << 20):
             pass
@@ -154,7 +156,7 @@ def decode(raw: bytes) -> str | Bad:
 
 
 def not_utf8(error: UnicodeDecodeError) -> Bad:
-    """Returns the byte that is not UTF-8, and its place."""
+    """Returns the fault of bytes that are not UTF-8."""
     return Bad(f"byte 0x{error.object[error.start]:02x} is not UTF-8", error.start, "save the file as UTF-8")
 
 
@@ -162,7 +164,7 @@ def not_utf8(error: UnicodeDecodeError) -> Bad:
 
 
 def nearest(path: str) -> str:
-    """Returns `; nearest in FOLDER: 'a', 'b'` for the deepest folder of a local path that exists."""
+    """Returns `; nearest in FOLDER: 'a', 'b'` for the deepest folder that exists on a local path."""
     if "://" in path:
         return ""
     if os.path.isdir(path):
@@ -175,7 +177,7 @@ def nearest(path: str) -> str:
 
 
 def matches(source: str) -> list[str]:
-    """Returns the files, of whatever format, that a path, a folder, a pattern or a URL stands for."""
+    """Returns the files, in any format, that a path, a folder, a pattern or a URL stands for."""
     if "://" in source:
         fs = filesystem(source)
         try:
@@ -190,20 +192,20 @@ def matches(source: str) -> list[str]:
     folder = pattern
     while folder and not os.path.isdir(folder):
         folder = os.path.dirname(folder)
-    # Brackets in the name of a folder that exists are part of its name; only where that matches nothing are they a pattern.
+    # Brackets in the name of a folder that exists belong to the name, unless that matches nothing.
     literal = glob.escape(folder) + pattern[len(folder) :]
     paths = glob.glob(literal, recursive=True) or glob.glob(pattern, recursive=True)
     return [os.path.normpath(name) for name in paths if os.path.isfile(name)]
 
 
-def state(path: str) -> list[Any] | None:
-    """Returns what changes when a file is written again: its size, and its time or an object's generation; None if unknown."""
+def state(path: str) -> list[int | str] | None:
+    """Returns the size and the time (or generation) of a file, which change when it is written again; None if unknown."""
     try:
         if "://" not in path:
             stat = os.stat(path)
             return [stat.st_size, stat.st_mtime_ns]
         info = filesystem(path).info(path)
-    except Exception:  # reading the file tells what is wrong with it
+    except Exception:  # reading the file will report it
         return None
     names = ("generation", "etag", "ETag", "mtime", "LastModified", "last_modified", "created")
     marks = [str(info[name]) for name in names if info.get(name)]

@@ -1,10 +1,10 @@
-"""One table of formats: which suffixes each has, how it is read and what its records are; and rows of whatever format.
+"""The table of formats (suffixes, reader, kind of records), and rows of any format.
 
     format_of("a.tsv.gz", TABLES)      "tsv"
     read_table("a.tsv").columns        ("sentence", "label")
     next(read_table("a.tsv").rows)     Row("a.tsv:2", {"sentence": "A fine film.", "label": "1"})
 
-A new format is a reader in formats.py, a row of FORMATS, and its name in DOCUMENTS and TABLES for the callers that accept it.
+A new format is a reader in formats.py, a row of FORMATS, and its name in DOCUMENTS or TABLES.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from bert_jax.config import InputError, did_you_mean
 from bert_jax.data.files import datasets, formats
-from bert_jax.data.files.formats import Located, Request, Values, unreadable
+from bert_jax.data.files.formats import Cell, Located, Request, Values, unreadable
 from bert_jax.data.files.storage import CODECS, Bad, Hasher, codec_of, matches, nearest, suffix_of
+from bert_jax.errors import InputError, did_you_mean
 
 Quotes = Literal["auto", "csv", "none"]
+Records = Iterator[Located[Values]] | Iterator[Located[bytes]]
+"""The records of a file. Those of plain text are bytes that are not decoded yet, and have no columns."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +29,15 @@ class Format:
     """The suffixes of a format, and its reader.
 
     Attributes:
-      suffixes: of file names; none of a source that is no file, as `tfds:NAME`.
+      suffixes: the suffixes of file names; none for a source that is not a file, as `tfds:NAME`.
       read: the reader.
-      by_line: whether offsets are bytes and places are lines, else both are rows. Such files may be compressed.
-      own_columns: whether each record has columns of its own, else all have those of the file.
-      delimiter: what separates fields.
+      by_line: True if offsets are bytes and places are lines, and files may be compressed; False if both are rows.
+      own_columns: True if each record has columns of its own, False if all have those of the file.
+      delimiter: the character between fields.
     """
 
     suffixes: tuple[str, ...]
-    read: Callable[[Request], Iterator[Located[Values]]]
+    read: Callable[[Request], Records]
     by_line: bool = True
     own_columns: bool = False
     delimiter: str = ""
@@ -44,24 +46,24 @@ class Format:
 FORMATS: dict[str, Format] = {
     "txt": Format((".txt", ".md"), formats.read_text),
     "jsonl": Format((".jsonl",), formats.read_json_lines, own_columns=True),
-    "csv": Format((".csv",), formats.read_csv, delimiter=","),
-    "tsv": Format((".tsv", ".txt"), formats.read_tsv, delimiter="\t"),
+    "csv": Format((".csv",), lambda request: formats.read_delimited(request, ",", quoted=True)[1], delimiter=","),
+    "tsv": Format((".tsv", ".txt"), lambda request: formats.read_delimited(request, "\t", quoted=False)[1], delimiter="\t"),
     "json": Format((".json",), formats.read_json, own_columns=True),
     "parquet": Format((".parquet",), formats.read_parquet, by_line=False),
     "tfds": Format((), datasets.read_tfds, by_line=False),
     "stdlib": Format((), datasets.read_stdlib, by_line=False),
 }
-DOCUMENTS = ("txt", "jsonl", "csv", "tsv", "parquet", "tfds", "stdlib")  # what pretraining reads
-TABLES = ("csv", "tsv", "jsonl", "json", "parquet", "tfds")  # what has columns
+DOCUMENTS = ("txt", "jsonl", "csv", "tsv", "parquet", "tfds", "stdlib")  # formats that pretraining reads
+TABLES = ("csv", "tsv", "jsonl", "json", "parquet", "tfds")  # formats with columns
 DELIMITED_SUFFIXES = tuple(suffix for format in FORMATS.values() if format.delimiter for suffix in format.suffixes)
-CONLL_SUFFIXES = (".conll", ".bio", ".txt", ".tsv")  # of files that may have a word a line
-TABLE_SUFFIXES = (*(s for name in TABLES for s in FORMATS[name].suffixes), *CONLL_SUFFIXES)  # of files that fine-tuning reads
+CONLL_SUFFIXES = (".conll", ".bio", ".txt", ".tsv")  # files that may have a word a line
+TABLE_SUFFIXES = (*(s for name in TABLES for s in FORMATS[name].suffixes), *CONLL_SUFFIXES)  # files that fine-tuning reads
 
 
 def format_of(path: str, accepted: Sequence[str] = TABLES, fix: str = "") -> str:
-    """Returns the first of the formats `accepted` that the path's suffix says.
+    """Returns the first of the `accepted` formats that has the path's suffix.
 
-    Raises InputError, with the known suffixes and `fix`, where it says none.
+    Raises InputError, with the known suffixes and `fix`, where none has it.
     """
     suffix, codec = suffix_of(path), codec_of(path)
     for name in accepted:
@@ -74,8 +76,8 @@ def format_of(path: str, accepted: Sequence[str] = TABLES, fix: str = "") -> str
     raise InputError(f"{path}: {suffix + codec or 'no suffix'!r} is not a known format ({known}){near}{fix}")
 
 
-def read_records(request: Request, format: str) -> Iterator[Located[Values]]:
-    """Yields the records of a file of a known format. Raises InputError where the file cannot be read."""
+def read_records(request: Request, format: str) -> Records:
+    """Returns the records of a file of a known format. Raises InputError where the file cannot be read."""
     return FORMATS[format].read(request)
 
 
@@ -106,17 +108,17 @@ class Row(NamedTuple):
     """Values by column, and their place: `file:line`, `file: row` (from 0), or `file: id`."""
 
     place: str
-    values: Mapping[str, Any]
+    values: Mapping[str, Cell]
 
 
 class Table(NamedTuple):
-    """The columns of a file, and its rows, to be gone through once.
+    """The columns of a file, and its rows, which can be read once.
 
     Attributes:
-      columns: of the header, or of the first row.
-      rows: read as they are asked for.
+      columns: those of the header, or of the first row.
+      rows: the rows, read lazily.
       skipped: places of the records that were left out so far.
-      remarks: what was found out about the file, to be shown.
+      remarks: notes about the file for the user.
     """
 
     columns: tuple[str, ...]
@@ -128,21 +130,21 @@ class Table(NamedTuple):
 def read_table(
     path: str, quotes: Quotes = "auto", hasher: Hasher | None = None, *, header: Sequence[str] = (), skip_bad: bool = False
 ) -> Table:
-    """Reads the rows of a file of any of the formats TABLES.
+    """Reads the rows of a file in one of the formats TABLES.
 
-    Values are text in .csv, .tsv and .txt (tab-separated), and what JSON knows elsewhere. Numbers that stand for the names of
-    classes (TFDS's ClassLabel, and that of Hugging Face's datasets in .parquet) are given by name, and as None where they are -1.
+    Values are text in .csv, .tsv and .txt (tab-separated), and JSON's types elsewhere. Class numbers (TFDS's ClassLabel, and that
+    of Hugging Face's datasets in .parquet) become the names of the classes, and None where they are -1.
 
     Args:
       path: a file, a URL, or `tfds:NAME:SPLIT`.
-      quotes: whether double quotes enclose a field; auto: in .csv yes, in .tsv and .txt if `looks_quoted` says so.
-      hasher: sees all bytes of the file by the last row (of `tfds:`, the rows as JSON).
+      quotes: whether double quotes enclose fields; auto: yes in .csv, and `looks_quoted` decides for .tsv and .txt.
+      hasher: sees all bytes of the file (of `tfds:`, the rows as JSON) by the last row.
       header: columns of a delimited file whose first line has none of these names in it; "..." at the end: more may follow.
-      skip_bad: leave out records that cannot be read, and lines with a wrong number of fields.
+      skip_bad: whether records that cannot be read, and lines with a wrong number of fields, are left out.
 
     Raises:
-      InputError: a file that is missing, empty, of an unknown format, or not UTF-8; a row that does not fit the header or is no
-        JSON object; a quote that is not closed. The message names the line.
+      InputError: the file is missing, empty, of an unknown format, or not UTF-8; a row does not fit the header or is no JSON
+        object; a quote is not closed. The message names the line.
     """
     format = format_of(path)
     delimiter = FORMATS[format].delimiter
@@ -161,12 +163,12 @@ def read_table(
     return Table(tuple(first.values), chain([first], rows), skipped)
 
 
-def _rows(path: str, records: Iterator[Located[Values]], skipped: list[str] | None) -> Iterator[Row]:
-    """The records that can be read. Places of the others are added to `skipped`; without one, they are errors."""
+def _rows(path: str, records: Records, skipped: list[str] | None) -> Iterator[Row]:
+    """Yields the records that can be read. Places of the others are added to `skipped`; where it is None, they are errors."""
     for _, place, values in records:
-        if not isinstance(values, Bad):
+        if isinstance(values, dict):
             yield Row(path + place, values)
         elif skipped is not None:
             skipped.append(path + place)
-        else:
+        elif isinstance(values, Bad):
             raise unreadable(path + place, values)
