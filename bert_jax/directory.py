@@ -144,7 +144,7 @@ def read(path: Path) -> Directory:
     else:
         tensors, file = read_directory(directory)
         tensors = convert.from_flax(tensors)
-    tensors = convert.without_wrapper(tensors, FAMILIES[config.model_type])
+    tensors = convert.as_named(tensors, FAMILIES[config.model_type])
     convert.check_size(tensors, config, str(file))
     return Directory(path, values, config, tensors, str(file), home=directory, library=library)
 
@@ -179,6 +179,6 @@ def _read_workdir(workdir: Path) -> Directory:
     state, _, step = restored
     print(f"step {step} of {workdir}", file=sys.stderr)
     values = {"architectures": [FAMILIES[cfg.model.model_type].architecture(cfg.head)]}
-    tensors = convert.to_hugging_face(state.params, cfg.model, cfg.head)
+    tensors = convert.as_named(convert.to_hugging_face(state.params, cfg.model, cfg.head), FAMILIES[cfg.model.model_type])
     tokenizer = workdir / "tokenizer"
     return Directory(workdir, values, cfg.model, tensors, str(workdir), home=tokenizer, library=tokenizer)

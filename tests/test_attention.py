@@ -13,6 +13,7 @@ import pytest
 
 from bert_jax.config import BertConfig, ComputeConfig, InputError, ParallelConfig
 from bert_jax.model import attention
+from bert_jax.model.attention import Tokens
 from bert_jax.model.encoder import Encoder
 from bert_jax.training import parallel
 
@@ -32,7 +33,7 @@ def inputs(rows=ROWS, length=LENGTH, dtype=jnp.float32):
 
 
 def mixed(kernel, query, key, value, ids):
-    return attention.attention(query, key, value, ids, ids, kernel, 0.0, None, False)[0]
+    return attention.attention(query, key, value, Tokens(ids), Tokens(ids), kernel, 0.0, None, False)[0]
 
 
 def values_and_gradients(kernel, ids, *arrays):
@@ -87,7 +88,7 @@ def test_an_encoder_by_splash_is_the_one_by_xla_layers_scanned_and_some_position
             for kernel in ("splash", "xla")
         ]
         np.testing.assert_allclose(*(out["last_hidden_state"] for out in outputs), atol=5e-5)
-    with pytest.raises(InputError, match="attention='splash': it does not give the probabilities that output_attentions"):
+    with pytest.raises(InputError, match="attention='splash': it does not return the probabilities that output_attentions"):
         Encoder(CFG, ComputeConfig(attention="splash")).apply(params, *args, output_attentions=True)
 
 
@@ -103,7 +104,7 @@ def test_cudnn_is_asked_for_what_xla_computes(monkeypatch):
     arrays = inputs()
     half = inputs(dtype=jnp.bfloat16)
     with attention.for_platform("gpu"):
-        out, weights = attention.attention(*half, PACKED, PACKED, "auto", 0.0, None, False)
+        out, weights = attention.attention(*half, Tokens(PACKED), Tokens(PACKED), "auto", 0.0, None, False)
     assert called == ["cudnn"]
     assert weights is None
     np.testing.assert_allclose(np.asarray(out, np.float32), mixed("xla", *arrays, PACKED), atol=0.03)
@@ -141,7 +142,7 @@ def test_the_kernel_is_the_fastest_that_computes_the_same(case):
         (("splash", "tpu", 100, 64, "bfloat16", 0.0), "rows of 100 tokens are no multiple of 128"),
         (("cudnn", "tpu", 512, 64, "bfloat16", 0.0), "it runs on GPUs, and this is a tpu"),
         (("cudnn", "gpu", 512, 64, "float32", 0.0), "computes in bfloat16, not float32: set dtype='bfloat16'"),
-        (("cudnn", "gpu", 512, 20, "bfloat16", 0.0), "heads of 20 and rows of 512 tokens are not what it takes"),
+        (("cudnn", "gpu", 512, 20, "bfloat16", 0.0), "not heads of 20 in rows of 512 tokens"),
     ],
 )
 def test_a_kernel_that_cannot_is_refused_with_the_reason(args, message):
@@ -173,6 +174,7 @@ FOR_A_TPU = """
 import jax, jax.numpy as jnp
 from jax.experimental import topologies
 from bert_jax.model import attention
+from bert_jax.model.attention import Tokens
 from bert_jax.training import parallel
 
 found = topologies.get_topology_desc("v5e:2x4", "tpu").devices
@@ -180,7 +182,7 @@ devices = parallel.Devices(parallel.make_mesh(found, 2, 2))
 
 def step(_, batch):
     def total(q, k, v):
-        out, _ = attention.attention(q, k, v, batch["ids"], batch["ids"], "auto", 0.0, None, False)
+        out, _ = attention.attention(q, k, v, Tokens(batch["ids"]), Tokens(batch["ids"]), "auto", 0.0, None, False)
         return jnp.sum(out.astype(jnp.float32))
     return jax.grad(total, argnums=(0, 1, 2))(batch["q"], batch["k"], batch["v"])
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from bert_jax.errors import InputError
+from bert_jax.model.attention import Tokens
 from bert_jax.model.config import PRESETS, BertConfig, ComputeConfig
 from bert_jax.model.convert import flatten, unflatten
 from bert_jax.model.encoder import Embeddings, Encoder, EncoderLayer
@@ -502,7 +503,9 @@ def test_a_layer_has_dropout_at(place: str) -> None:
 
     @partial(jax.jit, static_argnums=0)
     def run(deterministic: bool):
-        return layer.apply({"params": weights}, jnp.asarray(x, jnp.float32), ids, deterministic, rngs={"dropout": KEYS[0]})[0]
+        return layer.apply(
+            {"params": weights}, jnp.asarray(x, jnp.float32), Tokens(ids), deterministic, rngs={"dropout": KEYS[0]}
+        )[0]
 
     without, dropped = np.asarray(run(True)), np.asarray(run(False))
     assert np.abs(dropped - without).mean() > 1e-2

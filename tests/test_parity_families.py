@@ -20,6 +20,9 @@ SIZES = {
     "distilbert": dict(dim=32, n_layers=2, n_heads=4, hidden_dim=80),
     "albert": dict(embedding_size=16, num_hidden_groups=2, num_hidden_layers=4),
     "electra": dict(embedding_size=16),
+    "modernbert": dict(num_hidden_layers=5, local_attention=6, pad_token_id=0, norm_eps=1e-7),
+    "nomic_bert": dict(pad_token_id=0),
+    "gte": dict(pad_token_id=0),
 }
 V, B, L, C = 61, 3, 14, 2
 LENGTHS = np.array([14, 9, 4])
@@ -32,7 +35,9 @@ def their_model(family, head, **changes):
 
     row = FAMILIES[family]
     common = dict(vocab_size=V, max_position_embeddings=24, num_labels=3 if head.endswith("_classification") else 2)
-    if family != "distilbert":
+    if family == "modernbert":
+        common |= dict(hidden_size=32, num_attention_heads=4, intermediate_size=80)
+    elif family != "distilbert":
         common |= dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=80, layer_norm_eps=1e-7)
     config = getattr(transformers, row.class_prefix + "Config")(**(common | SIZES.get(family, {}) | changes))
     torch.manual_seed(0)
@@ -49,7 +54,11 @@ def make_batch(family, head):
     shape = (B, C, L) if head == "multiple_choice" else (B, L)
     mask = (np.arange(L) < LENGTHS[:, None]).astype(np.int32)
     mask = np.broadcast_to(mask[:, None] if head == "multiple_choice" else mask, shape)
-    types = rng.integers(0, 2, shape) if family in ("bert", "albert", "electra") else np.zeros(shape, int)
+    types = (
+        rng.integers(0, 2, shape)
+        if family in ("bert", "albert", "electra", "nomic_bert", "ernie", "megatron-bert")
+        else np.zeros(shape, int)
+    )
     # transformers tells RoBERTa's padding by its id, 1
     ids = np.where(mask, rng.integers(5, V, shape), 1)
     return {"input_ids": ids.astype(np.int32), "attention_mask": mask.copy(), "token_type_ids": types.astype(np.int32)}
@@ -59,7 +68,7 @@ def their_outputs(model, batch, head):
     import torch
 
     tensors = {name: torch.from_numpy(value).long() for name, value in batch.items()}
-    if model.config.model_type == "distilbert":
+    if model.config.model_type in ("distilbert", "mpnet", "modernbert"):
         del tensors["token_type_ids"]
     with torch.no_grad():
         outputs = model(**tensors, output_hidden_states=True, output_attentions=True)

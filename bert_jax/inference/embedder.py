@@ -13,8 +13,8 @@ from jaxtyping import PyTree
 from bert_jax.config import InputError
 from bert_jax.data.batching import Example
 from bert_jax.inference.predictor import Predictor, as_list
-from bert_jax.model.attention import AnyArray
 from bert_jax.model.heads import TORCH_ACTIVATIONS, pool
+from bert_jax.model.layers import AnyArray
 from bert_jax.pooling import Pooling
 from bert_jax.pretrained import Model
 

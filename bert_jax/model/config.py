@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from bert_jax.errors import Checked, InputError, did_you_mean
+from bert_jax.model.families import FAMILIES, Form, LayerType
 
-ModelType = Literal["bert", "roberta", "xlm-roberta", "distilbert", "albert", "electra"]
-_COUNTS_FROM_PADDING: tuple[ModelType, ...] = ("roberta", "xlm-roberta")  # their positions start after the padding's id
+ModelType = Literal[
+    "bert", "roberta", "xlm-roberta", "distilbert", "albert", "electra", "camembert", "data2vec-text", "ernie", "megatron-bert",
+    "xlm-roberta-xl", "mpnet", "nomic_bert", "gte", "modernbert",
+]  # fmt: skip
+Activation = Literal[
+    "gelu", "gelu_python", "gelu_10", "gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate",
+    "quick_gelu", "relu", "silu", "swish",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """What distinguishes a layer from others of the same encoder.
+
+    Attributes:
+      window: Tokens on each side that a token attends to; None: all of its sequence.
+      theta: Base of the rotary angles; None: no rotation.
+      attention_norm: A norm stands before its attention, where norms stand before sublayers.
+    """
+
+    window: int | None
+    theta: float | None
+    attention_norm: bool
 
 
 @dataclass(frozen=True)
@@ -16,7 +40,7 @@ class BertConfig(Checked):
     """The model, described by fields of a Hugging Face config.json."""
 
     model_type: ModelType = "bert"
-    """The family: which of BERT's parts it has, and how its tensors and classes are called elsewhere."""
+    """The family: how a layer is made, and how tensors and classes are named in files."""
     vocab_size: int = 30522
     """Rows of the word-embedding table."""
     hidden_size: int = 768
@@ -24,39 +48,65 @@ class BertConfig(Checked):
     num_hidden_layers: int = 12
     """Number of Transformer layers."""
     num_attention_heads: int = 12
-    """Attention heads a layer; must divide hidden_size."""
+    """Attention heads of a layer; must divide hidden_size."""
     intermediate_size: int = 3072
     """Width of the feed-forward layer."""
     embedding_size: int | None = None
-    """Width of the embeddings, projected to hidden_size (ALBERT, ELECTRA); default: hidden_size, no projection."""
+    """Width of the embeddings, projected to hidden_size (ALBERT, ELECTRA). Default: hidden_size, without a projection."""
     num_hidden_groups: int | None = None
-    """Groups of consecutive layers that share their parameters (ALBERT: 1); default: none do."""
-    hidden_act: Literal[
-        "gelu", "gelu_python", "gelu_10", "gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate",
-        "quick_gelu", "relu", "silu", "swish",
-    ] = "gelu"  # fmt: skip
+    """Groups of consecutive layers that share their parameters (ALBERT: 1). Default: no layers share any."""
+    hidden_act: Activation = "gelu"
     (
-        "Of the feed-forward layers. `gelu` (`gelu_python`) is the exact (erf) form of the paper's models, `gelu_10` that cut at "
-        "-10 and 10; `gelu_new` and its other names the tanh form, `quick_gelu` a sigmoid form. `silu` is `swish`."
+        "Activation of the feed-forward layers. `gelu` (`gelu_python`) is the exact (erf) form of the paper's models, `gelu_10` "
+        "that form clipped to [-10, 10]; `gelu_new` and its other names are the tanh form, `quick_gelu` the sigmoid form. "
+        "`silu` is `swish`."
     )
     hidden_dropout_prob: float = 0.1
     """Dropout after the embeddings and after both sublayers of each layer."""
     attention_probs_dropout_prob: float = 0.1
     """Dropout on the attention probabilities."""
+    embedding_dropout_prob: float | None = None
+    """Dropout after the embeddings (ModernBERT). Default: hidden_dropout_prob."""
+    mlp_dropout_prob: float = 0.0
+    """Dropout inside the feed-forward layer, before its output projection (ModernBERT)."""
     classifier_dropout: float | None = None
-    """Dropout before a classification head; default: hidden_dropout_prob."""
+    """Dropout before a classification head. Default: hidden_dropout_prob."""
     max_position_embeddings: int = 512
-    """Rows of the position table: the longest sequence (RoBERTa and XLM-R: and pad_token_id + 1 more)."""
+    """Tokens of the longest sequence: rows of the position table (RoBERTa's has pad_token_id + 1 more), or a limit."""
     pad_token_id: int | None = None
-    """RoBERTa and XLM-R: id of the padding token; a sequence's first token has the position row behind it. Default: 1."""
+    """Padding's id in RoBERTa and its kin: the first token of a sequence has the position row after it. Default: 1."""
     type_vocab_size: int = 2
-    """Rows of the token-type table; 0: no such table (DistilBERT)."""
+    """Rows of the token-type table; 0: no such table (DistilBERT, MPNet, ModernBERT)."""
     tie_word_embeddings: bool = True
     """Use the word-embedding table as the masked-LM head's output layer, instead of a layer of its own."""
     initializer_range: float = 0.02
     """Standard deviation of the truncated normal (cut at two, not corrected) that weights start from."""
     layer_norm_eps: float = 1e-12
     """Added to the variance in LayerNorm."""
+    norm_bias: bool | None = None
+    """LayerNorms have biases (ModernBERT). Default of this and of all that follow: as in the family's published models."""
+    attention_bias: bool | None = None
+    """The projections of attention have biases (ModernBERT)."""
+    mlp_bias: bool | None = None
+    """The projections of the feed-forward layer have biases (ModernBERT)."""
+    layer_types: tuple[LayerType, ...] | None = None
+    """Types of the layers, repeated up to num_hidden_layers (ModernBERT: one full, two sliding)."""
+    local_attention: int | None = None
+    """In layers of sliding attention, a token sees local_attention // 2 tokens on each side (ModernBERT: 128)."""
+    rope_theta: float | None = None
+    """Base of the rotary angles (ModernBERT: in layers of full attention)."""
+    local_rope_theta: float | None = None
+    """Base of the rotary angles in layers of sliding attention (ModernBERT)."""
+    rope_ntk_factor: float | None = None
+    """Factor of Alibaba's fixed NTK scaling of the rotary angles (GTE)."""
+    classifier_pooling: Literal["cls", "mean"] | None = None
+    """What a classifier of texts reads: the first token, or the mean over all tokens (ModernBERT)."""
+    classifier_bias: bool | None = None
+    """The dense layer of a head has a bias (ModernBERT)."""
+    classifier_activation: Activation | None = None
+    """Activation of the dense layer of a head (ModernBERT)."""
+    decoder_bias: bool | None = None
+    """The masked-LM head's output layer has a bias (ModernBERT)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,36 +117,36 @@ class BertConfig(Checked):
             self._require(value is None or value <= most, f"{name}={value} is more than {most}, which no model has")
         for name in ("layer_norm_eps", "initializer_range"):
             self._require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} is not in [0, 1]")
-        counts_padding = self.model_type in _COUNTS_FROM_PADDING
+        family, form = FAMILIES[self.model_type], self.form
+        for name in sorted(OPTIONAL - family.optional):
+            given = getattr(self, name)
+            self._require(
+                given == _DEFAULTS[name],
+                f"{name}={given!r} does not fit model_type={self.model_type!r}; it is for "
+                f"{', '.join(other for other, row in FAMILIES.items() if name in row.optional)}",
+            )
         self._require(
-            self.pad_token_id is None or (counts_padding and 0 <= self.pad_token_id < self.vocab_size),
-            f"pad_token_id={self.pad_token_id} does not fit model_type={self.model_type!r}, vocab_size={self.vocab_size}: only "
-            "positions of RoBERTa and XLM-R depend on it, and it is one of their ids",
+            self.pad_token_id is None or 0 <= self.pad_token_id < self.vocab_size,
+            f"pad_token_id={self.pad_token_id} is not an id of vocab_size={self.vocab_size}",
         )
         self._require(
             self.max_length > 0,
-            f"max_position_embeddings={self.max_position_embeddings} leaves no position behind padding",
+            f"max_position_embeddings={self.max_position_embeddings} leaves no position after padding's",
         )
-        projected = self.model_type in ("albert", "electra")
         self._require(
-            self.embedding_size is None
-            or (projected and (self.model_type == "albert" or self.embedding_size != self.hidden_size)),
+            self.embedding_size is None or self.model_type == "albert" or self.embedding_size != self.hidden_size,
             f"embedding_size={self.embedding_size} does not fit model_type={self.model_type!r}, hidden_size={self.hidden_size}",
         )
-        if self.model_type == "albert":
-            self._require(
-                None not in (self.embedding_size, self.num_hidden_groups),
-                "model_type='albert' needs embedding_size and num_hidden_groups",
-            )
-        else:
-            self._require(
-                self.num_hidden_groups is None,
-                f"num_hidden_groups={self.num_hidden_groups} is for model_type='albert', not {self.model_type!r}",
-            )
         self._require(
-            (self.type_vocab_size == 0) == (self.model_type == "distilbert"),
-            f"type_vocab_size={self.type_vocab_size} does not fit model_type={self.model_type!r}: only DistilBERT has no types",
+            self.model_type != "albert" or None not in (self.embedding_size, self.num_hidden_groups),
+            "model_type='albert' needs embedding_size and num_hidden_groups",
         )
+        self._require(
+            {"always": self.type_vocab_size > 0, "never": self.type_vocab_size == 0}.get(form.token_types, True),
+            f"type_vocab_size={self.type_vocab_size} does not fit model_type={self.model_type!r}, which "
+            f"{'has no' if form.token_types == 'never' else 'has'} token types",
+        )
+        self._check_positions(form)
         self._require(
             (self.num_hidden_groups or 1) <= self.num_hidden_layers,
             f"num_hidden_groups={self.num_hidden_groups} is more than num_hidden_layers={self.num_hidden_layers}",
@@ -105,14 +155,47 @@ class BertConfig(Checked):
             self.hidden_size % self.num_attention_heads == 0,
             f"hidden_size={self.hidden_size} is not divisible by num_attention_heads={self.num_attention_heads}",
         )
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+        for name in (name for name in _DEFAULTS if "dropout" in name):
             value = getattr(self, name)
             self._require(value is None or 0 <= value <= 0.99, f"{name}={value} is not in [0, 0.99]")
+
+    def _check_positions(self, form: Form) -> None:
+        self._require(
+            0 < len(form.layer_types) <= self.num_hidden_layers or self.layer_types is None,
+            f"layer_types names {len(form.layer_types)} types, num_hidden_layers={self.num_hidden_layers}",
+        )
+        self._require(form.local_attention > 0, f"local_attention={form.local_attention} must be positive")
+        for name in ("rope_theta", "local_rope_theta", "rope_ntk_factor"):
+            value = getattr(form, name)
+            self._require(value is None or 1 <= value < 1e12, f"{name}={value} is not in [1, 1e12)")
+        head_size = self.hidden_size // self.num_attention_heads
+        self._require(
+            form.relative_positions != "rotary" or head_size % 2 == 0,
+            f"heads of {head_size} (hidden_size={self.hidden_size}, num_attention_heads={self.num_attention_heads}) cannot be "
+            "rotated: their size must be even",
+        )
+
+    @cached_property
+    def form(self) -> Form:
+        """What a layer is made of: the family's, with what this config says otherwise."""
+        said = {name: value for name in OF_FORM if (value := getattr(self, name)) is not None}
+        return replace(FAMILIES[self.model_type].form, **said)
+
+    def layer(self, number: int) -> LayerKind:
+        """Returns the kind of a layer, counted from 0."""
+        form = self.form
+        sliding = form.layer_types[number % len(form.layer_types)] == "sliding_attention"
+        theta = form.local_rope_theta if sliding and form.local_rope_theta is not None else form.rope_theta
+        return LayerKind(
+            window=form.local_attention // 2 if sliding else None,
+            theta=theta if form.relative_positions == "rotary" else None,
+            attention_norm=form.first_norm or number > 0,
+        )
 
     @property
     def position_offset(self) -> int:
         """Row of the position table that a sequence's first token has: fairseq's models count from the padding's id."""
-        if self.model_type not in _COUNTS_FROM_PADDING:
+        if not self.form.positions_from_padding:
             return 0
         return 2 if self.pad_token_id is None else self.pad_token_id + 1
 
@@ -122,10 +205,22 @@ class BertConfig(Checked):
         return self.max_position_embeddings - self.position_offset
 
     @classmethod
-    def preset(cls, name: str, **changes: Any) -> BertConfig:
-        """A published size by name (google-research/bert: README, "smaller BERT models"), with `changes`.
+    def of_family(cls, model_type: ModelType, **changes: Any) -> BertConfig:
+        """Returns the config of a family with its own defaults, as its config.json would be read, with `changes`.
 
-        Example: `BertConfig.preset("mini", vocab_size=8192)`. Raises InputError for an unknown name.
+        Example: `BertConfig.of_family("modernbert", hidden_size=256, num_attention_heads=4, num_hidden_layers=7)`.
+        """
+        family = FAMILIES[model_type]
+        return cls(**{"model_type": model_type, **family.defaults, **family.fixed, **changes})
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> BertConfig:
+        """Returns a published size by name (google-research/bert: README, "smaller BERT models"), with `changes`.
+
+        Example: `BertConfig.preset("mini", vocab_size=8192)`.
+
+        Raises:
+          InputError: the name is not known.
         """
         if name not in PRESETS:
             raise InputError(f"unknown preset {name!r}: known are {', '.join(PRESETS)}{did_you_mean(name, PRESETS)}")
@@ -133,6 +228,11 @@ class BertConfig(Checked):
         size = dict(num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=hidden // 64,
                     intermediate_size=4 * hidden)  # fmt: skip
         return cls(**{**size, **changes})
+
+
+_DEFAULTS: Mapping[str, Any] = {f.name: f.default for f in fields(BertConfig)}
+OPTIONAL = frozenset().union(*(family.optional for family in FAMILIES.values()))  # fields that some families lack
+OF_FORM = frozenset(_DEFAULTS.keys() & {f.name for f in fields(Form)})
 
 
 @dataclass(frozen=True)

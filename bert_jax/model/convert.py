@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from bert_jax.errors import InputError, did_you_mean
-from bert_jax.model.config import BertConfig
-from bert_jax.model.families import FAMILIES, Family, Head, head_names, names, twins
+from bert_jax.model.config import OF_FORM, OPTIONAL, BertConfig
+from bert_jax.model.families import ALIASES, FAMILIES, Family, Head, Names, join_fused, split_fused
 
 Params = dict[str, Any]
-_ONLY = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}  # config.json, all families
+_ONLY: dict[str, tuple[Any, ...]] = {  # keys of config.json with the values that are covered, in all families
+    "position_embedding_type": ("absolute",), "is_decoder": (False,), "add_cross_attention": (False,),
+}  # fmt: skip
 _TOKEN_TYPES = "encoder/embeddings/token_type_embeddings/embedding"
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 _OLD_LEAVES = {"gamma": "weight", "beta": "bias"}  # LayerNorm's, in files of 2018 and 2019
@@ -40,6 +42,31 @@ def unflatten(flat: Mapping[str, Any]) -> Params:
             at = at.setdefault(parent, {})
         at[name] = value
     return params
+
+
+def names(cfg: BertConfig, head: Head) -> Names:
+    """Returns our path -> their name, for each module or single array that an encoder with `head` may have."""
+    family = FAMILIES[cfg.model_type]
+    groups = cfg.num_hidden_groups or cfg.num_hidden_layers
+    encoder = {f"encoder/{ours}": family.prefix + theirs for ours, theirs in family.embeddings.items()}
+    layers = {
+        f"encoder/layer_{i}/{ours}": f"{family.prefix}{family.layer_prefix.format(i=i)}{theirs}"
+        for i in range(groups)
+        for ours, theirs in family.layer.items()
+    }
+    return encoder | layers | family.head(head) | (_untied_output(family, head) if not cfg.tie_word_embeddings else {})
+
+
+def _untied_output(family: Family, head: Head) -> Names:
+    if "masked_lm/dense" not in family.head(head):
+        return {}
+    return {"masked_lm/decoder/embedding": next(theirs for theirs in family.tied if theirs.endswith("weight"))}
+
+
+def twins(cfg: BertConfig) -> Names:
+    """Returns the tensors that files may repeat: their name -> the name that it must equal; not an output layer of its own."""
+    tied = FAMILIES[cfg.model_type].tied
+    return {theirs: name for theirs, name in tied.items() if cfg.tie_word_embeddings or theirs.endswith("bias")}
 
 
 def their_names(paths: Mapping[str, Any], cfg: BertConfig, head: Head) -> dict[str, str]:
@@ -67,7 +94,7 @@ def to_hugging_face(params: Params, cfg: BertConfig, head: Head) -> dict[str, np
     tensors = {theirs[p]: np.ascontiguousarray(leaf.T if p.endswith("/kernel") else leaf) for p, leaf in arrays}
     if not cfg.tie_word_embeddings:  # then transformers does not tie the bias either
         tensors |= {twin: tensors[name].copy() for twin, name in twins(cfg).items() if name in tensors}
-    return tensors
+    return join_fused(tensors)
 
 
 @dataclass(frozen=True)
@@ -165,7 +192,7 @@ def _by_full_name(tensors: Mapping[str, np.ndarray], family: Family) -> dict[str
 
 def _head_prefixes(family: Family) -> tuple[str, ...]:
     """Returns the beginnings of the names of tensors that belong to a head of the family or to its pooler."""
-    return (*dict.fromkeys(head_names(family)), f"{family.prefix}pooler")
+    return (*dict.fromkeys(family.head_names()), f"{family.prefix}pooler")
 
 
 def _choose_between_twins(
@@ -242,6 +269,17 @@ def _misfits(
         if layers > cfg.num_hidden_layers:
             wrong.append(f"there are tensors of {layers} layers, but num_hidden_layers={cfg.num_hidden_layers}")
     return wrong
+
+
+def as_named(tensors: Mapping[str, np.ndarray], family: Family) -> Mapping[str, np.ndarray]:
+    """Returns the tensors of a file under the names of the family: no wrapper's prefix, fused tensors as their parts."""
+    for other in family.other_prefixes:
+        if any(name.startswith(other) for name in tensors):
+            tensors = {re.sub(f"^{re.escape(other)}", family.prefix, name): tensor for name, tensor in tensors.items()}
+    for begin, ours in family.renamed_tensors.items():
+        if any(name.startswith(begin) for name in tensors):
+            tensors = {re.sub(f"^{re.escape(begin)}", ours, name): tensor for name, tensor in tensors.items()}
+    return split_fused(without_wrapper(tensors, family), family)
 
 
 def without_wrapper(tensors: Mapping[str, np.ndarray], family: Family) -> Mapping[str, np.ndarray]:
@@ -324,24 +362,25 @@ def config_from_hugging_face(values: Mapping[str, Any], where: str) -> BertConfi
     Raises:
       InputError: the model_type is not in the table of families, or a value is not supported.
     """
-    model_type = values.get("model_type", "bert")
+    said = values.get("model_type", "bert")
+    model_type = ALIASES.get(said, said) if isinstance(said, str) else said
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(
             f"{where}: model_type {model_type!r} is not known{did_you_mean(str(model_type), FAMILIES)}; "
             f"known: {', '.join(FAMILIES)}"
         )
     family = FAMILIES[model_type]
-    for name, only in (_ONLY | family.only).items():
-        if values.get(name, only) != only:
-            raise InputError(f"{where}: {name}={values[name]!r} is not supported, only {only!r}")
+    for name, covered in (_ONLY | dict(family.only)).items():
+        if covered and name in values and values[name] not in covered:
+            raise InputError(f"{where}: {name}={values[name]!r} is not supported, only {covered[0]!r}")
     fields: dict[str, Any] = {"model_type": model_type}
     for f in dataclasses.fields(BertConfig):
-        key = family.renamed.get(f.name, f.name)
+        key = next((key for key in family.keys(f.name) if key in values), None)
         if f.name in family.fixed:
             fields[f.name] = family.fixed[f.name]
-        elif f.name in ("embedding_size", "num_hidden_groups", "pad_token_id") and f.name not in family.defaults:
+        elif f.name in OPTIONAL and f.name not in family.optional:
             continue  # without meaning in this family, whatever the file says
-        elif key in values:
+        elif key is not None:
             fields[f.name] = values[key]
         elif f.name in family.defaults:
             fields[f.name] = family.defaults[f.name]
@@ -350,6 +389,10 @@ def config_from_hugging_face(values: Mapping[str, Any], where: str) -> BertConfi
     if fields.get("pad_token_id") == 1:
         fields["pad_token_id"] = None  # the default by its one spelling, so that equal models have equal configs
     try:
+        fields |= family.read(values)
+        for name, value in list(fields.items()):
+            if name in OF_FORM and value == getattr(family.form, name):
+                fields[name] = None  # likewise
         return BertConfig(**fields)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
@@ -358,18 +401,19 @@ def config_from_hugging_face(values: Mapping[str, Any], where: str) -> BertConfi
 def config_to_hugging_face(cfg: BertConfig, head: Head, pad_id: int) -> dict[str, Any]:
     """Returns the config.json of a model, with the keys that transformers needs."""
     family = FAMILIES[cfg.model_type]
-    fields = {
-        family.renamed.get(name, name): value for name, value in dataclasses.asdict(cfg).items() if name not in family.fixed
-    }
+    values = dataclasses.asdict(cfg) | {name: getattr(cfg.form, name) for name in family.optional & OF_FORM}
     if cfg.model_type in ("albert", "electra"):
-        fields["embedding_size"] = cfg.embedding_size or cfg.hidden_size
-    if cfg.model_type != "albert":
-        fields.pop("num_hidden_groups")
-    if cfg.embedding_size is None and cfg.model_type not in ("albert", "electra"):
-        fields.pop("embedding_size")
+        values["embedding_size"] = cfg.embedding_size or cfg.hidden_size
+    fields = {
+        key: value
+        for name, value in values.items()
+        if name not in family.fixed and (name in family.optional or name not in OPTIONAL)
+        for key in family.keys(name)[:1]
+    }
     return {
         "architectures": [family.architecture(head)],
         **fields,
+        **family.write(cfg),
         "pad_token_id": pad_id,
         "dtype": "float32",
     }

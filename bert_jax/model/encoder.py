@@ -1,12 +1,14 @@
-"""The BERT encoder as functional Flax Linen modules.
+"""The encoder as functional Flax Linen modules: embeddings, the layer that a config's form describes, and the stack of layers.
 
-Axes: B rows, L tokens a row, E embedding size, D hidden size, H heads, K head size, M intermediate size, P prediction slots
-a row, S sequences packed in a row, V vocabulary.
+Axes: B rows, L tokens of a row, E embedding size, D hidden size, H heads, K head size, J = K/2, M intermediate size, Q queries, P
+prediction slots of a row, S sequences packed in a row, V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,31 +16,34 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from bert_jax.model.attention import AnyArray, Wanted, attention
-from bert_jax.model.config import BertConfig, ComputeConfig
+from bert_jax.model.attention import Tokens, Wanted, attention
+from bert_jax.model.config import BertConfig, ComputeConfig, LayerKind
 from bert_jax.model.layers import (
     ACTIVATIONS,
     PRODUCT,
     ROWS,
+    AnyArray,
     Dense,
     Dropout,
     initializer,
     laid_out,
-    layer_norm,
+    norm,
     nowhere_if_negative,
+    rotary_angles,
+    rotate,
     word_table,
 )
 
-REMAT_POLICIES = {  # ComputeConfig.remat -> what the backward pass need not recompute; other values recompute nothing
+REMAT_POLICIES = {  # ComputeConfig.remat -> what the backward pass keeps; with other values it keeps everything
     "full": None,
     "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),  # attention's scores and probabilities are recomputed
 }
 
 
 class Embeddings(nn.Module):
-    """Word + position + token-type embeddings, normalised (Devlin et al., 2018, figure 2).
+    """Word embeddings, with position and token-type embeddings where the form has them, normalised and dropped out.
 
-    `position_ids` are rows of the position table (`heads.complete` makes them of a batch's). An id that has no row gives NaN.
+    `position_ids` are rows of the position table (`heads.complete` makes them of a batch's). An id without a row gives NaN.
     """
 
     cfg: BertConfig
@@ -58,93 +63,141 @@ class Embeddings(nn.Module):
             width = cfg.embedding_size or cfg.hidden_size
             return nn.Embed(rows, width, embedding_init=initializer(cfg), name=name, **kwargs)
 
-        def promoted(table: AnyArray, dtype: Any, inexact: bool) -> tuple[Array]:
+        def promoted(table: AnyArray, dtype: DTypeLike | None, inexact: bool) -> tuple[Array]:
             return (word_table(table),)
 
         x = table(cfg.vocab_size, "word_embeddings", promote_dtype=promoted)(nowhere_if_negative(input_ids))
-        x += table(cfg.max_position_embeddings, "position_embeddings")(nowhere_if_negative(position_ids))
+        if cfg.form.position_table:
+            x += table(cfg.max_position_embeddings, "position_embeddings")(nowhere_if_negative(position_ids))
         if cfg.type_vocab_size:
             x += table(cfg.type_vocab_size, "token_type_embeddings")(nowhere_if_negative(token_type_ids))
         if cfg.type_vocab_size == 1:  # nn.Embed then looks nothing up
             x = jnp.where(jnp.asarray(token_type_ids)[..., None] == 0, x, jnp.nan)
-        # Looked up and added as they are, float32: so are the sums of their gradients over tokens.
-        return Dropout(cfg.hidden_dropout_prob)(layer_norm(cfg, self.dtype, "norm")(x), deterministic)
+        # The tables are looked up and added in float32, and so are the sums of their gradients over tokens.
+        x = norm(cfg, self.dtype, "norm")(x) if cfg.form.embedding_norm else x.astype(self.dtype)
+        rate = cfg.hidden_dropout_prob if cfg.embedding_dropout_prob is None else cfg.embedding_dropout_prob
+        return Dropout(rate)(x, deterministic)
 
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention with its output projection."""
 
     cfg: BertConfig
+    kind: LayerKind
     kernel: Wanted = "auto"
 
     @nn.compact
     def __call__(
         self,
         asking: Float[Array, "B Q D"],
-        asking_ids: Int[AnyArray, "B Q"],
+        queries: Tokens,
         x: Float[Array, "B L D"],
-        sequence_ids: Int[AnyArray, "B L"],
+        tokens: Tokens,
         deterministic: bool,
         wants_weights: bool = False,
     ) -> tuple[Float[Array, "B Q D"], Float[Array, "B H Q L"] | None]:
-        cfg = self.cfg
+        cfg, theta = self.cfg, self.kind.theta
+        dense = partial(Dense, cfg, cfg.hidden_size, cfg.form.attention_bias)
         heads = (cfg.num_attention_heads, cfg.hidden_size // cfg.num_attention_heads)
         query, key, value = (
-            Dense(cfg, cfg.hidden_size, name=name)(of).reshape(*of.shape[:-1], *heads)
-            for name, of in (("query", asking), ("key", x), ("value", x))
+            dense(name=name)(of).reshape(*of.shape[:-1], *heads) for name, of in (("query", asking), ("key", x), ("value", x))
         )
+        if theta is not None:
+            query, key = rotate(query, *queries.angles[theta]), rotate(key, *tokens.angles[theta])
         rate = 0.0 if deterministic else cfg.attention_probs_dropout_prob
         dropout_key = self.make_rng("dropout") if rate else None
-        mixed, weights = attention(query, key, value, asking_ids, sequence_ids, self.kernel, rate, dropout_key, wants_weights)
-        return Dense(cfg, cfg.hidden_size, name="output")(mixed.reshape(asking.shape)), weights
+        mixed, weights = attention(
+            query, key, value, queries, tokens, self.kernel, rate, dropout_key, wants_weights, self.kind.window
+        )
+        return dense(name="output")(mixed.reshape(asking.shape)), weights
 
 
 class Mlp(nn.Module):
-    """The feed-forward sublayer."""
+    """The feed-forward sublayer, gated where the form says so (Shazeer, 2020)."""
 
     cfg: BertConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        hidden = ACTIVATIONS[self.cfg.hidden_act](Dense(self.cfg, self.cfg.intermediate_size, name="intermediate")(x))
-        return Dense(self.cfg, self.cfg.hidden_size, name="output")(hidden)
+    def __call__(self, x: Float[Array, "B L D"], deterministic: bool = True) -> Float[Array, "B L D"]:
+        cfg, form = self.cfg, self.cfg.form
+        inner = Dense(cfg, cfg.intermediate_size, form.mlp_bias, name="intermediate")(x)
+        if form.gated_mlp:
+            inner *= ACTIVATIONS[cfg.hidden_act](Dense(cfg, cfg.intermediate_size, form.mlp_bias, name="gate")(x))
+        else:
+            inner = ACTIVATIONS[cfg.hidden_act](inner)
+        inner = Dropout(cfg.mlp_dropout_prob)(inner, deterministic)
+        out_bias = form.mlp_bias if form.mlp_output_bias is None else form.mlp_output_bias
+        return Dense(cfg, cfg.hidden_size, out_bias, name="output")(inner)
 
 
 class EncoderLayer(nn.Module):
-    """Post-norm Transformer layer (Devlin et al., 2018, section 3).
+    """A Transformer layer: attention and feed-forward, each added to its input, with norms before or after (see `Form`).
 
-    With `positions`, its output at those alone: they attend to all of `x`, but nothing is computed for the others.
+    With `positions`, it returns its output at those positions alone: they attend to all of `x`, but nothing else is computed for
+    the other tokens.
     """
 
     cfg: BertConfig
+    kind: LayerKind = LayerKind(None, None, True)
     kernel: Wanted = "auto"
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "B L D"],
-        sequence_ids: Int[AnyArray, "B L"],
+        tokens: Tokens,
         deterministic: bool,
         positions: Int[AnyArray, "B P"] | None = None,
         wants_weights: bool = False,
     ) -> tuple[Float[Array, "B Q D"], Float[Array, "B H Q L"] | None]:
-        drop, asking, asking_ids = self.cfg.hidden_dropout_prob, x, sequence_ids
-        if positions is not None:
-            asking = jnp.take_along_axis(x, positions[:, :, None], axis=1)
-            asking_ids = jnp.take_along_axis(jnp.asarray(sequence_ids), positions, axis=1)
-        attend = SelfAttention(self.cfg, self.kernel, name="attention")
-        mixed, weights = attend(asking, asking_ids, x, sequence_ids, deterministic, wants_weights)
-        x = layer_norm(self.cfg, x.dtype, "attention_norm")(asking + Dropout(drop)(mixed, deterministic))
-        x = layer_norm(self.cfg, x.dtype, "mlp_norm")(x + Dropout(drop)(Mlp(self.cfg, name="mlp")(x), deterministic))
-        return x, weights
+        before = self.cfg.form.norm_placement == "pre"
+        norms = {name: norm(self.cfg, x.dtype, name) for name in ("attention_norm", "mlp_norm")}
+
+        def at(x: Array) -> Array:
+            return x if positions is None else jnp.take_along_axis(x, jnp.asarray(positions)[:, :, None], axis=1)
+
+        def drop(x: Array) -> Array:
+            return Dropout(self.cfg.hidden_dropout_prob)(x, deterministic)
+
+        attend = SelfAttention(self.cfg, self.kind, self.kernel, name="attention")
+        normed = norms["attention_norm"](x) if before and self.kind.attention_norm else x
+        mixed, weights = attend(at(normed), tokens.at(positions), normed, tokens, deterministic, wants_weights)
+        x = at(x) + drop(mixed)
+        if not before:
+            x = norms["attention_norm"](x)
+        x = x + drop(Mlp(self.cfg, name="mlp")(norms["mlp_norm"](x) if before else x, deterministic))
+        return x if before else norms["mlp_norm"](x), weights
+
+
+class RelativeBias(nn.Module):
+    """One bias for each head and bucket of distances, added to the scores of all layers (Raffel et al., 2020; T5's buckets)."""
+
+    cfg: BertConfig
+
+    @nn.compact
+    def __call__(self, length: Any) -> Float[Array, "1 H L L"]:
+        table = self.param("embedding", initializer(self.cfg), (32, self.cfg.num_attention_heads))
+        distances = jnp.arange(length)[None, :] - jnp.arange(length)[:, None]
+        return jnp.asarray(table)[relative_buckets(distances)].transpose(2, 0, 1)[None]
+
+
+def relative_buckets(distances: Int[Array, "..."]) -> Int[Array, "..."]:
+    """Returns T5's bucket, of 32, of each distance (place of the key minus place of the query), up to 128 tokens apart.
+
+    >>> relative_buckets(jnp.array([-200, -8, -7, 0, 7, 8, 12, 200])).tolist()
+    [15, 8, 7, 0, 23, 24, 25, 31]
+    """
+    far = jnp.abs(distances)
+    logarithmic = 8 + (jnp.log(jnp.maximum(far, 1) / 8) / jnp.log(128 / 8) * 8).astype(jnp.int32)
+    return jnp.where(distances > 0, 16, 0) + jnp.where(far < 8, far, jnp.minimum(logarithmic, 15))
 
 
 class Encoder(nn.Module):
     """Embeddings and the layers: token ids to hidden states.
 
-    Parameters are one subtree a layer, `layer_0` ... `layer_{N-1}`, however the layers are run: one after the other,
-    recomputed in the backward pass (`remat`) or stacked for a scan (`scan_layers`), with the same numbers. Where groups
-    of layers share parameters (Lan et al., 2019), there is one subtree a group.
+    Parameters are one subtree a layer, `layer_0` ... `layer_{N-1}`, however the layers are run: one after the other, recomputed
+    in the backward pass (`remat`) or stacked for a scan (`scan_layers`), with the same numbers. If groups of layers share
+    parameters (Lan et al., 2019), there is one subtree a group.
     """
 
     cfg: BertConfig
@@ -162,49 +215,123 @@ class Encoder(nn.Module):
         output_attentions: bool = False,
         positions: Int[AnyArray, "B P"] | None = None,
     ) -> dict[str, Any]:
-        """Returns `last_hidden_state` [B, L, D]; on request `hidden_states` (the embeddings' output, then each
-        layer's) and `attentions` (each layer's probabilities [B, H, L, L], before dropout). With `positions`, what the last
-        layer gives is of those alone, [B, P, D], which saves most of its work."""
+        """Runs the encoder.
+
+        Args:
+          input_ids: Token ids.
+          token_type_ids: Segment of each token.
+          position_ids: Rows of the position table, or positions for the rotary angles.
+          sequence_ids: 0 at padding; tokens attend within an id.
+          deterministic: Without dropout.
+          output_hidden_states: Return the output of the embeddings and of each layer, too.
+          output_attentions: Return each layer's probabilities [B, H, L, L], before dropout, too.
+          positions: Compute the last layer at these alone, which saves most of its work.
+
+        Returns:
+          `last_hidden_state` [B, L, D], or [B, P, D] at `positions`; on request `hidden_states` and `attentions`.
+        """
         cfg, compute = self.cfg, self.compute
         x = Embeddings(cfg, compute.dtype, name="embeddings")(input_ids, token_type_ids, position_ids, deterministic)
         if cfg.embedding_size is not None:
             x = Dense(cfg, cfg.hidden_size, name="projection")(x)
         x = laid_out(x, ROWS, None, None)
-        layer = EncoderLayer(cfg, compute.attention, parent=None)
-
-        def initial(key: Array) -> Any:
-            return layer.init(key, x, sequence_ids, True)["params"]
-
-        def run(x: Array, params_and_key: tuple[Any, Array], positions: Any = None) -> tuple[Array, tuple[Any, Any]]:
-            params, key = params_and_key
-            args = x, sequence_ids, deterministic, positions, output_attentions
-            x, weights = layer.apply({"params": params}, *args, rngs={"dropout": key})
-            x = laid_out(x, ROWS, None, None)
-            return x, (x if output_hidden_states else None, weights if output_attentions else None)
-
-        if compute.remat in REMAT_POLICIES:
-            run = jax.checkpoint(run, prevent_cse=not compute.scan_layers, policy=REMAT_POLICIES[compute.remat])
+        tokens = self._tokens(sequence_ids, position_ids)
         groups = cfg.num_hidden_groups or cfg.num_hidden_layers
-        distinct = [self.param(f"layer_{i}", initial) for i in range(groups)]
-        layers = [distinct[i * groups // cfg.num_hidden_layers] for i in range(cfg.num_hidden_layers)]
-        keys = jax.random.split(jax.random.key(0) if deterministic else self.make_rng("dropout"), len(layers))
-        first, whole = x, len(layers) - (positions is not None)
-        if compute.scan_layers and whole:
-            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers[:whole])
-            x, asked = jax.lax.scan(run, x, (stacked, keys[:whole]))
-            kept = [tuple(None if each is None else each[i] for each in asked) for i in range(whole)]
-        else:
-            kept = []
-            for params, key in zip(layers[:whole], keys[:whole], strict=True):
-                x, asked = run(x, (params, key))
-                kept.append(asked)
+        kinds = [cfg.layer(i) for i in range(cfg.num_hidden_layers)]
+        modules = {kind: EncoderLayer(cfg, kind, compute.attention, parent=None) for kind in dict.fromkeys(kinds)}
+
+        def initial(key: Array, kind: LayerKind) -> Any:
+            return modules[kind].init(key, x, tokens, True)["params"]
+
+        distinct = [self.param(f"layer_{i}", partial(initial, kind=kinds[i])) for i in range(groups)]
+        parameters = [distinct[i * groups // len(kinds)] for i in range(len(kinds))]
+        keys = jax.random.split(jax.random.key(0) if deterministic else self.make_rng("dropout"), len(kinds))
+
+        def layer(kind: LayerKind, positions: Int[AnyArray, "B P"] | None = None) -> Run:
+            def run(x: Array, params_and_key: tuple[Any, Array]) -> tuple[Array, tuple[Array | None, Array | None]]:
+                params, key = params_and_key
+                args = x, tokens, deterministic, positions, output_attentions
+                applied = modules[kind].apply({"params": params}, *args, rngs={"dropout": key})
+                x, weights = cast(tuple[Array, Array | None], applied)
+                x = laid_out(x, ROWS, None, None)
+                return x, (x if output_hidden_states else None, weights if output_attentions else None)
+
+            if compute.remat not in REMAT_POLICIES:
+                return run
+            return jax.checkpoint(run, prevent_cse=not compute.scan_layers, policy=REMAT_POLICIES[compute.remat])
+
+        first, whole = x, len(kinds) - (positions is not None)
+        kept: list[Asked] = []
+        given = list(zip(parameters, keys, strict=True))
+        start, period = (int(not cfg.form.first_norm), len(cfg.form.layer_types)) if compute.scan_layers else (whole, 1)
+        scanned = max(0, whole - start) // period * period
+        for i in range(min(start, whole)):
+            x, asked = layer(kinds[i])(x, given[i])
+            kept.append(asked)
+        if scanned:
+            x, several = _scan([layer(kind) for kind in kinds[start : start + period]], x, given[start : start + scanned])
+            kept += several
+        for i in range(start + scanned, whole):
+            x, asked = layer(kinds[i])(x, given[i])
+            kept.append(asked)
         if positions is not None:
-            x, asked = run(x, (layers[-1], keys[-1]), positions)
+            x, asked = layer(kinds[-1], positions)(x, given[-1])
             kept.append(asked)
         states, attentions = zip(*kept, strict=True)
+        if cfg.form.final_norm:
+            x = norm(cfg, x.dtype, "final_norm")(x)
+            states = (*states[:-1], x)
         outputs: dict[str, Any] = {"last_hidden_state": x}
         if output_hidden_states:
             outputs["hidden_states"] = (first, *states)
         if output_attentions:
-            outputs["attentions"] = tuple(attentions)
+            outputs["attentions"] = attentions
         return outputs
+
+    def _tokens(self, sequence_ids: Int[AnyArray, "B L"], position_ids: Int[AnyArray, "B L"]) -> Tokens:
+        """Returns what the layers need to know of the tokens, computed once for all layers."""
+        cfg, form = self.cfg, self.cfg.form
+        thetas = dict.fromkeys(cfg.layer(i).theta for i in range(cfg.num_hidden_layers))
+        head_size = cfg.hidden_size // cfg.num_attention_heads
+        positions = jnp.asarray(position_ids)
+        angles = {
+            theta: rotary_angles(positions, theta, head_size, form.rope_ntk_factor) for theta in thetas if theta is not None
+        }
+        bias = None
+        if form.relative_positions == "bias":
+            bias = RelativeBias(cfg, name="relative_attention_bias")(positions.shape[1])
+        return Tokens(sequence_ids, None, angles, bias)
+
+
+Asked = tuple[Array | None, Array | None]  # a layer's output and its probabilities, where they are asked for
+Run = Callable[[Array, tuple[Any, Array]], tuple[Array, Asked]]
+
+
+def _scan(period: list[Run], x: Array, given: list[tuple[Any, Array]]) -> tuple[Array, list[Asked]]:
+    """Runs layers of repeating kinds by one scan over the periods.
+
+    Args:
+      period: The layers of one period.
+      x: Their input.
+      given: Parameters and dropout key of each layer; a multiple of the period.
+
+    Returns:
+      The output, and what each layer was asked for.
+    """
+    size = len(period)
+    stacked = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *given[i::size]) for i in range(size)]
+
+    def body(x: Array, layers: list[tuple[Any, Array]]) -> tuple[Array, list[Asked]]:
+        kept = []
+        for run, params_and_key in zip(period, layers, strict=True):
+            x, asked = run(x, params_and_key)
+            kept.append(asked)
+        return x, kept
+
+    x, kept = jax.lax.scan(body, x, stacked)
+
+    def of_period(n: int, x: Array | None) -> Array | None:
+        return None if x is None else x[n]
+
+    periods = range(len(given) // size)
+    return x, [(of_period(n, state), of_period(n, weights)) for n in periods for state, weights in kept]

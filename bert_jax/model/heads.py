@@ -15,18 +15,18 @@ from jax.sharding import AxisType
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from bert_jax.errors import InputError
-from bert_jax.model.attention import AnyArray
 from bert_jax.model.config import BertConfig, ComputeConfig
 from bert_jax.model.convert import flatten
 from bert_jax.model.encoder import Encoder
 from bert_jax.model.families import FAMILIES, Head
 from bert_jax.model.layers import (
     ACTIVATIONS,
+    AnyArray,
     Dense,
     Dropout,
     gelu,
     initializer,
-    layer_norm,
+    norm,
     nowhere_if_negative,
     tied_logits,
     word_table,
@@ -35,35 +35,45 @@ from bert_jax.model.layers import (
 Batch = Mapping[str, AnyArray]
 
 
-class Pooler(nn.Module):
-    """Dense and activation on the first token of each sequence."""
+class Transform(nn.Module):
+    """A dense layer with an activation, and a norm where the family has one: what stands before most output layers."""
 
     cfg: BertConfig
+    activation: str
+    normed: bool
 
     @nn.compact
-    def __call__(self, first: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        activation = {"tanh": jnp.tanh, **ACTIVATIONS}[FAMILIES[self.cfg.model_type].pooler_activation]
-        return activation(Dense(self.cfg, self.cfg.hidden_size, name="dense")(first))
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        return _transform(self.cfg, x, self.activation, self.cfg.hidden_size, self.normed)
+
+
+def _transform(cfg: BertConfig, x: Array, activation: str, features: int, normed: bool) -> Array:
+    """Applies `Transform` in the scope of the calling module."""
+    dense = Dense(cfg, features, cfg.form.classifier_bias, name="dense")
+    x = {"tanh": jnp.tanh, **ACTIVATIONS}[cfg.form.classifier_activation or activation](dense(x))
+    return norm(cfg, x.dtype, "norm")(x) if normed else x
 
 
 class MaskedLMHead(nn.Module):
-    """Transform, then the word-embedding table, or one of its own where that is not tied, as the output layer, with a bias."""
+    """The transform, then an output layer: the word-embedding table, or a table of its own where that is not tied."""
 
     cfg: BertConfig
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "B P D"], table: Float[AnyArray, "V E"]) -> Float[Array, "B P V"]:
-        cfg = self.cfg
-        activation = ACTIVATIONS[FAMILIES[cfg.model_type].masked_lm_activation or cfg.hidden_act]
-        x = layer_norm(cfg, hidden.dtype, "norm")(activation(Dense(cfg, table.shape[1], name="dense")(hidden)))
-        bias = self.param("bias", nn.initializers.zeros, (cfg.vocab_size,))
+        cfg, width = self.cfg, table.shape[1]
+        activation = FAMILIES[cfg.model_type].masked_lm_activation or cfg.hidden_act
+        x = _transform(cfg, hidden, activation, width, normed=True)
         if not cfg.tie_word_embeddings:
-            table = nn.Embed(cfg.vocab_size, table.shape[1], embedding_init=initializer(cfg), name="decoder").embedding
-        return tied_logits(x, word_table(table)) + bias
+            table = nn.Embed(cfg.vocab_size, width, embedding_init=initializer(cfg), name="decoder").embedding
+        logits = tied_logits(x, word_table(table))
+        if not cfg.form.decoder_bias:
+            return logits
+        return logits + jnp.asarray(self.param("bias", nn.initializers.zeros, (cfg.vocab_size,)))[None, None]
 
 
 class ReplacedTokenHead(nn.Module):
-    """ELECTRA's discriminator: how likely each token was put in place of another (Clark et al., 2020)."""
+    """ELECTRA's discriminator: the logit that a token was put in place of another (Clark et al., 2020)."""
 
     cfg: BertConfig
 
@@ -75,16 +85,16 @@ class ReplacedTokenHead(nn.Module):
 
 
 def gather_positions(hidden: Float[Array, "B L D"], positions: Int[AnyArray, "B P"]) -> Float[Array, "B P D"]:
-    """hidden[b, positions[b, p]]: the rows that a head runs on."""
+    """Returns hidden[b, positions[b, p]], the states that a head reads."""
     return jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
 
 
 def pool(
     hidden: Float[Array, "B L D"], sequence_ids: Int[AnyArray, "B L"], first: Int[AnyArray, "B S"], modes: Sequence[str]
 ) -> Float[Array, "B S E"]:
-    """One vector of the tokens from `first` on of sequences 1 to S of each row: of each of `modes` (see `Pooling`), side by side.
+    """Returns one vector for each of the sequences 1 to S of each row, made of its tokens from `first` on.
 
-    Those of sequences that a row lacks mean nothing, but are finite.
+    Vectors of several `modes` (see `Pooling`) stand side by side. Sequences that a row lacks give finite values.
     """
     places = jnp.arange(hidden.shape[1])
     belongs = sequence_ids[:, None, :] == jnp.arange(1, first.shape[1] + 1)[None, :, None]
@@ -134,7 +144,7 @@ def _check_shapes(batch: dict[str, Array]) -> None:
 
 
 def _at_hand(given: Any) -> np.ndarray | None:
-    """The values, but for tracers and arrays with parts on other hosts."""
+    """Returns the values; None for tracers and for arrays with parts on other hosts."""
     elsewhere = isinstance(given, jax.core.Tracer) or (isinstance(given, jax.Array) and not given.is_fully_addressable)
     return None if given is None or elsewhere else np.asarray(given)
 
@@ -163,12 +173,12 @@ def _check_values(batch: Batch, cfg: BertConfig, length: Any) -> None:
 
 
 def _from_zero(position_ids: AnyArray, real: AnyArray) -> Any:
-    """bool [B, 1]: whether a row has a token at position 0, as each sequence has; true of a row of padding."""
+    """Returns for each row, [B, 1], if it has a token at position 0, as each sequence has; true for a row of padding."""
     return (real & (position_ids == 0)).any(-1, keepdims=True) | ~real.any(-1, keepdims=True)
 
 
 def _position_rows(full: dict[str, Any], given: Batch, cfg: BertConfig) -> Int[Array, "B L"]:
-    """Rows of the position table. `full` has sequence_ids; -1, which has no row, stands for what is no position."""
+    """Returns rows of the position table. `full` has sequence_ids; -1, which has no row, stands for an impossible position."""
     ids, of, offset = full["input_ids"], full["sequence_ids"], cfg.position_offset
     if "position_ids" in given:
         positions = full["position_ids"].astype(jnp.int32)
@@ -185,14 +195,15 @@ def _position_rows(full: dict[str, Any], given: Batch, cfg: BertConfig) -> Int[A
 
 
 def complete(batch: Batch, cfg: BertConfig) -> dict[str, Any]:
-    """The batch with what callers may leave out, and in `position_ids` the rows of the position table.
+    """Returns the batch with the arrays that callers may leave out, and with rows of the position table as `position_ids`.
 
     `sequence_ids`: 1 where `attention_mask` is not 0, else ones. `position_ids`: from 0 in each sequence; without
     `sequence_ids`, as transformers counts them (BERT: the place in the row; RoBERTa and XLM-R: tokens that are not the
     padding's id, whatever the mask). `token_type_ids`: zeros.
 
-    Raises InputError for shapes and types that do not fit, for rows that are longer than the position table, for ids past the
-    tables and for RoBERTa's positions that do not begin at 0, as far as these can be told: under jit, they give NaN.
+    Raises:
+      InputError: shapes or types do not fit, rows are longer than the model takes, ids are past their tables, or RoBERTa's
+        positions do not begin at 0. Values can only be checked outside jit; inside, they give NaN.
     """
     full = {name: jnp.asarray(value) for name, value in batch.items()}
     _check_shapes(full)
@@ -212,12 +223,12 @@ def complete(batch: Batch, cfg: BertConfig) -> dict[str, Any]:
 class Bert(nn.Module):
     """An encoder of any family with one head.
 
-    Call with a batch: int32 `input_ids` [B, L] (multiple choice: [B, C, L]) and, as wanted, `attention_mask` or
-    `sequence_ids`, `token_type_ids`, `position_ids` alike (`complete` says what stands for what is left out);
-    `masked_positions` [B, P], where the masked-LM head is to run (default: everywhere); `cls_positions` [B, S], the first
-    tokens of the sequences packed in a row (default: one sequence a row, from 0, and no axis S in what is returned).
+    Call it with a batch: int32 `input_ids` [B, L] (multiple choice: [B, C, L]) and, optionally, `attention_mask` or
+    `sequence_ids`, `token_type_ids` and `position_ids` of the same shape (`complete` fills in those that are left out);
+    `masked_positions` [B, P], where the masked-LM head runs (default: everywhere); `cls_positions` [B, S], the first tokens of
+    the sequences packed in a row (default: one sequence a row, from 0, and no axis S in the outputs).
 
-    With `head_only`, the last layer is computed only where the head reads it, if that is a few places of a row (sequence
+    With `head_only`, the last layer is computed only where the head reads it, if the head reads few places of a row (sequence
     classification, multiple choice, pooled output, masked LM at `masked_positions`): the same outputs for less work, but no
     `last_hidden_state`.
 
@@ -278,12 +289,18 @@ class Bert(nn.Module):
                 return {}
             read["masked_positions"] = jnp.asarray(batch["masked_positions"])
         if "pooler/dense" in parts:
+            if self._pools_mean():
+                return {}
             first = jnp.zeros((batch["input_ids"].shape[0], 1), jnp.int32)
             read["cls_positions"] = jnp.asarray(batch.get("cls_positions", first))
         return read
 
+    def _pools_mean(self) -> bool:
+        """Tells if the head reads the mean over a sequence's tokens, not its first token."""
+        return self.cfg.form.classifier_pooling == "mean" and self.head in ("sequence_classification", "multiple_choice")
+
     def hidden_states(self, batch: Batch) -> Array:
-        """`last_hidden_state` alone."""
+        """Returns `last_hidden_state` alone."""
         return self(batch)["last_hidden_state"]
 
     def _head(self, hidden: Array, at: dict[str, Array], batch: Batch, encoder: Encoder, deterministic: bool) -> dict[str, Array]:
@@ -296,14 +313,23 @@ class Bert(nn.Module):
         def classify(x: Array, features: int, name: str) -> Array:
             return Dense(cfg, features, name=name)(drop(x, deterministic)).astype(jnp.float32)
 
+        def transform(x: Array, name: str) -> Array:
+            normed = f"{name}/norm" in parts
+            return Transform(cfg, family.pooler_activation, normed, name=name)(x)
+
         pooled = hidden
         if "pooler/dense" in parts:
             first = at.get("cls_positions", hidden[:, :1])
+            if self._pools_mean():
+                starts = batch.get("cls_positions", jnp.zeros((hidden.shape[0], 1), jnp.int32))
+                first = pool(hidden, batch["sequence_ids"], jnp.asarray(starts), ("mean",))
             if "cls_positions" not in batch:
                 first = first[:, 0]
             if head == "sequence_classification" and family.dropout_before_pooler:
                 first = drop(first, deterministic)
-            pooled = Pooler(cfg, name="pooler")(first)
+            pooled = transform(first, "pooler")
+        if "transform/dense" in parts:
+            hidden = transform(hidden, "transform")
         if head == "encoder" and "pooler/dense" in parts:
             outputs["pooled_output"] = pooled.astype(jnp.float32)
         if "masked_lm/dense" in parts:
@@ -327,13 +353,13 @@ class Bert(nn.Module):
 
 
 def initialize(module: Bert, seed: Any) -> dict[str, Any]:
-    """Fresh parameters. Pure: jit it, eval_shape it."""
+    """Returns fresh parameters. Pure: it can be jitted and given to `jax.eval_shape`."""
     ids = jnp.zeros((1, 1, 1) if module.head == "multiple_choice" else (1, 1), jnp.int32)
     return module.init(jax.random.key(seed), {"input_ids": ids})["params"]
 
 
 def _scanned(module: Bert) -> Bert:
-    """The same parameters, traced in a time that does not depend on the number of layers."""
+    """Returns a module with the same parameters whose trace takes a time that does not depend on the number of layers."""
     return module.clone(compute=module.compute.replace(scan_layers=True))
 
 
@@ -343,7 +369,7 @@ def parameter_shapes(module: Bert) -> dict[str, Any]:
 
 
 def initial_values(module: Bert, paths: Sequence[str], seed: int = 0) -> dict[str, Any]:
-    """Initial values of some parameters; what is not asked for is not computed."""
+    """Returns the initial values of some parameters; no others are computed."""
 
     def pick(seed: Any) -> dict[str, Any]:
         flat = flatten(initialize(_scanned(module), seed))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from bert_jax.model.config import BertConfig
 
-PRODUCT = "product"  # what recomputation may be told to keep: outputs of dense layers
+AnyArray: TypeAlias = Array | np.ndarray  # callers may give either
+PRODUCT = "product"  # name of the outputs of dense layers, which recomputation may keep
 MESH_AXES = ("data", "fsdp", "tensor")
-ROWS = ("data", "fsdp")  # what rows of a batch are laid over
+ROWS = ("data", "fsdp")  # axes that the rows of a batch are laid over
 
 
 def inside_training_mesh() -> bool:
@@ -29,11 +30,11 @@ def inside_training_mesh() -> bool:
     return mesh.axis_names == MESH_AXES and all(kind == AxisType.Auto for kind in mesh.axis_types)
 
 
-def laid_out(x: Array, *axes: Any) -> Array:
-    """`x` with its dimensions laid over these axes (None: whole) of the training mesh; as it is where there is no such mesh.
+def laid_out(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
+    """Returns `x` with its dimensions laid over these axes (None: whole) of the training mesh; without that mesh, `x` itself.
 
-    The compiler derives all else from the parameters' and the batch's shardings. Told once a layer that rows stay where they
-    are, it moves parameters to them (fsdp), never hidden states to the parameters.
+    The compiler derives all other layouts from those of the parameters and the batch. One constraint a layer, that rows stay
+    where they are, makes it move parameters to the rows (fsdp), never hidden states to the parameters.
     """
     if not inside_training_mesh():
         return x
@@ -45,10 +46,10 @@ def laid_out(x: Array, *axes: Any) -> Array:
 
 @jax.checkpoint
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x times the normal distribution function at x, exactly (Hendrycks and Gimpel, 2016). In float32.
+    """Returns x times the normal distribution function at x, exactly (Hendrycks and Gimpel, 2016), computed in float32.
 
-    Written with erf: `jax.nn.gelu` goes through erfc, which costs twice as much on CPUs. The backward pass computes erf again:
-    what it would read instead, float32 arrays of the inner layer's size, is most of what a layer keeps, and no faster.
+    It uses erf: `jax.nn.gelu` uses erfc, which costs twice as much on CPUs. The backward pass computes erf again: the float32
+    arrays that it would read instead are most of a layer's memory, and reading them is no faster.
     """
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
@@ -66,10 +67,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {  # by the names of transfor
 
 
 def threefry(key: UInt32[Array, "2"], low: UInt32[Array, "..."], high: UInt32[Array, "..."]) -> tuple[Array, Array]:
-    """Two words of random bits for each count (low, high): Threefry-2x32 of 20 rounds (Salmon et al., 2011).
+    """Returns two words of random bits for each count (low, high): Threefry-2x32 of 20 rounds (Salmon et al., 2011).
 
-    The generator of `jax.random`, but written out, so that the compiler fuses it with what reads the bits: on CPUs `jax.random`
-    draws in a loop through memory, and of a block's two words it gives one.
+    This is the generator of `jax.random`, written out so that the compiler fuses it with the code that reads the bits. On CPUs
+    `jax.random` draws in a loop through memory, and returns one of a block's two words.
     """
     keys = (key[0], key[1], key[0] ^ key[1] ^ np.uint32(0x1BD11BDA))
     a, b = low + keys[0], high + keys[1]
@@ -82,9 +83,9 @@ def threefry(key: UInt32[Array, "2"], low: UInt32[Array, "..."], high: UInt32[Ar
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None) -> Float[Array, "..."]:
-    """Zeroes a share `rate` (to 1/65536) of `x` and scales up the rest; the identity where `key` is None.
+    """Zeroes a share `rate` (to 1/65536) of `x` and scales up the rest; returns `x` if `key` is None.
 
-    Four elements share a block of random bits, which depends on the key and their place alone, however `x` is laid over devices.
+    Four elements share a block of random bits. It depends on the key and their place alone, however `x` is laid over devices.
     """
     threshold = round(rate * 2**16)
     if key is None or threshold == 0:
@@ -100,7 +101,7 @@ def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None) -> Fl
 
 
 class Dropout(nn.Module):
-    """`dropout` with a key of the module's "dropout" stream."""
+    """Applies `dropout` with a key of the module's "dropout" stream."""
 
     rate: float
 
@@ -110,25 +111,29 @@ class Dropout(nn.Module):
 
 
 def initializer(cfg: BertConfig) -> jax.nn.initializers.Initializer:
-    """BERT's truncated normal, cut at two sigma and not corrected for the cut (modeling.py, create_initializer)."""
+    """Returns BERT's truncated normal, cut at two sigma and not corrected for the cut (modeling.py, create_initializer)."""
     return jax.nn.initializers.truncated_normal(cfg.initializer_range)
 
 
 @jax.custom_vjp
-def affine(x: Float[Array, "N D"], kernel: Float[Array, "D F"], bias: Float[Array, " F"]) -> Float[Array, "N F"]:
-    """x @ kernel + bias in the type of `x`, with the gradients of kernel and bias in their own: summed over tokens and devices as
-    float32, where the rule for a cast would sum in the compute type and cast what comes out."""
-    return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
+def affine(x: Float[Array, "N D"], kernel: Float[Array, "D F"], bias: Float[Array, " F"] | None) -> Float[Array, "N F"]:
+    """Returns x @ kernel + bias in the type of `x`.
+
+    The gradients of kernel and bias are summed over tokens and devices in their own type, float32. The gradient of a cast would
+    be summed in the compute type and cast afterwards.
+    """
+    y = x @ kernel.astype(x.dtype)
+    return y if bias is None else y + bias.astype(x.dtype)[None]
 
 
-def _affine_forward(x: Array, kernel: Array, bias: Array) -> tuple[Array, tuple[Array, Array]]:
-    return affine(x, kernel, bias), (x, kernel)
+def _affine_forward(x: Array, kernel: Array, bias: Array | None) -> tuple[Array, tuple[Array, Array, Array | None]]:
+    return affine(x, kernel, bias), (x, kernel, bias)
 
 
-def _affine_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array, Array]:
-    x, kernel = kept
+def _affine_backward(kept: tuple[Array, Array, Array | None], dy: Array) -> tuple[Array, Array, Array | None]:
+    x, kernel, bias = kept
     of_kernel = jax.lax.dot_general(x, dy, (((0,), (0,)), ((), ())), preferred_element_type=kernel.dtype)
-    return dy @ kernel.astype(x.dtype).T, of_kernel, jnp.sum(dy, axis=0, dtype=kernel.dtype)
+    return dy @ kernel.astype(x.dtype).T, of_kernel, None if bias is None else jnp.sum(dy, axis=0, dtype=bias.dtype)
 
 
 affine.defvjp(_affine_forward, _affine_backward)
@@ -139,23 +144,25 @@ class Dense(nn.Module):
 
     cfg: BertConfig
     features: int
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
-        kernel = self.param("kernel", initializer(self.cfg), (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = jnp.asarray(self.param("kernel", initializer(self.cfg), (x.shape[-1], self.features)))
+        bias = jnp.asarray(self.param("bias", nn.initializers.zeros, (self.features,))) if self.use_bias else None
         # All leading axes as one: then the kernel's gradient contracts one axis, and XLA's CPU backend need not transpose for it.
         flat = x.reshape(-1, x.shape[-1])
-        kernel, bias = jnp.asarray(kernel), jnp.asarray(bias)
-        plain = flat.dtype == kernel.dtype  # and forward-mode derivatives exist
-        y = flat @ kernel + bias if plain else affine(flat, kernel, bias)
+        if flat.dtype != kernel.dtype:
+            y = affine(flat, kernel, bias)
+        else:  # forward-mode derivatives exist
+            y = flat @ kernel if bias is None else flat @ kernel + bias[None]
         return checkpoint_name(y, PRODUCT).reshape(*x.shape[:-1], self.features)
 
 
 def word_table(table: Float[Array | np.ndarray, "V E"]) -> Float[Array, "V E"]:
-    """The word embeddings as lookup and output layer want them: whole rows, cut by words over `tensor`."""
+    """Returns the word embeddings laid out for the lookup and the output layer: whole rows, cut by words over `tensor`."""
     table = jnp.asarray(table)
-    whole = jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) == 1  # told so, each use would sum its gradient by itself
+    whole = jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) == 1  # a constraint would sum the gradient at each use
     return table if whole else laid_out(table, "tensor", None)
 
 
@@ -175,23 +182,48 @@ _mixed_logits.defvjp(lambda x, table: (_mixed_logits(x, table), (x, table)), _mi
 
 
 def tied_logits(x: Float[Array, "B P E"], table: Float[Array, "V E"]) -> Float[Array, "B P V"]:
-    """The products of `x` with each word's embedding, in float32; the table's gradient as that of `affine`."""
+    """Returns the products of `x` with each word's embedding, in float32; the table's gradient is as in `affine`."""
     if x.dtype != table.dtype:
         return _mixed_logits(x, table)
     return jnp.einsum("bpe,ve->bpv", x, table, preferred_element_type=jnp.float32)
 
 
 def nowhere_if_negative(ids: Int[Array | np.ndarray, "..."]) -> Int[Array, "..."]:
-    """Ids below 0 become one past the end of any array: indexing with that gives NaN, where -1 would give the last row."""
+    """Returns the ids with those below 0 past the end of any array: indexing with these gives NaN, with -1 the last row."""
     ids = jnp.asarray(ids)
     wide = ids if jnp.iinfo(ids.dtype).bits >= 32 else ids.astype(jnp.int32)
     return jnp.where(wide < 0, np.iinfo(np.int32).max, wide)
 
 
-def layer_norm(cfg: BertConfig, dtype: DTypeLike, name: str) -> nn.LayerNorm:
-    """Returns a LayerNorm with outputs of type `dtype`.
+def norm(cfg: BertConfig, dtype: DTypeLike, name: str) -> nn.Module:
+    """Returns the norm of the config's form, a LayerNorm or an RMSNorm, with outputs of type `dtype`.
 
-    Its statistics are float32, and its variance takes two passes, which small activations need. The backward pass keeps the
-    input alone, as that of `gelu` does.
+    Its statistics are float32, and the variance takes two passes, which small activations need. The backward pass keeps the
+    input alone, like that of `gelu`.
     """
-    return nn.remat(nn.LayerNorm)(epsilon=cfg.layer_norm_eps, use_fast_variance=False, dtype=dtype, name=name)
+    if cfg.form.norm == "rms_norm":
+        return nn.remat(nn.RMSNorm)(epsilon=cfg.layer_norm_eps, use_fast_variance=False, dtype=dtype, name=name)
+    return nn.remat(nn.LayerNorm)(
+        epsilon=cfg.layer_norm_eps, use_bias=cfg.form.norm_bias, use_fast_variance=False, dtype=dtype, name=name
+    )
+
+
+def rotary_angles(
+    position_ids: Int[Array, "B L"], theta: float, head_size: int, ntk_factor: float = 1.0
+) -> tuple[Float[Array, "B L J"], Float[Array, "B L J"]]:
+    """Returns cosine and sine of position * theta^(-2j/K) for j < J = K/2 (Su et al., 2021), in float32.
+
+    With a factor s, Alibaba's fixed NTK scaling: (theta * s)^(-2j/K) / s^(2/K). A position below 0 is none, and gives NaN.
+    """
+    exponents = np.arange(0, head_size, 2) / head_size
+    frequencies = (theta * ntk_factor) ** -exponents / ntk_factor ** (2 / head_size)
+    positions = jnp.where(position_ids < 0, jnp.nan, position_ids.astype(jnp.float32))
+    angles = positions[:, :, None] * jnp.asarray(frequencies, jnp.float32)[None, None]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: Float[Array, "B L H K"], cos: Float[Array, "B L J"], sin: Float[Array, "B L J"]) -> Float[Array, "B L H K"]:
+    """Returns `x` with the pairs (x[j], x[j + K/2]) of each head rotated by their angles, computed in float32."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[:, :, None], sin[:, :, None]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

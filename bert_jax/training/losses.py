@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from bert_jax.model.attention import AnyArray
+from bert_jax.model.layers import AnyArray
 
 MASKED = -1e9  # the logit of what takes no part in a softmax
 

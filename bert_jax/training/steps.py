@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from bert_jax.model.attention import AnyArray
+from bert_jax.model.layers import AnyArray
 from bert_jax.training.losses import Sum
 from bert_jax.training.optim import Guarded, Schedule
 

@@ -1,0 +1,260 @@
+"""Defines a row of the table of families: what a family's layer is made of, and how its files name things.
+
+A row says what the family's config.json, classes and tensors are called (transformers' modeling_*.py) against ours. Names, no
+arrays; no jax in here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from bert_jax.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from bert_jax.model.config import BertConfig
+
+Head = Literal[
+    "encoder", "masked_lm", "pretraining", "next_sentence", "replaced_token", "sequence_classification",
+    "token_classification", "question_answering", "multiple_choice",
+]  # fmt: skip
+HEADS: tuple[Head, ...] = get_args(Head)
+LayerType = Literal["full_attention", "sliding_attention"]
+Names = dict[str, str]  # our path -> their name, of a module or of a single array; "Wqkv[1]" is the second part of Wqkv's rows
+Values = Mapping[str, Any]  # the content of a config.json
+
+_CLASSES: dict[Head, str] = {
+    "encoder": "Model",
+    "masked_lm": "ForMaskedLM",
+    "pretraining": "ForPreTraining",
+    "next_sentence": "ForNextSentencePrediction",
+    "replaced_token": "ForPreTraining",
+    "sequence_classification": "ForSequenceClassification",
+    "token_classification": "ForTokenClassification",
+    "question_answering": "ForQuestionAnswering",
+    "multiple_choice": "ForMultipleChoice",
+}
+EMBEDDINGS = {
+    "embeddings/word_embeddings/embedding": "embeddings.word_embeddings.weight",
+    "embeddings/position_embeddings/embedding": "embeddings.position_embeddings.weight",
+    "embeddings/token_type_embeddings/embedding": "embeddings.token_type_embeddings.weight",
+    "embeddings/norm": "embeddings.LayerNorm",
+}
+LAYER = {
+    "attention/query": "attention.self.query",
+    "attention/key": "attention.self.key",
+    "attention/value": "attention.self.value",
+    "attention/output": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "mlp/intermediate": "intermediate.dense",
+    "mlp/output": "output.dense",
+    "mlp_norm": "output.LayerNorm",
+}
+COMMON_HEADS: dict[Head, Names] = {
+    "token_classification": {"token_classifier": "classifier"},
+    "question_answering": {"span_classifier": "qa_outputs"},
+}
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a layer and the encoder around it are made of, apart from their sizes. The defaults are BERT's of 2018.
+
+    A field of `BertConfig` with the same name overrides the family's value; those that a family's config.json does not have
+    cannot be overridden (see `Family.optional`).
+
+    Attributes:
+      norm_placement: Norms stand after the sum of each sublayer with its input ("post") or before each sublayer ("pre").
+      norm: LayerNorm, or RMSNorm, which subtracts no mean and has no bias.
+      norm_bias: LayerNorms have a bias.
+      embedding_norm: A norm follows the embeddings.
+      first_norm: The first layer has a norm before its attention; ModernBERT's has none, as the embeddings' stands there.
+      final_norm: A norm follows the last layer.
+      gated_mlp: The feed-forward layer is output(act(gate(x)) * intermediate(x)) (Shazeer, 2020), not
+        output(act(intermediate(x))).
+      attention_bias: The four projections of attention have biases.
+      mlp_bias: The inner projections of the feed-forward layer have biases.
+      mlp_output_bias: Its output projection has one; None: as mlp_bias.
+      position_table: A table of position embeddings is added to the word embeddings.
+      positions_from_padding: Rows of that table count from the padding's id + 1, as in fairseq.
+      relative_positions: How attention knows distances besides: rotary embeddings of queries and keys (Su et al., 2021); one
+        table of biases on the scores, which all layers share (Raffel et al., 2020).
+      rope_theta: Base of the rotary angles: of dimensions 2j and 2j + 1 of K, position * theta^(-2j/K).
+      local_rope_theta: Base in layers of sliding attention; None: rope_theta.
+      rope_ntk_factor: Alibaba's fixed NTK scaling: angles of theta * factor, divided by factor^(2/K); 1: none.
+      layer_types: Types of the layers, repeated up to num_hidden_layers.
+      local_attention: Tokens that a token sees in layers of sliding attention: local_attention // 2 on each side, and itself.
+      classifier_pooling: What a classifier of texts reads: the first token, or the mean over all.
+      classifier_bias: The dense layer before a classifier or the masked-LM output has a bias.
+      classifier_activation: Its activation; None: the family's.
+      decoder_bias: The masked-LM output layer has a bias.
+      token_types: Token types have a table ("always"), may have one ("optional"), or have none ("never").
+      token_dropout: ESM-2's: embeddings of mask tokens are zeros, and all are scaled by the share of masks.
+    """
+
+    norm_placement: Literal["post", "pre"] = "post"
+    norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
+    norm_bias: bool = True
+    embedding_norm: bool = True
+    first_norm: bool = True
+    final_norm: bool = False
+    gated_mlp: bool = False
+    attention_bias: bool = True
+    mlp_bias: bool = True
+    mlp_output_bias: bool | None = None
+    position_table: bool = True
+    positions_from_padding: bool = False
+    relative_positions: Literal["none", "rotary", "bias"] = "none"
+    rope_theta: float = 10000.0
+    local_rope_theta: float | None = None
+    rope_ntk_factor: float = 1.0
+    layer_types: tuple[LayerType, ...] = ("full_attention",)
+    local_attention: int = 128
+    classifier_pooling: Literal["cls", "mean"] = "cls"
+    classifier_bias: bool = True
+    classifier_activation: str | None = None
+    decoder_bias: bool = True
+    token_types: Literal["always", "optional", "never"] = "always"
+    token_dropout: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row of the table.
+
+    Attributes:
+      class_prefix: Begins the names of transformers' classes.
+      prefix: Begins the names of the encoder's tensors in the file of a model with a head.
+      layer_prefix: Begins the names of the tensors of layer `{i}`, after `prefix`.
+      heads: Each head that the family has -> names of its parts.
+      tied: Tensors that files may hold twice: their name -> the name that it must equal.
+      form: What its layer is made of.
+      embeddings: Names outside the layers; without `prefix`.
+      layer: Names in a layer; without `layer_prefix`.
+      fused: Modules whose rows are several of ours, one after the other: name -> their number.
+      optional: Fields of BertConfig, beyond those of every family, that its config.json has.
+      renamed: Field of BertConfig -> key of their config.json, or keys, of which the first is written.
+      fixed: Fields that their config.json does not have.
+      defaults: Defaults of their config.json where they are not ours.
+      only: Keys of their config.json that have no field, with the values that are covered; with none, any is.
+      other_prefixes: What stands in some files instead of `prefix`.
+      renamed_tensors: Beginnings of names in some files -> the names that are in `heads`.
+      read: Returns further fields of BertConfig from the content of a config.json; raises InputError for what is not covered.
+      write: Returns further keys of a config.json.
+      pooler_activation: Activation of the pooler.
+      masked_lm_activation: Activation in the masked-LM head; None: hidden_act.
+      dropout_before_pooler: A text classifier drops out the pooler's input, too.
+    """
+
+    class_prefix: str
+    prefix: str
+    layer_prefix: str
+    heads: dict[Head, Names]
+    tied: Names
+    form: Form = Form()
+    embeddings: Names = field(default_factory=lambda: EMBEDDINGS)
+    layer: Names = field(default_factory=lambda: LAYER)
+    fused: Mapping[str, int] = field(default_factory=dict)
+    optional: frozenset[str] = frozenset()
+    renamed: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    fixed: Values = field(default_factory=dict)
+    defaults: Values = field(default_factory=dict)
+    only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    other_prefixes: tuple[str, ...] = ()
+    renamed_tensors: Mapping[str, str] = field(default_factory=dict)
+    read: Callable[[Values], dict[str, Any]] = lambda values: {}
+    write: Callable[[BertConfig], dict[str, Any]] = lambda cfg: {}
+    pooler_activation: str = "tanh"
+    masked_lm_activation: str | None = None
+    dropout_before_pooler: bool = False
+
+    def head(self, head: Head) -> Names:
+        """Returns the names of a head. Raises InputError where the family has no such head."""
+        if head not in self.heads:
+            raise InputError(
+                f"{self.class_prefix} has no head {head!r}{did_you_mean(head, self.heads)}; it has {', '.join(self.heads)}"
+            )
+        return self.heads[head]
+
+    def architecture(self, head: Head) -> str:
+        """Returns the class of transformers that an encoder with `head` is."""
+        self.head(head)
+        return self.class_prefix + _CLASSES[head]
+
+    def head_of(self, architecture: str) -> Head | None:
+        """Returns the inverse of `architecture`; None for a class that is not one of the family's."""
+        return next((head for head in self.heads if self.architecture(head) == architecture), None)
+
+    def keys(self, name: str) -> tuple[str, ...]:
+        """Returns the keys of config.json that a field of BertConfig may stand under; the first is the one that is written."""
+        keys = self.renamed.get(name, name)
+        return (keys,) if isinstance(keys, str) else keys
+
+    def head_names(self) -> Iterator[str]:
+        """Yields their names of everything outside the encoder that some head has."""
+        for head in self.heads.values():
+            yield from (name.partition("[")[0] for name in head.values())
+        yield from self.tied
+
+
+def default_rope(rope: Values, where: str) -> None:
+    """Raises InputError unless `rope`, the rotary settings of a config.json, are those of plain rotary embeddings."""
+    kind = rope.get("rope_type", "default")
+    if kind != "default" or rope.get("partial_rotary_factor") not in (None, 1, 1.0):
+        strange = f"rope_type={kind!r}" if kind != "default" else f"partial_rotary_factor={rope['partial_rotary_factor']!r}"
+        raise InputError(f"{where}: {strange} is not supported, only rope_type='default' on whole heads")
+
+
+def layer_types_of(types: object, layers: int) -> tuple[str, ...]:
+    """Returns the shortest period of the types of all layers.
+
+    >>> layer_types_of(["full_attention", "sliding_attention", "full_attention"], 3)
+    ('full_attention', 'sliding_attention')
+
+    Raises:
+      InputError: there are not as many types as layers, or one is not known.
+    """
+    known = get_args(LayerType)
+    if not isinstance(types, list) or len(types) != layers or not all(name in known for name in types):
+        number = f"{len(types)} types" if isinstance(types, list) else repr(types)
+        raise InputError(
+            f"layer_types has {number}, num_hidden_layers={layers}: expected a list of {layers} of {', '.join(known)}"
+        )
+    period = next(n for n in range(1, layers + 1) if all(types[i] == types[i % n] for i in range(layers)))
+    return tuple(types[:period])
+
+
+def split_fused(tensors: Mapping[str, np.ndarray], family: Family) -> Mapping[str, np.ndarray]:
+    """Returns the tensors with each fused one as its parts.
+
+    >>> family = Family("Toy", "", "", {}, {}, fused={"attn.Wqkv": 3})
+    >>> {k: v.shape for k, v in split_fused({"layers.0.attn.Wqkv.weight": np.ones((6, 2))}, family).items()}
+    {'layers.0.attn.Wqkv[0].weight': (2, 2), 'layers.0.attn.Wqkv[1].weight': (2, 2), 'layers.0.attn.Wqkv[2].weight': (2, 2)}
+    """
+    if not family.fused:
+        return tensors
+    whole: dict[str, np.ndarray] = {}
+    for name in tensors:
+        module, _, leaf = name.rpartition(".")
+        parts = next((n for fused, n in family.fused.items() if f".{module}".endswith(f".{fused}")), 1)
+        tensor = tensors[name]
+        if parts == 1 or tensor.ndim == 0 or len(tensor) % parts:
+            whole[name] = tensor
+        else:
+            rows = len(tensor) // parts
+            whole |= {f"{module}[{i}].{leaf}": tensor[i * rows : (i + 1) * rows] for i in range(parts)}
+    return whole
+
+
+def join_fused(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the tensors with the parts of each fused one as a whole: the inverse of `split_fused`."""
+    joined: dict[str, dict[str, np.ndarray]] = {}
+    for name, tensor in tensors.items():
+        found = re.search(r"\[(\d+)\]", name)
+        joined.setdefault(name.replace(found[0], "") if found else name, {})[found[1] if found else ""] = tensor
+    return {name: np.concatenate([parts[i] for i in sorted(parts)]) if len(parts) > 1 else parts.popitem()[1]
+            for name, parts in joined.items()}  # fmt: skip
