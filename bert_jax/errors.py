@@ -66,7 +66,8 @@ class Checked:
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             if not _accepts(value, hints[f.name]):
-                expected = f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type))
+                hint = hints[f.name]
+                expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
                 self._require(False, f"{f.name}={value!r} is a {type(value).__name__}; expected {expected}")
 
     def _require(self, condition: bool, message: str) -> None:

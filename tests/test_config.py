@@ -324,7 +324,7 @@ def test_help_lists_every_field_with_its_docstring(tmp_path, capsys, has_file, m
         for f in fields(kind):
             if f.type not in {c.__name__ for c in CLASSES}:
                 assert f"--{group}{'.' * bool(group)}{f.name.replace('_', '-')}" in shown
-    assert "Attention heads a layer; must divide hidden_size." in shown
+    assert "Attention heads of a layer; must divide hidden_size." in shown
     assert ("default: 50000" in shown) == has_file
 
 

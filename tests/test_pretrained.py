@@ -37,9 +37,10 @@ ROOT = Path(__file__).parent.parent
 TINY = BertConfig(vocab_size=280, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
                   max_position_embeddings=64)  # fmt: skip
 SIZES = {
-    "distilbert": dict(type_vocab_size=0, classifier_dropout=0.2),
+    "distilbert": dict(classifier_dropout=0.2),
     "albert": dict(embedding_size=16, num_hidden_groups=1),
     "electra": dict(embedding_size=16),
+    "modernbert": dict(num_hidden_layers=4, local_attention=6, classifier_dropout=0.0, embedding_dropout_prob=0.0),
 }
 TABLE, DECODER = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
 
@@ -53,7 +54,7 @@ def params_of(cfg, head, num_labels=1):
 
 
 def family(model_type):
-    return TINY.replace(model_type=model_type, **SIZES.get(model_type, {}))
+    return TINY.replace(model_type=model_type, **FAMILIES[model_type].fixed, **SIZES.get(model_type, {}))
 
 
 def config_json(cfg=TINY, head="pretraining", **changes):

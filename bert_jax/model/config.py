@@ -22,7 +22,7 @@ Activation = Literal[
 
 @dataclass(frozen=True)
 class LayerKind:
-    """What distinguishes a layer from others of the same encoder.
+    """The differences between layers of the same encoder.
 
     Attributes:
       window: Tokens on each side that a token attends to; None: all of its sequence.
@@ -100,7 +100,7 @@ class BertConfig(Checked):
     rope_ntk_factor: float | None = None
     """Factor of Alibaba's fixed NTK scaling of the rotary angles (GTE)."""
     classifier_pooling: Literal["cls", "mean"] | None = None
-    """What a classifier of texts reads: the first token, or the mean over all tokens (ModernBERT)."""
+    """Input of a classifier of texts: the first token, or the mean over all tokens (ModernBERT)."""
     classifier_bias: bool | None = None
     """The dense layer of a head has a bias (ModernBERT)."""
     classifier_activation: Activation | None = None
@@ -177,7 +177,7 @@ class BertConfig(Checked):
 
     @cached_property
     def form(self) -> Form:
-        """What a layer is made of: the family's, with what this config says otherwise."""
+        """The parts of a layer: the family's, with the changes that this config makes."""
         said = {name: value for name in OF_FORM if (value := getattr(self, name)) is not None}
         return replace(FAMILIES[self.model_type].form, **said)
 

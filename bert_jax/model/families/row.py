@@ -62,7 +62,7 @@ COMMON_HEADS: dict[Head, Names] = {
 
 @dataclass(frozen=True)
 class Form:
-    """What a layer and the encoder around it are made of, apart from their sizes. The defaults are BERT's of 2018.
+    """The parts of a layer and of the encoder around it, apart from their sizes. The defaults are BERT's of 2018.
 
     A field of `BertConfig` with the same name overrides the family's value; those that a family's config.json does not have
     cannot be overridden (see `Family.optional`).
