@@ -124,5 +124,12 @@ def test_a_model_and_its_steps_need_few_packages():
     brought = modules_after("import jax, flax.linen, optax, jaxtyping, numpy, safetensors, tokenizers, ml_dtypes")
     modules = ["encoder", "heads", "convert", "lora"], ["steps", "losses", "optim"]
     names = [f"bert_jax.{place}.{name}" for place, group in zip(("model", "training"), modules, strict=True) for name in group]
+    names += ["bert_jax.program", "bert_jax.inference.embedder"]  # tests/benchmarks/gpu.py
     more = {name.split(".")[0] for name in modules_after(f"import {', '.join(names)}") - brought}
-    assert more - set(sys.stdlib_module_names) <= {"bert_jax", "jax", "jaxtyping", "wadler_lindig"}  # the last is jaxtyping's
+    assert more - set(sys.stdlib_module_names) <= {
+        "bert_jax",
+        "jax",
+        "jaxtyping",
+        "safetensors",
+        "wadler_lindig",
+    }  # the last is jaxtyping's

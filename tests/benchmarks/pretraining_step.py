@@ -31,14 +31,6 @@ SCRIPTS = {"ours": "ours_step.py", "torch": "peer_torch_step.py", "flax": "peer_
 PARTICIPANTS = ("ours", "torch", "flax")
 
 
-def training_flops(layers: int, hidden: int, intermediate: int, batch: int, length: int, scored: int) -> float:
-    """Matrix-product FLOPs of a step with `scored` positions a row in the last layer and the head; backward = 2 forwards."""
-    asking = 2 * hidden * hidden + 2 * hidden * intermediate + 2 * length * hidden  # multiply-adds a token
-    keys = 2 * hidden * hidden  # and values
-    head = hidden * hidden + hidden * protocol.VOCAB_SIZE
-    return 3 * 2 * batch * (length * (layers - 1) * (asking + keys) + length * keys + scored * (asking + head))
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="mini")
@@ -78,7 +70,7 @@ def main() -> None:
     rows = {}
     for name in args.participants:
         scored = args.predictions if name == "ours" else args.length
-        flops = training_flops(shape["layers"], shape["hidden"], shape["intermediate"], args.batch, args.length, scored)
+        flops = protocol.training_flops(shape["layers"], shape["hidden"], shape["intermediate"], args.batch, args.length, scored)
         rows[name] = {
             "median_seconds": median(seconds[name]),
             "fastest_seconds": min(seconds[name]),

@@ -102,19 +102,38 @@ def say(**facts: Any) -> None:
     print(json.dumps(facts), flush=True)
 
 
-class Participant:
-    """A timed process: started, warmed up, asked for steps. `facts` is its first JSON line and the seconds until that came."""
+def training_flops(
+    layers: int, hidden: int, intermediate: int, batch: int, length: int, scored: int, vocab_size: int = VOCAB_SIZE
+) -> float:
+    """Matrix-product FLOPs of a step with `scored` positions a row in the last layer and the head; backward = 2 forwards."""
+    asking = 2 * hidden * hidden + 2 * hidden * intermediate + 2 * length * hidden  # multiply-adds a token
+    keys = 2 * hidden * hidden  # and values
+    head = hidden * hidden + hidden * vocab_size
+    return 3 * 2 * batch * (length * (layers - 1) * (asking + keys) + length * keys + scored * (asking + head))
 
-    def __init__(self, name: str, command: list[str], environment: dict[str, str]):
+
+class Participant:
+    """A timed process: started, warmed up, asked for steps. `facts` is its first JSON line and the seconds until that came.
+
+    With `wait=False` it is asked for what it is to prepare, by `send`, and its first line comes after that.
+    """
+
+    def __init__(self, name: str, command: list[str], environment: dict[str, str], wait: bool = True):
         self.name = name
         start = time.perf_counter()
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
         )
-        self.facts = self._answer()
-        self.facts["start_seconds"] = time.perf_counter() - start
+        if wait:
+            self.facts = self.answer()
+            self.facts["start_seconds"] = time.perf_counter() - start
 
-    def _answer(self) -> dict[str, Any]:
+    def send(self, line: str) -> None:
+        """Writes a line to the process."""
+        print(line, file=self.process.stdin, flush=True)
+
+    def answer(self) -> dict[str, Any]:
+        """Its next JSON line."""
         for line in self.process.stdout:
             if line.startswith("{"):
                 return json.loads(line)
@@ -123,8 +142,8 @@ class Participant:
     def step(self) -> dict[str, float]:
         """One step: seconds and peak_rss_mb."""
         time.sleep(SETTLE_SECONDS)
-        print("step", file=self.process.stdin, flush=True)
-        return self._answer()
+        self.send("step")
+        return self.answer()
 
     def stop(self) -> None:
         """End the process."""
