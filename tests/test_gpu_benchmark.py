@@ -66,9 +66,10 @@ def script(monkeypatch):
 
 
 def test_packed_rows_that_attend_across_sequences_are_seen(script, monkeypatch, capsys):
-    monkeypatch.setattr(
-        attention, "same_sequence", lambda asking, ids: jnp.ones((asking.shape[0], 1, asking.shape[1], ids.shape[1]), bool)
-    )
+    def everywhere(queries, tokens, window=None):
+        return jnp.ones((queries.sequence_ids.shape[0], 1, queries.sequence_ids.shape[1], tokens.sequence_ids.shape[1]), bool)
+
+    monkeypatch.setattr(attention, "may_attend", everywhere)
     script.packed_is_separate(tiny=True)
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["ok"] for row in rows] == [False, False]
