@@ -92,6 +92,73 @@ def test_an_encoder_by_splash_is_the_one_by_xla_layers_scanned_and_some_position
         Encoder(CFG, ComputeConfig(attention="splash")).apply(params, *args, output_attentions=True)
 
 
+def plain(query, key, value, ids, window):
+    """Attention in NumPy, float64, pair by pair."""
+    q, k, v = (np.asarray(x, np.float64) for x in (query, key, value))
+    places = np.arange(q.shape[1])
+    seen = (ids[:, :, None] == ids[:, None]) & (abs(places[:, None] - places) <= (window or len(places)))
+    scores = np.where(seen[:, None], np.einsum("blhk,bmhk->bhlm", q, k) * q.shape[-1] ** -0.5, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("bhlm,bmhk->blhk", weights / weights.sum(-1, keepdims=True), v)
+
+
+@pytest.mark.parametrize(("window", "length"), [(3, 128), (16, 128), (17, 100), (30, 128), (31, 128)])
+def test_a_window_lets_a_token_see_so_many_on_each_side_of_its_own_sequence(window, length):
+    arrays, ids = [x[:, :length] for x in inputs()], PACKED[:, :length]
+    kernel, _ = attention.choose("auto", "cpu", length, HEAD_SIZE, "float32", 0.0, window=window)
+    assert kernel == ("banded" if window < 32 and length >= 4 * window else "xla")
+    out, _ = attention.attention(*arrays, Tokens(ids), Tokens(ids), "auto", 0.0, None, False, window)
+    np.testing.assert_allclose(out, plain(*arrays, ids, window), atol=2e-5)
+    dense, weights = attention.attention(*arrays, Tokens(ids), Tokens(ids), "auto", 0.0, None, True, window)
+    np.testing.assert_allclose(dense, out, atol=2e-5)
+    assert weights.shape == (ROWS, HEADS, length, length)
+
+
+def weighted_sum(arrays, ids, window=None, positions=None):
+    """A sum that weighs each number otherwise, and its gradients."""
+    tokens = Tokens(ids)
+    queries = tokens.at(positions)
+
+    def total(query, key, value):
+        if positions is not None:
+            query = jnp.take_along_axis(query, positions[:, :, None, None], axis=1)
+        out, _ = attention.attention(query, key, value, queries, tokens, "auto", 0.0, None, False, window)
+        return jnp.sum(out * jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape))
+
+    return jax.device_get(jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(*arrays))
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("positions", [None, np.stack([np.arange(127, 57, -1), np.arange(1, 71)]).astype(np.int32)])
+def test_scores_by_blocks_give_the_values_and_gradients_of_all_at_once(window, positions, monkeypatch):
+    monkeypatch.setattr(attention, "_QUERY_BLOCK", 32)
+    results = []
+    for kernel in ("xla", "blockwise"):
+        monkeypatch.setattr(attention, "_xla", lambda *args, kernel=kernel: kernel)
+        results.append(jax.tree.leaves(weighted_sum(inputs(), PACKED, window, positions)))
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-5)
+
+
+def test_long_rows_never_hold_the_scores_of_all_pairs():
+    length = 4096
+    arrays = [jax.ShapeDtypeStruct((1, length, HEADS, HEAD_SIZE), jnp.float32)] * 3
+    ids = np.ones((1, length), np.int32)
+
+    def bytes_of(window, rate):
+        def total(*arrays):
+            key = jax.random.key(0) if rate else None
+            out, _ = attention.attention(*arrays, Tokens(ids), Tokens(ids), "auto", rate, key, False, window)
+            return jnp.sum(out**2)
+
+        return jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+
+    scores = 4 * HEADS * length**2
+    assert bytes_of(None, 0.0) < scores / 4
+    assert bytes_of(None, 0.1) < scores / 4
+    assert bytes_of(64, 0.0) < scores / 4
+
+
 def test_cudnn_is_asked_for_what_xla_computes(monkeypatch):
     """It is not here; XLA's implementation of the same function takes its place."""
     called, real = [], jax.nn.dot_product_attention

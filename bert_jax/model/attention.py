@@ -142,7 +142,7 @@ def describe(cfg: BertConfig, compute: ComputeConfig, platform: str, length: int
     """
     rate = 0.0 if deterministic else cfg.attention_probs_dropout_prob
     shape = platform, length, cfg.hidden_size // cfg.num_attention_heads, compute.dtype
-    biased = cfg.form.relative_positions == "bias"
+    biased = cfg.form.relative_positions in ("bias", "disentangled")
 
     def of_window(window: int | None) -> tuple[Kernel, str]:
         kernel, why = choose(compute.attention, *shape, rate, None, False, window, biased)
@@ -167,12 +167,14 @@ class Tokens(NamedTuple):
       places: Places in the row; None: all, in order.
       angles: Base of the rotary angles -> cosine and sine (see `rotary_angles`), where positions are rotary.
       bias: What relative positions add to the scores, where they do.
+      relative: DeBERTa's relative embeddings.
     """
 
     sequence_ids: Int[AnyArray, "B L"]
     places: Int[AnyArray, "B L"] | None = None
     angles: dict[float, tuple[Float[Array, "B L J"], Float[Array, "B L J"]]] = {}  # noqa: RUF012 (never changed)
     bias: Float[Array, "#B H Q L"] | None = None
+    relative: Float[Array, "S D"] | None = None
 
     def at(self, positions: Int[AnyArray, "B P"] | None) -> Tokens:
         """Returns the facts about the tokens at `positions`; about all, if None."""
@@ -183,7 +185,7 @@ class Tokens(NamedTuple):
         angles = {theta: (jnp.take_along_axis(cos, at, axis=1), jnp.take_along_axis(sin, at, axis=1))
                   for theta, (cos, sin) in self.angles.items()}  # fmt: skip
         bias = None if self.bias is None else jnp.take_along_axis(self.bias, at[:, None], axis=2)
-        return Tokens(ids, jnp.asarray(positions), angles, bias)
+        return Tokens(ids, jnp.asarray(positions), angles, bias, self.relative)
 
 
 def may_attend(queries: Tokens, tokens: Tokens, window: int | None = None) -> Bool[Array, "B 1 Q L"]:
@@ -232,7 +234,7 @@ def attention(
     rate = 0.0 if dropout_key is None else dropout_rate
     some = None if queries.places is None else query.shape[1]
     args = wanted, platform, length, head_size, query.dtype.name, rate, some, wants_weights
-    kernel, _ = choose(*args, window, tokens.bias is not None)
+    kernel, _ = choose(*args, window, queries.bias is not None)
     if kernel == "splash":
         return _splash(query, key, value, jnp.asarray(tokens.sequence_ids), window, interpret), None
     if kernel == "cudnn":

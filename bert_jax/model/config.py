@@ -12,7 +12,7 @@ from bert_jax.model.families import FAMILIES, Form, LayerType
 
 ModelType = Literal[
     "bert", "roberta", "xlm-roberta", "distilbert", "albert", "electra", "camembert", "data2vec-text", "ernie", "megatron-bert",
-    "xlm-roberta-xl", "mpnet", "nomic_bert", "gte", "modernbert",
+    "xlm-roberta-xl", "mpnet", "nomic_bert", "gte", "modernbert", "eurobert", "deberta-v2", "esm",
 ]  # fmt: skip
 Activation = Literal[
     "gelu", "gelu_python", "gelu_10", "gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate",
@@ -49,6 +49,8 @@ class BertConfig(Checked):
     """Number of Transformer layers."""
     num_attention_heads: int = 12
     """Attention heads of a layer; must divide hidden_size."""
+    num_key_value_heads: int | None = None
+    """Heads of keys and values, each for several heads of queries (EuroBERT). Default: num_attention_heads."""
     intermediate_size: int = 3072
     """Width of the feed-forward layer."""
     embedding_size: int | None = None
@@ -99,8 +101,28 @@ class BertConfig(Checked):
     """Base of the rotary angles in layers of sliding attention (ModernBERT)."""
     rope_ntk_factor: float | None = None
     """Factor of Alibaba's fixed NTK scaling of the rotary angles (GTE)."""
-    classifier_pooling: Literal["cls", "mean"] | None = None
-    """Input of a classifier of texts: the first token, or the mean over all tokens (ModernBERT)."""
+    position_table: bool | None = None
+    """A table of position embeddings is added to the word embeddings (DeBERTa)."""
+    position_buckets: int | None = None
+    """Buckets of distances in one direction (DeBERTa: 256); 0: each distance has its own."""
+    max_relative_positions: int | None = None
+    """Distance from which distances share an embedding (DeBERTa); 0: max_position_embeddings."""
+    pos_att_type: tuple[Literal["c2p", "p2c"], ...] | None = None
+    """Terms of the scores besides content to content (DeBERTa): content to position, position to content."""
+    share_att_key: bool | None = None
+    """Relative embeddings go through the projections of the contents (DeBERTa)."""
+    norm_rel_ebd: bool | None = None
+    """Relative embeddings are normed (DeBERTa)."""
+    conv_kernel_size: int | None = None
+    """Tokens of the convolution after the first layer (DeBERTa-v2); 0: none."""
+    conv_act: Literal["tanh", "gelu", "relu"] | None = None
+    """Activation of that convolution (DeBERTa-v2)."""
+    token_dropout: bool | None = None
+    """Embeddings of mask tokens are zeros, and the others are scaled up for them (ESM-2)."""
+    mask_token_id: int | None = None
+    """Id of the mask token, which token_dropout needs (ESM-2)."""
+    classifier_pooling: Literal["cls", "mean", "late"] | None = None
+    """Input of a classifier of texts: first token, mean over tokens, or mean after its dense layer (ModernBERT, EuroBERT)."""
     classifier_bias: bool | None = None
     """The dense layer of a head has a bias (ModernBERT)."""
     classifier_activation: Activation | None = None
@@ -155,7 +177,7 @@ class BertConfig(Checked):
             self.hidden_size % self.num_attention_heads == 0,
             f"hidden_size={self.hidden_size} is not divisible by num_attention_heads={self.num_attention_heads}",
         )
-        for name in (name for name in _DEFAULTS if "dropout" in name):
+        for name in (name for name in _DEFAULTS if name.endswith(("dropout_prob", "classifier_dropout"))):
             value = getattr(self, name)
             self._require(value is None or 0 <= value <= 0.99, f"{name}={value} is not in [0, 0.99]")
 
@@ -168,6 +190,24 @@ class BertConfig(Checked):
         for name in ("rope_theta", "local_rope_theta", "rope_ntk_factor"):
             value = getattr(form, name)
             self._require(value is None or 1 <= value < 1e12, f"{name}={value} is not in [1, 1e12)")
+        groups = self.num_key_value_heads
+        self._require(
+            groups is None or (groups > 0 and self.num_attention_heads % groups == 0),
+            f"num_key_value_heads={groups} does not divide num_attention_heads={self.num_attention_heads}",
+        )
+        self._require(
+            not form.token_dropout or self.mask_token_id is not None,
+            "token_dropout=True needs mask_token_id, the id of the mask token",
+        )
+        self._require(
+            form.conv_kernel_size == 0 or (form.conv_kernel_size % 2 == 1 and self.num_hidden_layers > 1),
+            f"conv_kernel_size={form.conv_kernel_size} must be odd, and needs two layers or more",
+        )
+        self._require(
+            form.position_buckets == 0 or 2 <= form.position_buckets < 2 * (form.max_relative_positions or self.max_length),
+            f"position_buckets={form.position_buckets} does not fit max_relative_positions={form.max_relative_positions}, "
+            f"max_position_embeddings={self.max_position_embeddings}",
+        )
         head_size = self.hidden_size // self.num_attention_heads
         self._require(
             form.relative_positions != "rotary" or head_size % 2 == 0,

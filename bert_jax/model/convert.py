@@ -58,7 +58,7 @@ def names(cfg: BertConfig, head: Head) -> Names:
 
 
 def _untied_output(family: Family, head: Head) -> Names:
-    if "masked_lm/dense" not in family.head(head):
+    if not any(name.startswith("masked_lm/") for name in family.head(head)):
         return {}
     return {"masked_lm/decoder/embedding": next(theirs for theirs in family.tied if theirs.endswith("weight"))}
 
@@ -183,7 +183,7 @@ def _by_full_name(tensors: Mapping[str, np.ndarray], family: Family) -> dict[str
     full: dict[str, str] = {}
     for name in tensors:
         module, _, leaf = name.rpartition(".")
-        if leaf in ("position_ids", "token_type_ids"):  # buffers in older files
+        if leaf in ("position_ids", "token_type_ids", "inv_freq"):  # buffers in older files
             continue
         renamed = f"{module}.{_OLD_LEAVES.get(leaf, leaf)}" if module else leaf
         full[renamed if not bare or renamed.startswith(outside) else family.prefix + renamed] = name
@@ -192,7 +192,8 @@ def _by_full_name(tensors: Mapping[str, np.ndarray], family: Family) -> dict[str
 
 def _head_prefixes(family: Family) -> tuple[str, ...]:
     """Returns the beginnings of the names of tensors that belong to a head of the family or to its pooler."""
-    return (*dict.fromkeys(family.head_names()), f"{family.prefix}pooler")
+    inside = (f"{family.prefix}{name}" for name in ("pooler", *family.left_out))
+    return (*dict.fromkeys(family.head_names()), *inside)
 
 
 def _choose_between_twins(
@@ -256,7 +257,7 @@ def _misfits(
                 wrong.append(f"{name} is of {tensor.dtype}, as quantized files have it; weights are floating-point numbers")
             if (tensor.shape[::-1] if path.endswith("/kernel") else tensor.shape) != shapes[path]:
                 wrong.append(f"{name} is {list(tensor.shape)}, which does not fit {path} {list(shapes[path])}")
-    masked_lm = "masked_lm/dense/kernel" in wanted  # only its output layer is tied
+    masked_lm = any(path.startswith("masked_lm/") for path in wanted)  # only its output layer is tied
     for theirs, tied in twins(cfg).items():
         if masked_lm and theirs in there and tied in there and not np.array_equal(tensors[there[theirs]], tensors[there[tied]]):
             wrong.append(
@@ -279,7 +280,14 @@ def as_named(tensors: Mapping[str, np.ndarray], family: Family) -> Mapping[str, 
     for begin, ours in family.renamed_tensors.items():
         if any(name.startswith(begin) for name in tensors):
             tensors = {re.sub(f"^{re.escape(begin)}", ours, name): tensor for name, tensor in tensors.items()}
-    return split_fused(without_wrapper(tensors, family), family)
+    tensors = without_wrapper(tensors, family)
+    for table, other in family.folded.items():
+        for prefix in ("", family.prefix):
+            if prefix + table in tensors and prefix + other in tensors:
+                tensors = {name: tensors[name] for name in tensors if name != prefix + table} | {
+                    prefix + other: tensors[prefix + other] + tensors[prefix + table][:1]
+                }
+    return split_fused(tensors, family)
 
 
 def without_wrapper(tensors: Mapping[str, np.ndarray], family: Family) -> Mapping[str, np.ndarray]:
@@ -402,7 +410,7 @@ def config_to_hugging_face(cfg: BertConfig, head: Head, pad_id: int) -> dict[str
     """Returns the config.json of a model, with the keys that transformers needs."""
     family = FAMILIES[cfg.model_type]
     values = dataclasses.asdict(cfg) | {name: getattr(cfg.form, name) for name in family.optional & OF_FORM}
-    if cfg.model_type in ("albert", "electra"):
+    if "embedding_size" in family.optional:
         values["embedding_size"] = cfg.embedding_size or cfg.hidden_size
     fields = {
         key: value

@@ -12,11 +12,13 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from bert_jax.model.attention import Tokens, Wanted, attention
+from bert_jax.model import disentangled
+from bert_jax.model.attention import Tokens, Wanted, attention, may_attend
 from bert_jax.model.config import BertConfig, ComputeConfig, LayerKind
 from bert_jax.model.layers import (
     ACTIVATIONS,
@@ -55,6 +57,7 @@ class Embeddings(nn.Module):
         input_ids: Int[AnyArray, "B L"],
         token_type_ids: Int[AnyArray, "B L"],
         position_ids: Int[AnyArray, "B L"],
+        sequence_ids: Int[AnyArray, "B L"],
         deterministic: bool,
     ) -> Float[Array, "B L E"]:
         cfg = self.cfg
@@ -67,16 +70,30 @@ class Embeddings(nn.Module):
             return (word_table(table),)
 
         x = table(cfg.vocab_size, "word_embeddings", promote_dtype=promoted)(nowhere_if_negative(input_ids))
+        if cfg.form.token_dropout:
+            x = _scaled_for_masks(x, jnp.equal(jnp.asarray(input_ids), cfg.mask_token_id or 0), sequence_ids)
         if cfg.form.position_table:
             x += table(cfg.max_position_embeddings, "position_embeddings")(nowhere_if_negative(position_ids))
         if cfg.type_vocab_size:
             x += table(cfg.type_vocab_size, "token_type_embeddings")(nowhere_if_negative(token_type_ids))
         if cfg.type_vocab_size == 1:  # nn.Embed then looks nothing up
             x = jnp.where(jnp.asarray(token_type_ids)[..., None] == 0, x, jnp.nan)
+        if cfg.embedding_size is not None and cfg.form.inner_projection:
+            x = Dense(cfg, cfg.hidden_size, use_bias=False, name="projection")(x)
         # The tables are looked up and added in float32, and so are the sums of their gradients over tokens.
         x = norm(cfg, self.dtype, "norm")(x) if cfg.form.embedding_norm else x.astype(self.dtype)
         rate = cfg.hidden_dropout_prob if cfg.embedding_dropout_prob is None else cfg.embedding_dropout_prob
         return Dropout(rate)(x, deterministic)
+
+
+def _scaled_for_masks(
+    x: Float[Array, "B L E"], masked: Bool[Array, "B L"], sequence_ids: Int[AnyArray, "B L"]
+) -> Float[Array, "B L E"]:
+    """Returns ESM-2's embeddings: zeros at mask tokens, the others scaled as if 15 % * 80 % of a sequence were masked."""
+    tokens = Tokens(sequence_ids)
+    own = may_attend(tokens, tokens)[:, 0].astype(jnp.float32)
+    share = (own @ masked.astype(jnp.float32)[:, :, None])[..., 0] / own.sum(axis=-1)
+    return jnp.where(masked[..., None], 0, x * ((1 - 0.15 * 0.8) / (1 - share))[..., None])
 
 
 class SelfAttention(nn.Module):
@@ -96,20 +113,35 @@ class SelfAttention(nn.Module):
         deterministic: bool,
         wants_weights: bool = False,
     ) -> tuple[Float[Array, "B Q D"], Float[Array, "B H Q L"] | None]:
-        cfg, theta = self.cfg, self.kind.theta
-        dense = partial(Dense, cfg, cfg.hidden_size, cfg.form.attention_bias)
-        heads = (cfg.num_attention_heads, cfg.hidden_size // cfg.num_attention_heads)
-        query, key, value = (
-            dense(name=name)(of).reshape(*of.shape[:-1], *heads) for name, of in (("query", asking), ("key", x), ("value", x))
-        )
+        cfg, form, theta = self.cfg, self.cfg.form, self.kind.theta
+        heads, size = cfg.num_attention_heads, cfg.hidden_size // cfg.num_attention_heads
+        groups = cfg.num_key_value_heads or heads
+
+        def project(name: str, heads: int) -> Callable[[Array], Array]:
+            dense = Dense(cfg, heads * size, form.attention_bias, name=name)
+            return lambda x: dense(x).reshape(*x.shape[:-1], heads, size)
+
+        to = {name: project(name, heads if name == "query" else groups) for name in ("query", "key", "value")}
+        query, key, value = to["query"](asking), to["key"](x), to["value"](x)
         if theta is not None:
             query, key = rotate(query, *queries.angles[theta]), rotate(key, *tokens.angles[theta])
+        if tokens.relative is not None:
+            relative = Dropout(cfg.hidden_dropout_prob)(tokens.relative.astype(x.dtype), deterministic)
+            own = {} if form.share_att_key else {"key": "position_key", "query": "position_query"}
+            terms = {name: to[name] if not own else project(own[name], heads)
+                     for term, name in (("c2p", "key"), ("p2c", "query")) if term in form.pos_att_type}  # fmt: skip
+            positions = {name: project_one(relative) for name, project_one in terms.items()}
+            query = query * jnp.asarray(disentangled.scale(form), query.dtype)
+            bias = disentangled.position_scores(query, key, positions.get("key"), positions.get("query"), queries, cfg)
+            queries = queries._replace(bias=bias)
+        if groups < heads:
+            key, value = (jnp.repeat(x, heads // groups, axis=2) for x in (key, value))
         rate = 0.0 if deterministic else cfg.attention_probs_dropout_prob
         dropout_key = self.make_rng("dropout") if rate else None
         mixed, weights = attention(
             query, key, value, queries, tokens, self.kernel, rate, dropout_key, wants_weights, self.kind.window
         )
-        return dense(name="output")(mixed.reshape(asking.shape)), weights
+        return Dense(cfg, cfg.hidden_size, form.attention_bias, name="output")(mixed.reshape(asking.shape)), weights
 
 
 class Mlp(nn.Module):
@@ -177,19 +209,20 @@ class RelativeBias(nn.Module):
     @nn.compact
     def __call__(self, length: Any) -> Float[Array, "1 H L L"]:
         table = self.param("embedding", initializer(self.cfg), (32, self.cfg.num_attention_heads))
+        table = jnp.asarray(table)[relative_buckets(np.arange(-128, 129))]  # further tokens are in the last buckets, too
         distances = jnp.arange(length)[None, :] - jnp.arange(length)[:, None]
-        return jnp.asarray(table)[relative_buckets(distances)].transpose(2, 0, 1)[None]
+        return table[jnp.clip(distances + 128, 0, 256)].transpose(2, 0, 1)[None]
 
 
-def relative_buckets(distances: Int[Array, "..."]) -> Int[Array, "..."]:
+def relative_buckets(distances: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
     """Returns T5's bucket, of 32, of each distance (place of the key minus place of the query), up to 128 tokens apart.
 
-    >>> relative_buckets(jnp.array([-200, -8, -7, 0, 7, 8, 12, 200])).tolist()
+    >>> relative_buckets(np.array([-200, -8, -7, 0, 7, 8, 12, 200])).tolist()
     [15, 8, 7, 0, 23, 24, 25, 31]
     """
-    far = jnp.abs(distances)
-    logarithmic = 8 + (jnp.log(jnp.maximum(far, 1) / 8) / jnp.log(128 / 8) * 8).astype(jnp.int32)
-    return jnp.where(distances > 0, 16, 0) + jnp.where(far < 8, far, jnp.minimum(logarithmic, 15))
+    far = np.abs(distances)
+    logarithmic = 8 + (np.log(np.maximum(far, 1) / 8) / np.log(128 / 8) * 8).astype(np.int64)
+    return np.where(distances > 0, 16, 0) + np.where(far < 8, far, np.minimum(logarithmic, 15))
 
 
 class Encoder(nn.Module):
@@ -231,8 +264,10 @@ class Encoder(nn.Module):
           `last_hidden_state` [B, L, D], or [B, P, D] at `positions`; on request `hidden_states` and `attentions`.
         """
         cfg, compute = self.cfg, self.compute
-        x = Embeddings(cfg, compute.dtype, name="embeddings")(input_ids, token_type_ids, position_ids, deterministic)
-        if cfg.embedding_size is not None:
+        x = Embeddings(cfg, compute.dtype, name="embeddings")(
+            input_ids, token_type_ids, position_ids, sequence_ids, deterministic
+        )  # fmt: skip
+        if cfg.embedding_size is not None and not cfg.form.inner_projection:
             x = Dense(cfg, cfg.hidden_size, name="projection")(x)
         x = laid_out(x, ROWS, None, None)
         tokens = self._tokens(sequence_ids, position_ids)
@@ -263,10 +298,14 @@ class Encoder(nn.Module):
         first, whole = x, len(kinds) - (positions is not None)
         kept: list[Asked] = []
         given = list(zip(parameters, keys, strict=True))
-        start, period = (int(not cfg.form.first_norm), len(cfg.form.layer_types)) if compute.scan_layers else (whole, 1)
+        apart = not cfg.form.first_norm or cfg.form.conv_kernel_size > 0  # the first layer is unlike the others
+        start, period = (int(apart), len(cfg.form.layer_types)) if compute.scan_layers else (whole, 1)
         scanned = max(0, whole - start) // period * period
         for i in range(min(start, whole)):
             x, asked = layer(kinds[i])(x, given[i])
+            if i == 0 and cfg.form.conv_kernel_size:
+                x = disentangled.TokenConvolution(cfg, name="convolution")(first, x, tokens, deterministic)
+                asked = (x if output_hidden_states else None, asked[1])
             kept.append(asked)
         if scanned:
             x, several = _scan([layer(kind) for kind in kinds[start : start + period]], x, given[start : start + scanned])
@@ -300,7 +339,10 @@ class Encoder(nn.Module):
         bias = None
         if form.relative_positions == "bias":
             bias = RelativeBias(cfg, name="relative_attention_bias")(positions.shape[1])
-        return Tokens(sequence_ids, None, angles, bias)
+        relative = None
+        if form.relative_positions == "disentangled":
+            relative = disentangled.RelativeEmbeddings(cfg, name="relative_embeddings")()
+        return Tokens(sequence_ids, None, angles, bias, relative)
 
 
 Asked = tuple[Array | None, Array | None]  # a layer's output and its probabilities, where they are asked for

@@ -44,13 +44,14 @@ class Transform(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        return _transform(self.cfg, x, self.activation, self.cfg.hidden_size, self.normed)
+        activation = self.cfg.form.classifier_activation or self.activation
+        return _transform(self.cfg, x, activation, self.cfg.hidden_size, self.normed)
 
 
 def _transform(cfg: BertConfig, x: Array, activation: str, features: int, normed: bool) -> Array:
     """Applies `Transform` in the scope of the calling module."""
     dense = Dense(cfg, features, cfg.form.classifier_bias, name="dense")
-    x = {"tanh": jnp.tanh, **ACTIVATIONS}[cfg.form.classifier_activation or activation](dense(x))
+    x = {"tanh": jnp.tanh, **ACTIVATIONS}[activation](dense(x))
     return norm(cfg, x.dtype, "norm")(x) if normed else x
 
 
@@ -61,15 +62,23 @@ class MaskedLMHead(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "B P D"], table: Float[AnyArray, "V E"]) -> Float[Array, "B P V"]:
-        cfg, width = self.cfg, table.shape[1]
-        activation = FAMILIES[cfg.model_type].masked_lm_activation or cfg.hidden_act
-        x = _transform(cfg, hidden, activation, width, normed=True)
+        cfg, width, family = self.cfg, table.shape[1], FAMILIES[self.cfg.model_type]
+        x = hidden
+        if "masked_lm/dense" in family.head("masked_lm"):
+            of_form = family.masked_lm_activation == "classifier_activation"
+            activation = cfg.form.classifier_activation if of_form else family.masked_lm_activation
+            x = _transform(cfg, hidden, activation or cfg.hidden_act, width, normed=True)
         if not cfg.tie_word_embeddings:
             table = nn.Embed(cfg.vocab_size, width, embedding_init=initializer(cfg), name="decoder").embedding
         logits = tied_logits(x, word_table(table))
         if not cfg.form.decoder_bias:
             return logits
         return logits + jnp.asarray(self.param("bias", nn.initializers.zeros, (cfg.vocab_size,)))[None, None]
+
+
+def has_masked_lm(parts: Mapping[str, str]) -> bool:
+    """Tells if the parts of a head include the masked-LM head."""
+    return any(name.startswith("masked_lm/") for name in parts)
 
 
 class ReplacedTokenHead(nn.Module):
@@ -284,7 +293,7 @@ class Bert(nn.Module):
     def _read(self, batch: Batch) -> dict[str, Array]:
         """Returns the batch's name for the positions that the head reads; empty if it reads all."""
         parts, read = FAMILIES[self.cfg.model_type].head(self.head), {}
-        if "masked_lm/dense" in parts:
+        if has_masked_lm(parts):
             if "masked_positions" not in batch:
                 return {}
             read["masked_positions"] = jnp.asarray(batch["masked_positions"])
@@ -297,7 +306,7 @@ class Bert(nn.Module):
 
     def _pools_mean(self) -> bool:
         """Tells if the head reads the mean over a sequence's tokens, not its first token."""
-        return self.cfg.form.classifier_pooling == "mean" and self.head in ("sequence_classification", "multiple_choice")
+        return self.cfg.form.classifier_pooling != "cls" and self.head in ("sequence_classification", "multiple_choice")
 
     def hidden_states(self, batch: Batch) -> Array:
         """Returns `last_hidden_state` alone."""
@@ -320,19 +329,20 @@ class Bert(nn.Module):
         pooled = hidden
         if "pooler/dense" in parts:
             first = at.get("cls_positions", hidden[:, :1])
+            late = self._pools_mean() and cfg.form.classifier_pooling == "late"
             if self._pools_mean():
-                starts = batch.get("cls_positions", jnp.zeros((hidden.shape[0], 1), jnp.int32))
-                first = pool(hidden, batch["sequence_ids"], jnp.asarray(starts), ("mean",))
+                starts = jnp.asarray(batch.get("cls_positions", jnp.zeros((hidden.shape[0], 1), jnp.int32)))
+                first = pool(transform(hidden, "pooler") if late else hidden, batch["sequence_ids"], starts, ("mean",))
             if "cls_positions" not in batch:
                 first = first[:, 0]
             if head == "sequence_classification" and family.dropout_before_pooler:
                 first = drop(first, deterministic)
-            pooled = transform(first, "pooler")
+            pooled = first if late else transform(first, "pooler")
         if "transform/dense" in parts:
             hidden = transform(hidden, "transform")
         if head == "encoder" and "pooler/dense" in parts:
             outputs["pooled_output"] = pooled.astype(jnp.float32)
-        if "masked_lm/dense" in parts:
+        if has_masked_lm(parts):
             table = encoder.variables["params"]["embeddings"]["word_embeddings"]["embedding"]
             picked = at.get("masked_positions", hidden)
             outputs["masked_lm_logits"] = MaskedLMHead(cfg, name="masked_lm")(picked, table)

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from bert_jax.model.families import albert, bert, distilbert, electra, gte, modernbert, mpnet, nomic_bert, prenorm, roberta
+from bert_jax.model.families import (
+    albert,
+    bert,
+    deberta_v2,
+    distilbert,
+    electra,
+    esm,
+    eurobert,
+    gte,
+    modernbert,
+    mpnet,
+    nomic_bert,
+    prenorm,
+    roberta,
+)
 from bert_jax.model.families.row import HEADS, Family, Form, Head, LayerType, Names, join_fused, split_fused
 
 __all__ = ["ALIASES", "FAMILIES", "HEADS", "Family", "Form", "Head", "LayerType", "Names", "join_fused", "split_fused"]
@@ -23,5 +37,8 @@ FAMILIES: dict[str, Family] = {  # by `model_type`
     "nomic_bert": nomic_bert.NOMIC_BERT,
     "gte": gte.GTE,
     "modernbert": modernbert.MODERNBERT,
+    "eurobert": eurobert.EUROBERT,
+    "deberta-v2": deberta_v2.DEBERTA_V2,
+    "esm": esm.ESM,
 }
 ALIASES = {"new": "gte"}  # other values of `model_type` in files

@@ -44,6 +44,6 @@ def bert(class_prefix: str, prefix: str) -> Family:
 
 BERT = bert("Bert", "bert.")
 ERNIE = replace(
-    bert("Ernie", "ernie."),
-    only={"use_task_id": (False,)},
+    bert("Ernie", "ernie."),  # the task's embedding, always that of task 0, is one with the positions'
+    folded={"embeddings.task_type_embeddings.weight": "embeddings.position_embeddings.weight"},
 )

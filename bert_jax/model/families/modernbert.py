@@ -97,6 +97,7 @@ MODERNBERT = Family(
         "layer_norm_eps": 1e-5, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0,
     },
     only={"position_embedding_type": ()},  # whatever it says, positions are rotary
+    masked_lm_activation="classifier_activation",
     read=_read,
     write=_write,
 )  # fmt: skip

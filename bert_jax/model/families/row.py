@@ -82,13 +82,23 @@ class Form:
       position_table: A table of position embeddings is added to the word embeddings.
       positions_from_padding: Rows of that table count from the padding's id + 1, as in fairseq.
       relative_positions: How attention knows distances besides: rotary embeddings of queries and keys (Su et al., 2021); one
-        table of biases on the scores, which all layers share (Raffel et al., 2020).
+        table of biases on the scores, which all layers share (Raffel et al., 2020); scores of contents and of relative
+        embeddings (He et al., 2021).
       rope_theta: Base of the rotary angles: of dimensions 2j and 2j + 1 of K, position * theta^(-2j/K).
       local_rope_theta: Base in layers of sliding attention; None: rope_theta.
       rope_ntk_factor: Alibaba's fixed NTK scaling: angles of theta * factor, divided by factor^(2/K); 1: none.
       layer_types: Types of the layers, repeated up to num_hidden_layers.
       local_attention: Tokens that a token sees in layers of sliding attention: local_attention // 2 on each side, and itself.
-      classifier_pooling: What a classifier of texts reads: the first token, or the mean over all.
+      position_buckets: DeBERTa's buckets of distances in one direction; 0: each distance has its own.
+      max_relative_positions: Distance from which distances share an embedding; 0: max_position_embeddings.
+      pos_att_type: Terms of its scores besides content to content: content to position, position to content.
+      share_att_key: Relative embeddings go through the projections of the contents, not through projections of their own.
+      norm_rel_ebd: Relative embeddings are normed.
+      conv_kernel_size: Tokens of the convolution after the first layer; 0: none.
+      conv_act: Its activation.
+      inner_projection: Narrow embeddings are projected before their norm, without a bias, not after it, with one.
+      classifier_pooling: Input of a classifier of texts: the first token, the mean over all, or the mean after the head's
+        dense layer ("late").
       classifier_bias: The dense layer before a classifier or the masked-LM output has a bias.
       classifier_activation: Its activation; None: the family's.
       decoder_bias: The masked-LM output layer has a bias.
@@ -108,13 +118,21 @@ class Form:
     mlp_output_bias: bool | None = None
     position_table: bool = True
     positions_from_padding: bool = False
-    relative_positions: Literal["none", "rotary", "bias"] = "none"
+    relative_positions: Literal["none", "rotary", "bias", "disentangled"] = "none"
     rope_theta: float = 10000.0
     local_rope_theta: float | None = None
     rope_ntk_factor: float = 1.0
     layer_types: tuple[LayerType, ...] = ("full_attention",)
     local_attention: int = 128
-    classifier_pooling: Literal["cls", "mean"] = "cls"
+    position_buckets: int = 0
+    max_relative_positions: int = 0
+    pos_att_type: tuple[Literal["c2p", "p2c"], ...] = ("c2p", "p2c")
+    share_att_key: bool = False
+    norm_rel_ebd: bool = False
+    conv_kernel_size: int = 0
+    conv_act: str = "tanh"
+    inner_projection: bool = False
+    classifier_pooling: Literal["cls", "mean", "late"] = "cls"
     classifier_bias: bool = True
     classifier_activation: str | None = None
     decoder_bias: bool = True
@@ -142,11 +160,13 @@ class Family:
       defaults: Defaults of their config.json where they are not ours.
       only: Keys of their config.json that have no field, with the values that are covered; with none, any is.
       other_prefixes: What stands in some files instead of `prefix`.
+      left_out: Modules of the encoder in some files that no head here has; after `prefix`.
+      folded: Tables of some files whose first row is added to each row of another: their name -> the name of the other.
       renamed_tensors: Beginnings of names in some files -> the names that are in `heads`.
       read: Returns further fields of BertConfig from the content of a config.json; raises InputError for what is not covered.
       write: Returns further keys of a config.json.
       pooler_activation: Activation of the pooler.
-      masked_lm_activation: Activation in the masked-LM head; None: hidden_act.
+      masked_lm_activation: Activation in the masked-LM head; None: hidden_act; "classifier_activation": that of the form.
       dropout_before_pooler: A text classifier drops out the pooler's input, too.
     """
 
@@ -165,6 +185,8 @@ class Family:
     defaults: Values = field(default_factory=dict)
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     other_prefixes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    folded: Names = field(default_factory=dict)
     renamed_tensors: Mapping[str, str] = field(default_factory=dict)
     read: Callable[[Values], dict[str, Any]] = lambda values: {}
     write: Callable[[BertConfig], dict[str, Any]] = lambda cfg: {}
@@ -218,12 +240,11 @@ def layer_types_of(types: object, layers: int) -> tuple[str, ...]:
     Raises:
       InputError: there are not as many types as layers, or one is not known.
     """
-    known = get_args(LayerType)
-    if not isinstance(types, list) or len(types) != layers or not all(name in known for name in types):
+    if not isinstance(types, list) or len(types) != layers:
         number = f"{len(types)} types" if isinstance(types, list) else repr(types)
-        raise InputError(
-            f"layer_types has {number}, num_hidden_layers={layers}: expected a list of {layers} of {', '.join(known)}"
-        )
+        raise InputError(f"layer_types has {number}, num_hidden_layers={layers}: expected one type a layer")
+    if strange := [name for name in types if name not in get_args(LayerType)]:
+        raise InputError(f"layer_types has {strange[0]!r}, which is not supported, only {', '.join(get_args(LayerType))}")
     period = next(n for n in range(1, layers + 1) if all(types[i] == types[i % n] for i in range(layers)))
     return tuple(types[:period])
 
