@@ -1,7 +1,7 @@
 """BERT for JAX: pretrain from raw text, load, predict, and use the encoder from other JAX code."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -38,7 +38,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'bert_jax' has no attribute {name!r}")
     return getattr(import_module(f"bert_jax.{_HOME[name]}"), name)

@@ -12,11 +12,11 @@ _MOST_BYTES = 1 << 30
 def keep() -> None:
     """Turns JAX's compilation cache on, in `~/.cache/bert_jax/xla` (`XDG_CACHE_HOME`), for this process.
 
-    For the commands alone: a library leaves JAX's settings to its user. A folder that is set already (JAX_COMPILATION_CACHE_DIR)
-    stays, JAX_ENABLE_COMPILATION_CACHE=0 turns the cache off, and a folder that cannot be written to is passed over. Programs are
-    stored by their code, compiler and devices, so a program that is read back computes the same bits.
+    Only the commands call this: a library leaves JAX's settings to its user. A folder that is set already
+    (JAX_COMPILATION_CACHE_DIR) stays, JAX_ENABLE_COMPILATION_CACHE=0 turns the cache off, and without a writable folder there is
+    none. Programs are stored by their code, compiler and devices, so a stored program computes the same bits.
     """
-    import jax  # here: a mistake in a command line is told before jax is imported
+    import jax  # here, so that a mistake in a command line is reported before this slow import
 
     if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
         return
@@ -30,7 +30,7 @@ def keep() -> None:
 
 
 def _remove_oldest(folder: Path, most: int) -> None:
-    """Removes the files that were used least recently until the rest has at most `most` bytes."""
+    """Removes the least recently used files until the rest has at most `most` bytes."""
     files = []
     for path in folder.iterdir():
         with contextlib.suppress(OSError):  # another process removed it

@@ -1,8 +1,8 @@
-"""Configuration: frozen dataclasses, built once and passed whole. No jax in here.
+"""Configuration of pretraining runs: frozen dataclasses, built once and passed whole. No jax in here.
 
 A config file is a Python file with `get_config() -> TrainConfig`; every field can be overridden from the command line
-(`load_train_config`). Names are those of a Hugging Face config.json where it has one. What stands under a field is its --help;
-where that is long it is strings in parentheses, since line breaks of a docstring would show.
+(`load_train_config`). Names are those of a Hugging Face config.json where it has one. The string under a field is its --help; a
+long one is written as strings in parentheses, since the line breaks of a docstring would show.
 """
 
 from __future__ import annotations
@@ -28,36 +28,53 @@ from bert_jax.model.config import BertConfig as BertConfig
 from bert_jax.model.config import ComputeConfig as ComputeConfig
 
 T = TypeVar("T")
+Json = dict[str, Any]
+Change = tuple[str, Any, Any]  # dotted name of a field, old value, new value
 TextFormat = Literal["auto", "txt", "jsonl", "csv", "tsv", "parquet"]
-TRAINED = ("unigram", "bpe", "wordpiece")  # values of data.tokenizer that are no path: vocabularies that are trained
+TRAINED = ("unigram", "bpe", "wordpiece")  # values of data.tokenizer that train a vocabulary; the others are paths
 
 
 @dataclass(frozen=True)
-class DataConfig(Checked):
-    """Text in, rows of token ids out."""
+class _Group(Checked):
+    """Base of the groups of fields, with checks of ranges. None is always in range."""
+
+    def _require_least(self, least: float, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            self._require(value is None or value >= least, f"{name}={value} is below {least}")
+
+    def _require_positive(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            self._require(value is None or value > 0, f"{name}={value} must be positive")
+
+
+@dataclass(frozen=True)
+class DataConfig(_Group):
+    """The text, and how it becomes rows of token ids."""
 
     source: tuple[str, ...] = ()
     (
         "Files, folders, globs (.txt .md .jsonl .csv .tsv, also .gz .bz2 .xz .zst; .parquet), gs:// paths, `tfds:NAME`, or "
-        "`stdlib:` (text every Python carries)."
+        "`stdlib:` (text that is part of every Python installation)."
     )
     format: TextFormat = "auto"
-    """Format of the files; auto: by their suffixes."""
+    """Format of the files. auto: by their suffixes."""
     documents: Literal["blank_line", "line", "file"] = "blank_line"
-    """The end of a document in a .txt file."""
+    """End of a document in a .txt file: a blank line, the end of a line, or the end of the file."""
     text_column: str = "text"
-    """The field of .jsonl, .csv, .tsv, .parquet and TFDS records that holds the text."""
+    """Field of .jsonl, .csv, .tsv, .parquet and TFDS records that holds the text."""
     sentences: Literal["punctuation", "line"] = "punctuation"
-    """The end of a sentence: punctuation before a capital (lines are joined), or the end of a line (BERT's own format)."""
+    """End of a sentence: punctuation before a capital letter (lines are joined), or the end of a line (BERT's own format)."""
     on_error: Literal["raise", "skip"] = "raise"
-    """Binary, undecodable or malformed documents: stop with their place, or skip and count them."""
+    """Handling of binary, undecodable and malformed documents: stop and name the place, or skip and count them."""
     tokenizer: str = "unigram"
     (
-        "A tokenizer (directory, tokenizer.json, vocab.txt, SentencePiece .model), or `unigram`, `bpe`, `wordpiece`: a "
-        "vocabulary of model.vocab_size pieces is trained on the source and kept in the work directory."
+        "A tokenizer (directory, tokenizer.json, vocab.txt, SentencePiece .model). Or `unigram`, `bpe` or `wordpiece`, which "
+        "train a vocabulary of model.vocab_size pieces on the source and keep it in the work directory."
     )
     lowercase: bool = True
-    """Lowercase the text of a vocabulary that is trained here."""
+    """Lowercase the text, if the run trains the vocabulary."""
     special_tokens: Literal["text", "read"] = "text"
     (
         "Reading of the characters of a special token (`[MASK]`, `<ent>`) in the text: as ordinary text, or as that token. "
@@ -65,42 +82,40 @@ class DataConfig(Checked):
     )
     tokenizer_sample_mb: int | None = 200
     (
-        "Megabytes of text that a vocabulary is trained on at most, lines from all over it; training takes about 20 times as "
-        "much memory. None: all text."
+        "Megabytes of text, at most, that a vocabulary is trained on, as lines from all over the source. Training takes about "
+        "20 times as much memory. None: all text."
     )
     max_seq_length: int = 128
-    """Tokens a row."""
+    """Tokens in a row."""
     examples: Literal["full_sentences", "sentence_pairs"] = "full_sentences"
     """Full sentences packed into rows, or BERT's sentence pairs with next-sentence prediction."""
     short_seq_prob: float = 0.1
-    """Sentence pairs: share of examples with a random shorter target length."""
+    """Sentence pairs: share of examples with a random, shorter target length."""
     dupe_factor: int = 1
-    """Sentence pairs: how often the corpus is cut into pairs, differently each time (BERT: 10)."""
+    """Sentence pairs: number of times that the corpus is cut into pairs, differently each time (BERT: 10)."""
     eval_fraction: float = 0.01
     (
-        "Share of documents held out, picked by a hash of their text (so copies of a document fall on the same side); of "
-        "passages where documents are so few that all or none would be."
+        "Share of documents held out for evaluation, chosen by a hash of their text, so that copies of a document stay "
+        "together. Passages are held out instead if there are too few documents."
     )
     eval_source: tuple[str, ...] = ()
-    """Held-out text of its own, instead of eval_fraction."""
+    """Held-out text, in the same forms as `source`; it replaces eval_fraction."""
     cache_dir: str | None = None
-    """Directory of the tokenized rows, also gs:// (each host then copies them once); default: `cache` in the work directory."""
+    """Directory of the tokenized rows, also gs:// (each host copies them once). Default: `cache` in the work directory."""
     num_workers: int | None = None
-    """Processes that tokenize; default: one a core."""
+    """Processes that tokenize. Default: one per core."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(self.max_seq_length >= 8, f"max_seq_length={self.max_seq_length} is below 8")
-        sample = self.tokenizer_sample_mb
-        self._require(sample is None or sample > 0, f"tokenizer_sample_mb={sample} must be positive; None: all text")
+        self._require_least(8, "max_seq_length")
+        self._require_least(1, "dupe_factor", "num_workers")
+        self._require_positive("tokenizer_sample_mb")
         self._require(0 <= self.eval_fraction < 1, f"eval_fraction={self.eval_fraction} is not in [0, 1)")
         self._require(0 <= self.short_seq_prob <= 1, f"short_seq_prob={self.short_seq_prob} is not in [0, 1]")
-        self._require(self.dupe_factor >= 1, f"dupe_factor={self.dupe_factor} is below 1")
         self._require(
             self.dupe_factor == 1 or self.examples == "sentence_pairs",
-            f"dupe_factor={self.dupe_factor} is for examples='sentence_pairs'; full sentences are cut one way only",
+            f"dupe_factor={self.dupe_factor} needs examples='sentence_pairs': full sentences are cut one way only",
         )
-        self._require(self.num_workers is None or self.num_workers >= 1, f"num_workers={self.num_workers} is below 1")
 
     @property
     def tokenizer_sample_bytes(self) -> int | None:
@@ -109,24 +124,25 @@ class DataConfig(Checked):
 
 
 @dataclass(frozen=True)
-class MaskingConfig(Checked):
-    """Which tokens are predicted, and what stands in their place (Devlin et al., 2018, section 3.1)."""
+class MaskingConfig(_Group):
+    """The tokens to predict, and what replaces them (Devlin et al., 2018, section 3.1)."""
 
     rate: float = 0.15
-    """Share of tokens predicted."""
+    """Share of tokens to predict."""
     mask_prob: float = 0.8
-    """Share of the predicted that become [MASK]."""
+    """Share of the tokens to predict that become [MASK]."""
     random_prob: float = 0.1
-    """Share of the predicted that become a random token of the vocabulary; the others stay."""
+    """Share of the tokens to predict that become a random token of the vocabulary; the others stay as they are."""
     count: Literal["exact", "bernoulli"] = "exact"
-    """A fixed number a row (BERT), or each token by itself."""
+    """exact: a fixed number of predictions in each row (BERT). bernoulli: each token is drawn independently."""
     whole_word: bool = False
     """Mask all pieces of a word together."""
     max_predictions_per_seq: int | None = None
-    """Prediction slots a row; default: enough for `rate` (20 at length 128; 77 at 512)."""
+    """Predictions in a row, at most. Default: enough for `rate` (20 at length 128, 77 at 512)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._require_least(1, "max_predictions_per_seq")
         self._require(0 < self.rate < 1, f"rate={self.rate} is not in (0, 1)")
         self._require(
             self.mask_prob >= 0 and self.random_prob >= 0 and self.mask_prob + self.random_prob <= 1,
@@ -134,13 +150,11 @@ class MaskingConfig(Checked):
         )
         self._require(
             not (self.whole_word and self.count == "bernoulli"),
-            "whole_word=True goes with count='exact': whole words are drawn until the row's count is reached",
+            "whole_word=True needs count='exact': whole words are drawn until the row's count is reached",
         )
-        slots = self.max_predictions_per_seq
-        self._require(slots is None or slots >= 1, f"max_predictions_per_seq={slots} is below 1")
 
     def num_slots(self, length: int) -> int:
-        """P for rows of `length` tokens: the given one, or what `rate` needs (mean + 4 sd for Bernoulli counts)."""
+        """Returns P for rows of `length` tokens: the given one, or enough for `rate` (mean + 4 sd for Bernoulli counts)."""
         if self.max_predictions_per_seq is not None:
             return min(self.max_predictions_per_seq, length)
         spread = 4 * math.sqrt(length * self.rate * (1 - self.rate)) if self.count == "bernoulli" else 0
@@ -148,85 +162,79 @@ class MaskingConfig(Checked):
 
 
 @dataclass(frozen=True)
-class OptimConfig(Checked):
-    """Optimizer and schedule."""
+class OptimConfig(_Group):
+    """The optimizer and the schedule of its learning rate."""
 
     name: Literal["adamw_bert", "adamw", "lamb"] = "adamw_bert"
-    """`adamw_bert`: google-research/bert's (no bias correction); `adamw`: standard; `lamb`: for very large batches."""
+    """`adamw_bert`: google-research/bert's, without bias correction. `adamw`: the usual one. `lamb`: for very large batches."""
     learning_rate: float = 1e-4
     """Peak learning rate."""
     schedule: Literal["linear", "bert_tf", "cosine", "warmup_stable_decay"] = "linear"
-    """Decay after the warm-up; `bert_tf` is BERT's own, which drops by warmup/num_steps where the warm-up ends."""
+    """Decay after the warm-up. `bert_tf` is that of google-research/bert, which drops a little where the warm-up ends."""
     warmup_steps: int = 10_000
     """Steps of linear warm-up."""
     decay_steps: int | None = None
-    """warmup_stable_decay: steps of the final linear decay; default: a tenth of num_steps."""
+    """warmup_stable_decay: steps of the final linear decay. Default: a tenth of num_steps."""
     weight_decay: float = 0.01
-    """Decoupled, and not applied to biases and LayerNorm."""
+    """Decoupled weight decay, which leaves out biases and norms."""
     b1: float = 0.9
-    """Decay of the first moment."""
+    """Decay rate of the first moment."""
     b2: float = 0.999
-    """Decay of the second moment."""
+    """Decay rate of the second moment."""
     eps: float = 1e-6
     """Added to the root of the second moment."""
     clip_norm: float | None = 1.0
-    """Global norm that gradients are clipped to; None: not clipped."""
+    """Global norm that gradients are clipped to. None: no clipping."""
     max_skipped: int = 10
-    """Non-finite updates are skipped; this many in a row stop the run."""
+    """Non-finite updates in a row that stop the run; fewer are skipped."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be positive")
-        self._require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps} is negative")
-        self._require(self.clip_norm is None or self.clip_norm > 0, f"clip_norm={self.clip_norm} must be positive")
-        self._require(self.weight_decay >= 0, f"weight_decay={self.weight_decay} is negative")
-        self._require(self.eps > 0, f"eps={self.eps} must be positive")
-        self._require(self.decay_steps is None or self.decay_steps >= 0, f"decay_steps={self.decay_steps} is negative")
+        self._require_positive("learning_rate", "eps", "clip_norm")
+        self._require_least(0, "warmup_steps", "weight_decay", "decay_steps")
+        self._require_least(1, "max_skipped")
         self._require(
             self.decay_steps is None or self.schedule == "warmup_stable_decay",
-            f"decay_steps={self.decay_steps} is for schedule='warmup_stable_decay', not {self.schedule!r}",
+            f"decay_steps={self.decay_steps} needs schedule='warmup_stable_decay', not {self.schedule!r}",
         )
-        self._require(self.max_skipped >= 1, f"max_skipped={self.max_skipped} is below 1")
         for name in ("b1", "b2"):
             self._require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} is not in [0, 1)")
 
 
 @dataclass(frozen=True)
-class ParallelConfig(Checked):
-    """Distribution of the work over devices. May differ between runs of one work directory."""
+class ParallelConfig(_Group):
+    """Distribution of the work over devices. It may differ between runs of one work directory."""
 
     strategy: Literal["mesh", "pmap"] = "mesh"
-    """`mesh`: one program over a mesh of devices, which may cut parameters too; `pmap`: a copy of all parameters a device."""
+    """`mesh`: one program over a mesh of devices, which can shard parameters. `pmap`: each device has all parameters."""
     num_devices: int | None = None
-    """Devices of a single host that are used; default: all."""
+    """Devices of a single host to use. Default: all."""
     fsdp: int = 1
-    """mesh: cut parameters, gradients and optimizer state over so many devices (rows of a batch too); for models too large."""
+    """mesh: devices that parameters, gradients and optimizer state are sharded over, for models that are too large."""
     tensor: int = 1
-    """mesh: shard heads and intermediate layers over this number of neighboring devices."""
+    """mesh: neighboring devices that attention heads and intermediate layers are sharded over."""
     multihost: bool | None = None
     (
-        "This is one of several processes; default: if `coordinator` is given, or the variables of a TPU pod, Slurm or Open "
-        "MPI say so. All run the same command."
+        "This process is one of several that run the same command. Default: true with `coordinator`, or if the variables of a "
+        "TPU pod, Slurm or Open MPI name several."
     )
     coordinator: str | None = None
     """HOST:PORT of process 0, if the environment does not define it."""
     num_processes: int | None = None
     """Number of processes, if the environment does not define it."""
     process_id: int | None = None
-    """Which of them this is, from 0, where the environment does not tell."""
+    """Number of this process, from 0, if the environment does not define it."""
     initialization_timeout: int = 300
     """Seconds to wait for the other processes at the start."""
     heartbeat_timeout: int = 100
-    """Seconds after which a process that is gone ends the others."""
+    """Seconds without a sign of life from a process after which the others end."""
     stuck_timeout: int = 1800
-    """Seconds without a step after which a process of several ends itself: another one hangs."""
+    """Seconds without a finished step after which one process of several ends itself, because another one hangs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_devices", "fsdp", "tensor", "num_processes", "initialization_timeout", "heartbeat_timeout",
-                     "stuck_timeout"):  # fmt: skip
-            value = getattr(self, name)
-            self._require(value is None or value >= 1, f"{name}={value} is below 1")
+        self._require_least(1, "num_devices", "fsdp", "tensor", "num_processes", "initialization_timeout", "heartbeat_timeout",
+                            "stuck_timeout")  # fmt: skip
         self._require(
             self.strategy == "mesh" or self.fsdp == self.tensor == 1,
             f"fsdp={self.fsdp} and tensor={self.tensor} are for strategy='mesh': pmap keeps all parameters on each device",
@@ -250,48 +258,45 @@ class ParallelConfig(Checked):
 
 
 @dataclass(frozen=True)
-class TrainConfig(Checked):
-    """One pretraining run."""
+class TrainConfig(_Group):
+    """A pretraining run."""
 
     workdir: str = "runs/pretrain"
-    """Directory of the run; running the same command again continues it."""
+    """Directory of the run; the same command continues it."""
     num_steps: int = 100_000
     """Optimizer steps."""
     batch_size: int = 256
-    """Rows a step, over all devices."""
+    """Rows in a step, over all devices."""
     gradient_accumulation_steps: int = 1
-    """Microbatches a step; must divide batch_size."""
+    """Microbatches in a step; must divide batch_size."""
     seed: int = 0
-    """Of initialisation, data order, masks and dropout."""
+    """Seed of initialization, data order, masks and dropout."""
     eval_every: int = 1000
-    """Steps between evaluations on held-out text (one is made at the end too)."""
+    """Steps between evaluations on held-out text; the last step is evaluated too."""
     eval_batches: int = 50
-    """Batches of held-out rows an evaluation reads, at most."""
+    """Batches of held-out rows in an evaluation, at most."""
     checkpoint_every: int = 1000
-    """Steps between checkpoints (one is made at the end too)."""
+    """Steps between checkpoints; the last step has one too."""
     keep_checkpoints: int = 3
-    """Newest checkpoints kept, beside the best."""
+    """Newest checkpoints to keep, besides the best."""
     checkpoint_dir: str | None = None
     (
-        "Directory of the checkpoints; default: `checkpoints` in the work directory. Several hosts need one place that all "
-        "of them see, such as gs://BUCKET/RUN."
+        "Directory of the checkpoints. Default: `checkpoints` in the work directory. Several hosts need one that all of them "
+        "can reach, such as gs://BUCKET/RUN."
     )
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     init_from: str | None = None
     (
-        "A pretrained directory to start the weights from, with a fresh optimizer. Its architecture and vocabulary are taken, "
-        "unless --model.* or --data.tokenizer say otherwise."
+        "A pretrained directory whose weights the run starts from, with a fresh optimizer. Its architecture and vocabulary are "
+        "used, unless --model.* or --data.tokenizer override them."
     )
     profile: int = 0
-    (
-        "Steps to profile, behind the first ten if there are so many; WORKDIR/profile is then for XProf (TensorBoard's "
-        "profile plugin)."
-    )
+    """Steps to profile, after the first ten if possible; XProf, TensorBoard's profile plugin, reads WORKDIR/profile."""
     extend: bool = False
     """Allow a larger num_steps than the work directory was started with."""
     fill_masks: tuple[str, ...] = ()
-    """Sentences with [MASK], filled in by the model at the end of the run."""
+    """Sentences with [MASK], which the model fills in at the end of the run."""
     model: BertConfig = field(default_factory=BertConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -301,10 +306,9 @@ class TrainConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_steps", "batch_size", "gradient_accumulation_steps", "eval_every", "eval_batches",
-                     "checkpoint_every", "keep_checkpoints", "log_every"):  # fmt: skip
-            self._require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} is below 1")
-        self._require(self.profile >= 0, f"profile={self.profile} is negative")
+        self._require_least(1, "num_steps", "batch_size", "gradient_accumulation_steps", "eval_every", "eval_batches",
+                            "checkpoint_every", "keep_checkpoints", "log_every")  # fmt: skip
+        self._require_least(0, "profile")
         self._require(0 <= self.seed < 2**63, f"seed={self.seed} is not in [0, 2**63)")
         self._require(
             self.batch_size % self.gradient_accumulation_steps == 0,
@@ -322,7 +326,7 @@ class TrainConfig(Checked):
 
     @property
     def head(self) -> Literal["masked_lm", "pretraining"]:
-        """The head that is trained: with next-sentence prediction where the examples are pairs."""
+        """The head that is trained: with next-sentence prediction if the examples are pairs."""
         return "pretraining" if self.data.examples == "sentence_pairs" else "masked_lm"
 
     @property
@@ -332,29 +336,30 @@ class TrainConfig(Checked):
 
 
 _COMPUTE_FIELDS = tuple(field.name for field in dataclasses.fields(ComputeConfig))
+_CLASSES = (BertConfig, ComputeConfig, DataConfig, MaskingConfig, OptimConfig, ParallelConfig, TrainConfig)
 
 
-def to_dict(cfg: Any) -> dict[str, Any]:
-    """A config as plain JSON types (tuples become lists)."""
-    return json.loads(json.dumps(dataclasses.asdict(cfg)))
+def to_dict(cfg: Checked) -> Json:
+    """Returns a config as JSON types; tuples become lists."""
+    values: Json = json.loads(json.dumps(dataclasses.asdict(cfg)))
+    return values
 
 
-def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
-    """The inverse of `to_dict`; raises InputError for an unknown key, naming the nearest known one."""
+def from_dict(cls: type[T], values: Mapping[str, object], where: str = "config") -> T:
+    """Inverts `to_dict`. Raises InputError for an unknown key, naming the nearest known one."""
     if not isinstance(values, Mapping):
-        raise InputError(f"{where}: {values!r} where names and their values are expected")
-    hints = typing.get_type_hints(cls)
-    built: dict[str, Any] = {}
+        raise InputError(f"{where}: {values!r} is not an object of names and values")
+    hints, built = typing.get_type_hints(cls), Json()
     for key, value in values.items():
         if key not in hints:
             raise InputError(f"{where}: unknown key {key!r}{did_you_mean(key, hints)}")
         if dataclasses.is_dataclass(hints[key]):
-            value = from_dict(hints[key], value, f"{where}: {key}")
+            value = from_dict(hints[key], value, f"{where}: {key}")  # type: ignore[arg-type]  # checked there
         built[key] = tuple(value) if isinstance(value, list) else value
     return cls(**built)
 
 
-def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
+def upgrade(values: Mapping[str, Any]) -> Json:
     """Returns a `to_dict` of TrainConfig in its present form: the fields of `compute` were once part of `model`."""
     model = values.get("model")
     if "compute" in values or not isinstance(model, Mapping):
@@ -363,10 +368,10 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "model": {name: value for name, value in model.items() if name not in moved}, "compute": moved}
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted name, old value, new value) of every leaf that differs between two `to_dict`s."""
-    found: list[tuple[str, Any, Any]] = []
-    for key in [*old, *(k for k in new if k not in old)]:
+def differences(old: Mapping[str, object], new: Mapping[str, object], prefix: str = "") -> list[Change]:
+    """Returns (dotted name, old value, new value) of every leaf that differs between two `to_dict`s."""
+    found: list[Change] = []
+    for key in {**old, **new}:
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             found += differences(a, b, f"{prefix}{key}.")
@@ -376,16 +381,17 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Returns the files of configs/ by name: in an installed package they lie inside it, in a clone beside it."""
+    """Returns the files of configs/ by name: inside an installed package, beside the package in a clone."""
     inside = Path(__file__).parent / "configs"
     folder = inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
     return {path.stem: path for path in sorted(folder.glob("*.py"))}
 
 
 def load_config_file(path: str | Path) -> TrainConfig:
-    """Runs `get_config()` of a Python config file: `quickstart` or another name in `shipped_configs`, or a path.
+    """Returns `get_config()` of a Python file: a path, or a name in `shipped_configs` such as `quickstart`.
 
-    Raises InputError where the file is missing or has no get_config, and, with its line, for whatever its code raises.
+    Raises:
+        InputError: The file is missing, has no get_config that returns a TrainConfig, or its code raises (with the line).
     """
     shipped = shipped_configs()
     path = shipped.get(str(path), Path(path))
@@ -412,31 +418,30 @@ def load_config_file(path: str | Path) -> TrainConfig:
 
 
 def _mistake(path: Path, error: Exception) -> str:
-    """Returns the error of a config file's own code, and its line."""
+    """Returns an error of a config file's own code, with its line."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     where = f"{path}:{lines[-1]}" if lines else str(path)
-    if isinstance(error, InputError):
-        return f"{where}: {error}"
     unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-    known = {
-        c.__name__: c for c in (BertConfig, ComputeConfig, DataConfig, MaskingConfig, OptimConfig, ParallelConfig, TrainConfig)
-    }
-    if unknown is None or unknown[1] not in known:
-        return f"{where}: {type(error).__name__}: {error}"
-    if known[unknown[1]] is BertConfig and unknown[2] in _COMPUTE_FIELDS:
-        flag = f"--compute.{unknown[2].replace('_', '-')}"
-        advice = f"give TrainConfig(compute=ComputeConfig({unknown[2]}=...)), or {flag} on the command line"
-        return f"{where}: BertConfig has no field {unknown[2]!r}: {advice}"
-    names = [f.name for f in dataclasses.fields(known[unknown[1]])]  # a dataclass called with a name that it does not have
-    return f"{where}: {unknown[1]} has no field {unknown[2]!r}{did_you_mean(unknown[2], names)}"
+    cls = next((cls for cls in _CLASSES if unknown and cls.__name__ == unknown[1]), None)
+    if unknown is None or cls is None:
+        return f"{where}: {error}" if isinstance(error, InputError) else f"{where}: {type(error).__name__}: {error}"
+    name, advice = unknown[2], did_you_mean(unknown[2], [f.name for f in dataclasses.fields(cls)])
+    if cls is BertConfig and name in _COMPUTE_FIELDS:
+        flag = f"--compute.{name.replace('_', '-')}"
+        advice = f": give TrainConfig(compute=ComputeConfig({name}=...)), or {flag} on the command line"
+    return f"{where}: {cls.__name__} has no field {name!r}{advice}"
 
 
 def load_train_config(
     argv: Sequence[str], prog: str = "bert_jax train", architecture: Callable[[str, str], BertConfig] | None = None
 ) -> TrainConfig:
-    """`CONFIG [--field value ...]` -> the config, overridden. `--help` lists every field; tyro names near misses.
+    """Returns the config of a command line `CONFIG [--field value ...]`; `--help` lists every field.
 
-    With `init_from` the model is not the file's but (init_from, workdir) -> `architecture`, for `--model.*` to override.
+    With `init_from`, `--model.*` override the model `architecture(init_from, workdir)`, not that of the file.
+
+    Raises:
+        InputError: There is no CONFIG, or it cannot be loaded.
+        SystemExit: A field or its value is wrong (tyro prints near names), or after `--help`.
     """
     import tyro
 
@@ -450,13 +455,8 @@ def load_train_config(
     if architecture is not None and (start := _given(rest, "init-from") or default.init_from):
         taken = architecture(start, _given(rest, "workdir") or default.workdir)
         default = _started(default, taken, start, _given(rest, "data.max-seq-length"))
-    return tyro.cli(
-        TrainConfig,
-        default=default,
-        args=list(rest),
-        prog=f"{prog} CONFIG",
-        description="Pretrain a BERT from raw text. Values shown are those of the given config file.",
-    )
+    description = "Pretrain a BERT from raw text. The defaults shown are the values of the given config file."
+    return tyro.cli(TrainConfig, default=default, args=list(rest), prog=f"{prog} CONFIG", description=description)
 
 
 def _renamed(argument: str) -> str:
@@ -466,7 +466,7 @@ def _renamed(argument: str) -> str:
 
 
 def _given(argv: Sequence[str], option: str) -> str | None:
-    """The value of a text option of a command line that is yet to be parsed."""
+    """Returns the value of a text option, before the command line is parsed."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(f"--{option}", f"--{option.replace('-', '_')}", dest="value", nargs="?")
     value: str | None = parser.parse_known_args(list(argv))[0].value
@@ -474,7 +474,10 @@ def _given(argv: Sequence[str], option: str) -> str | None:
 
 
 def _started(cfg: TrainConfig, taken: BertConfig, start: str, length: str | None) -> TrainConfig:
-    """`cfg` with the architecture `taken` from the model `start`, its own dropout and ways to compute; `length` is asked for."""
+    """Returns `cfg` with the architecture `taken` from the model `start`, its own dropout, and rows that fit the model.
+
+    `length` is the row length on the command line, which is checked later.
+    """
     model = taken.replace(**{name: getattr(cfg.model, name) for name in CHOSEN_BY_RUN})
     if length is None and cfg.data.max_seq_length > model.max_length:
         raise InputError(

@@ -12,7 +12,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TextIO, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -23,25 +23,33 @@ from rich.table import Table
 from bert_jax import hugepages
 from bert_jax.config import InputError
 
+T = TypeVar("T")
 
-def track(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
+
+def track(items: Iterable[T], total: int, title: str) -> Iterator[T]:
     """Yields the items, with a progress bar if stderr is a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal or total < 2:
         return iter(items)
-    return iter(rich_track(items, description=what, total=total, console=console, transient=True))
+    return iter(rich_track(items, description=title, total=total, console=console, transient=True))
 
 
 @contextlib.contextmanager
 def predicting(total: int | None, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Yields a function that advances a progress bar by some texts; sums predictors' warnings and prints them at the end."""
+    """Yields a function that advances a progress bar by a number of texts.
+
+    Predictors warn of "3 of 32 texts ..."; at the end, each such warning is printed once, with the sum of its numbers.
+    """
     usual, done, warned = warnings.showwarning, 0, Counter[str]()
 
-    def note(message: Warning | str, *where: Any, **more: Any) -> None:
+    def note(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:  # fmt: skip
         if found := re.match(r"(\d+) of \d+ (.*)", str(message)):
             warned[found[2]] += int(found[1])
         else:
-            usual(message, *where, **more)
+            usual(message, category, filename, lineno, file, line)
 
     columns = [*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()]
     bar = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False, disable=not shown)
@@ -74,7 +82,7 @@ def show_table(title: str, facts: Sequence[tuple[str, str]], warnings: Sequence[
 
 
 def run(main: Callable[[list[str]], int | None], argv: list[str], interrupted: str = "") -> None:
-    """Runs a program, with huge pages, and ends the process with its exit status, or with 1 and the reason on stderr.
+    """Runs a program with huge pages, and ends the process with its exit status, or with 1 and the reason on stderr.
 
     One process of several that fails ends at once; the others end after parallel.heartbeat_timeout, and the same command, run
     again on all of them, continues.
@@ -82,11 +90,11 @@ def run(main: Callable[[list[str]], int | None], argv: list[str], interrupted: s
     Args:
         main: The program, a function of its arguments.
         argv: The arguments.
-        interrupted: What to print after "interrupted" if the user presses Ctrl-C.
+        interrupted: The words after "interrupted" on Ctrl-C.
     """
     hugepages.use()
-    status: Any
-    together = False  # True if all processes of a job end at the same place
+    status: int | str | None
+    together = False  # whether all processes of a job end at the same place
     try:
         status = main(argv) or 0
         together = status in (0, 128 + signal.SIGTERM)
@@ -96,7 +104,7 @@ def run(main: Callable[[list[str]], int | None], argv: list[str], interrupted: s
     except KeyboardInterrupt:
         print(f"interrupted{interrupted and '; '}{interrupted}", file=sys.stderr)
         status = 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader of the output has enough, as in `| head -1`
+    except BrokenPipeError:  # the reader of the output is gone, as with `| head -1`
         status = 128 + signal.SIGPIPE
     except Exception as error:
         if reason := _reason(error):
@@ -106,7 +114,7 @@ def run(main: Callable[[list[str]], int | None], argv: list[str], interrupted: s
         status = 1
     try:
         sys.stdout.flush()
-    except OSError:  # the interpreter would try to write the rest again at its end, and complain
+    except OSError:  # at its end, the interpreter would try to write the rest again, and complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     jax = sys.modules.get("jax")  # an error in the command line comes before it is imported
     if jax is None or not jax.distributed.is_initialized():

@@ -13,11 +13,11 @@ SWITCH = "BERT_JAX_HUGE_PAGES"  # 0 turns them off
 
 
 def use() -> None:
-    """Starts this program again, in the same process, with a malloc that asks for huge pages; returns where they are of no use.
+    """Starts this program again, in the same process, with a malloc that asks for huge pages; returns if they are of no use.
 
-    With small pages a step of BERT-base touches 250,000 pages anew, each through the kernel, which is 15 % of its time. malloc
-    reads its settings when a process starts, so call this before anything else. Only a process whose own program is running is
-    started again, never a notebook, a debugger or a test run, and a GLIBC_TUNABLES of the user's stays as it is.
+    With small pages, a step of BERT-base touches 250,000 new pages, each through the kernel, which takes 15 % of its time. malloc
+    reads its settings when a process starts, so call this before anything else. A notebook, a debugger or a test run is never
+    started again, and the user's own GLIBC_TUNABLES stay as they are.
     """
     if os.environ.get(SWITCH) == "0" or _TUNABLES in os.environ:
         return
@@ -27,7 +27,7 @@ def use() -> None:
 
 
 def describe() -> str:
-    """Returns the words about huge pages for the log of a run; empty if `use` did not turn them on."""
+    """Returns the part of a run's log about huge pages; empty if `use` did not turn them on."""
     return f"huge pages ({SWITCH}=0 turns them off)" if os.environ.get(_TUNABLES) == _ASKING else ""
 
 

@@ -330,9 +330,10 @@ def make(cfg: TrainConfig, topology: Topology) -> Plan:
     # The peak has the arguments in it, and is what the compiler holds against the memory; `temp_size_in_bytes` of TPUs has more
     # in it than there is in its own buffer assignment.
     analysis = compiled.memory_analysis()
+    assert analysis is not None  # every compiler that plans here reports it
     sizes["activations and temporaries"] = analysis.peak_memory_in_bytes - analysis.argument_size_in_bytes
     sizes["program"] = analysis.generated_code_size_in_bytes
-    return Plan(topology, program, seconds, sizes, sum(sizes.values()), "", collectives(compiled.as_text()))
+    return Plan(topology, program, seconds, sizes, sum(sizes.values()), "", collectives(compiled.as_text() or ""))
 
 
 def _on_device(tree: Any) -> int:

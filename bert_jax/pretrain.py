@@ -1,4 +1,4 @@
-"""A pretraining run: its text and its program meet here (`train`), and it leaves a model (`finish`)."""
+"""A pretraining run: `train` joins its text and its program, trains, and exports the model."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import math
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+
+from jaxtyping import PyTree
 
 from bert_jax import hugepages, inference, pretrained, warm_start, workdir
 from bert_jax.config import InputError, TrainConfig, to_dict
@@ -26,13 +28,16 @@ from bert_jax.workdir import Reached
 def train(cfg: TrainConfig, prog: str = "bert_jax train") -> Reached:
     """Pretrains a model on raw text, or continues the run that `cfg.workdir` holds, and exports it.
 
+    In the main thread, SIGTERM and SIGINT save a checkpoint and end the run; another thread gets no signals in Python, so there
+    the run goes on to its end.
+
     Args:
         cfg: The run. `bert_jax.config.load_config_file` reads one from a file.
         prog: The command that the user typed, which the printed next steps name.
 
     Returns:
-        The losses on the held-out text (`eval/masked_lm_loss` in nats per masked token, and the like) and the folder of the
-        exported model; or the signal that stopped the run.
+        The losses on the held-out text (such as `eval/masked_lm_loss`, in nats per masked token) and the folder of the exported
+        model; or the signal that stopped the run.
 
     Raises:
         InputError: The config, the text or the work directory does not allow the run.
@@ -58,7 +63,7 @@ def train(cfg: TrainConfig, prog: str = "bert_jax train") -> Reached:
 def fit(
     cfg: TrainConfig, devices: parallel.Devices, data: PretrainingData, training: BatchSource, held_out: BatchSource, prog: str
 ) -> Reached:
-    """Builds the model, the steps and the state, fits, and exports."""
+    """Builds the model, the steps and the state, trains, and exports."""
     pretrained.check_padding(cfg.model, data.tokenizer)
     program = build(cfg, devices, memory.device_bytes(devices.mesh.local_devices[0]))
     first, rows = multihost.is_first(), devices.rows(cfg.batch_size)
@@ -74,21 +79,11 @@ def fit(
         how = ", ".join(filter(None, [program.describe(), hugepages.describe()]))
         log.message(f"{begun} on {devices.describe()}, {cfg.batch_size // devices.rows_cut} rows each; {how}")
         batches = [held_out.evaluation(i) for i in range(held_out.num_evaluation_batches(cfg.eval_batches))]
-        unigram = {"eval/unigram_loss": unigram_loss(data.training.token_counts, iter(batches))} if batches else {}
-        predictions = sum(float(batch["masked_weights"].sum()) for batch in batches)
         begun_at = time.perf_counter()
         train_step = program.train_step.compile(state, devices.put(training.train(start, rows)))
-        if batches:
-            eval_step = program.eval_step.compile(state.params, devices.put_whole(batches[0]))
+        evaluate = make_evaluate(program, state.params, batches, data, alive)
         log.timing(start, {"compile_seconds": time.perf_counter() - begun_at})
-        multihost.barrier("compiled")  # or the first collective gives up on a slow one, on CPUs
-
-        def evaluate(params: Any) -> dict[str, float]:
-            if not batches:
-                return {}
-            put = alive.watched(devices.put_whole)
-            values = loop.evaluate_sums(eval_step, params, batches, put, {"masked_lm_loss": predictions})
-            return {f"eval/{name}": value for name, value in values.items()} | unigram
+        multihost.barrier("compiled")  # without it, the first collective on CPUs gives up on a slow process
 
         def save(state: steps.TrainState, evaluation: dict[str, float]) -> None:
             record = {"data": data.key, "tokenizer": data.tokenizer.fingerprint(), "config": to_dict(cfg), "lines": log.lines}
@@ -117,6 +112,23 @@ def fit(
     return Reached(reached, folder / "export")
 
 
+def make_evaluate(
+    program: Program, params: PyTree, batches: list[loop.HostBatch], data: PretrainingData, alive: multihost.Watchdog
+) -> Callable[[PyTree], dict[str, float]]:
+    """Compiles the evaluation; returns a function from parameters to the losses on `batches`, none without batches."""
+    if not batches:
+        return lambda params: {}
+    put, unigram = alive.watched(program.devices.put_whole), unigram_loss(data.training.token_counts, iter(batches))
+    predictions = sum(float(batch["masked_weights"].sum()) for batch in batches)
+    step = program.eval_step.compile(params, program.devices.put_whole(batches[0]))
+
+    def evaluate(params: PyTree) -> dict[str, float]:
+        values = loop.evaluate_sums(step, params, batches, put, {"masked_lm_loss": predictions})
+        return {f"eval/{name}": value for name, value in values.items()} | {"eval/unigram_loss": unigram}
+
+    return evaluate
+
+
 def restore(program: Program, saved: checkpoint.Checkpointer, data_key: str) -> tuple[steps.TrainState, int, int]:
     """Returns the state to go on from, its step, and the number of lines of metrics.jsonl up to that step.
 
@@ -130,7 +142,7 @@ def restore(program: Program, saved: checkpoint.Checkpointer, data_key: str) -> 
         state, meta, start = restored
         different = [c for c in workdir.other_run(meta["config"], cfg, moved=True) if c[0] != "num_steps"]
         if different:
-            workdir.refuse(cfg, different, "", f"checkpoint {saved.directory / str(start)} is of another run")
+            workdir.refuse(f"checkpoint {saved.directory / str(start)} is of another run", different)
         if meta["data"] != data_key:
             raise InputError(corpus.other_text(cfg.data.source, cfg.workdir))
         return state, start, meta.get("lines", 0)
@@ -142,31 +154,33 @@ def restore(program: Program, saved: checkpoint.Checkpointer, data_key: str) -> 
 
 
 def untrained_loss(cfg: TrainConfig) -> float:
-    """Returns the loss of a model that guesses by chance."""
+    """Returns the loss of a model that guesses at random."""
     return math.log(cfg.model.vocab_size) + (math.log(2) if cfg.data.examples == "sentence_pairs" else 0)
 
 
-def finish(cfg: TrainConfig, head: Head, params: Any, reached: dict[str, float], prog: str) -> None:
-    """Exports the model and prints what it learnt and what to do next."""
+def finish(cfg: TrainConfig, head: Head, params: PyTree, reached: dict[str, float], prog: str) -> None:
+    """Exports the model, and prints what it learnt and what to do next."""
     if reached:
         print(
             f"held-out loss {reached['eval/masked_lm_loss']:.3f} nats a masked token; "
             f"a model without context, which knows only how frequent each token is, reaches {reached['eval/unigram_loss']:.3f}"
         )
     directory = Path(cfg.workdir) / "export"
-    tokenizer = Tokenizer.load(tokenizer_folder(cfg))  # which reads special tokens, whatever the run did
+    tokenizer = Tokenizer.load(tokenizer_folder(cfg))  # it reads special tokens, whatever the run did
     model = pretrained.Model(cfg.model, params, tokenizer, head)
     pretrained.save(model, directory)
     for sentence, fillings in zip(cfg.fill_masks, inference.FillMask(model)(cfg.fill_masks), strict=True):
         print(f"{sentence}\n    " + "  ".join(f"{f.token} {f.score:.0%}" for f in fillings))
-    own = f"{prog} bert_mini --data.source 'text/*.txt' --workdir runs/mine"
-    there, masked = str(directory), f"I {tokenizer.mask_token} it."
-    columns = "--text-column NAME --label-column NAME"
-    task = f"{prog.replace('train', 'finetune')} {shlex.quote(there)} --task classification --data FILE.csv {columns}"
-    code = f"import bert_jax; print(bert_jax.FillMask(bert_jax.load({json.dumps(there)}))([{json.dumps(masked)}]))"
+    task = f"{prog.replace('train', 'finetune')} {shlex.quote(str(directory))} --task classification --data FILE.csv"
+    masked = json.dumps([f"I {tokenizer.mask_token} it."])
+    code = f"import bert_jax; print(bert_jax.FillMask(bert_jax.load({json.dumps(str(directory))}))({masked}))"
+    next_step = (
+        f"Go on with your own text:\n    {prog} bert_mini --data.source 'text/*.txt' --workdir runs/mine"
+        if cfg.data.source == ("stdlib:",)
+        else f"Go on with a task:\n    {task} --text-column NAME --label-column NAME"
+    )
     print(
         f"\nThe model is in {directory}: transformers loads it (AutoModelForMaskedLM.from_pretrained), and so does\n"
         f"    python -c {shlex.quote(code)}\n"
-        f"Its curves are in {cfg.workdir}/metrics.jsonl (and TensorBoard: {cfg.workdir}/tensorboard). "
-        + (f"Go on with your own text:\n    {own}" if cfg.data.source == ("stdlib:",) else f"Go on with a task:\n    {task}")
+        f"Its curves are in {cfg.workdir}/metrics.jsonl (and TensorBoard: {cfg.workdir}/tensorboard). {next_step}"
     )

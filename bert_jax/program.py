@@ -9,10 +9,11 @@ import contextlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import PRNGKeyArray, PyTree
 
 from bert_jax import warm_start
 from bert_jax.config import BertConfig, InputError, TrainConfig, from_dict, upgrade
@@ -20,6 +21,13 @@ from bert_jax.disk import read_json
 from bert_jax.model import attention, heads
 from bert_jax.model.heads import Bert, initialize
 from bert_jax.training import losses, memory, optim, parallel, steps
+
+# Products of float32 arrays by matmul_precision and platform; a CPU computes float32 in any case.
+_PRODUCTS = {
+    "default": {"gpu": "TF32", "tpu": "one bfloat16 pass"},
+    "high": {"gpu": "TF32", "tpu": "three bfloat16 passes"},
+    "highest": {"gpu": "float32", "tpu": "six bfloat16 passes, which is float32"},
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class Program:
         return Bert(self.cfg.model, self.cfg.head, compute=self.cfg.compute)
 
     @cached_property
-    def optimizer(self) -> Any:
+    def optimizer(self) -> optim.Guarded:
         """The optimizer, without the learning rate."""
         return optim.make_optimizer(self.cfg.optim)
 
@@ -48,11 +56,15 @@ class Program:
         """Describes the computation in a line of the log."""
         cfg, how = self.cfg, self.cfg.compute
         kernel = attention.describe(cfg.model, how, self.devices.platform, cfg.data.max_seq_length, deterministic=False)
-        return f"{how.dtype}, {kernel}, recomputed: {how.remat}{', layers by a scan' if how.scan_layers else ''}"
+        products = _PRODUCTS[how.matmul_precision].get(self.devices.platform, "float32")
+        dtype = how.dtype if how.dtype != "float32" else f"float32 (products in {products}: --compute.matmul-precision)"
+        return f"{dtype}, {kernel}, recomputed: {how.remat}{', layers by a scan' if how.scan_layers else ''}"
 
-    def sums(self, params: Any, batch: Any, key: Any) -> dict[str, losses.Sum]:
+    def sums(self, params: PyTree, batch: steps.Batch, key: PRNGKeyArray | None) -> dict[str, losses.Sum]:
         """Returns the losses of a batch; dropout is on if there is a key."""
-        return losses.pretraining_sums(heads.apply(self.module, params, batch, key, head_only=True), batch)
+        precision = self.cfg.compute.matmul_precision  # of the forward pass; the backward pass takes it over
+        with contextlib.nullcontext() if precision == "default" else jax.default_matmul_precision(precision):
+            return losses.pretraining_sums(heads.apply(self.module, params, batch, key, head_only=True), batch)
 
     def fresh(self) -> steps.TrainState:
         """Returns the state before the first step, with random weights. Pure."""
@@ -68,7 +80,7 @@ class Program:
         return jax.jit(self.fresh, out_shardings=self.devices.shardings(self.abstract_state))()
 
     @cached_property
-    def train_step(self) -> Any:
+    def train_step(self) -> parallel.Step:
         """(state, batch) -> (state, metrics)."""
         cfg = self.cfg
         schedule = optim.make_schedule(cfg.optim, cfg.num_steps)
@@ -79,7 +91,7 @@ class Program:
         return self.devices.jit(step, state=self.abstract_state)
 
     @cached_property
-    def eval_step(self) -> Any:
+    def eval_step(self) -> parallel.Step:
         """(params, batch) -> named sums."""
         return self.devices.jit(steps.make_eval_step(self.sums, self.devices.axis_name))
 
@@ -90,7 +102,7 @@ class Program:
         rows, length = cfg.batch_size, cfg.data.max_seq_length
         slots = cfg.masking.num_slots(length)
         tokens = ("input_ids", "token_type_ids", "position_ids", "sequence_ids")
-        shapes: dict[str, tuple[tuple[int, ...], Any]] = dict.fromkeys(tokens, ((rows, length), jnp.int32))
+        shapes: dict[str, tuple[tuple[int, ...], DTypeLike]] = dict.fromkeys(tokens, ((rows, length), jnp.int32))
         shapes |= dict.fromkeys(("masked_positions", "masked_ids"), ((rows, slots), jnp.int32))
         shapes["masked_weights"] = (rows, slots), jnp.float32
         if cfg.data.examples == "sentence_pairs":

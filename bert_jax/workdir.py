@@ -11,17 +11,18 @@ import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NoReturn
 
 from bert_jax import disk
-from bert_jax.config import TRAINED, InputError, TrainConfig, differences, to_dict, upgrade
+from bert_jax.config import TRAINED, Change, Checked, InputError, Json, TrainConfig, differences, to_dict, upgrade
+
+if TYPE_CHECKING:
+    from etils import epath
 
 try:
     import fcntl
 except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
-
-Change = tuple[str, Any, Any]  # dotted name, value there, value here
 
 
 @dataclass(frozen=True)
@@ -62,20 +63,20 @@ def errors(path: Path) -> Iterator[None]:
         raise InputError(f"cannot use the work directory {path.parent}: {e.strerror or e}") from None
 
 
-def filled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def filled(values: Mapping[str, object], defaults: Mapping[str, object]) -> Json:
     """Returns `values` with the defaults of the fields that they lack, as a file of an older version does."""
-    return {
-        name: filled(values[name], default) if isinstance(default, dict) and isinstance(values.get(name), dict)
-        else values.get(name, default)
-        for name, default in defaults.items()
-    } | {name: value for name, value in values.items() if name not in defaults}  # fmt: skip
+    result = {**defaults, **values}
+    for name, default in defaults.items():
+        value = result[name]
+        if isinstance(default, dict) and isinstance(value, dict):
+            result[name] = filled(value, default)
+    return result
 
 
 def hold(folder: Path, option: str = "--workdir") -> None:
     """Locks a folder for as long as this process lives, if the system and the disk have locks.
 
-    Raises InputError if another process holds it, as both would write the same files; the message names `option`, which sets the
-    folder.
+    Raises InputError, which names the `option` that sets the folder, if another process holds it and would write the same files.
     """
     if fcntl is None:
         return
@@ -92,8 +93,18 @@ def hold(folder: Path, option: str = "--workdir") -> None:
     os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
 
 
-def recorded(checkpoints: str) -> dict[str, Any] | None:
-    """Returns the record of a run's newest checkpoint whose record is whole (`data`, `config`, ...); None if there is none.
+def read_record(folder: epath.Path) -> Json | None:
+    """Returns the record beside the state in a checkpoint's folder; None if it does not match its checksum. Raises OSError."""
+    text = (folder / "meta" / "metadata").read_bytes()
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        record: Json = json.loads(text)
+        if record.pop("crc32", None) == disk.seal(record):
+            return record
+    return None
+
+
+def recorded(checkpoints: str) -> Json | None:
+    """Returns the caller's part (`data`, `config`, ...) of a run's newest whole checkpoint record; None if there is none.
 
     The states are not read, so this takes no time. A folder that cannot be read counts as empty here.
     """
@@ -103,43 +114,42 @@ def recorded(checkpoints: str) -> dict[str, Any] | None:
     with contextlib.suppress(OSError, ImportError, ValueError):
         steps = [int(path.name) for path in folder.iterdir() if re.fullmatch(r"0|[1-9]\d*", path.name)]
         for step in sorted(steps, reverse=True):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-                record = json.loads((folder / str(step) / "meta" / "metadata").read_text())
-                if record.pop("crc32") == disk.seal(record):
+            with contextlib.suppress(OSError, KeyError, TypeError):
+                if record := read_record(folder / str(step)):
                     return dict(record["meta"])
     return None
 
 
-def changed(old: Mapping[str, Any], cfg: Any, free: frozenset[str]) -> list[Change]:
+def changed(old: Mapping[str, object], cfg: Checked, free: frozenset[str]) -> list[Change]:
     """Returns the differences that change the computation; a field that `old` lacks had its default."""
     there = filled(old, to_dict(type(cfg)()))
     return [c for c in differences(there, to_dict(cfg)) if c[0] not in free and not c[0].startswith("parallel.")]
 
 
-def write(path: Path, cfg: Any) -> None:
+def write(path: Path, cfg: Checked) -> None:
     """Writes the config.json. Raises OSError."""
     disk.put(path, json.dumps(to_dict(cfg), indent=2) + "\n")
 
 
-def other_run(old: Mapping[str, Any], cfg: TrainConfig, moved: bool) -> list[Change]:
+def other_run(old: Mapping[str, object], cfg: TrainConfig, moved: bool) -> list[Change]:
     """Returns the differences from the config `old` that change the computation.
 
     With `moved`, the text and a tokenizer's file may lie elsewhere, as a checkpoint identifies them by their contents.
     """
 
-    def is_path(name: str, there: Any, here: Any) -> bool:
+    def may_move(name: str, there: object, here: object) -> bool:
         if name == "data.tokenizer":
             return there not in TRAINED and here not in TRAINED
         return name in ("data.source", "data.eval_source") and bool(there) and bool(here)
 
-    return [change for change in changed(upgrade(old), cfg, FREE_FIELDS) if not (moved and is_path(*change))]
+    return [change for change in changed(upgrade(old), cfg, FREE_FIELDS) if not (moved and may_move(*change))]
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> Json | None:
     """Returns the config.json of a run; None if there is none."""
     old = disk.read_json(path, dict, ANOTHER)
     if old is not None and not isinstance(old.get("num_steps"), int):
-        raise InputError(f"{path} is not a run's config: use another --workdir, or delete that file")
+        raise InputError(f"{path} is not a run's config{ANOTHER}")
     return old
 
 
@@ -161,14 +171,13 @@ def claim(cfg: TrainConfig, first: bool = True) -> list[str]:
             _hold_checkpoints(cfg)
             disk.remove_temporary(path.parent)
         saved, old = recorded(cfg.checkpoints), _read(path)
-        there = path.parent / "checkpoints"
-        begun = saved is not None or bool((old or {}).get("checkpoint_dir")) or any(_folders(there))
+        begun = saved is not None or bool((old or {}).get("checkpoint_dir")) or _has_folders(path.parent / "checkpoints")
         if old is not None and (different := other_run(old, cfg, moved=saved is not None)):
             if begun:
                 lines = _allow(cfg, different, f"{cfg.workdir} holds another run")
             else:
                 shutil.rmtree(path.parent / "tokenizer", ignore_errors=True)
-        # A run that was extended is so from then on, though its newest checkpoint may be of before.
+        # Once a run is extended it stays so, though its newest checkpoint may be older than that.
         extended = old is not None and [old["num_steps"], old.get("checkpoint_dir")] == [cfg.num_steps, cfg.checkpoint_dir]
         if saved is not None:
             if not isinstance(saved.get("config"), dict):
@@ -179,8 +188,8 @@ def claim(cfg: TrainConfig, first: bool = True) -> list[str]:
     return lines
 
 
-def _folders(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else iter(())
+def _has_folders(folder: Path) -> bool:
+    return folder.is_dir() and any(path.is_dir() for path in folder.iterdir())
 
 
 def _hold_checkpoints(cfg: TrainConfig) -> None:
@@ -196,12 +205,11 @@ def _hold_checkpoints(cfg: TrainConfig) -> None:
         ) from None
 
 
-def _allow(cfg: TrainConfig, different: list[Change], what: str) -> list[str]:
+def _allow(cfg: TrainConfig, different: list[Change], reason: str) -> list[str]:
     """Returns lines to print if the only difference is a larger num_steps, with `extend`; otherwise raises InputError."""
     grown = [c for c in different if c[0] == "num_steps" and c[2] > c[1]]
-    rest = [c for c in different if not (cfg.extend and c in grown)]
-    if rest:
-        refuse(cfg, rest, ", or --extend to go on past its num_steps" if grown and not cfg.extend else "", what)
+    if rest := [c for c in different if not (cfg.extend and c in grown)]:
+        refuse(reason, rest, ", or --extend to go on past its num_steps" if grown and not cfg.extend else "")
     return [
         f"extending from {there} to {here} steps: the {cfg.optim.schedule} schedule now ends there, "
         "so the learning rate jumps to where that schedule stands"
@@ -209,7 +217,7 @@ def _allow(cfg: TrainConfig, different: list[Change], what: str) -> list[str]:
     ]
 
 
-def refuse(cfg: Any, different: list[Change], advice: str, what: str = "") -> None:
+def refuse(reason: str, different: list[Change], advice: str = "") -> NoReturn:
     """Raises the InputError that lists what differs."""
     listing = "\n".join(f"  {name}: {there!r} there, {here!r} here" for name, there, here in different)
-    raise InputError(f"{what or f'{cfg.workdir} holds another run'}:\n{listing}\nuse another --workdir{advice}")
+    raise InputError(f"{reason}:\n{listing}\nuse another --workdir{advice}")

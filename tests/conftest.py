@@ -12,15 +12,17 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+jax.config.update("jax_numpy_rank_promotion", "raise")  # arrays of different ranks meet by explicit axes
 
 import pytest  # noqa: E402
+from beartype import BeartypeConf, beartype  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
-# Shapes in signatures are checked. Not in config.py: its own checks, which tests match, name the field
+# Types and shapes in signatures are checked. Not in model/config.py: its own checks, which tests match, name the field.
 MODEL = Path(__file__).parent.parent / "bert_jax" / "model"
-CHECKED = [f"bert_jax.model.{path.stem}" for path in MODEL.glob("*.py") if path.stem not in ("__init__", "config")]
-CHECKED += ["bert_jax.training.losses", "bert_jax.training.optim", "bert_jax.training.steps"]
-install_import_hook(CHECKED, "beartype.beartype")
+CHECKED = [f"bert_jax.model.{path.stem}" for path in MODEL.iterdir() if path.stem not in ("__init__", "__pycache__", "config")]
+checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as it is to mypy
+install_import_hook([*CHECKED, "bert_jax.training"], "conftest.checked")
 
 
 @pytest.fixture(scope="session")

@@ -279,7 +279,7 @@ def test_a_stuck_peer_ends_the_others_with_the_reason(project, tmp_path):
     job[1].send_signal(signal.SIGSTOP)
     [(status, output)] = finish(job[:1])
     assert status == multihost.STUCK, output
-    assert "got no step done for 30 s (parallel.stuck_timeout)" in output
+    assert "finished no step for 30 s (parallel.stuck_timeout)" in output
     assert "loop.py" in output  # where it waits
 
 

@@ -303,7 +303,7 @@ def test_a_loss_that_is_finite_with_a_gradient_that_is_not_is_skipped() -> None:
 
 def square_sums(params, batch, key):
     """The mean of (w - x)**2 over the rows."""
-    return {"square_loss": losses.Sum(jnp.sum((params["w"] - batch["x"]) ** 2), jnp.float32(len(batch["x"])))}
+    return {"square_loss": losses.Sum(jnp.sum((params["w"][None] - batch["x"]) ** 2), jnp.float32(len(batch["x"])))}
 
 
 THEIRS = {  # name: (optimizer, schedule)

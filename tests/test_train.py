@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from helpers import make_documents
 
 import bert_jax
 import train
-from bert_jax.config import InputError
+from bert_jax.config import InputError, load_train_config
 from bert_jax.training import loop, writer
 
 ROOT = Path(__file__).parent.parent
@@ -346,9 +347,9 @@ def test_the_loop_says_when_the_first_loss_is_far_from_chance():
 
     said = []
 
-    class Log:
-        def __getattr__(self, name):
-            return lambda *a, **k: said.append(a[0]) if name == "message" else None
+    class Log(writer.Silent):
+        def message(self, text):
+            said.append(text)
 
     def step(state, batch):
         metrics = {"loss": jnp.float32(9.0), "masked_lm_loss": jnp.float32(9.0), "skipped_in_a_row": jnp.int32(0)}
@@ -360,3 +361,14 @@ def test_the_loop_says_when_the_first_loss_is_far_from_chance():
         loop.Cost(lambda b: 1, 1.0, None), 4.0,
     )  # fmt: skip
     assert any("first loss is 9.00" in text for text in said)
+
+
+def test_a_run_in_another_thread_than_the_main_one_trains_without_signal_handlers(project, whole_run, tmp_path):
+    """Python allows signal handlers in the main thread only; a notebook or a server may train from another."""
+    cfg = load_train_config(arguments(project, tmp_path))
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with ThreadPoolExecutor(1) as pool:
+        reached = pool.submit(bert_jax.train, cfg).result()
+    assert (reached.signal, reached.export) == (None, tmp_path / "export")
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    assert recorded(tmp_path) == recorded(whole_run)

@@ -234,7 +234,7 @@ def claim_workdir(cfg: FinetuneConfig, first: bool = True) -> None:
             different = workdir.changed(old, cfg, FREE_FIELDS)
             if different and any(next(path.parent.glob(pattern), None) for pattern in [*begun, "results.json"]):
                 flags = [(name.removeprefix("task_data."), there, here) for name, there, here in different]
-                workdir.refuse(cfg, flags, ", or delete that folder")
+                workdir.refuse(f"{cfg.workdir} holds another run", flags, ", or delete that folder")
         elif any(next(path.parent.glob(pattern), None) for pattern in begun):
             raise InputError(
                 f"{path.parent} holds checkpoints, but the config.json of their run is gone: restore it, use "

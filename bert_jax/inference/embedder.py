@@ -37,7 +37,7 @@ def sentence_vectors(
     vectors = pool(hidden, sequence_ids, first, pooling.modes).astype(jnp.float32)
     for layer, (kernel, *bias) in zip(pooling.dense, dense, strict=True):
         vectors = jnp.matmul(vectors, kernel, precision="highest")
-        vectors = TORCH_ACTIVATIONS[layer.activation](vectors + bias[0] if bias else vectors)
+        vectors = TORCH_ACTIVATIONS[layer.activation](vectors + jnp.asarray(bias[0])[None, None] if bias else vectors)
     if pooling.normalize:
         vectors /= jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
     return vectors[..., : pooling.truncate_dim]

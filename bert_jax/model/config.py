@@ -281,6 +281,11 @@ class ComputeConfig(Checked):
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type. Parameters, softmax, norm statistics and losses stay float32."""
+    matmul_precision: Literal["default", "high", "highest"] = "default"
+    (
+        "Precision of float32 matrix products in pretraining. default: TF32 on GPUs, one bfloat16 pass on TPUs; high: TF32, or "
+        "three passes; highest: float32. CPUs always compute in float32."
+    )
     remat: Literal["auto", "none", "dots", "full"] = "auto"
     (
         "Recomputed in the backward pass to save memory: nothing; all but matrix products; or each layer (about a third "

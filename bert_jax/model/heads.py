@@ -105,7 +105,7 @@ def pool(
 
     Vectors of several `modes` (see `Pooling`) stand side by side. Sequences that a row lacks give finite values.
     """
-    places = jnp.arange(hidden.shape[1])
+    places = jnp.arange(hidden.shape[1])[None, None]
     belongs = sequence_ids[:, None, :] == jnp.arange(1, first.shape[1] + 1)[None, :, None]
     counted = belongs & (places >= first[:, :, None])
 

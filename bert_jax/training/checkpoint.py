@@ -14,8 +14,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +24,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-from bert_jax.config import InputError
+from bert_jax.config import InputError, Json
 from bert_jax.disk import seal
+from bert_jax.workdir import read_record
 
 
 class _Damaged(Exception):
@@ -71,17 +71,18 @@ def _checksum(x: jax.Array) -> jax.Array:
     return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
 
 
-def _named(tree: PyTree) -> dict[str, Any]:
+def _named(tree: PyTree) -> dict[str, PyTree]:
+    """Returns the leaves (arrays, or their abstract values) by path."""
     return {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _arrays(tree: PyTree) -> dict[str, list]:
-    """Returns name -> [dtype, shape, checksum] of each array; one after another, as the sums may cross hosts."""
+    """Returns [dtype, shape, checksum] of each array by path; one after another, as the sums may cross hosts."""
     return {n: [str(x.dtype), list(x.shape), int(_checksum(x))] for n, x in _named(tree).items()}
 
 
 def _empty(tree: PyTree) -> list[str]:
-    """Returns the names of the parts without arrays, which also tell one optimizer's state from another's."""
+    """Returns the paths of the parts without arrays, which also tell one optimizer's state from another's."""
     parts = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: not jax.tree.leaves(x))
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, x in parts if not jax.tree.leaves(x)]
 
@@ -96,19 +97,15 @@ def _some(names: list[str]) -> str:
     return (", ".join(names[:20]) or "none") + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
-def _check_same_model(folder: epath.Path, record: dict, like: PyTree) -> None:
+def _check_same_model(folder: epath.Path, record: Json, like: PyTree) -> None:
     saved, here, empty = record["arrays"], _named(like), _empty(like)
-    shapes = [
-        f"{n} {tuple(saved[n][1])} in the checkpoint, {here[n].shape} in this run"
-        for n in sorted(saved.keys() & here.keys())
-        if tuple(saved[n][1]) != here[n].shape
-    ]
-    there = {*saved, *record.get("empty", empty)}  # older ones do not say
-    if shapes or there != {*here, *empty}:
+    both = ((name, tuple(saved[name][1]), here[name].shape) for name in sorted(saved.keys() & here.keys()))
+    shapes = [f"{name} {there} in the checkpoint, {shape} in this run" for name, there, shape in both if there != shape]
+    there, own = {*saved, *record.get("empty", empty)}, {*here, *empty}  # older checkpoints do not record "empty"
+    if shapes or there != own:
         raise InputError(
-            f"checkpoint {folder} is of another model or optimizer: other shapes: {_some(shapes)}; "
-            f"only in the checkpoint: {_some(sorted(there - {*here, *empty}))}; "
-            f"only in this run: {_some(sorted({*here, *empty} - there))}. Use its config, or another --workdir"
+            f"checkpoint {folder} is of another model or optimizer: other shapes: {_some(shapes)}; only in the checkpoint: "
+            f"{_some(sorted(there - own))}; only in this run: {_some(sorted(own - there))}. Use its config, or another --workdir"
         )
 
 
@@ -137,20 +134,17 @@ class Checkpointer:
         read_only: bool = False,
     ) -> None:
         _hush()
-        self.directory, self._metric = epath.Path(directory).expanduser().resolve(), best_metric
-        self._read_only = read_only
+        self.directory = epath.Path(directory).expanduser().resolve()
+        self._metric, self._read_only = best_metric, read_only
         self._report = report if jax.process_index() == 0 else lambda line: None
         self._saving, self._metrics = 0, dict[int, float]()
-        policies = ocp.checkpoint_managers
-        policy = policies.AnyPreservationPolicy([policies.LatestN(keep), self])  # `self`: see should_preserve
+        newest = ocp.checkpoint_managers.LatestN(keep)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy,
-            cleanup_tmp_directories=not read_only,
-            read_only=read_only,
-            lightweight_initialize=True,
-            # Or a folder that cannot be made leaves threads that wait ten minutes for it, and the process with them.
+            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy([newest, self]),  # `self`: see should_preserve
+            cleanup_tmp_directories=not read_only, read_only=read_only, lightweight_initialize=True,
+            # Otherwise a folder that cannot be made leaves threads that wait ten minutes for it, and the process with them.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-        )
+        )  # fmt: skip
         try:
             self._manager = ocp.CheckpointManager(self.directory, options=options)
             next(self.directory.iterdir(), None)  # Orbax takes a file for an empty folder
@@ -160,7 +154,7 @@ class Checkpointer:
                 "make it a folder that you may write to, or give another --workdir"
             ) from error
         for step in self.steps:
-            with contextlib.suppress(Exception):  # restore_latest will say what is wrong with it, if it matters
+            with contextlib.suppress(Exception):  # restore_latest reports a damaged record
                 self._metrics[step] = float(self._record(step)["metrics"][best_metric])
 
     @property
@@ -170,18 +164,18 @@ class Checkpointer:
 
     @property
     def best_step(self) -> int | None:
-        """The step of the lowest `best_metric`, the newer of equals; None where no checkpoint has the metric."""
+        """The step of the lowest `best_metric`, the newer of equals; None if no checkpoint has the metric."""
         return min((s for s in reversed(self.steps) if s in self._metrics), key=self._metrics.__getitem__, default=None)
 
-    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
-        """Orbax's PreservationPolicy (its BestN needs a metrics file that Orbax wrote and read): keep the best."""
+    def should_preserve(self, checkpoints: Sequence, *, context: object) -> list[bool]:
+        """Implements Orbax's PreservationPolicy: keeps the best (Orbax's BestN needs a metrics file of its own)."""
         return [info.step == self.best_step for info in checkpoints]
 
-    def save(self, step: int, state: PyTree, meta: dict, metrics: dict[str, float] | None = None) -> None:
+    def save(self, step: int, state: PyTree, meta: Json, metrics: Mapping[str, float | np.floating] | None = None) -> None:
         """Starts to save `state` and `meta` (JSON) as `step`; the files are written while training goes on.
 
         Raises:
-          InputError: this save or the one before it failed (a full disk), or `step` is not past the newest checkpoint.
+          InputError: This save or the one before it failed (a full disk), or `step` is not past the newest checkpoint.
           TypeError: `meta` is not JSON.
         """
         self.wait()
@@ -192,12 +186,12 @@ class Checkpointer:
             )
         state = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), state)
         ranked = {k: float(v) for k, v in (metrics or {}).items() if k == self._metric and math.isfinite(v)}
-        known = {"step": step, "arrays": _arrays(state), "empty": _empty(state), "meta": meta, "metrics": ranked}
-        record = json.loads(json.dumps(known))
+        record = {"step": step, "arrays": _arrays(state), "empty": _empty(state), "meta": meta, "metrics": ranked}
+        record = json.loads(json.dumps(record))
         record["crc32"] = seal(record)
         self._saving = step
-        self._metrics.pop(step, None)  # left by a damaged one that was moved aside
-        self._metrics.update((step, v) for v in ranked.values())
+        self._metrics.pop(step, None)  # that of a damaged checkpoint that was moved aside
+        self._metrics.update((step, value) for value in ranked.values())
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(record))
         with self._failures_named():
             if not self._manager.save(step, args=args):
@@ -215,20 +209,20 @@ class Checkpointer:
         finally:
             self._manager.close()
 
-    def restore_latest(self, like: PyTree) -> tuple[PyTree, dict, int] | None:
-        """The newest whole checkpoint as (state, meta, step), placed and typed as `like`; None if there is none at all.
+    def restore_latest(self, like: PyTree) -> tuple[PyTree, Json, int] | None:
+        """Returns the newest whole checkpoint as (state, meta, step), with placement and types of `like`; None without any.
 
-        Newer ones that are damaged are reported and moved aside to `NAME.damaged`; their steps can be saved again.
+        Newer ones that are damaged are reported and renamed to `NAME.damaged`; their steps can be saved again.
 
         Raises:
-          InputError: the checkpoint is of another model, or there are checkpoints and none of them is whole.
+          InputError: The checkpoint is of another model, or there are checkpoints and none of them is whole.
         """
         self.wait()
         like, damaged = jax.tree.map(_template, like), dict[epath.Path, str]()
-        folders = [p for p in self.directory.iterdir() if p.is_dir()]
-        for p in folders:
-            if not re.fullmatch(r"0|[1-9]\d*|.*\.damaged.*|.*\.orbax-checkpoint-tmp.*", p.name):
-                self._report(f"{p} is ignored: its name is not a step, so it is no checkpoint")
+        folders = [path for path in self.directory.iterdir() if path.is_dir()]
+        for path in folders:
+            if not re.fullmatch(r"0|[1-9]\d*|.*\.damaged.*|.*\.orbax-checkpoint-tmp.*", path.name):
+                self._report(f"{path} is ignored: its name is not a step, so it is no checkpoint")
         for step in reversed(self.steps):
             folder = self.directory / str(step)
             try:
@@ -236,61 +230,58 @@ class Checkpointer:
             except _Damaged as error:
                 damaged[folder] = str(error)
                 continue
-            for bad, why in damaged.items():
-                moved = "" if self._read_only else f"moved to {self._move_aside(bad)}, "
-                self._report(f"checkpoint {bad} is damaged ({why}): {moved}using {step}")
+            for path, reason in damaged.items():
+                moved = "" if self._read_only else f"moved to {self._move_aside(path)}, "
+                self._report(f"checkpoint {path} is damaged ({reason}): {moved}using {step}")
             if not self._read_only:
                 self._manager.reload()
             return state, meta, step
-        damaged.update((p, "moved aside before") for p in folders if ".damaged" in p.name)
+        damaged |= {path: "moved aside before" for path in folders if ".damaged" in path.name}
         if damaged:
-            each = "".join(f"\n  {p}: {why}" for p, why in damaged.items())
+            each = "".join(f"\n  {path}: {reason}" for path, reason in damaged.items())
             raise InputError(
                 f"no checkpoint in {self.directory} is whole:{each}\n"
                 "Bring a whole one back from a backup; to start anew, remove that folder or give another --workdir"
             )
         return None
 
-    def _restore(self, folder: epath.Path, like: PyTree) -> tuple[PyTree, dict]:
-        """The checkpoint, whole on all processes; raises _Damaged on all of them if one cannot read it."""
-        result, why = None, "another process cannot read it"
+    def _restore(self, folder: epath.Path, like: PyTree) -> tuple[PyTree, Json]:
+        """Returns a checkpoint's state and meta; raises _Damaged on all processes if one of them cannot read it."""
+        result, reason = None, "another process cannot read it"
         try:
             result = self._read(folder, like)
         except (InputError, MemoryError, jax.errors.JaxRuntimeError):  # out of memory is not damage
             raise
         except Exception as error:
-            why = _reason(error)
+            reason = _reason(error)
         everyone = multihost_utils.process_allgather(np.array(result is not None)).all()
         if result is None or not everyone:
-            raise _Damaged(why)
+            raise _Damaged(reason)
         return result
 
-    def _record(self, step: int | str) -> dict:
-        """The JSON beside the state, whole; raises _Damaged."""
-        text = (self.directory / str(step) / "meta" / "metadata").read_bytes()
-        with contextlib.suppress(ValueError, AttributeError):
-            record = json.loads(text)
-            if record.pop("crc32", None) == seal(record):
-                return record
-        raise _Damaged("meta does not match its checksum")
+    def _record(self, step: int) -> Json:
+        """Returns the record beside a checkpoint's state; raises _Damaged if its checksum does not match."""
+        if (record := read_record(self.directory / str(step))) is None:
+            raise _Damaged("meta does not match its checksum")
+        return record
 
-    def _read(self, folder: epath.Path, like: PyTree) -> tuple[PyTree, dict]:
-        if not any(True for _ in folder.iterdir()):
+    def _read(self, folder: epath.Path, like: PyTree) -> tuple[PyTree, Json]:
+        if next(folder.iterdir(), None) is None:
             raise _Damaged("the folder is empty")
         for part in ("state", "meta", "meta/metadata", "state/_METADATA", "state/manifest.ocdbt"):
             if not (folder / part).exists():
                 raise _Damaged(f"{part} is missing")
-        record, here = self._record(folder.name), _named(like)
+        step, here = int(folder.name), _named(like)
+        record = self._record(step)
         saved = record["arrays"]
-        if record.get("step", int(folder.name)) != int(folder.name):  # older ones do not say
+        if record.get("step", step) != step:  # older checkpoints do not record it
             raise _Damaged(f"it was saved as step {record['step']}: its folder was renamed")
         _check_same_model(folder, record, like)
-        as_saved = [jax.ShapeDtypeStruct(x.shape, saved[n][0], sharding=x.sharding) for n, x in here.items()]
+        as_saved = [jax.ShapeDtypeStruct(x.shape, saved[name][0], sharding=x.sharding) for name, x in here.items()]
         template = jax.tree.unflatten(jax.tree.structure(like), as_saved)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(template))
-        state = self._manager.restore(int(folder.name), args=args).state
-        wrong = [n for n, array in _arrays(state).items() if array != saved[n]]
-        if wrong:
+        state = self._manager.restore(step, args=args).state
+        if wrong := [name for name, array in _arrays(state).items() if array != saved[name]]:
             raise _Damaged(f"the numbers of {_some(wrong)} do not match their checksum")
         return jax.tree.map(lambda x, t: x.astype(t.dtype), state, like), record["meta"]
 
@@ -308,9 +299,9 @@ class Checkpointer:
             ) from error
 
     def _move_aside(self, path: epath.Path) -> epath.Path:
-        """Renames `path` to the first free one of NAME.damaged, NAME.damaged.2, ...; one process does it."""
-        names = [f"{path.name}.damaged"] + [f"{path.name}.damaged.{n}" for n in range(2, 1000)]
-        target = next(path.parent / n for n in names if not (path.parent / n).exists())
+        """Renames `path` to the first free name of NAME.damaged, NAME.damaged.2, ...; one process does it."""
+        names = (f"{path.name}.damaged{end}" for end in ("", *(f".{n}" for n in range(2, 1000))))
+        target = next(path.parent / name for name in names if not (path.parent / name).exists())
         multihost_utils.sync_global_devices(f"name for {path}")
         if jax.process_index() == 0:
             path.rename(target)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -17,30 +18,22 @@ from jaxtyping import PyTree
 from bert_jax.config import InputError
 from bert_jax.training.losses import Sum
 from bert_jax.training.steps import TrainState
+from bert_jax.training.writer import Log
 
 HostBatch = dict[str, np.ndarray]
 T = TypeVar("T")
 
 
-class Log(Protocol):
-    """The part of a writer that the loop uses."""
-
-    def scalars(self, step: int, values: dict[str, float]) -> None: ...
-    def timing(self, step: int, values: dict[str, float]) -> None: ...
-    def progress(self, step: int, **shown: float) -> None: ...
-    def message(self, text: str) -> None: ...
-    def flush(self) -> None: ...
-
-
 class Diverged(InputError):
-    """Raised where too many updates in a row were not finite."""
+    """Raised when too many updates in a row were not finite."""
 
 
 class StopRequest:
     """A context in which SIGTERM and SIGINT end the loop after the current step; a second signal ends it at once.
 
-    An evaluation may set `enough` to end the loop after it. Where several processes have to end after the same step, `agreed`,
-    which returns True to stop, replaces the signals.
+    Python delivers signals to the main thread only, so in another thread no handlers are set and the loop runs to its end.
+    An evaluation may set `enough` to end the loop after it. Where several processes must end after the same step, `agreed`,
+    which returns True to stop, replaces the handlers.
     """
 
     def __init__(self, agreed: Callable[[], bool] | None = None) -> None:
@@ -50,16 +43,14 @@ class StopRequest:
         self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def asked(self) -> bool:
-        """Returns True where the loop is to end after this step; called once a step."""
+        """Returns True if the loop is to end after this step; called once a step."""
         if self._agreed is not None and self.signal is None and self._agreed():
             self.signal = signal.SIGTERM
         return self.signal is not None
 
     def __enter__(self) -> StopRequest:
-        if self._agreed is not None:
-            return self
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._handle)
+        if self._agreed is None and threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -90,7 +81,7 @@ class Cost:
     Attributes:
       tokens: Counts the tokens of a batch without padding.
       flops: FLOPs of a step on all devices.
-      peak_flops: Peak FLOP/s of all devices together, or None where it is not known.
+      peak_flops: Peak FLOP/s of all devices together, or None if it is not known.
     """
 
     tokens: Callable[[HostBatch], int]
@@ -98,17 +89,20 @@ class Cost:
     peak_flops: float | None
 
 
-class _Clock:
-    """Measures the time since the last line, the time spent waiting for data, and the tokens trained on."""
+class _Meter:
+    """Reads and logs the metrics of a step, one step after its dispatch, with the speed since the last line."""
 
-    def __init__(self, cost: Cost) -> None:
-        self.cost = cost
+    def __init__(self, cadence: Cadence, log: Log, cost: Cost, first_loss: float | None) -> None:
+        self.cadence, self.log, self.cost, self.first_loss = cadence, log, cost, first_loss
+        self.pending: tuple[int, dict[str, jax.Array]] | None = None
+        self.shown: dict[str, float] = {}
         self.restart()
 
     def restart(self) -> None:
+        """Starts the clock anew."""
         self.begun, self.waited, self.tokens, self.steps = time.perf_counter(), 0.0, 0, 0
 
-    def read(self) -> dict[str, float]:
+    def _speed(self) -> dict[str, float]:
         seconds = time.perf_counter() - self.begun
         values = {
             "step_seconds": seconds / max(1, self.steps),
@@ -118,15 +112,6 @@ class _Clock:
         if self.cost.peak_flops:
             values["mfu"] = self.cost.flops * self.steps / seconds / self.cost.peak_flops
         return values
-
-
-class _MetricsReader:
-    """Reads the metrics of a step and logs them, one step behind the dispatch."""
-
-    def __init__(self, cadence: Cadence, log: Log, clock: _Clock, first_loss: float | None) -> None:
-        self.cadence, self.log, self.clock, self.first_loss = cadence, log, clock, first_loss
-        self.pending: tuple[int, dict[str, jax.Array]] | None = None
-        self.shown: dict[str, float] = {}
 
     def settle(self) -> None:
         """Waits for the pending step, so that at most two are in flight, and logs it at the cadence."""
@@ -144,10 +129,10 @@ class _MetricsReader:
                 "(guessing by chance): something is wrong with the weights or the labels"
             )
         self.log.scalars(step, {f"train/{name}": value for name, value in values.items()})
-        timing = self.clock.read()
-        self.log.timing(step, timing)
-        self.clock.restart()
-        self.shown.update(loss=values["loss"], tokens_per_second=timing["tokens_per_second"])
+        speed = self._speed()
+        self.log.timing(step, speed)
+        self.restart()
+        self.shown.update(loss=values["loss"], tokens_per_second=speed["tokens_per_second"])
         if in_a_row >= self.cadence.max_skipped:
             raise Diverged(
                 f"the updates of steps {step - in_a_row + 1} to {step} were not finite and were skipped: {in_a_row} in a row "
@@ -190,38 +175,38 @@ def fit(
       Diverged: `cadence.max_skipped` updates in a row were not finite; the message names the steps.
     """
     step = int(np.max(state.step))  # several runs in one program: the step of those that continue
-    reader = _MetricsReader(cadence, log, _Clock(cost), first_loss)
+    meter = _Meter(cadence, log, cost, first_loss)
     stopped = stop.signal is not None
     while step < cadence.num_steps and not stopped and not stop.enough:
         asked = time.perf_counter()
         batch = next(batches)
-        reader.clock.waited += time.perf_counter() - asked
+        meter.waited += time.perf_counter() - asked
         state, metrics = train_step(state, put(batch))
-        reader.settle()
+        meter.settle()
         step += 1
-        reader.clock.steps += 1
-        reader.clock.tokens += cost.tokens(batch)
-        reader.pending = step, metrics
-        log.progress(step, **reader.shown)
+        meter.steps += 1
+        meter.tokens += cost.tokens(batch)
+        meter.pending = step, metrics
+        log.progress(step, **meter.shown)
         evaluation: dict[str, float] = {}
         if step % cadence.eval_every == 0 or step == cadence.num_steps:
-            reader.settle()
+            meter.settle()
             evaluation = evaluate(state.params)
             log.scalars(step, evaluation)
             log.message(f"step {step}: " + "  ".join(f"{name.removeprefix('eval/')} {v:.4f}" for name, v in evaluation.items()))
-            reader.clock.restart()
+            meter.restart()
         stopped = stop.asked()  # after the evaluation, which may take long
         if step % cadence.checkpoint_every == 0 or step == cadence.num_steps or stopped:
-            reader.settle()
+            meter.settle()
             log.flush()
             save(state, evaluation)
-    reader.settle()
+    meter.settle()
     log.flush()
     return state
 
 
 def profiled(step: Callable[..., T], skip: int, count: int, directory: Path) -> Callable[..., T]:
-    """Returns `step`, which writes a trace of its calls number `skip` + 1 to `skip` + `count`."""
+    """Returns `step`, traced by the profiler from call `skip` + 1 to call `skip` + `count`."""
     calls = 0
 
     def traced(*args: PyTree) -> T:
@@ -243,20 +228,18 @@ def evaluate_sums(
     params: PyTree,
     batches: Iterable[HostBatch],
     put: Callable[[HostBatch], PyTree],
-    weights: dict[str, float],
+    weights: Mapping[str, float],
 ) -> dict[str, float]:
     """Returns the means over all `batches` of the sums of `eval_step`.
 
-    `weights` gives, by name, the weight that all examples together have.
+    `weights` holds the weight of all examples together, by name of the sum.
 
     Raises:
       AssertionError: The batches add up to another weight.
     """
-    total: dict[str, tuple[float, float]] = {}
-    for batch in batches:
-        sums = jax.device_get(eval_step(params, put(batch)))
-        total = {n: (s.total + total[n][0], s.weight + total[n][1]) if total else (s.total, s.weight) for n, s in sums.items()}
+    sums = [jax.device_get(eval_step(params, put(batch))) for batch in batches]
+    total: dict[str, Sum] = jax.tree.map(lambda *parts: sum(parts), *sums)
     for name, expected in weights.items():
-        if abs(float(total[name][1]) - expected) > 1e-3 * expected:
-            raise AssertionError(f"evaluation counted a weight of {total[name][1]} in {name}, where the set has {expected}")
-    return {name: float(t) / max(float(w), 1e-9) for name, (t, w) in total.items()}
+        if abs(float(total[name].weight) - expected) > 1e-3 * expected:
+            raise AssertionError(f"evaluation counted a weight of {total[name].weight} in {name}, where the set has {expected}")
+    return {name: float(s.total) / max(float(s.weight), 1e-9) for name, s in total.items()}

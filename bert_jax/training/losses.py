@@ -98,7 +98,7 @@ def binary_cross_entropy(
     logits = logits.astype(jnp.float32)
     losses = jax.nn.softplus(logits) - logits * labels
     if positive_weights is not None:
-        losses *= 1 + (positive_weights - 1) * labels
+        losses *= 1 + jnp.expand_dims(positive_weights - 1, range(labels.ndim - 1)) * labels
     return weighted_sum(jnp.mean(losses, axis=-1), weights)
 
 
@@ -119,7 +119,7 @@ def span_cross_entropy(
     The softmax runs over the tokens of the answer's own sequence: sequence s of a row (from 0) has sequence id s + 1. Padding has
     no share in it, whereas run_squad.py and transformers give it one.
     """
-    own = sequence_ids[:, None, :] == jnp.arange(1, labels.shape[1] + 1)[:, None]
+    own = sequence_ids[:, None, :] == jnp.arange(1, labels.shape[1] + 1)[None, :, None]
 
     def loss(logits: Float[AnyArray, "B L"], positions: Int[AnyArray, "B S"]) -> Float[Array, "B S"]:
         logits = jnp.where(own, logits.astype(jnp.float32)[:, None, :], MASKED)
@@ -163,7 +163,7 @@ def ranking_loss(
     logits = _unit(anchors) @ _unit(candidates).T / temperature
     counted = jnp.tile(weights > 0, candidates.shape[0] // count)
     own = jnp.eye(count, candidates.shape[0], dtype=bool)
-    allowed = counted & (own | ~_related(anchor_ids, candidate_ids))
+    allowed = counted[None] & (own | ~_related(anchor_ids, candidate_ids))
     return cross_entropy(jnp.where(allowed, logits, MASKED), jnp.arange(count), weights)
 
 

@@ -72,15 +72,13 @@ def activation_bytes(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare
     These are the values that the forward pass saves for the backward pass, the temporaries of one layer's (or the head's)
     backward pass, and the gradients. `compute.remat` and `compute.scan_layers` must be set.
     """
-    size = 4 if compute.dtype == "float32" else 2
+    size = 4.0 if compute.dtype == "float32" else 2.0
     tokens, last_layer = share.rows * share.length, share.slots / share.length or 1.0
     d, m, scores = cfg.hidden_size / share.tensor, cfg.intermediate_size / share.tensor, _score_values(cfg, compute, share)
     saved = tokens * (cfg.num_hidden_layers - 1 + last_layer) * _saved_per_token(cfg, compute, share)
     # In float32: attention scores and the intermediate layer; with a kernel its operands and their gradients.
     attention_bytes, mlp_bytes = (4 + size) * scores or 24 * d, 12 * m
-    if (
-        compute.scan_layers and compute.remat == "dots"
-    ):  # part of the recomputed values and of their gradients live at the same time
+    if compute.scan_layers and compute.remat == "dots":  # some recomputed values live beside their gradients
         attention_bytes *= 1.5
     head_bytes = 6.5 * share.rows * share.slots * cfg.vocab_size / share.tensor
     temporaries = max(tokens * (attention_bytes + mlp_bytes), head_bytes)
@@ -88,12 +86,12 @@ def activation_bytes(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare
 
 
 def _saved_per_token(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare) -> float:
-    """Returns the bytes that a layer saves for the backward pass, a token.
+    """Returns the bytes per token that a layer saves for the backward pass.
 
     Without a scan the compiler recomputes some cheap values on its own, but draws dropout (counted here as scores) once. Through
     a scan it can do neither: every value that the derivatives read is stacked.
     """
-    size = 4 if compute.dtype == "float32" else 2
+    size = 4.0 if compute.dtype == "float32" else 2.0
     whole, d, m = cfg.hidden_size, cfg.hidden_size / share.tensor, cfg.intermediate_size / share.tensor
     scores = _score_values(cfg, compute, share)
     if compute.remat == "full":  # the layer's input
@@ -107,7 +105,7 @@ def _saved_per_token(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare
 
 
 def _score_values(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare) -> float:
-    """Returns the attention scores that a layer holds in memory, a token: none where a kernel computes attention."""
+    """Returns the attention scores per token that a layer holds in memory: none if a fused kernel computes attention."""
     rate, head_size = cfg.attention_probs_dropout_prob, cfg.hidden_size // cfg.num_attention_heads
     kernel, _ = attention.choose(compute.attention, share.platform, share.length, head_size, compute.dtype, rate)
     return share.length * cfg.num_attention_heads / share.tensor if kernel == "xla" else 0.0
@@ -128,9 +126,9 @@ def total_bytes(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare) -> 
 
 
 def choose_recomputation(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare, memory_bytes: int | None) -> ComputeConfig:
-    """Returns `compute` with `remat` and `scan_layers` chosen where it leaves them open.
+    """Returns `compute` with a choice for a `remat` of "auto" and for a `scan_layers` of None.
 
-    The choice is the least recomputation whose estimate fits into `USABLE` of `memory_bytes`, and none where the memory is not
+    The choice is the least recomputation whose estimate fits into `USABLE` of `memory_bytes`, and none if the memory is not
     known, as on CPUs.
     """
     if compute.scan_layers is None:  # without a scan, compilation for TPUs takes many times as long
@@ -144,8 +142,5 @@ def choose_recomputation(cfg: BertConfig, compute: ComputeConfig, share: DeviceS
 
 
 def device_bytes(device: jax.Device) -> int | None:
-    """Returns the bytes of memory of a device, or None for one that does not report them (CPUs, TPUs that are not here)."""
-    if device.platform == "cpu":
-        return None
-    stats = device.memory_stats() if isinstance(device, jax.Device) else None
-    return (stats or {}).get("bytes_limit")
+    """Returns the bytes of memory of a device, or None for one that does not report them, such as a CPU."""
+    return (device.memory_stats() or {}).get("bytes_limit")

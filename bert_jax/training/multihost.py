@@ -1,6 +1,6 @@
 """Several processes as one job: they find each other, agree, and end together.
 
-JAX's own behaviour: a process that is gone ends the others by SIGABRT after the heartbeat's time-out, with the reason on their
+By itself, JAX ends the others by SIGABRT after the heartbeat's time-out when one process is gone, with the reason on their
 stderr. A process that raised waits for the others at its exit for up to five minutes, while they wait for it. A process that
 hangs is waited for without end. So a process that fails leaves at once (`console.run`), and one that finishes no step ends
 itself (`Watchdog`).
@@ -19,7 +19,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from types import TracebackType
 from typing import TypeVar
 
 import jax
@@ -64,14 +63,14 @@ def connect(cfg: ParallelConfig) -> None:
 
 
 def _environment_has_several() -> bool:
-    """Returns True where the variables of a TPU pod, Slurm or Open MPI name several processes."""
+    """Returns True if the variables of a TPU pod, Slurm or Open MPI name several processes."""
     counts = (os.environ.get(name, "") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
-    started = "SLURM_PROCID" in os.environ or "OMPI_COMM_WORLD_RANK" in os.environ  # not so in a shell of salloc
+    started = "SLURM_PROCID" in os.environ or "OMPI_COMM_WORLD_RANK" in os.environ  # a shell of salloc lacks them
     return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or (started and any(n.isdigit() and int(n) > 1 for n in counts))
 
 
 def _meet(address: str, count: int, number: int, seconds: float) -> None:
-    """Waits until all processes are there: JAX aborts, with a C++ stack, where one never comes."""
+    """Waits until all processes have come; without it, JAX aborts with a C++ stack if one never comes."""
     give_up = time.monotonic() + seconds
     if number == 0:
         if missing := _gather(address, count, give_up):
@@ -112,24 +111,24 @@ def _gather(address: str, count: int, give_up: float) -> list[int]:
                 caller.settimeout(5)
                 words = caller.makefile("rb").readline(100)
                 if words.startswith(_GREETING) and 0 < (number := int(words[len(_GREETING) :])) < count:
-                    waiting[number] = caller  # again, if it was started again
+                    waiting[number] = caller  # a process that was started again replaces its old call
         missing = [number for number in range(1, count) if number not in waiting]
-        for caller in [] if missing else waiting.values():
+        released = [] if missing else waiting.values()
+        for caller in released:
             with contextlib.suppress(OSError):
                 caller.sendall(b"go")
-        for caller in [] if missing else waiting.values():
-            with contextlib.suppress(OSError):  # who closes first keeps the port for a while: let it be the others
+        for caller in released:
+            with contextlib.suppress(OSError):  # the side that closes first keeps the port for a while: let it be theirs
                 caller.recv(1)
     return missing
 
 
 def _greet(address: str, number: int, give_up: float) -> str:
     """Waits at process 0's port until all have come; returns the reason if they do not, else an empty string."""
-    host, _, port = address.rpartition(":")
     reason = "nothing listens there"
     while (left := give_up - time.monotonic()) > 0:
         try:
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=min(5, left)) as call:
+            with _call(address, min(5, left)) as call:
                 call.sendall(b"%b%d\n" % (_GREETING, number))
                 reason = "it waits for the others"
                 call.settimeout(max(0.01, give_up - time.monotonic()))
@@ -142,13 +141,17 @@ def _greet(address: str, number: int, give_up: float) -> str:
 
 
 def _knock(address: str) -> str:
-    """Returns the reason why nothing listens at HOST:PORT, or an empty string where something does."""
-    host, _, port = address.rpartition(":")
+    """Returns the reason why nothing listens at HOST:PORT, or an empty string if something does."""
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        _call(address, 5).close()
     except OSError as error:
         return error.strerror or str(error)
     return ""
+
+
+def _call(address: str, timeout: float) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    return socket.create_connection((host.strip("[]"), int(port)), timeout)
 
 
 def is_first() -> bool:
@@ -169,13 +172,13 @@ def barrier(name: str) -> None:
 
 
 def first_then_others(make: Callable[[], T]) -> T:
-    """Calls `make()` in process 0, then in the others, which find the results of process 0 on a shared disk."""
-    if is_first():
-        made = make()
+    """Returns `make()`, called in process 0 and then in the others, which find its results on a shared disk."""
+    if not is_first():
         barrier("made by the first")
-        return made
+        return make()
+    made = make()
     barrier("made by the first")
-    return make()
+    return made
 
 
 def from_first(value: T) -> T:
@@ -217,15 +220,14 @@ def stop_agreed() -> Callable[[], bool] | None:
 
 
 class Watchdog:
-    """Ends a process of several, with the reason on stderr, where `seconds` pass between two beats; never a single process.
+    """A context that ends a process of several, with the reason on stderr, if `seconds` pass between two beats.
 
-    The first beat starts the clock, so compilation before it may take any time.
+    A single process is never ended. The first beat starts the clock, so compilation before it may take any time.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds, self._last = seconds, None if jax.process_count() > 1 else float("inf")
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._ended, self._owner = threading.Event(), threading.get_ident()
 
     def beat(self) -> None:
         """Records progress."""
@@ -235,27 +237,26 @@ class Watchdog:
     def watched(self, function: Callable[..., T]) -> Callable[..., T]:
         """Returns `function` with a beat at each call."""
 
-        def beating(*args: object, **kwargs: object) -> T:
+        def beating(*args: object) -> T:
             self.beat()
-            return function(*args, **kwargs)
+            return function(*args)
 
         return beating
 
     def _watch(self) -> None:
         while not self._ended.wait(min(1.0, self._seconds / 4)):
-            last = self._last
-            if last is not None and time.monotonic() - last > self._seconds:
+            if self._last is not None and time.monotonic() - self._last > self._seconds:
                 print(
-                    f"error: process {jax.process_index()} of {jax.process_count()} got no step done for {self._seconds:g} s "
-                    "(parallel.stuck_timeout): another process hangs or is cut off. Here it waits:",
+                    f"error: process {jax.process_index()} of {jax.process_count()} finished no step for {self._seconds:g} s "
+                    "(parallel.stuck_timeout): another process hangs or is cut off. This process waits here:",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
-                traceback.print_stack(sys._current_frames()[threading.main_thread().ident or 0])
+                traceback.print_stack(sys._current_frames()[self._owner])
                 os._exit(STUCK)
 
     def __enter__(self) -> Watchdog:
-        self._thread.start()
+        threading.Thread(target=self._watch, daemon=True).start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._ended.set()

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -142,7 +142,7 @@ class Devices:
 
     # --- steps ---
 
-    def jit(self, step: Callable[..., PyTree], state: PyTree | None = None, axis: int = 0, others: int = 0) -> _Step:
+    def jit(self, step: Callable[..., PyTree], state: PyTree | None = None, axis: int = 0, others: int = 0) -> Step:
         """Returns `step(first, batch, ...)`, compiled on its first call for each shape of batches.
 
         Args:
@@ -158,16 +158,24 @@ class Devices:
                 out_axes=None if state is None else (None, None), donate_argnums=donate,
                 devices=None if self.mesh.size == jax.device_count() else list(self.mesh.devices.flat),
             )  # fmt: skip
-            return _Step(mapped, self)
+            return Step(mapped, self)
         out = self.replicated if state is None else (self.shardings(state), self.replicated)
-        return _Step(jax.jit(step, out_shardings=out, donate_argnums=donate), self)
+        return Step(jax.jit(step, out_shardings=out, donate_argnums=donate), self)
+
+
+@runtime_checkable
+class _Jitted(Protocol):
+    """A function that jax.jit or jax.pmap returned."""
+
+    def __call__(self, *args: PyTree) -> PyTree: ...
+    def lower(self, *args: PyTree) -> jax.stages.Lowered: ...
 
 
 @dataclass(frozen=True)
-class _Step:
+class Step:
     """A step that is traced inside its mesh."""
 
-    function: Any  # jax.jit or jax.pmap of the step; JAX has no public type for these
+    function: _Jitted
     devices: Devices
 
     def __call__(self, *args: PyTree) -> PyTree:

@@ -162,17 +162,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns a pure training step (state, batch) -> (state, metrics).
 
-    It is `make_update` at the schedule's learning rate, with dropout keys folded from (seed, step, microbatch).
-
-    Args:
-      sums_fn: See `make_update`, as for the arguments below that are not described.
-      optimizer: See `make_update`.
-      schedule: The learning rate at a step, for the optimizers of `optim.make_optimizer`. None for an optimizer that has its
-        own rate, as in `make_train_step(sums, optax.adamw(1e-3), None, seed=0)`.
-      seed: Seeds dropout.
-      clip_norm: See `make_update`.
-      microbatches: See `make_update`.
-      axis_name: See `make_update`.
+    It is `make_update`, which describes the other arguments, at the schedule's learning rate and with dropout keys folded from
+    (seed, step, microbatch). `schedule` is for the optimizers of `optim.make_optimizer`; give None to an optimizer that has its
+    own learning rate, as in `make_train_step(sums, optax.adamw(1e-3), None, seed=0)`.
     """
     update = make_update(sums_fn, optimizer, clip_norm, microbatches, axis_name)
 

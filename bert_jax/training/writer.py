@@ -14,12 +14,12 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
 
+import numpy as np
 import rich.console
-import rich.progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter  # SummaryWriter hangs on a full disk: its thread dies
 from tensorboardX.summary import scalar
@@ -27,13 +27,8 @@ from tensorboardX.summary import scalar
 from bert_jax.config import InputError
 
 SECONDS_BETWEEN_LINES = 10.0
-
-
-class _Scalar(Protocol):
-    def item(self) -> int | float: ...
-
-
-Number = int | float | _Scalar
+Number = int | float | np.integer | np.floating
+Line = dict[str, int | float | str]
 
 
 @contextlib.contextmanager
@@ -46,9 +41,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _plain(value: Number) -> int | float:
-    """Returns a Python number for a NumPy, JAX or Python number."""
-    number = value if isinstance(value, int | float) else value.item()
-    return number if isinstance(number, int) else float(number)
+    return value if isinstance(value, int | float) else value.item()
 
 
 def _shown(value: Number | str) -> str:
@@ -85,52 +78,50 @@ class Writer:
         self.path, self._folder = Path(workdir) / "metrics.jsonl", Path(workdir) / "tensorboard"
         self._num_steps, self._start_step, self._start = num_steps, start_step, time.monotonic()
         self._console, self._last_line = console, -math.inf
-        self._events: Any = None
-        self._bar: rich.progress.Progress | None = None
         self.lines = _recorded_lines(self.path)
         with _naming(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+        self._events: RecordWriter | None = None
         if tensorboard:
             with _naming(self._folder):
                 self._folder.mkdir(exist_ok=True)
-                name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
-                self._events = RecordWriter(str(self._folder / name))
-                self._event(file_version="brain.Event:2")
-                if start_step:
-                    self._event(step=start_step + 1, session_log=SessionLog(status=SessionLog.START))
+                self._events = RecordWriter(str(self._folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"))
+            self._event(file_version="brain.Event:2")
+            if start_step:
+                self._event(step=start_step + 1, session_log=SessionLog(status=SessionLog.START))
         screen = rich.console.Console(stderr=True)
+        self._bar: Progress | None = None
         if console and sys.stderr.isatty() and not screen.is_dumb_terminal:
-            columns = ("step", rich.progress.MofNCompleteColumn(), rich.progress.BarColumn(bar_width=16))
-            text = rich.progress.TextColumn("{task.fields[shown]}", markup=False)
-            self._bar = rich.progress.Progress(*columns, text, console=screen)
+            text = TextColumn("{task.fields[shown]}", markup=False)
+            self._bar = Progress("step", MofNCompleteColumn(), BarColumn(bar_width=16), text, console=screen)
             self._task = self._bar.add_task("", total=num_steps, completed=start_step, shown="")
             self._bar.start()
 
-    def _write(self, step: int, values: dict[str, float], **head: str) -> None:
+    def _write(self, step: int, values: Mapping[str, Number], **head: str) -> None:
         plain = {name: _plain(value) for name, value in values.items()}
-        line = {"step": int(step), **head} | {name: v if math.isfinite(v) else str(v) for name, v in plain.items()}
+        line = {"step": step, **head} | {name: v if math.isfinite(v) else str(v) for name, v in plain.items()}
         data = json.dumps(line, allow_nan=False).encode() + b"\n"
         with _naming(self.path):
             while data:
                 data = data[self._file.write(data) :]
-        if self._events is not None:
-            with _naming(self._folder):
-                for name, value in plain.items():
-                    self._event(step=int(step), summary=scalar(name, float(value)))
+        for name, value in plain.items():
+            self._event(step=step, summary=scalar(name, float(value)))
 
     def _event(self, **fields: object) -> None:
-        self._events.write(Event(wall_time=time.time(), **fields).SerializeToString())
+        if self._events is not None:
+            with _naming(self._folder):
+                self._events.write(Event(wall_time=time.time(), **fields).SerializeToString())
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, Number]) -> None:
         """Appends one line of metrics; the same metrics go to TensorBoard."""
         self._write(step, values)
         self.lines += 1
         if any(name.startswith("eval/") for name in values):
             self._last_line = -math.inf  # the next progress is worth a line
 
-    def timing(self, step: int, values: dict[str, float]) -> None:
-        """Appends a line of its own for what differs from run to run: times and speeds."""
+    def timing(self, step: int, values: Mapping[str, Number]) -> None:
+        """Appends a line of times and speeds, which differ from run to run."""
         self._write(step, values, kind="timing")
 
     def progress(self, step: int, **shown: Number | str) -> None:
@@ -147,18 +138,15 @@ class Writer:
         if self._bar is not None:
             self._bar.update(self._task, completed=step, shown="  ".join(parts))
         else:
-            self._print("  ".join([f"step {step:,}/{self._num_steps:,}", *parts]))
+            self.message("  ".join([f"step {step:,}/{self._num_steps:,}", *parts]))
 
     def message(self, text: str) -> None:
         """Prints a line, above the bar if there is one."""
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         elif self._console:
-            self._print(text)
-
-    def _print(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # a reader who has gone does not end the run
-            print(text, file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # a reader who has gone does not end the run
+                print(text, file=sys.stderr, flush=True)
 
     def flush(self) -> None:
         """Flushes metrics.jsonl to the disk; called before each checkpoint, so that no checkpoint is ahead of it."""
@@ -172,7 +160,6 @@ class Writer:
         """Ends the bar and closes the files. A second call does nothing."""
         if self._bar is not None:
             self._bar.stop()
-            self._bar = None
         if not self._file.closed:
             try:
                 self.flush()
@@ -181,7 +168,6 @@ class Writer:
                 if self._events is not None:
                     with contextlib.suppress(OSError):
                         self._events.close()
-                    self._events = None
 
 
 class Silent:
@@ -189,18 +175,21 @@ class Silent:
 
     lines = 0
 
-    def scalars(self, step: int, values: dict[str, float]) -> None: ...
-    def timing(self, step: int, values: dict[str, float]) -> None: ...
+    def scalars(self, step: int, values: Mapping[str, Number]) -> None: ...
+    def timing(self, step: int, values: Mapping[str, Number]) -> None: ...
     def progress(self, step: int, **shown: Number | str) -> None: ...
     def message(self, text: str) -> None: ...
     def flush(self) -> None: ...
     def close(self) -> None: ...
 
 
-def _parse(path: str | os.PathLike[str]) -> list[tuple[bytes, dict]]:
+Log = Writer | Silent
+
+
+def _parse(path: Path) -> list[tuple[bytes, Line]]:
     """Returns (bytes, object) of each line, without an incomplete last line."""
-    with _naming(Path(path)):
-        lines = Path(path).read_bytes().splitlines()
+    with _naming(path):
+        lines = path.read_bytes().splitlines()
     parsed = []
     for number, line in enumerate(lines, 1):
         try:
@@ -214,32 +203,34 @@ def _parse(path: str | os.PathLike[str]) -> list[tuple[bytes, dict]]:
     return parsed
 
 
-def read(path: str | os.PathLike[str]) -> list[dict]:
+def read(path: str | os.PathLike[str]) -> list[Line]:
     """Returns the lines of a metrics.jsonl as dictionaries, timing lines included, without an incomplete last line.
 
     Raises:
-      InputError: the file cannot be read, or a line before the last is damaged.
+      InputError: The file cannot be read, or a line before the last is damaged.
     """
     special = ("nan", "inf", "-inf")
-    return [{k: float(v) if v in special else v for k, v in value.items()} for _, value in _parse(path)]
+    return [{k: float(v) if v in special else v for k, v in value.items()} for _, value in _parse(Path(path))]
 
 
 def _recorded_lines(path: Path) -> int:
     return sum(value.get("kind") != "timing" for _, value in _parse(path)) if path.exists() else 0
 
 
-def cut(path: str | os.PathLike[str], step: int, lines: int = 0) -> int:
+def cut(path: Path, step: int, lines: int = 0) -> int:
     """Removes lines after `step` and an incomplete last line from a metrics.jsonl, atomically; returns the number removed.
 
-    `step` is -1 for a new run. A file that does not exist has no lines. `lines` is the number of lines of metrics at the time
-    `step` was saved; where fewer are left, a warning is printed on stderr.
+    Args:
+      path: The file. One that does not exist has no lines.
+      step: The step to go on from; -1 for a new run.
+      lines: The number of lines of metrics when `step` was saved. If fewer are left, a warning is printed on stderr.
 
     Raises:
-      InputError: the file cannot be read or written, or a line before the last is damaged.
+      InputError: The file cannot be read or written, or a line before the last is damaged.
     """
-    path, removed = Path(path), 0
+    removed = 0
     if path.exists():
-        kept = b"".join(line for line, value in _parse(path) if value["step"] <= step)
+        kept = b"".join(line for line, value in _parse(path) if float(value["step"]) <= step)
         with _naming(path):
             before = path.read_bytes()
             if kept != before:
@@ -251,9 +242,6 @@ def cut(path: str | os.PathLike[str], step: int, lines: int = 0) -> int:
                     os.fsync(file.fileno())
                 os.replace(temporary, path)
     if (left := _recorded_lines(path)) < lines:
-        print(
-            f"warning: {path} has {left:,} lines of metrics up to step {step:,}, where {lines:,} were written: the others are "
-            "lost, and the run goes on without them",
-            file=sys.stderr,
-        )  # fmt: skip
+        text = f"{path} has {left:,} lines of metrics up to step {step:,}, where {lines:,} were written"
+        print(f"warning: {text}: the others are lost, and the run goes on without them", file=sys.stderr)
     return removed

@@ -1,0 +1,50 @@
+"""The program of a run: the precision of its matrix products, and the line of the log that names it."""
+
+import re
+
+import pytest
+
+from bert_jax.config import BertConfig, ComputeConfig, DataConfig, OptimConfig, TrainConfig
+from bert_jax.program import Program, build
+from bert_jax.training import parallel
+
+
+def program(**compute) -> Program:
+    model = BertConfig(vocab_size=40, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
+                       max_position_embeddings=16)  # fmt: skip
+    cfg = TrainConfig(num_steps=2, batch_size=2, model=model, data=DataConfig(max_seq_length=16),
+                      optim=OptimConfig(warmup_steps=1), compute=ComputeConfig(**compute))  # fmt: skip
+    return build(cfg, parallel.make_devices(cfg.parallel.replace(num_devices=1)), None)
+
+
+def precisions(precision: str) -> set[str]:
+    """The precisions of all matrix products of the training step, forward and backward."""
+    made = program(matmul_precision=precision)
+    text = made.train_step.lower(made.abstract_state, made.abstract_batch).as_text()
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    assert len(products) > 20
+    return {found[1] if (found := re.search(r"precision = \[(\w+), \1\]", line)) else "none" for line in products}
+
+
+@pytest.mark.parametrize("precision", ["default", "high", "highest"])
+def test_every_matrix_product_of_a_step_has_the_precision_of_the_config(precision):
+    assert precisions(precision) == {precision.upper()}
+
+
+@pytest.mark.parametrize(
+    ("platform", "precision", "words"),
+    [
+        ("cpu", "default", "float32 (products in float32: --compute.matmul-precision)"),
+        ("gpu", "default", "float32 (products in TF32: --compute.matmul-precision)"),
+        ("tpu", "default", "float32 (products in one bfloat16 pass: --compute.matmul-precision)"),
+        ("gpu", "highest", "float32 (products in float32: --compute.matmul-precision)"),
+    ],
+)
+def test_the_log_names_the_precision_of_float32_products(monkeypatch, platform, precision, words):
+    made = program(matmul_precision=precision)
+    monkeypatch.setattr(parallel.Devices, "platform", platform)
+    assert made.describe().startswith(f"{words}, ")
+
+
+def test_the_log_says_nothing_of_them_in_bfloat16():
+    assert program(dtype="bfloat16").describe().startswith("bfloat16, ")
