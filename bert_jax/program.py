@@ -62,7 +62,7 @@ class Program:
 
     def sums(self, params: PyTree, batch: steps.Batch, key: PRNGKeyArray | None) -> dict[str, losses.Sum]:
         """Returns the losses of a batch; dropout is on if there is a key."""
-        precision = self.cfg.compute.matmul_precision  # of the forward pass; the backward pass takes it over
+        precision = self.cfg.compute.matmul_precision  # the backward pass takes over that of the forward pass
         with contextlib.nullcontext() if precision == "default" else jax.default_matmul_precision(precision):
             return losses.pretraining_sums(heads.apply(self.module, params, batch, key, head_only=True), batch)
 
