@@ -23,8 +23,9 @@ def peak_flops(device_kind: str) -> float | None:
 def step_flops(cfg: TrainConfig) -> float:
     """Returns the FLOPs of a training step on the global batch: three times those of the forward pass.
 
-    Attention is counted over whole rows. The last layer and the masked-LM head run only on the masked positions of a row and,
-    with sentence pairs, the layer on [CLS]. Recomputation is not counted (see `recomputed_flops`).
+    Attention is counted over whole rows or, in sliding layers, over windows. The last layer and the masked-LM head run only on
+    the masked positions of a row and, with sentence pairs, the layer on [CLS]. Recomputation is not counted (see
+    `recomputed_flops`).
     """
     return 3.0 * sum(_forward_flops(cfg))
 
@@ -37,9 +38,16 @@ def recomputed_flops(cfg: TrainConfig) -> float:
 
 def _forward_flops(cfg: TrainConfig) -> tuple[int, int, int]:
     """Returns the FLOPs of the layers' dense products, of their attention products and of the masked-LM head."""
-    rows, length, layers = cfg.batch_size, cfg.data.max_seq_length, cfg.model.num_hidden_layers
-    d, slots = cfg.model.hidden_size, cfg.masking.num_slots(cfg.data.max_seq_length)
-    last_queries = rows * (slots + (cfg.data.examples == "sentence_pairs"))
-    queries, keys = (layers - 1) * rows * length + last_queries, layers * rows * length
-    dense = 2 * queries * (2 * d * d + 2 * d * cfg.model.intermediate_size) + 2 * keys * 2 * d * d
-    return dense, 4 * queries * length * d, 2 * rows * slots * (d * d + d * cfg.model.vocab_size)
+    model, form, length = cfg.model, cfg.model.form, cfg.data.max_seq_length
+    rows, d, slots = cfg.batch_size, cfg.model.hidden_size, cfg.masking.num_slots(cfg.data.max_seq_length)
+    kv = d * (model.num_key_value_heads or model.num_attention_heads) // model.num_attention_heads
+    per_query = 2 * d * d + (2 + form.gated_mlp) * d * model.intermediate_size
+    dense = attention = 0
+    for i in range(model.num_hidden_layers):
+        last = i == model.num_hidden_layers - 1
+        queries = rows * (slots + (cfg.data.examples == "sentence_pairs")) if last else rows * length
+        window = model.layer(i).window
+        keys = length if window is None else min(length, 2 * window + 1)
+        dense += 2 * queries * per_query + 2 * rows * length * 2 * d * kv
+        attention += 4 * queries * keys * d
+    return dense, attention, 2 * rows * slots * (d * d + d * model.vocab_size)

@@ -50,15 +50,20 @@ class DeviceShare:
 
 def num_parameters(cfg: BertConfig) -> int:
     """Returns the number of parameters of the encoder, the pooler and the masked-LM head."""
-    d, e = cfg.hidden_size, cfg.embedding_size or cfg.hidden_size
-    tables = (cfg.vocab_size + cfg.max_position_embeddings + cfg.type_vocab_size + 2) * e + (e * d + d) * (e != d)
+    d, e, form = cfg.hidden_size, cfg.embedding_size or cfg.hidden_size, cfg.form
+    rows = cfg.vocab_size + cfg.type_vocab_size + (cfg.max_position_embeddings if form.position_table else 0)
+    tables = (rows + 2 * form.embedding_norm) * e + (e * d + d) * (e != d) + 2 * d * form.final_norm
     head = (d * d + d) + (d * e + 3 * e) + cfg.vocab_size
     return (cfg.num_hidden_groups or cfg.num_hidden_layers) * _layer_parameters(cfg) + tables + head
 
 
 def _layer_parameters(cfg: BertConfig) -> int:
-    d, m = cfg.hidden_size, cfg.intermediate_size
-    return 4 * (d * d + d) + 2 * d * m + m + d + 4 * d
+    d, m, form = cfg.hidden_size, cfg.intermediate_size, cfg.form
+    kv = d * (cfg.num_key_value_heads or cfg.num_attention_heads) // cfg.num_attention_heads
+    attention_kernels = 2 * d * (d + kv) + 2 * (d + kv) * form.attention_bias
+    own_positions = form.relative_positions == "disentangled" and not form.share_att_key
+    mlp = (2 + form.gated_mlp) * d * m + (1 + form.gated_mlp) * m * form.mlp_bias + d * form.mlp_bias
+    return attention_kernels + 2 * (d * d + d) * own_positions + mlp + 2 * d * (1 + form.norm_bias)
 
 
 def state_bytes(cfg: BertConfig, share: DeviceShare) -> float:
@@ -96,19 +101,25 @@ def _saved_per_token(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare
     scores = _score_values(cfg, compute, share)
     if compute.remat == "full":  # the layer's input
         return size * whole + (0 if compute.scan_layers else 3 * scores)
+    gated = cfg.form.gated_mlp  # a gate's output, its activation and their product are saved, too
     if compute.remat == "dots":  # the layer's input and the outputs of its dense products
-        return size * (3 * whole + 3 * d + m) + (0 if compute.scan_layers else 1.5 * scores)
+        return size * (3 * whole + 3 * d + (1 + gated) * m) + (0 if compute.scan_layers else 1.5 * scores)
     kernel = 0.0 if scores else 6 * size * d  # the operands in the kernel's layout, and its output
     if compute.scan_layers:
-        return (5 + size) * scores + kernel + size * (2 * m + 2 * whole + 4 * d)
-    return 4 * scores + kernel + size * (2 * m + 2 * whole + 3 * d)
+        return (5 + size) * scores + kernel + size * ((2 + 2 * gated) * m + 2 * whole + 4 * d)
+    return 4 * scores + kernel + size * ((2 + 2 * gated) * m + 2 * whole + 3 * d)
 
 
 def _score_values(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare) -> float:
     """Returns the attention scores per token that a layer holds in memory: none if a fused kernel computes attention."""
     rate, head_size = cfg.attention_probs_dropout_prob, cfg.hidden_size // cfg.num_attention_heads
-    kernel, _ = attention.choose(compute.attention, share.platform, share.length, head_size, compute.dtype, rate)
-    return share.length * cfg.num_attention_heads / share.tensor if kernel == "xla" else 0.0
+    biased = cfg.form.relative_positions in ("bias", "disentangled")
+    keys = []
+    for window in (cfg.layer(i).window for i in range(cfg.num_hidden_layers)):
+        args = compute.attention, share.platform, share.length, head_size, compute.dtype, rate, None, False, window, biased
+        kernel, _ = attention.choose(*args)
+        keys.append({"xla": share.length, "banded": 3 * (window or 0)}.get(kernel, 0))
+    return sum(keys) / len(keys) * cfg.num_attention_heads / share.tensor
 
 
 def _parameter_copies(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare) -> float:

@@ -29,8 +29,8 @@ from bert_jax.model.layers import MESH_AXES, ROWS
 # replicated. Attention heads and the intermediate layer are sharded over `tensor` (Shoeybi et al., 2019, section 3), the other
 # side of each kernel over `fsdp` (Rajbhandari et al., 2020). A dimension that its axis does not divide is not sharded.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"attention/(query|key|value)/kernel|mlp/intermediate/kernel", ("fsdp", "tensor")),
-    (r"attention/(query|key|value)/bias|mlp/intermediate/bias", ("tensor",)),
+    (r"attention/(\w+_)?(query|key|value)/kernel|mlp/(intermediate|gate)/kernel", ("fsdp", "tensor")),
+    (r"attention/(\w+_)?(query|key|value)/bias|mlp/(intermediate|gate)/bias", ("tensor",)),
     (r"(attention|mlp)/output/kernel", ("tensor", "fsdp")),
     (r"(word_embeddings|masked_lm/decoder)/embedding", ("tensor", "fsdp")),
 )
