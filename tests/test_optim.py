@@ -234,7 +234,7 @@ def test_a_warm_up_and_a_decay_that_do_not_fit_the_run_are_refused() -> None:
         (dict(schedule="linaer"), "schedule='linaer'"),
         (dict(name="adam"), "name='adam'"),
         (dict(learning_rate=0.0), "learning_rate=0.0 must be positive"),
-        (dict(warmup_steps=-1), "warmup_steps=-1 is negative"),
+        (dict(warmup_steps=-1), "warmup_steps=-1 is below 0"),
         (dict(clip_norm=0.0), "clip_norm=0.0 must be positive"),
         (dict(b2=1.0), r"b2=1.0 is not in \[0, 1\)"),
     ],
