@@ -1,7 +1,6 @@
-"""Ahead-of-time compilation of a run's training step for TPUs that are not here: does it fit, what crosses the devices, how fast
-could it be at best.
+"""Compiles the training step of a run for TPUs and GPUs that are not here: its memory, its collectives, its least time.
 
-The compiler is the one that a TPU host has (libtpu); so is the program, `program.build`'s.
+The compiler is that of a host with these devices (libtpu, or the CUDA plugin of jax), and the program is `program.build`'s.
 """
 
 from __future__ import annotations
@@ -11,13 +10,13 @@ import importlib.util
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import jax
 from jax.experimental import topologies
+from jaxtyping import PyTree
 
 from bert_jax.config import InputError, TrainConfig
 from bert_jax.model import attention
@@ -32,54 +31,102 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """A TPU generation: what of its data sheet bounds a step. Peak FLOP/s are in `flops.PEAK_FLOPS`."""
+    """The facts about a TPU or GPU that bound a step. `flops.PEAK_FLOPS` has its peak FLOP/s.
 
-    hbm: float  # bytes that a program may use, as the compiler says when one needs more
-    hbm_bandwidth: float  # bytes/s
-    link: float  # bytes/s that one link to a neighbour sends; it receives as many at the same time
-    dimensions: int  # the torus or mesh of chips has so many
-    ring: int  # a dimension of so many chips, or of a multiple, closes to a ring
-    options: tuple[tuple[str, Any], ...] = ()  # for `get_topology_desc`
+    Attributes:
+      hbm: Bytes that a program may use.
+      hbm_bandwidth: Bytes/s.
+      link: Bytes/s that one link sends; it receives as many at the same time.
+      dimensions: Dimensions of the torus or mesh of TPUs; 1 for GPUs, each of which has one link to a switch.
+      ring: A dimension of this number of chips, or of a multiple, closes to a ring; 0: none does.
+      gpu: The GPU as XLA describes it (see `_TARGET`); None for TPUs.
+    """
+
+    hbm: float
+    hbm_bandwidth: float
+    link: float
+    dimensions: int = 1
+    ring: int = 0
+    gpu: dict[str, str | float] | None = None
 
     def links(self, shape: tuple[int, ...]) -> int:
-        """Links of the worst placed chip of a slice, a corner: one in each dimension, and two where that is a ring.
+        """Returns the links of a corner of a slice, its worst placed chip: one in each dimension, and two if that is a ring.
 
         On v4 and v5p only slices of whole cubes have rings.
         """
-        closed = [n % self.ring == 0 for n in shape]
+        closed = [bool(self.ring) and n % self.ring == 0 for n in shape]
         if self.dimensions == 3:
             closed = [all(closed)] * len(shape)
         return sum(1 + ring for n, ring in zip(shape, closed, strict=True) if n > 1)
 
 
-# HBM: found by compiling what does not fit (libtpu 0.0.42). Bandwidths: https://cloud.google.com/tpu/docs/v4, v5e, v5p, v6e;
-# a link is that page's interconnect bandwidth of a chip, in one direction, over its four or six links. v4: Jouppi et al., 2023.
+# XLA's GpuTargetConfigProto: the limits of CUDA devices of compute capability 8.0 and 9.0 (CUDA C++ Programming Guide, table
+# "Technical Specifications per Compute Capability"), and what differs from device to device.
+_TARGET = """
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536 shared_memory_per_block: 49152
+  shared_memory_per_core: {shared} shared_memory_per_block_optin: {optin} core_count: {cores} fpus_per_core: {fpus}
+  memory_bandwidth: {bandwidth} l2_cache_size: {l2} clock_rate_ghz: {clock} device_memory_size: {memory}
+  cuda_compute_capability {{ major: {major} {features} }}
+}}
+platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }} runtime_version {{ major: 12 minor: 8 }}
+device_description_str: "{name}"
+"""
+_HOPPER: dict[str, str | float] = dict(shared=233472, optin=232448, cores=132, fpus=128, l2=52428800, clock=1.98, major=9,
+               features="feature_extension: ACCELERATED_FEATURES")  # fmt: skip
+_AMPERE: dict[str, str | float] = dict(
+    shared=167936, optin=166912, cores=108, fpus=64, l2=41943040, clock=1.41, major=8, features=""
+)
+_GPUS_OF_A_HOST = 8
+
+
+def _gpu(name: str, memory_bytes: int, bandwidth: int, link: float, generation: dict[str, str | float]) -> Chip:
+    """Returns a GPU of which jax takes 75 % of the memory, as it does by default."""
+    described = {"name": name, "memory": memory_bytes, "bandwidth": bandwidth, **generation}
+    return Chip(0.75 * memory_bytes, bandwidth, link, gpu=described)
+
+
+# HBM of TPUs: found by compiling what does not fit (libtpu 0.0.42). Bandwidths: https://cloud.google.com/tpu/docs/v4, v5e, v5p,
+# v6e; a link is that page's interconnect bandwidth of a chip, in one direction, over its four or six links. v4: Jouppi et al.,
+# 2023. GPUs: NVIDIA's data sheets; a link is NVLink in one direction.
 CHIPS = {
-    "v4": Chip(30.75 * GIB, 1.2e12, 50e9, 3, 4, (("chip_config_name", "megacore"),)),  # both cores as one device, as on v5p
+    "v4": Chip(30.75 * GIB, 1.2e12, 50e9, 3, 4),
     "v5e": Chip(15.75 * GIB, 8.19e11, 50e9, 2, 16),
     "v5p": Chip(95.74 * GIB, 2.765e12, 100e9, 3, 4),
     "v6e": Chip(31.25 * GIB, 1.638e12, 100e9, 2, 16),
+    "a100": _gpu("NVIDIA A100-SXM4-80GB", 85_100_068_864, 2_039_040_000_000, 300e9, _AMPERE),
+    "h100": _gpu("NVIDIA H100 80GB HBM3", 84_942_979_072, 3_352_320_000_000, 450e9, _HOPPER),
+    "h200": _gpu("NVIDIA H200", 151_397_597_184, 4_800_000_000_000, 450e9, _HOPPER),
 }
-KNOWN = "v5e:2x4, v6e:4x4, v4:2x2x1, v5p:2x2x2 (chips, or v5e:1x1 for one), cpu:8 (simulated devices)"
+KNOWN = "v5e:2x4, v6e:4x4, v4:2x2x1, v5p:2x2x2 (TPUs), a100:8, h100:8, h200:8 (GPUs of a host), cpu:8 (simulated devices)"
 
 
 @dataclass(frozen=True)
 class Topology:
-    """Devices to compile for, as `--topology` names them: `v5e:2x4`, `v4:2x2x1`, `cpu:8`. Raises InputError for other names."""
+    """Devices to compile for, by the name that `--topology` takes: `v5e:2x4`, `v4:2x2x1`, `h100:8`, `cpu:8`.
+
+    Raises:
+      InputError: The name is none of these.
+    """
 
     name: str
 
     def __post_init__(self) -> None:
         kind, _, size = self.name.partition(":")
-        pattern = r"[1-9]\d*" if kind == "cpu" else r"[1-9]\d*(x[1-9]\d*)*"
+        flat = kind == "cpu" or (kind in CHIPS and CHIPS[kind].gpu)
+        pattern = r"[1-9]\d*" if flat else r"[1-9]\d*(x[1-9]\d*)*"
         if (kind != "cpu" and kind not in CHIPS) or not re.fullmatch(pattern, size):
-            raise InputError(f"unknown topology {self.name!r}: known are {KNOWN}, with {', '.join(CHIPS)}")
-        if self.chip is not None and len(self.shape) != self.chip.dimensions:
+            raise InputError(f"unknown topology {self.name!r}: known are {KNOWN}")
+        if self.chip and len(self.shape) != self.chip.dimensions:
             raise InputError(f"topology {self.name!r}: {kind} chips lie in {self.chip.dimensions} dimensions; known are {KNOWN}")
+        if self.chip and self.chip.gpu and self.shape[0] > _GPUS_OF_A_HOST:
+            raise InputError(f"topology {self.name!r}: a host has at most {_GPUS_OF_A_HOST} GPUs, and only one host is planned")
 
     @property
     def chip(self) -> Chip | None:
-        """None for simulated devices."""
+        """The chip, or None for simulated devices."""
         return CHIPS.get(self.name.partition(":")[0])
 
     @property
@@ -87,23 +134,36 @@ class Topology:
         """Chips in each dimension."""
         return tuple(map(int, self.name.partition(":")[2].split("x")))
 
-    def devices(self) -> list[Any]:
-        """Raises InputError where the compiler is missing, or knows no such slice."""
+    def devices(self) -> Sequence[jax.Device]:
+        """Returns the devices, for compilation only.
+
+        Raises:
+          InputError: The compiler is not installed, or it knows no such slice.
+        """
         if self.chip is None:
             found = jax.devices("cpu")
             if self.shape[0] > len(found):
                 raise InputError(f"topology {self.name!r}: jax was started with {len(found)} simulated devices")
             return found[: self.shape[0]]
+        if self.chip.gpu:
+            if importlib.util.find_spec("jax_plugins") is None or not (_plugin("12") or _plugin("13")):
+                raise InputError(f"the compiler for NVIDIA GPUs is not installed: pip install 'jax[cuda12]=={jax.__version__}'")
+            target, shape = _TARGET.format(**self.chip.gpu), f"1x1x{self.shape[0]}"
+            return topologies.get_topology_desc(self.name, "cuda", target_config=target, topology=shape).devices
         if importlib.util.find_spec("libtpu") is None:
             raise InputError(f"libtpu, the compiler for TPUs, is not installed: pip install '{libtpu_requirement()}'")
         x, y, *_ = self.shape
         host = (2, 4) if self.chip.dimensions == 2 and self.shape == (2, 4) else (min(2, x), min(2, y))  # chips of one host
-        options = dict(self.chip.options, chips_per_host_bounds=(*host, 1))
+        both_cores = {"chip_config_name": "megacore"} if self.name.startswith("v4") else {}  # as one device, as on v5p
         try:
-            return topologies.get_topology_desc(self.name, "tpu", **options).devices
+            return topologies.get_topology_desc(self.name, "tpu", chips_per_host_bounds=(*host, 1), **both_cores).devices
         except jax.errors.JaxRuntimeError as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"topology {self.name!r} does not exist ({reason}); known are {KNOWN}") from None
+
+
+def _plugin(cuda: str) -> bool:
+    return importlib.util.find_spec(f"jax_plugins.xla_cuda{cuda}") is not None
 
 
 def libtpu_requirement() -> str:
@@ -112,7 +172,7 @@ def libtpu_requirement() -> str:
     return next((name.strip() for name, _, marker in wanted if name.startswith("libtpu") and "tpu" in marker), "libtpu")
 
 
-# --- what crosses the devices ---
+# --- collectives ---
 
 
 @dataclass(frozen=True)
@@ -121,12 +181,11 @@ class Collective:
 
     Attributes:
       kind: all-reduce, all-gather, reduce-scatter, all-to-all, collective-permute or collective-broadcast.
-      shapes: of the arrays that it gives on a device, as HLO writes them: `bf16[768,3072]`; of a TPU's reduce-scatter the
-        arrays before they are cut.
-      size: bytes of the arrays that are reduced or put together, each time.
-      group: devices that take part in it together; None: all.
-      times: how often a run of the program does it, by the trip counts of the loops around it.
-      operation: what it comes from in the model's code (HLO's op_name).
+      shapes: Shapes of its results on a device, as HLO writes them: `bf16[768,3072]`; of a TPU's reduce-scatter, of the arrays
+        before they are divided.
+      size: Bytes of the arrays that are reduced or joined, each time.
+      group: Number of devices in a group; None: all.
+      times: Number of times that a run of the program does it, by the trip counts of the loops around it.
     """
 
     kind: str
@@ -134,10 +193,9 @@ class Collective:
     size: int
     group: int | None
     times: int
-    operation: str
 
     def sent(self, devices: int) -> float:
-        """Bytes that each of `devices` sends, each time: what a ring needs, the least there is (Patarasuk and Yuan, 2009)."""
+        """Returns the bytes that each of `devices` sends each time, by a ring: the least (Patarasuk and Yuan, 2009)."""
         n = self.group or devices
         passes = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1, "collective-broadcast": 1}
         return passes.get(self.kind, (n - 1) / n) * self.size
@@ -152,31 +210,31 @@ _BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)
 
 
 def collectives(hlo_text: str) -> list[Collective]:
-    """The collectives of a compiled program (`compiled.as_text()`), with how often each runs.
+    """Returns the collectives of a compiled program (`compiled.as_text()`).
 
-    A loop whose trip count is neither noted nor a constant that a counter from 0 is compared with counts once.
+    A loop counts once if its trip count is neither noted nor a constant that a counter from 0 is compared with.
     """
     computations, entry = _computations(hlo_text)
     found: list[Collective] = []
 
-    def visit(name: str, times: int, caller: str) -> None:
+    def visit(name: str, times: int) -> None:
         for line in computations.get(name, ()):
             if match := _COLLECTIVE.match(line):
                 # The TPU compiler writes a reduce-scatter as a fusion, of this name, of an all-reduce and slices.
-                found.append(_collective(match, line, times, caller, "all-reduce-scatter" in name))
+                found.append(_collective(match, line, times, "all-reduce-scatter" in name))
             elif loop := _LOOP.search(line):
-                visit(loop[2], times * _trip_count(line, computations.get(loop[1], [])), "")
-            elif "-done(" not in line and "-update(" not in line:  # what these wait for was counted where it starts
+                visit(loop[2], times * _trip_count(line, computations.get(loop[1], [])))
+            elif "-done(" not in line and "-update(" not in line:  # these wait for what was counted where it starts
                 names = [*_CALLED.findall(line), *(n.strip(" %") for list in _BRANCHES.findall(line) for n in list.split(","))]
                 for called in names:
-                    visit(called, times, line)
+                    visit(called, times)
 
-    visit(entry, 1, "")
+    visit(entry, 1)
     return found
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """The lines of each computation, and the name of the entry."""
+    """Returns the lines of each computation, and the name of the entry."""
     lines: dict[str, list[str]] = {}
     name = entry = ""
     for line in text.splitlines():
@@ -198,7 +256,7 @@ def _trip_count(line: str, condition: list[str]) -> int:
     return int(constants.get(compared[1], 1)) if compared else 1
 
 
-def _collective(match: re.Match[str], line: str, times: int, caller: str, scattered: bool) -> Collective:
+def _collective(match: re.Match[str], line: str, times: int, scattered: bool) -> Collective:
     kind = "reduce-scatter" if scattered else match[2]
     shapes = [f"{name}[{dims}]" for name, dims in re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", match[1])]
     if match[3] and kind != "all-reduce":  # the start of a pair gives (operands, results, counters)
@@ -206,12 +264,11 @@ def _collective(match: re.Match[str], line: str, times: int, caller: str, scatte
         shapes = shapes[len(shapes) // 2 :]
     group = _group(line)
     parts = (group or 1) if kind == "reduce-scatter" and not scattered else 1
-    operation = re.search(r'op_name="([^"]*)"', line) or re.search(r'op_name="([^"]*)"', caller)
-    return Collective(kind, tuple(shapes), parts * sum(map(_bytes, shapes)), group, times, operation[1] if operation else "")
+    return Collective(kind, tuple(shapes), parts * sum(map(_bytes, shapes)), group, times)
 
 
 def _group(line: str) -> int | None:
-    """Devices of a group, in any form of HLO: {{0,1},{2,3}}, [2,4]<=[8], mesh['a'=4,'b'=2], device_ids=(...) {'a'}."""
+    """Returns the devices of a group. HLO writes {{0,1},{2,3}}, [2,4]<=[8] or mesh['a'=4,'b'=2], device_ids=(...) {'a'}."""
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
         return len(listed[1].split(","))
     if iota := re.search(r"replica_groups=\[(?:\d+,)*(\d+)\]<=", line):
@@ -236,12 +293,13 @@ class Plan:
     """The compiled training step of a run on some devices.
 
     Attributes:
-      program: the run; its config has remat and scan_layers as chosen for these devices.
-      compile_seconds: on this machine.
-      sizes: bytes on each device, by kind; of what the step leaves in memory while it runs only where it fits.
-      needed: bytes in all: used where it fits, else what the compiler asks for (None: it does not say).
-      refusal: the compiler's words where it does not fit, else empty.
-      crossing: what crosses the devices.
+      topology: The devices.
+      program: The run; its config has remat and scan_layers as chosen for these devices.
+      compile_seconds: On this machine.
+      sizes: Bytes on each device, by kind. Activations are among them unless the compiler refused the step.
+      needed: Bytes in all: those of `sizes`, or those that a refusal names (None: it names none).
+      refusal: The compiler's words if it refused the step, else empty.
+      crossing: The collectives.
     """
 
     topology: Topology
@@ -253,18 +311,24 @@ class Plan:
     crossing: list[Collective]
 
     @property
+    def fits(self) -> bool:
+        """False if the compiler refused the step, or it needs more memory than there is (the compiler for GPUs refuses none)."""
+        chip = self.topology.chip
+        return not self.refusal and (chip is None or self.needed is None or self.needed <= chip.hbm)
+
+    @property
     def devices(self) -> int:
         """The number of devices."""
         return self.program.devices.mesh.size
 
     @cached_property
     def flops(self) -> float:
-        """Of a step on all devices, without recomputation (`flops.step_flops`)."""
+        """The FLOPs of a step on all devices, without recomputation (`flops.step_flops`)."""
         return flops.step_flops(self.program.cfg)
 
     @cached_property
     def roofline(self) -> Roofline | None:
-        """None for simulated devices."""
+        """The least time of a step; None for simulated devices."""
         chip, peak = self.topology.chip, flops.peak_flops(self.program.devices.kind)
         if chip is None or peak is None:
             return None
@@ -283,12 +347,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Roofline:
-    """The least seconds that a step's parts take.
+    """The least seconds that the parts of a step take.
 
     Attributes:
-      compute: matrix products with what is recomputed, at peak FLOP/s.
-      update: parameters and moments read and written once, gradients read twice (their norm is needed before any is applied).
-      interconnect: the collectives, over the links of the worst placed chip.
+      compute: Matrix products, recomputed ones too, at peak FLOP/s.
+      update: Parameters and moments read and written once, gradients read twice (their norm comes before the first update).
+      interconnect: Collectives, over the links of the worst placed chip.
     """
 
     compute: float
@@ -304,12 +368,11 @@ class Roofline:
 def make(cfg: TrainConfig, topology: Topology) -> Plan:
     """Compiles the training step of a run for devices that may not be here.
 
-    Raises InputError where the config does not fit them: pmap, a batch or a model that does not divide.
+    Raises:
+      InputError: The config does not fit the devices: pmap, or a batch or model that does not divide.
     """
     if cfg.parallel.strategy == "pmap":
-        raise InputError(
-            "parallel.strategy='pmap' runs on devices that are here only; --parallel.strategy mesh plans the same work"
-        )
+        raise InputError("parallel.strategy='pmap' needs devices that are here; --parallel.strategy mesh plans the same work")
     if cfg.parallel.num_devices is not None:
         raise InputError(f"parallel.num_devices={cfg.parallel.num_devices}: here --topology says how many; leave it out")
     devices = parallel.Devices(parallel.make_mesh(topology.devices(), cfg.parallel.fsdp, cfg.parallel.tensor))
@@ -321,14 +384,17 @@ def make(cfg: TrainConfig, topology: Topology) -> Plan:
     try:
         with attention.for_platform(devices.platform):
             compiled = program.train_step.lower(state, batch).compile()
-    except jax.errors.JaxRuntimeError as error:
+    except RuntimeError as error:  # jax.errors.JaxRuntimeError is one
+        if "cuDNN" in str(error):
+            fix = "pip install nvidia-cudnn-cu12, or plan with --compute.attention xla"
+            raise InputError(f"cuDNN, whose attention this run has on a GPU, is not installed: {fix}") from None
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         refusal = str(error).splitlines()[0]
         return Plan(topology, program, time.perf_counter() - begun, sizes, needed_bytes(refusal), refusal, [])
     seconds = time.perf_counter() - begun
-    # The peak has the arguments in it, and is what the compiler holds against the memory; `temp_size_in_bytes` of TPUs has more
-    # in it than there is in its own buffer assignment.
+    # The peak includes the arguments, and the compiler compares it with the memory. `temp_size_in_bytes` of TPUs exceeds the
+    # compiler's own buffer assignment.
     analysis = compiled.memory_analysis()
     assert analysis is not None  # every compiler that plans here reports it
     sizes["activations and temporaries"] = analysis.peak_memory_in_bytes - analysis.argument_size_in_bytes
@@ -336,8 +402,8 @@ def make(cfg: TrainConfig, topology: Topology) -> Plan:
     return Plan(topology, program, seconds, sizes, sum(sizes.values()), "", collectives(compiled.as_text() or ""))
 
 
-def _on_device(tree: Any) -> int:
-    """Bytes of a tree of abstract arrays on one device."""
+def _on_device(tree: PyTree) -> int:
+    """Returns the bytes of a tree of abstract arrays on one device."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
@@ -348,8 +414,10 @@ def needed_bytes(refusal: str) -> float | None:
 
 
 def remedies(plan: Plan) -> list[tuple[str, float]]:
-    """Options that make a run fit, as `memory` estimates: (options, bytes). The first of each kind that does; with all
-    recomputed where none does by itself."""
+    """Returns options that make a run fit, and the bytes that `memory` estimates for each.
+
+    These are the first of each kind that suffices, combined with full recomputation if none suffices alone.
+    """
     cfg, mesh, hbm = plan.program.cfg, plan.program.devices.mesh, plan.topology.chip.hbm if plan.topology.chip else math.inf
 
     def fitting(base: TrainConfig) -> Iterator[tuple[str, float]]:
@@ -367,7 +435,7 @@ def remedies(plan: Plan) -> list[tuple[str, float]]:
 
 
 def _changes(cfg: TrainConfig, devices: int) -> dict[str, list[tuple[str, TrainConfig]]]:
-    """Kinds of changes that need less memory, each from little to much of it, with the options that ask for them."""
+    """Returns kinds of changes that need less memory: for each, from the least change on, the option and the changed run."""
     rows = cfg.batch_size * cfg.parallel.tensor // devices  # a device
     parts = [n for n in range(cfg.gradient_accumulation_steps + 1, rows + 1) if rows % n == 0]
     weaker = ("none", "dots", "full").index(cfg.compute.remat)

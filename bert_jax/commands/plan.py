@@ -1,4 +1,4 @@
-"""The command `plan`: what a run needs and could reach on TPUs that are not here."""
+"""The command `plan`: the memory and the least time of a run on TPUs and GPUs that are not here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import tyro
 
@@ -26,76 +26,74 @@ _GIB, _MIB = 2**30, 2**20
 
 @dataclass(frozen=True)
 class Options:
-    """Compile the training step of CONFIG for TPUs that are not here: does it fit, and how fast could it be?
+    """Compile the training step of CONFIG for TPUs or GPUs that are not here: does it fit, and how fast can it be at best?
 
     The fields of a config, [--field value ...], are those of train: `bert_jax train CONFIG --help` lists them.
     """
 
     topology: tyro.conf.UseAppendAction[tuple[str, ...]]
-    """Chips and how they lie: v5e:2x4, v6e:4x4, v4:2x2x1, v5p:2x2x2; cpu:8 for simulated devices. Several times, or with commas:
-    a table with a row each."""
-    optimization_level: Literal["O0", "O1", "O2", "O3"] = "O0"
-    """Effort of the compiler. A run's own level takes four times as long, and a little less memory."""
+    """TPUs and their layout (v5e:2x4, v6e:4x4, v4:2x2x1, v5p:2x2x2), GPUs of a host (h100:8, h200:8, a100:8), or simulated
+    devices (cpu:8). Several times, or with commas: a table with a row each."""
 
 
 def plan(argv: list[str], prog: str = "bert_jax plan") -> None:
-    """Compile a run's step for TPUs that are not here; does it fit: CONFIG --topology v5e:2x4 [--field value ...]."""
+    """Compile a run's step for TPUs or GPUs that are not here; does it fit: CONFIG --topology v5e:2x4 [--field value ...]."""
     options, rest = tyro.cli(Options, args=argv, prog=f"{prog} CONFIG", return_unknown_args=True)
     names = [name.strip() for given in options.topology for name in given.split(",")]
-    _prepare_environment(names, options.optimization_level)
+    _prepare_environment(names)
     from bert_jax import plan
 
     cfg = read_config(rest, prog)
     for name in names:
-        plan.Topology(name)  # a misspelt one is to be known before others have taken their minutes
+        plan.Topology(name)  # an error in a name comes before the others have taken minutes
     made = [_in_a_process(cfg, name) for name in names]
     print(made[0][1] if len(made) == 1 else _table([row for row, _ in made]))
 
 
 def _in_a_process(cfg: TrainConfig, name: str) -> tuple[list[str], str]:
-    """`_planned` in a process of its own: libtpu ends the one that it crashes in."""
+    """Returns `_planned`, computed in a process of its own: a compiler that crashes ends its process."""
     print(f"compiling for {name} ...", file=sys.stderr)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
             return pool.submit(_planned, cfg, name).result()
         except BrokenProcessPool:
-            words = "not known: the compiler crashed; try another --batch-size or --optimization-level"
+            words = "not known: the compiler crashed; try another --batch-size"
             return [name, words, *["-"] * 6], f"{name}: {words}"
 
 
 def _planned(cfg: TrainConfig, name: str) -> tuple[list[str], str]:
-    """A row of the table, and the report."""
+    """Returns a row of the table, and the report."""
     from bert_jax import plan
 
     made = plan.make(cfg, plan.Topology(name))
     return _row(made), _report(made, plan.remedies(made))
 
 
-def _prepare_environment(topologies: Sequence[str], level: str) -> None:
-    """Sets the variables that jax and libtpu read on import, so that they use this machine as a CPU and lock no TPU."""
+def _prepare_environment(topologies: Sequence[str]) -> None:
+    """Sets the variables that jax and libtpu read on import: jax uses this machine's CPU alone, and compiles quickly."""
     cpus = [int(name[4:]) for name in topologies if re.fullmatch(r"cpu:\d+", name)]
     os.environ.update(
-        JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(max(cpus, default=1)), JAX_OPTIMIZATION_LEVEL=level,
+        JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(max(cpus, default=1)), JAX_OPTIMIZATION_LEVEL="O0",
         TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1", TPU_LOG_DIR="disabled",
-        # Some host, so that libtpu does not complain on stderr that it is on none; what it compiles for is another thing.
+        # A host, because libtpu warns if it finds itself on none; it compiles for the topology all the same.
         TPU_ACCELERATOR_TYPE="v5litepod-8", TPU_WORKER_HOSTNAMES="localhost", TPU_WORKER_ID="0",
     )  # fmt: skip
 
 
 def _report(made: Plan, remedies: list[tuple[str, float]]) -> str:
-    """All that is known of one plan, a line or more for each thing."""
+    """Returns all facts about one plan, a line or more for each."""
     devices, cfg, roofline = made.program.devices, made.program.cfg, made.roofline
     rows = [
         (made.topology.name, f"{devices.describe()}, {cfg.batch_size // devices.rows_cut} rows each; {made.program.describe()}"),
         ("fits" if made.topology.chip else "memory", _fits(made)),
         *((f"  {name}", _size(size)) for name, size in made.sizes.items()),
     ]
-    if made.refusal:
+    if not made.fits:
         rows += [(f"  would fit{'' if remedies else ': nothing'}", f"{option}: about {_size(need)}") for option, need in remedies]
-    else:
+    if not made.refusal:
         rows += [("crossing", line) for line in _crossing(made)]
-    rows.append(("FLOPs", f"{made.flops:.3g} a step in products, without what is recomputed"))
-    if roofline and not made.refusal:
+    rows.append(("FLOPs", f"{made.flops:.3g} a step in products, without recomputation"))
+    if roofline and made.fits:
         seconds = {"products": roofline.compute, "crossing": roofline.interconnect, "update": roofline.update}
         parts = " + ".join(f"{1e3 * value:.1f} {name}" for name, value in seconds.items())
         tokens = cfg.batch_size * cfg.data.max_seq_length / roofline.step
@@ -109,11 +107,12 @@ def _report(made: Plan, remedies: list[tuple[str, float]]) -> str:
 def _fits(made: Plan) -> str:
     chip = made.topology.chip
     used = f"{_size(made.needed) if made.needed else 'more'} {f'of {_size(chip.hbm)} ' if chip else ''}a device"
-    return f"no, {used}; the compiler: {made.refusal}" if made.refusal else ("yes, " if chip else "") + used
+    verdict = ("yes, " if made.fits else "no, ") if chip else ""
+    return f"{verdict}{used}; the compiler: {made.refusal}" if made.refusal else verdict + used
 
 
 def _crossing(made: Plan) -> list[str]:
-    """A line a kind of collective; what a scan over layers repeats is counted each time."""
+    """Returns a line for each kind of collective; those of a scan over layers are counted each time."""
     times, sizes, looped = Counter[str](), Counter[str](), Counter[str]()
     for each in made.crossing:
         times[each.kind] += each.times
@@ -132,11 +131,11 @@ _COLUMNS = ["topology", "fits", "recomputed", "GiB a device", "crossing a step",
 
 
 def _row(made: Plan) -> list[str]:
-    """A plan's cells under `_COLUMNS`."""
-    chip, roofline = made.topology.chip, made.roofline if not made.refusal else None
+    """Returns a plan's cells for `_COLUMNS`."""
+    chip, roofline = made.topology.chip, made.roofline if made.fits else None
     crossing = sum(each.times * each.size for each in made.crossing) / _MIB
     return [
-        made.topology.name, ("no" if made.refusal else "yes") if chip else "-", made.program.cfg.compute.remat,
+        made.topology.name, ("yes" if made.fits else "no") if chip else "-", made.program.cfg.compute.remat,
         (f"{made.needed / _GIB:.2f}" if made.needed else "?") + (f" of {chip.hbm / _GIB:.2f}" if chip else ""),
         "-" if made.refusal else f"{sum(each.times for each in made.crossing)}, {crossing:,.0f} MiB",
         f"{made.compile_seconds:.0f} s", f"{1e3 * roofline.step:.1f} ms" if roofline else "-",
@@ -145,7 +144,7 @@ def _row(made: Plan) -> list[str]:
 
 
 def _table(rows: list[list[str]]) -> str:
-    """Markdown, aligned."""
+    """Returns the rows as aligned Markdown."""
     rows = [_COLUMNS, *rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["| " + " | ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
