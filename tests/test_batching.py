@@ -100,6 +100,26 @@ def test_rows_are_powers_of_two_or_a_full_batch():
     assert batch_sizes(23, 24) == [(23, 24)]
 
 
+def test_the_last_rows_are_one_batch_where_a_shape_costs_more_than_padding():
+    assert batch_sizes(0, 24, least_padding=False) == []
+    assert batch_sizes(5, 24, least_padding=False) == [(5, 8)]
+    assert batch_sizes(29, 24, least_padding=False) == [(24, 24), (5, 8)]
+    assert batch_sizes(29, 24, least_padding=False, before=3) == [(24, 24), (5, 24)]
+    assert batch_sizes(5, 24, least_padding=False, before=4) == [(5, 24)]
+    assert batch_sizes(4 * 24 + 1, 24, least_padding=False) == [(24, 24)] * 4 + [(1, 24)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_evaluation_has_one_shape_for_each_row_length(seed):
+    sizes = np.clip(np.random.default_rng(seed).lognormal(3, 0.6, 900), 3, 128).astype(int)
+    made = list(batches([example(n) for n in sizes], 128, 1024, quarter, 0, least_padding=False))
+    shapes = [batch.arrays["input_ids"].shape for batch in made]
+    assert len(set(shapes)) == len({length for _, length in shapes})
+    assert sorted(place.example for batch in made for place in batch.places) == list(range(900))
+    least = sum(batch.arrays["input_ids"].size for batch in batches([example(n) for n in sizes], 128, 1024, quarter, 0))
+    assert sum(rows * length for rows, length in shapes) < 1.1 * least
+
+
 def test_random_mixes_give_few_shapes():
     shapes = set()
     for seed in range(60):

@@ -34,6 +34,7 @@ from bert_jax.config import BertConfig, InputError
 from bert_jax.data.layout import Layout
 from bert_jax.data.records import Record
 from bert_jax.finetuning import stages
+from bert_jax.finetuning.evaluation import Evaluator
 from bert_jax.finetuning.runs import Runs, _best
 from bert_jax.model.convert import flatten
 from bert_jax.model.heads import Bert, initialize
@@ -42,6 +43,7 @@ from bert_jax.tasks.metrics import entities
 from bert_jax.tasks.splits import Splits
 from bert_jax.tasks.table import find_task
 from bert_jax.training import writer
+from bert_jax.training.checkpoint import Checkpointer
 
 ROOT = Path(__file__).parent.parent
 WORDS = make_words(60)
@@ -581,6 +583,26 @@ def check_equal(workdir, whole):
     (ours, theirs) = ([run | {"seconds": 0} for run in results_of(d)["runs"]] for d in (workdir, whole))
     assert ours == theirs
     assert (workdir / "export" / "model.safetensors").read_bytes() == (whole / "export" / "model.safetensors").read_bytes()
+
+
+def test_dev_is_predicted_once_an_evaluation_and_again_where_the_export_has_other_weights(model, finished, tmp_path, monkeypatch):
+    predict, save, seen, saved = Evaluator.predict, Checkpointer.save, [], []
+    monkeypatch.setattr(Evaluator, "predict", lambda self, split, params: seen.append(split.name) or predict(self, split, params))
+    monkeypatch.setattr(Checkpointer, "save", lambda self, step, *rest: saved.append(step) or save(self, step, *rest))
+    data, found = finished(sst2).workdir.parent, []
+    for name in ("once", "again"):
+        found.append(tune(model, "sst2", data, tmp_path / name, seeds=2))
+        assert saved == [18, 18]  # a checkpoint of the last step would be deleted at once
+        dev = [split for split in seen if split == "dev"]
+        assert len(dev) == 4 + (name == "again")
+        seen.clear()
+        saved.clear()
+        monkeypatch.setattr(stages, "checksum", lambda params: 0)
+    once, again = found
+    assert once["exported"] == again["exported"]
+    assert [(tmp_path / name / "predictions" / "dev.tsv").read_bytes() for name in ("once", "again")] == [
+        (finished(sst2).workdir / "predictions" / "dev.tsv").read_bytes()
+    ] * 2
 
 
 @pytest.mark.parametrize("number,at", [(signal.SIGTERM, 45), (signal.SIGINT, 72)])

@@ -12,6 +12,7 @@ import numpy as np
 
 _SHORTEST = 16  # tokens of the shortest row; each of the next ones is twice as long
 _PACKED = 64  # attention over 64 tokens costs little more than over 16: rows are shorter only where a call cannot fill one
+_MANY = 4  # full batches, after which a padded one costs less than the compilation of another shape
 _LOOKED_AT = 16  # rows of the same room: many of them may have no free slot, and each delays all later examples
 
 
@@ -95,25 +96,31 @@ def pack_rows(examples: Sequence[Example], ladder: Sequence[int], slots: Callabl
     return rows
 
 
-def batch_sizes(rows: int, full: int) -> list[tuple[int, int]]:
+def batch_sizes(rows: int, full: int, least_padding: bool = True, before: int = 0) -> list[tuple[int, int]]:
     """Returns (rows taken, rows computed) of the batches for `rows` rows: full ones, then powers of two, so that shapes are few.
+
+    Without `least_padding` the last rows are one batch: a full one after `_MANY` full ones, of which `before` precede these rows.
 
     >>> batch_sizes(69, 32), batch_sizes(3, 32)
     ([(32, 32), (32, 32), (4, 4), (1, 1)], [(3, 4)])
+    >>> batch_sizes(69, 32, least_padding=False), batch_sizes(69, 32, least_padding=False, before=2)
+    ([(32, 32), (32, 32), (5, 8)], [(32, 32), (32, 32), (5, 32)])
     """
     sizes = [(full, full)] * (rows // full)
     rest = rows % full
     while rest:
         above = min(full, 1 << (rest - 1).bit_length())
         below = 1 << (rest.bit_length() - 1)
-        taken, computed = (rest, above) if above - rest <= above // 4 else (below, below)
+        taken, computed = (rest, above) if not least_padding or above - rest <= above // 4 else (below, below)
+        if not least_padding and len(sizes) + before >= _MANY:
+            computed = full
         sizes.append((taken, computed))
         rest -= taken
     return sizes
 
 
 def batches(
-    examples: Sequence[Example], longest: int, tokens: int, slots: Callable[[int], int], pad_id: int
+    examples: Sequence[Example], longest: int, tokens: int, slots: Callable[[int], int], pad_id: int, least_padding: bool = True
 ) -> Iterator[PackedBatch]:
     """Yields batches of about `tokens` tokens that hold every example once.
 
@@ -123,11 +130,12 @@ def batches(
       tokens: rows x row length of a full batch.
       slots: row length -> S, the places of a row where the head runs.
       pad_id: the token after the last example of a row.
+      least_padding: the last rows are computed in small batches; otherwise in one of a shape that is compiled anyway.
     """
     if not examples:
         return
     ladder = row_lengths([len(e.input_ids) for e in examples], longest)
-    waiting: list[list[int]] = []  # pairs of shorter rows that filled no batch, two in one row
+    made, waiting = 0, list[list[int]]()  # batches so far; pairs of shorter rows that filled no batch, two in one row
     packed = pack_rows(examples, ladder, slots)
     for length, longer in zip(ladder, [*ladder[1:], None], strict=True):
         rows = waiting + [indices for row_length, indices in packed if row_length == length]
@@ -136,9 +144,9 @@ def batches(
             whole = len(rows) - len(rows) % full
             waiting = [[x for row in rows[i : i + 2] for x in row] for i in range(whole, len(rows), 2)]
             rows = rows[:whole]
-        for taken, count in batch_sizes(len(rows), full):
+        for taken, count in batch_sizes(len(rows), full, least_padding, made):
             yield fill_rows(examples, rows[start : start + taken], count, length, slots(length), pad_id)
-            start += taken
+            start, made = start + taken, made + 1
 
 
 def exact_shape(size: int, tokens: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+import jax
 import numpy as np
 
 from bert_jax.data.finetuning import Encoded
@@ -47,7 +48,8 @@ class Evaluator:
 
     def predict(self, split: Split, params: Any) -> Predictions:
         """Returns a prediction for each record, in order. `params` are NumPy's or on one device, where predictions run."""
-        return self._predict(split, params)
+        here = jax.local_devices()[0]  # named, so that parameters of training and those of a file run the same programs
+        return self._predict(split, jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jax.device_put(x, here), params))
 
     def of(self, split: Split, values: Sequence[Any], tuned: Tuned | None = None) -> Predicted:
         """Returns a split with its predictions."""

@@ -71,15 +71,15 @@ def run(cfg: FinetuneConfig, task: Task, command: str) -> Reached:
     for note in splits.notes:
         say(note)
     trainer, test = stages.prepare(cfg, task, splits, say)
-    outcomes: list[runs.Outcome] = []
+    outcomes, scored = list[runs.Outcome](), None
     if trainer.batches is not None:
         say("; ".join(filter(None, [f"on {trainer.devices.describe()}", trainer.kernel, hugepages.describe()])))
         with loop.StopRequest(multihost.stop_agreed()) as stop:
-            outcomes = stages.fit_all(trainer, folder, stop)
+            outcomes, scored = stages.fit_all(trainer, folder, stop)
         if stop.signal is not None:
             say("stopped and saved; the same command continues")
             return Reached({}, None, stop.signal)
-    scores = finish(trainer, splits, test, outcomes, command) if multihost.is_first() else {}
+    scores = finish(trainer, splits, test, outcomes, command, scored) if multihost.is_first() else {}
     multihost.barrier("all is written")
     metrics = {f"{split}/{name}": value for split, values in scores.items() for name, value in values.items()}
     return Reached(metrics, folder / "export" if outcomes else None)

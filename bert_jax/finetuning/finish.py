@@ -12,7 +12,7 @@ from rich.console import Console
 from bert_jax import disk
 from bert_jax.errors import InputError
 from bert_jax.finetuning import results, stages
-from bert_jax.finetuning.runs import Outcome
+from bert_jax.finetuning.runs import Outcome, Scored
 from bert_jax.finetuning.trainer import Trainer
 from bert_jax.report.page import write_report
 from bert_jax.tasks.figures import Figure
@@ -22,7 +22,7 @@ from bert_jax.tasks.splits import Splits
 
 
 def finish(
-    trainer: Trainer, splits: Splits, test: Sequence[Split], outcomes: Sequence[Outcome], command: str
+    trainer: Trainer, splits: Splits, test: Sequence[Split], outcomes: Sequence[Outcome], command: str, scored: Scored | None = None
 ) -> dict[str, dict[str, float]]:
     """Picks the best of the runs, predicts with it (without runs, with the model itself), and writes and prints the results.
 
@@ -35,13 +35,12 @@ def finish(
       InputError: all runs diverged, or a file cannot be written.
     """
     workdir, kind = Path(trainer.cfg.workdir or ""), trainer.task.kind
-    scored = [outcome for outcome in outcomes if outcome.history]
-    if trainer.batches is not None and not scored:
+    best = stages.best_of(outcomes)
+    if trainer.batches is not None and best is None:
         raise InputError(f"all runs diverged: {outcomes[0].failed}. Give a lower --learning-rates")
-    best = max(scored, key=lambda outcome: outcome.score, default=None)
     if best is not None:
         _keep_best(workdir, stages.export_folder(workdir, outcomes, best))
-    scores, predicted = stages.predict_all(trainer, test, workdir)
+    scores, predicted = stages.predict_all(trainer, test, workdir, scored)
     details, mistakes = judge(kind, predicted)
     data = _sizes(splits, predicted)
     content = results.results(trainer.task.name, trainer.cfg.model, command, outcomes, best, data, scores, details)

@@ -7,10 +7,11 @@ import dataclasses
 import json
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from bert_jax.disk import as_numbers, write_json
 from bert_jax.errors import InputError
 from bert_jax.finetuning.trainer import Stepped, Trainer
 from bert_jax.pooling import Pooling
+from bert_jax.tasks.split import Predictions
 from bert_jax.training import checkpoint, loop, multihost, steps, writer
 from bert_jax.tuned import Tuned
 
@@ -70,6 +72,18 @@ class Outcome:
     seconds: float
 
 
+class Scored(NamedTuple):
+    """The predictions for the dev splits by the weights that a run exported, and the checksum of these weights."""
+
+    checksum: int
+    predictions: dict[str, Predictions]
+
+
+def checksum(params: PyTree) -> int:
+    """Returns a CRC-32 of parameters on the host, by which an export is known to hold what was scored."""
+    return reduce(lambda crc, leaf: zlib.crc32(np.ascontiguousarray(leaf).data, crc), jax.tree.leaves(params), 0)
+
+
 class Runs:
     """Runs that are trained together: one, or several in one program, each with its own data order and dropout.
 
@@ -80,6 +94,7 @@ class Runs:
         self.trainer, self.members, self.directory = trainer, members, directory
         self.active = np.ones(len(members), bool)
         self.history: list[list[dict[str, Any]]] = [[] for _ in members]
+        self.scored: dict[Member, Scored] = {}  # those of runs that exported a model in this process
 
     def folder(self, number: int) -> Path:
         """Returns the folder of a run."""
@@ -145,7 +160,7 @@ class Runs:
             history.append({"step": step, "score": score, "scores": scores})
             since = len(history) - 1 - _best(history)
             if multihost.is_first() and (cfg.select == "last" or since == 0):
-                self._export(i, own, tuned)
+                self._export(i, own, tuned, predicted)
             self.active[i] = cfg.early_stopping is None or since < cfg.early_stopping
             of = "" if len(self.members) == 1 else f"{member.name}/"
             for name, each in scores.items():
@@ -154,13 +169,14 @@ class Runs:
         stop.enough = not self.active.any()
         return values
 
-    def _export(self, number: int, params: PyTree, tuned: Tuned) -> None:
+    def _export(self, number: int, params: PyTree, tuned: Tuned, predicted: dict[str, Predictions]) -> None:
         """Saves the model of a run with what predictors need to predict as it was scored."""
         model, pooling = self.trainer.start.model, self.trainer.start.model.pooling
         if isinstance(pooling, Pooling):
             pooling = dataclasses.replace(pooling, max_length=tuned.max_length)
         model = dataclasses.replace(model, params=jax.device_get(params), tuned=tuned, pooling=pooling)
         pretrained.save(model, self.folder(number) / "export")
+        self.scored[self.members[number]] = Scored(checksum(model.params), predicted)
 
     # --- the run ---
 
@@ -203,6 +219,8 @@ class Runs:
         with closing(log), closing(saved), multihost.Watchdog(trainer.cfg.parallel.stuck_timeout) as alive:
 
             def save(state: steps.TrainState, evaluation: dict[str, float]) -> None:
+                if self._ended(int(np.max(state.step)), stop):
+                    return  # run.json follows at once, and checkpoints of finished runs are deleted
                 kept: dict[str, Any] = {"data": trainer.data_key, "history": self.history, "active": self.active.tolist()}
                 kept |= {"lines": log.lines, "seconds": seconds + time.perf_counter() - begun}
                 saved.save(int(np.max(state.step)), state, kept)
@@ -216,7 +234,7 @@ class Runs:
                     state, step, stream, alive.watched(partial(trainer.devices.put_whole, axis=rows)), cadence,
                     partial(self._evaluate, stop=stop), save, log, stop, loop.Cost(_tokens, 0.0, None),
                 )  # fmt: skip
-        if stop.signal is not None:
+        if stop.signal is not None and not self._ended(int(np.max(jax.device_get(newest.step))), stop):
             return []
         seconds += time.perf_counter() - begun
         ends, in_a_row = (np.atleast_1d(jax.device_get(x)).tolist() for x in (newest.step, newest.skipped_in_a_row))
@@ -225,6 +243,9 @@ class Runs:
             write_json(self.folder(i) / "run.json", dataclasses.asdict(outcome) | {"data": trainer.data_key})
         multihost.barrier("the run is written")
         return outcomes
+
+    def _ended(self, step: int, stop: loop.StopRequest) -> bool:
+        return step == self.trainer.num_steps or stop.enough
 
     def drop_checkpoints(self) -> None:
         """Deletes the checkpoints of finished runs: parameters and moments take three times as much as a model's file."""

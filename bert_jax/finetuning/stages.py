@@ -19,7 +19,7 @@ from bert_jax.errors import InputError
 from bert_jax.finetuning.config import FinetuneConfig
 from bert_jax.finetuning.evaluation import Evaluator
 from bert_jax.finetuning.init_head import StartingModel, load_for_task
-from bert_jax.finetuning.runs import Member, Outcome, Runs
+from bert_jax.finetuning.runs import Member, Outcome, Runs, Scored, checksum
 from bert_jax.finetuning.trainer import Trainer
 from bert_jax.finetuning.weighting import class_weights
 from bert_jax.pooling import Pooling
@@ -170,8 +170,11 @@ def baseline(task: Task, splits: Splits, metric: str | None) -> float | None:
     return task.kind.baseline(splits, task.metrics)
 
 
-def fit_all(trainer: Trainer, workdir: Path, stop: loop.StopRequest) -> list[Outcome]:
-    """Trains all runs that are not done yet; returns the outcomes in the order of learning rates and seeds."""
+def fit_all(trainer: Trainer, workdir: Path, stop: loop.StopRequest) -> tuple[list[Outcome], Scored | None]:
+    """Trains all runs that are not done yet.
+
+    Returns the outcomes in the order of learning rates and seeds, and the dev predictions of the best run if it was trained here.
+    """
     cfg = trainer.cfg
     members = [Member(cfg.seed + i, rate) for rate in cfg.learning_rates for i in range(cfg.seeds)]
     together = cfg.together == "yes" or (cfg.together == "auto" and _gain_together(trainer, len(members)))
@@ -181,7 +184,7 @@ def fit_all(trainer: Trainer, workdir: Path, stop: loop.StopRequest) -> list[Out
         groups = [(members, workdir / "runs")]
     else:
         groups = [([member], workdir / "runs" / member.name) for member in members]
-    outcomes: list[Outcome] = []
+    outcomes, scored = list[Outcome](), None
     for some, directory in groups:
         runs = Runs(trainer, some, directory)
         done = runs.done()
@@ -190,10 +193,17 @@ def fit_all(trainer: Trainer, workdir: Path, stop: loop.StopRequest) -> list[Out
                 print(f"run {len(outcomes) + 1} of {len(members)}: {', '.join(m.name for m in some)}", file=sys.stderr)
             done = runs.fit(stop)
             if stop.signal is not None:
-                return outcomes
+                return outcomes, None
         runs.drop_checkpoints()
         outcomes += done
-    return outcomes
+        if (best := best_of(outcomes)) is not None and best in done:  # one run's predictions are kept, as they may be large
+            scored = runs.scored.get(Member(best.seed, best.learning_rate))
+    return outcomes, scored
+
+
+def best_of(outcomes: Sequence[Outcome]) -> Outcome | None:
+    """Returns the run of the highest score, None where no run has one."""
+    return max((outcome for outcome in outcomes if outcome.history), key=lambda outcome: outcome.score, default=None)
 
 
 def _gain_together(trainer: Trainer, count: int) -> bool:
@@ -215,17 +225,19 @@ def export_folder(workdir: Path, outcomes: Sequence[Outcome], which: Outcome) ->
 
 
 def predict_all(
-    trainer: Trainer, test: Sequence[Split], workdir: Path
+    trainer: Trainer, test: Sequence[Split], workdir: Path, scored: Scored | None = None
 ) -> tuple[dict[str, dict[str, float]], dict[str, Predicted]]:  # fmt: skip
     """Predicts dev and test with the exported model or, where nothing was trained, with the model itself; writes the predictions.
 
     Returns the scores of the splits that have some, and the predictions of all. Both follow the thresholds in the export, which
-    were tuned on dev; where nothing was trained those of the model, or else tuned on dev.
+    were tuned on dev; where nothing was trained those of the model, or else tuned on dev. Dev is not predicted again where the
+    export has, bit for bit, the weights that predicted it in training.
     """
     model, evaluator, splits = trainer.start.model, trainer.evaluator, [*trainer.dev, *test]
     if trainer.batches is not None:
         model = pretrained.load(workdir / "export", head=model.head)
-    values = {split.name: evaluator.predict(split, model.params) for split in splits}
+    known = scored.predictions if scored is not None and scored.checksum == checksum(model.params) else {}
+    values = {split.name: known.get(split.name) or evaluator.predict(split, model.params) for split in splits}
     tuned = thresholds(trainer, model.tuned, values)
     scores = {}
     for split in splits:

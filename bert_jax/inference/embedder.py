@@ -11,7 +11,6 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from bert_jax.config import InputError
-from bert_jax.data.batching import Example
 from bert_jax.inference.predictor import Predictor, as_list
 from bert_jax.model.heads import TORCH_ACTIVATIONS, pool
 from bert_jax.model.layers import AnyArray
@@ -65,9 +64,8 @@ class Embedder(Predictor):
         self._width = chosen.width(model.config.hidden_size)
         self._longest = min(self.pooling.max_length or self._longest, model.config.max_length)
 
-    def run(self, examples: Sequence[Example], params: PyTree = None) -> list[dict[str, np.ndarray]]:
-        """Runs `Predictor.run` with the arrays of the pooling beside the parameters."""
-        return super().run(examples, (self._params if params is None else params, jax.device_put(self.pooling.arrays)))
+    def _arguments(self, params: PyTree) -> PyTree:
+        return params, jax.device_put(self.pooling.arrays)
 
     def _outputs(self, params: PyTree, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         first, (params, dense) = batch.pop("places"), params

@@ -84,6 +84,10 @@ class Predictor:
     def _outputs(self, params: PyTree, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         raise NotImplementedError
 
+    def _arguments(self, params: PyTree) -> PyTree:
+        """Returns the first argument of `_outputs` for the parameters of the model."""
+        return params
+
     def _slots(self, length: int) -> int:
         """Returns how many places of a row of `length` tokens the head runs at."""
         return max(1, length // 4)
@@ -93,9 +97,9 @@ class Predictor:
 
         Args:
           examples: any number, of any lengths.
-          params: used instead of the model's, for a model in training.
+          params: used instead of the model's, for a model in training: a process that evaluates a few times compiles few shapes.
         """
-        params = self._params if params is None else params
+        few_shapes, params = params is not None, self._arguments(self._params if params is None else params)
         results: list[dict[str, np.ndarray]] = [{} for _ in examples]
         in_flight: deque[tuple[PackedBatch, dict[str, jax.Array]]] = deque()
 
@@ -112,7 +116,7 @@ class Predictor:
         pad_id = pad_id if pad_id < cfg.vocab_size else 0  # an id past the table would be NaN, and spread
         # TPUs and GPUs multiply float32 in less by default, and the numbers would differ from those of the model's makers.
         precise = jax.default_matmul_precision("highest") if self.model.compute.dtype == "float32" else contextlib.nullcontext()
-        packed = batches(examples, self._longest, self._tokens, self._slots, pad_id)
+        packed = batches(examples, self._longest, self._tokens, self._slots, pad_id, least_padding=not few_shapes)
         for batch in exact_batches(examples, self._exact_tokens, self.most_places, pad_id) if self.exact else packed:
             with precise:
                 outputs = self._run_batch(params, batch.arrays | {"places": batch.positions})

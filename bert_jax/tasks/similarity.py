@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.stats import rankdata  # type: ignore[import-untyped]
 
 from bert_jax.data.batching import PackedBatch
 from bert_jax.data.finetuning import Encoded, Item, encode_texts, per_item
@@ -130,6 +129,8 @@ class Similarity(Kind):
         if not predicted.split.labelled:
             rows = [[*example_cells(records[i], records[i].texts[:2]), float(cosines[i])] for i in highest(cosines < 1, -cosines)]
             return [Listing("Pairs that belong together and are least alike", ["id", "text", "cosine"], rows)]
+        from scipy.stats import rankdata  # type: ignore[import-untyped]  # here: it takes half a second to import
+
         right = np.array(predicted.right, np.float64)
         off = (rankdata(cosines) - rankdata(right)) / len(right)
         table = furthest("Largest differences of ranks, as shares of all pairs", records, right, cosines, off)
