@@ -60,7 +60,7 @@ def evaluator_of(kind, tokenizer, labels=LABELS, limit=64, null_threshold=None, 
 
 
 def split_of(kind, records, tokenizer, labels=LABELS, limit=64, **stride):
-    return Split("dev", records, KINDS[kind].encode(records, labels, Layout(tokenizer, CFG), limit, **stride))
+    return Split("dev", records, KINDS[kind].encode(records, labels, Layout(tokenizer, CFG, limit), **stride))
 
 
 def labelled(*labels, texts=("a", "b")):

@@ -1,5 +1,6 @@
 """Items of fine-tuning and their batches: packed, padded or alone the same loss; every item once an epoch; few shapes."""
 
+import dataclasses
 import itertools
 from collections import Counter
 from functools import cache
@@ -43,7 +44,7 @@ def record(texts, label=None, number=0):
 
 
 def encode(kind, records, labels, layout, limit, *stride, **options):
-    return KINDS[kind].encode(records, labels, layout, limit, str, *stride, **options)
+    return KINDS[kind].encode(records, labels, dataclasses.replace(layout, limit=limit), *stride, **options)
 
 
 def batches_of(kind, *args, **options):

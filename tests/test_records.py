@@ -145,7 +145,8 @@ def test_a_table_takes_at_most_four_bytes_a_byte(tmp_path, tokenizer, columns, m
         special_tokens_in(splits.train, tokenizer)
         holdout.digest(splits.train, splits.dev)
         sides = (splits.train, *splits.dev.values())
-        items, *_ = [KINDS["classification"].encode(side, splits.labels, layout, 64).items for side in sides]
+        short = dataclasses.replace(layout, limit=64)
+        items, *_ = [KINDS["classification"].encode(side, splits.labels, short).items for side in sides]
         Batches(items, 32, "packed", 32, tokenizer.pad_id).train([0], 0)
         rest = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()

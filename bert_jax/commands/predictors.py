@@ -1,4 +1,4 @@
-"""The commands that predict: one text per line or row in, one JSON object per line out, in the same order and without delay."""
+"""The commands that predict: a text for each line or row in, a JSON object on each line out, in the same order, without delay."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import stat
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from operator import attrgetter
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 
@@ -26,6 +26,16 @@ from bert_jax.config import InputError, did_you_mean
 from bert_jax.data import files
 from bert_jax.pooling import PoolingMode
 
+if TYPE_CHECKING:  # numpy is imported with the model
+    import numpy as np
+
+    _Line = bytes | files.Row | Mapping[str, object]  # text, a row of a table, or a question of a .json
+    # the predictor, and the fields of a prediction
+    _Made = tuple[
+        Callable[[Sequence[Any]], Sequence[Any] | np.ndarray], dict[str, Callable[[Any], object]]
+    ]
+    _Write = Callable[[np.ndarray, list[bool]], None]
+
 _FIRST, _MOST, _MOST_BYTES = 256, 4096, 1 << 22  # lines of the first chunk and of later ones, and bytes of one
 _TABLES = (".csv", ".tsv", ".parquet")
 _SQUAD = '{"data": [{"paragraphs": [{"context": ..., "qas": [{"id": ..., "question": ...}]}]}]}'
@@ -33,8 +43,6 @@ _Flag = tyro.conf.FlagCreatePairsOff[bool]  # without a --no-... of its own
 _Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
 _File = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[FILE]")]
 _Length = Annotated[int | None, tyro.conf.arg(aliases=["--max-length"])]
-_Row = dict[str, Any]
-_Fields = dict[str, Callable[[Any], Any]]  # of the output, from a prediction
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ class _Item(NamedTuple):
     """A line or row: its texts by field of the output, None for a null, and the fields that are printed."""
 
     texts: dict[str, str | None]
-    shown: _Row
+    shown: dict[str, object]
 
 
 # --- reading ---
@@ -81,13 +89,10 @@ def _name(path: str) -> str:
     return "stdin" if path == "-" else path
 
 
-def _open(path: str, quotes: files.Quotes = "auto", say: bool = True) -> tuple[Iterator[Any], Callable[[], bool]]:
-    """Returns the lines (questions of a .json, rows of a table), and a function: is the next one there, without waiting?
-
-    With `say`, remarks on how a table was read are printed.
-    """
+def _open(path: str, quotes: files.Quotes = "auto", say: bool = True) -> tuple[Iterator[_Line], Callable[[], bool]]:
+    """Returns the lines, and a function that tells whether the next one is there; with `say`, remarks on a table are printed."""
     if path != "-" and (os.path.isfile(path) or os.path.isdir(path) or not os.path.exists(path)):
-        lines: Iterator[Any] = (line for _, line in files.read_lines(path))
+        lines: Iterator[_Line] = (line for _, line in files.read_lines(path))
         if files.suffix_of(path) == ".json":
             lines = files.squad_questions(path)
         elif files.suffix_of(path) in _TABLES:
@@ -95,11 +100,11 @@ def _open(path: str, quotes: files.Quotes = "auto", say: bool = True) -> tuple[I
             for remark in table.remarks if say else ():
                 print(remark, file=sys.stderr)
             lines = table.rows
-        # the first is read at once: a file that is missing is missed before the model is loaded
+        # The first line is read at once, so that a missing file is reported before the model is loaded.
         return chain(list(islice(lines, 1)), lines), lambda: True
     handle = sys.stdin.fileno() if path == "-" else path
     if path == "-" and sys.stdin.isatty():
-        print("a text a line; Ctrl-D ends", file=sys.stderr)
+        print("Type one text per line; Ctrl-D ends.", file=sys.stderr)
 
     def opened() -> Iterator[bytes]:  # not sys.stdin: a thread that waits for it holds its lock when the interpreter ends
         with open(handle, "rb", closefd=path != "-") as file:
@@ -146,10 +151,10 @@ def _chunks(rows: Iterator[_Item], ready: Callable[[], bool]) -> Iterator[list[_
         raise end
 
 
-def _item(where: str, line: Any, columns: dict[str, str], jsonl: bool, mask: str, keep: bool) -> _Item:
+def _item(where: str, line: _Line, columns: dict[str, str], jsonl: bool, mask: str, keep: bool) -> _Item:
     """Returns the texts of a line or row; none for an empty line of JSONL. A text that is not empty must have a `mask`.
 
-    `columns` maps each field of the output to the column or JSON field that it comes from; a plain line holds them in this order.
+    `columns` maps each field of the output to a column or JSON field of the input; a plain line holds them in this order.
     """
     if isinstance(line, bytes):
         text = files.decode(line)
@@ -160,38 +165,40 @@ def _item(where: str, line: Any, columns: dict[str, str], jsonl: bool, mask: str
         parts = text.split("\t") if len(columns) > 1 and text else [text] * len(columns)
         if not jsonl and len(parts) != len(columns):
             raise InputError(f"{where}: {len(parts) - 1} tabs; --pairs expects one, between the two texts")
-        line = files.json_object(text) if jsonl else dict(zip(columns.values(), parts, strict=True))
-        if isinstance(line, files.Bad):
-            raise InputError(f"{where}: {line.reason}")
+        values = files.json_object(text) if jsonl else dict(zip(columns.values(), parts, strict=True))
+        if isinstance(values, files.Bad):
+            raise InputError(f"{where}: {values.reason}")
+        line = values
     if isinstance(line, files.Row):
         where, line = line
-    texts: dict[str, str | None] = {}
-    for name, column in columns.items():
-        if column not in line:
-            flag = {"text": " (--text-column)", "text_pair": " (--pair-column)"}.get(name, "")
-            raise InputError(f"{where}: no {column!r}, it has {', '.join(line) or 'nothing'}{did_you_mean(column, line)}{flag}")
-        text = line[column]
-        texts[name] = None if text is None or text != text or (mask and text == "") else text  # NaN: pandas' null
-        if texts[name] is None:
-            continue
-        if not isinstance(text, str):
-            raise InputError(f"{where}: {column!r} is a {type(text).__name__}, not a string")
-        if re.search("[\ud800-\udfff]", text):
-            raise InputError(f"{where}: {column!r} has half of a surrogate pair; remove it")
-        if mask not in text:
-            raise InputError(f"{where}: no {mask} in {text[:60]!r}")
+    texts = {name: _text(where, line, name, column, mask) for name, column in columns.items()}
     if keep:
         return _Item(texts, dict(line))
     shown = {"id": line["id"]} if "question" in columns and "id" in line else {}
     return _Item(texts, shown | {name: line[column] for name, column in columns.items() if name != "context"})
 
 
+def _text(where: str, line: Mapping[str, object], name: str, column: str, mask: str) -> str | None:
+    """Returns the text of a column; None for a null and, where a mask is needed, for an empty text."""
+    if column not in line:
+        flag = {"text": " (--text-column)", "text_pair": " (--pair-column)"}.get(name, "")
+        raise InputError(f"{where}: no {column!r}, it has {', '.join(line) or 'nothing'}{did_you_mean(column, line)}{flag}")
+    text = line[column]
+    if text is None or text != text or (mask and text == ""):  # NaN is pandas' null
+        return None
+    if not isinstance(text, str):
+        raise InputError(f"{where}: {column!r} is a {type(text).__name__}, not a string")
+    if re.search("[\ud800-\udfff]", text):
+        raise InputError(f"{where}: {column!r} has half of a surrogate pair; remove it")
+    if mask not in text:
+        raise InputError(f"{where}: no {mask} in {text[:60]!r}")
+    return text
+
+
 def _texts(texts: Texts, pair_column: str | None = None, pairs: bool = False) -> tuple[Texts, dict[str, str], bool]:
-    """Returns the first arguments of `_predict`: options, columns, and True for JSON objects and rows of a table."""
+    """Returns the first arguments of `_predict`: the options, the columns, and True where the input is JSON or a table."""
     if files.suffix_of(texts.file) == ".json":
-        raise InputError(
-            f"{texts.file}: expected plain text, a text a line, .jsonl, a JSON object a line, .csv, .tsv or .parquet"
-        )
+        raise InputError(f"{texts.file}: give plain text, one per line; .jsonl, one JSON object per line; .csv, .tsv or .parquet")
     named = files.suffix_of(texts.file) in (".jsonl", *_TABLES) or bool(texts.text_column or pair_column)
     if pairs and named:
         raise InputError(
@@ -205,19 +212,19 @@ def _texts(texts: Texts, pair_column: str | None = None, pairs: bool = False) ->
 
 
 def _predict(
-    texts: Rows, columns: dict[str, str], jsonl: bool, make: Callable[[Any], tuple[Any, _Fields]],
-    write: Callable[[Any, list[bool]], None] | None = None,
-) -> None:  # fmt: skip
+    texts: Rows, columns: dict[str, str], jsonl: bool, make: Callable[[bert_jax.Model], _Made], write: _Write | None = None
+) -> None:
     """Prints each row with its prediction, or passes the predictions to `write`.
 
-    `make` returns the predictor of a model and the fields of its predictions. A row with a null text has null as prediction (NaN
-    for `write`); these rows are counted on stderr.
+    The prediction for a row with a null text is null (NaN for `write`); these rows are counted on stderr.
     """
+    import numpy as np
+
     from bert_jax.console import predicting
 
     path = texts.file
     if texts.quotes != "auto" and files.suffix_of(path) not in (".csv", ".tsv"):
-        raise InputError(f"--quotes {texts.quotes} is for .csv and .tsv, and {_name(path)} is neither")
+        raise InputError(f"--quotes {texts.quotes} is for .csv and .tsv files, and {_name(path)} is neither: leave it out")
     lines, ready = _open(path, texts.quotes)
     compilation_cache.keep()
     predictor, fields = make(bert_jax.load(texts.model, special_tokens=texts.special_tokens))
@@ -236,7 +243,7 @@ def _predict(
                 empty = " or empty" if mask else ""
                 warnings.warn(f"{lost} of {len(some)} texts are null{empty}: so are their predictions", stacklevel=1)
             if write is not None:
-                write(answers, whole)
+                write(np.asarray(answers), whole)
             else:
                 each = iter(answers)
                 for item, can in zip(some, whole, strict=True):
@@ -247,18 +254,18 @@ def _predict(
             advance(len(chunk))
 
 
-def _line(shown: _Row, found: _Row) -> bytes:
+def _line(shown: dict[str, object], found: dict[str, object]) -> bytes:
     """Returns a line of JSON: a row and its prediction. A column with the name of a prediction gets the prefix `input_`."""
-    row: _Row = {}
+    row = dict[str, object]()
     for name, value in shown.items():
         while name in found or name in row:
             name = f"input_{name}"
         row[name] = _kept(value)
     line = json.dumps(row | found, ensure_ascii=False, default=str)  # dates and the like
-    return line.encode("utf-8", "backslashreplace") + b"\n"  # of half a surrogate pair, JSON's own spelling
+    return line.encode("utf-8", "backslashreplace") + b"\n"  # half a surrogate pair as JSON spells it
 
 
-def _kept(value: Any) -> Any:
+def _kept(value: object) -> object:
     """Returns a value of a row in JSON's types: null for numbers that are not finite, text for bytes."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
@@ -269,7 +276,7 @@ def _kept(value: Any) -> Any:
     return [_kept(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Returns a prediction in JSON's types: floats with the 7 significant digits of float32, null if they are not finite."""
     if isinstance(value, float):
         return float(f"{value:.7g}") if math.isfinite(value) else None
@@ -281,11 +288,8 @@ def _plain(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _npy(path: str) -> Iterator[Callable[[Any, list[bool]], None]]:
-    """Yields a function that appends rows to a float32 array, a row of NaN for each False.
-
-    The file appears when all rows are written, or not at all.
-    """
+def _npy(path: str) -> Iterator[_Write]:
+    """Yields a function that appends rows to a float32 array, a row of NaN for each False; a whole file appears, or none."""
     import numpy as np
 
     temporary, shape = f"{path}.{os.getpid()}.tmp", (0, 0)
@@ -294,7 +298,7 @@ def _npy(path: str) -> Iterator[Callable[[Any, list[bool]], None]]:
         file.seek(0)
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
 
-    def append(vectors: Any, whole: list[bool]) -> None:
+    def append(vectors: np.ndarray, whole: list[bool]) -> None:
         nonlocal shape
         shape = (shape[0] + len(whole), vectors.shape[1])
         if not file.tell():
@@ -319,10 +323,6 @@ def _npy(path: str) -> Iterator[Callable[[Any, list[bool]], None]]:
 # --- the commands ---
 
 
-def _whole(found: Any) -> Any:
-    return found
-
-
 def fill_mask(texts: Texts, top_k: int = 5, targets: tuple[str, ...] = ()) -> None:
     """Predict the tokens at the masks of texts: {"text", "fillings": [{"token", "score", "text", "mask"}]}.
 
@@ -334,9 +334,9 @@ def fill_mask(texts: Texts, top_k: int = 5, targets: tuple[str, ...] = ()) -> No
         targets: Candidates, each a single token of the model; default: the whole vocabulary.
     """
 
-    def make(model: bert_jax.Model) -> tuple[bert_jax.FillMask, _Fields]:
+    def make(model: bert_jax.Model) -> _Made:
         fill = bert_jax.FillMask(model, top_k, targets or None, max_length=texts.max_seq_length, exact=texts.exact)
-        return fill, {"fillings": _whole}
+        return fill, {"fillings": list}
 
     _predict(*_texts(texts), make)
 
@@ -354,7 +354,7 @@ def classify(texts: Texts, pair_column: str | None = None, pairs: _Flag = False,
             fine-tuning chose on the dev set, else 0.5.
     """
 
-    def make(model: bert_jax.Model) -> tuple[bert_jax.Classifier, _Fields]:
+    def make(model: bert_jax.Model) -> _Made:
         classifier = bert_jax.Classifier(model, threshold, max_length=texts.max_seq_length, exact=texts.exact)
         several = classifier.problem_type == "multi_label_classification"
         return classifier, {name: attrgetter(name) for name in ("label", "score", "scores", *["labels"] * several)}
@@ -374,9 +374,9 @@ def tag(texts: Texts, aggregation: Literal["simple", "first", "average", "max"] 
         outside: Label of the words that are in no entity.
     """
 
-    def make(model: bert_jax.Model) -> tuple[bert_jax.Tagger, _Fields]:
+    def make(model: bert_jax.Model) -> _Made:
         tagger = bert_jax.Tagger(model, aggregation, outside, max_length=texts.max_seq_length, exact=texts.exact)
-        return tagger, {"entities": _whole}
+        return tagger, {"entities": list}
 
     _predict(*_texts(texts), make)
 
@@ -405,7 +405,7 @@ def answer(
         expected = f'.jsonl, with {{"question": ..., "context": ...}} a line, .csv, .tsv or .parquet, or .json: {_SQUAD}'
         raise InputError(f"{rows.file}: expected {expected}")
 
-    def make(model: bert_jax.Model) -> tuple[bert_jax.Answerer, _Fields]:
+    def make(model: bert_jax.Model) -> _Made:
         answerer = bert_jax.Answerer(
             model, top_k, no_answer or None, null_threshold, max_answer_length, rows.max_seq_length, stride, max_question_length,
             exact=rows.exact,
@@ -436,12 +436,11 @@ def embed(
         raise InputError(f"--keep-columns and --out {out}: an array has no columns; leave one of them out")
     scaled = normalize if normalize or no_normalize else None
 
-    def make(model: bert_jax.Model) -> tuple[bert_jax.Embedder, _Fields]:
+    def make(model: bert_jax.Model) -> _Made:
         changes = {"mode": pooling, "normalize": scaled, "max_length": texts.max_seq_length}
-        chosen: Any = {name: value for name, value in changes.items() if value is not None}
-        how = replace(model.pooling, **chosen) if isinstance(model.pooling, bert_jax.Pooling) else None
-        if how is None and chosen:
-            how = bert_jax.Pooling(**chosen)
+        chosen: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+        own = model.pooling
+        how = replace(own if isinstance(own, bert_jax.Pooling) else bert_jax.Pooling(), **chosen) if chosen else None
         embedder = bert_jax.Embedder(model, how, exact=texts.exact)
         if prompt_name is not None:
             embedder = bert_jax.Embedder(model, embedder.pooling.with_prompt(prompt_name), exact=texts.exact)

@@ -156,8 +156,6 @@ def as_one(texts: tuple[str, ...]) -> list[Text]:
 def encode_texts(
     records: Sequence[Record],
     layout: Layout,
-    limit: int,
-    read: Callable[[str], str],
     target: Callable[[Any], np.ndarray | np.generic],
     sequences: Callable[[tuple[str, ...]], list[Text]] = as_one,
 ) -> Encoded:
@@ -166,17 +164,14 @@ def encode_texts(
     Args:
       records: with any labels.
       layout: of the tokenizer and the model.
-      limit: tokens of a sequence at most.
-      read: applied to each text before it is tokenized.
       target: label -> target of the item.
       sequences: texts of a record -> the texts, or pairs of texts, that become the sequences of its item.
     """
-    limit = min(limit, layout.cfg.max_length)
     ids, types = array("H" if layout.cfg.vocab_size <= 1 << 16 else "i"), bytearray()
     ends, counts, targets, lost = array("q", [0]), list[np.ndarray](), list[np.ndarray](), 0
-    for portion in portions(records, read):
+    for portion in portions(records, layout.read):
         groups = [sequences(texts) for texts, _ in portion]
-        examples, cut = layout.examples([text for group in groups for text in group], limit)
+        examples, cut = layout.examples([text for group in groups for text in group])
         own = np.concatenate([example.token_type_ids for example in examples]).astype(np.uint8)
         if own.any():  # the types of single texts, which are 0, are not kept
             types += bytes(len(ids) - len(types)) + own.tobytes()

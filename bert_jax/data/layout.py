@@ -1,8 +1,8 @@
-"""Token ids -> `[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]`, as the tokenizer says; cut to a length, or read in windows."""
+"""Token ids -> `[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]` by the tokenizer's templates; cut to a length, or read in windows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,14 +18,28 @@ AT_FIRST = np.zeros(1, np.int32)
 
 @dataclass(frozen=True)
 class Layout:
-    """The layout of examples for a tokenizer and a model. Raises InputError where the model has no room for one."""
+    """The layout of examples for a tokenizer and a model. Raises InputError where the model has no room for one.
+
+    Attributes:
+      tokenizer: the tokenizer.
+      cfg: the model's config.
+      limit: tokens of an example at most; None: as many as the model takes.
+      read: applied to each text of a record before it is tokenized, for example to add a prompt.
+    """
 
     tokenizer: Tokenizer
     cfg: BertConfig
+    limit: int | None = None
+    read: Callable[[str], str] = str
 
     def __post_init__(self) -> None:
         if self.cfg.max_length <= len(self.tokenizer.pair):
             raise InputError(f"max_position_embeddings={self.cfg.max_position_embeddings} leaves no room for a text")
+
+    @property
+    def longest(self) -> int:
+        """The most tokens of an example."""
+        return min(self.limit or self.cfg.max_length, self.cfg.max_length)
 
     def template(self, parts: int) -> Template:
         """Returns the special tokens around and between `parts` parts (1 or 2)."""
@@ -64,7 +78,7 @@ class Layout:
         pairs = [len(parts) == 2 for parts in both]
         first = self.tokenizer.encode_batch([parts[0] for parts in both])
         second = self.tokenizer.encode_batch([parts[1] if pair else "" for pair, parts in zip(pairs, both, strict=True)])
-        limit = min(limit or self.cfg.max_length, self.cfg.max_length)
+        limit = min(limit or self.longest, self.longest)
         examples, lost = [], 0
         for pair, a, b in zip(pairs, first, second, strict=True):
             parts = [a, b] if pair else [a]

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import tyro
 
@@ -161,10 +161,10 @@ class FinetuneConfig(Checked):
 
     def resolved(self, task: Task) -> Self:
         """Returns the config with the task's defaults, then the general ones, for unset fields."""
-        usual: dict[str, Any] = {
+        usual: dict[str, object] = {
             "num_epochs": 3, "batch_size": 32, "learning_rates": (3e-5,), "max_seq_length": 128, "workdir": f"runs/{task.name}",
         } | dict(task.defaults)  # fmt: skip
-        return dataclasses.replace(self, **{name: value for name, value in usual.items() if getattr(self, name) in (None, ())})
+        return self.replace(**{name: value for name, value in usual.items() if getattr(self, name) in (None, ())})
 
     def options(self, kind: Kind) -> Options:
         """Returns the fields that only some kinds of tasks read. Raises InputError where one of another kind is set."""

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from itertools import chain
-from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from bert_jax.data.finetuning import Encoded
 from bert_jax.errors import InputError
 from bert_jax.pretrained import Model
-from bert_jax.tasks.split import Predicted, Predictions, Split
+from bert_jax.tasks.split import P, Predicted, Predictions, Split
 from bert_jax.tasks.task import Task
 from bert_jax.tuned import Tuned
 
@@ -46,26 +45,26 @@ class Evaluator:
         self.tuned = Tuned(task.name, limit, null_threshold, given)
         self._predict = self.kind.predictor(dataclasses.replace(model, params={}, tuned=self.tuned), limit)
 
-    def predict(self, split: Split, params: Any) -> Predictions:
+    def predict(self, split: Split, params: PyTree) -> Predictions[P]:
         """Returns a prediction for each record, in order. `params` are NumPy's or on one device, where predictions run."""
         here = jax.local_devices()[0]  # named, so that parameters of training and those of a file run the same programs
         return self._predict(split, jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jax.device_put(x, here), params))
 
-    def of(self, split: Split, values: Sequence[Any], tuned: Tuned | None = None) -> Predicted:
+    def of(self, split: Split, values: Sequence[P], tuned: Tuned | None = None) -> Predicted[P]:
         """Returns a split with its predictions."""
         if len(values) != len(split.records):
             raise AssertionError(f"{len(values)} predictions of {len(split.records)} examples")
         return Predicted(split, values, self.labels, tuned or self.tuned)
 
-    def tune(self, splits: Sequence[Split], predicted: Mapping[str, Sequence[Any]]) -> Tuned:
+    def tune(self, splits: Sequence[Split], predicted: Mapping[str, Sequence[P]]) -> Tuned:
         """Returns `tuned` with the thresholds that are best on `splits`, the dev sets, together, where none are given."""
         each = [self.of(split, predicted[split.name]).labelled() for split in splits if split.labelled]
         if len(each) == 1:
             return self.kind.tune(each[0])
-        records, values = ([*chain.from_iterable(parts)] for parts in ([x.records for x in each], [x.values for x in each]))
+        records, values = [record for x in each for record in x.records], [value for x in each for value in x.values]
         return self.kind.tune(self.of(Split("dev", records, Encoded(())), values))
 
-    def scores(self, split: Split, predicted: Sequence[Any], tuned: Tuned | None = None) -> dict[str, float]:
+    def scores(self, split: Split, predicted: Sequence[P], tuned: Tuned | None = None) -> dict[str, float]:
         """Returns the task's metrics and other scores, with `loss` where the kind has one, of the records that have a label.
 
         Args:

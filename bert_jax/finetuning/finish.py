@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -17,13 +16,15 @@ from bert_jax.finetuning.trainer import Trainer
 from bert_jax.report.page import write_report
 from bert_jax.tasks.figures import Figure
 from bert_jax.tasks.kind import Kind
+from bert_jax.tasks.metrics import Details
 from bert_jax.tasks.split import Predicted, Split
 from bert_jax.tasks.splits import Splits
 
 
 def finish(
-    trainer: Trainer, splits: Splits, test: Sequence[Split], outcomes: Sequence[Outcome], command: str, scored: Scored | None = None
-) -> dict[str, dict[str, float]]:
+    trainer: Trainer, splits: Splits, test: Sequence[Split], outcomes: Sequence[Outcome], command: str,
+    scored: Scored | None = None,
+) -> dict[str, dict[str, float]]:  # fmt: skip
     """Picks the best of the runs, predicts with it (without runs, with the model itself), and writes and prints the results.
 
     It writes export/ (the best run's), predictions/, results.json and report.html into the config's workdir.
@@ -58,14 +59,14 @@ def finish(
     return scores
 
 
-def judge(kind: Kind, predicted: Mapping[str, Predicted]) -> tuple[dict[str, dict[str, Any]], dict[str, list[Figure]]]:
+def judge(kind: Kind, predicted: Mapping[str, Predicted]) -> tuple[dict[str, Details], dict[str, list[Figure]]]:
     """Returns `Kind.details` and `Kind.mistakes` of each split that has labels, or can be scored without."""
     shown = {name: each.labelled() for name, each in predicted.items() if each.split.labelled or kind.scores_unlabelled}
     details = {name: found for name, each in shown.items() if each.split.labelled and (found := kind.details(each))}
     return details, {name: kind.mistakes(each, details.get(name, {})) for name, each in shown.items()}
 
 
-def _sizes(splits: Splits, predicted: Mapping[str, Predicted]) -> dict[str, Any]:
+def _sizes(splits: Splits, predicted: Mapping[str, Predicted]) -> dict[str, str | int]:
     """Returns the hash of the files, the rows of each split and, where only some have a label, their number."""
     rows = {name: len(records) for name, records in {"train": splits.train, **splits.dev, **splits.test}.items()}
     labelled = {name: each.split.labelled for name, each in predicted.items()}

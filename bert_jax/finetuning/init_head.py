@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+from jaxtyping import PyTree
 
 from bert_jax.data.tokenizer import SpecialTokens, Tokenizer, has_tokenizer
 from bert_jax.directory import LABELLED_HEADS, Directory, read
@@ -43,7 +44,7 @@ class StartingModel:
     matched: dict[str, tuple[list[int], np.ndarray]]
     note: str
 
-    def params(self, seed: int) -> dict[str, Any]:
+    def params(self, seed: int) -> PyTree:
         """Returns the parameters that a run begins with."""
         if not self.fresh:
             return self.model.params

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bert_jax.finetuning.runs import Outcome
-from bert_jax.tasks.metrics import summary
+from bert_jax.tasks.metrics import Details, Scores, summary
 
 _LIBRARIES = ("bert_jax", "jax", "flax", "optax", "numpy", "scikit-learn", "scipy", "tokenizers")
 
@@ -55,26 +55,20 @@ def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def results(
-    task: str,
-    model: str,
-    command: str,
-    outcomes: Sequence[Outcome],
-    best: Outcome | None,
-    data: dict[str, Any],
-    exported: dict[str, dict[str, float]],
-    details: dict[str, dict[str, Any]] | None = None,
-) -> dict[str, Any]:
+    task: str, model: str, command: str, outcomes: Sequence[Outcome], best: Outcome | None, data: Mapping[str, str | int],
+    exported: dict[str, Scores], details: Mapping[str, Details] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Returns the content of results.json.
 
     Args:
-      task: its name.
+      task: the name of the task.
       model: the model that was fine-tuned.
       command: the command line.
       outcomes: all runs.
-      best: the run that is kept; None where nothing was trained.
-      data: the hash of the files and the number of rows of each split.
-      exported: the exported model's scores on every split that has labels.
-      details: `Kind.details` of these splits: scores of each class, calibration.
+      best: the run whose model is kept; None where nothing was trained.
+      data: the hash of the files, and the number of rows of each split.
+      exported: the scores of the exported model on every split that has labels.
+      details: for these splits the scores of each class and the calibration.
     """
     return {
         "task": task,
@@ -84,7 +78,7 @@ def results(
         "best": {"seed": best.seed, "learning_rate": best.learning_rate, "step": best.best_step} if best else None,
         "exported": exported,
         "details": details or {},
-        "runs": [dataclasses.asdict(outcome) for outcome in outcomes],
+        "runs": [dataclasses.asdict(outcome) | {"name": outcome.member.name} for outcome in outcomes],
         "summary": summarize(outcomes),
         "data": data,
         "command": command,

@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from bert_jax.disk import as_numbers, write_json
 from bert_jax.errors import InputError
 from bert_jax.finetuning.trainer import Stepped, Trainer
 from bert_jax.pooling import Pooling
+from bert_jax.tasks.metrics import Scores
 from bert_jax.tasks.split import Predictions
 from bert_jax.training import checkpoint, loop, multihost, steps, writer
 from bert_jax.tuned import Tuned
@@ -45,6 +46,14 @@ class Member(NamedTuple):
         return f"seed{self.seed}-lr{self.learning_rate:g}"
 
 
+class Evaluation(TypedDict):
+    """The scores of the dev splits after a step; `score` is -inf where a value is not finite."""
+
+    step: int
+    score: float
+    scores: dict[str, Scores]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """The outcome of a run, as in run.json and results.json.
@@ -55,8 +64,7 @@ class Outcome:
       best_step: the step whose weights are kept.
       score: the score that checkpoints are compared by, at that step.
       scores: dev split -> metric -> value, at that step.
-      history: step, score (-inf where a value is not finite) and scores of each evaluation; empty, as `scores`, where no weights
-        are usable.
+      history: all evaluations; empty, as `scores`, where no weights are usable.
       failed: the reason if the run failed: it diverged, or learnt nothing.
       seconds: the time that training took.
     """
@@ -66,10 +74,15 @@ class Outcome:
     steps: int
     best_step: int
     score: float
-    scores: dict[str, dict[str, float]]
-    history: list[dict[str, Any]]
+    scores: dict[str, Scores]
+    history: list[Evaluation]
     failed: str | None
     seconds: float
+
+    @property
+    def member(self) -> Member:
+        """The seed and the learning rate."""
+        return Member(self.seed, self.learning_rate)
 
 
 class Scored(NamedTuple):
@@ -93,7 +106,7 @@ class Runs:
     def __init__(self, trainer: Trainer, members: Sequence[Member], directory: Path) -> None:
         self.trainer, self.members, self.directory = trainer, members, directory
         self.active = np.ones(len(members), bool)
-        self.history: list[list[dict[str, Any]]] = [[] for _ in members]
+        self.history: list[list[Evaluation]] = [[] for _ in members]
         self.scored: dict[Member, Scored] = {}  # those of runs that exported a model in this process
 
     def folder(self, number: int) -> Path:
@@ -149,7 +162,7 @@ class Runs:
                 continue
             own, history = self.params(here, i), self.history[i]
             with np.errstate(all="ignore"):  # NaN of a diverged run is handled below
-                predicted = {split.name: evaluator.predict(split, own) for split in trainer.dev}
+                predicted: dict[str, Predictions] = {split.name: evaluator.predict(split, own) for split in trainer.dev}
                 tuned = evaluator.tune(trainer.dev, predicted)
                 scores = {split.name: evaluator.scores(split, predicted[split.name], tuned) for split in trainer.dev}
             scores = multihost.from_first(scores)  # those of other hosts may differ in the last bit
@@ -221,7 +234,7 @@ class Runs:
             def save(state: steps.TrainState, evaluation: dict[str, float]) -> None:
                 if self._ended(int(np.max(state.step)), stop):
                     return  # run.json follows at once, and checkpoints of finished runs are deleted
-                kept: dict[str, Any] = {"data": trainer.data_key, "history": self.history, "active": self.active.tolist()}
+                kept: dict[str, object] = {"data": trainer.data_key, "history": self.history, "active": self.active.tolist()}
                 kept |= {"lines": log.lines, "seconds": seconds + time.perf_counter() - begun}
                 saved.save(int(np.max(state.step)), state, kept)
 
@@ -276,7 +289,7 @@ class Runs:
         return Outcome(*member, history[-1]["step"], kept["step"], kept["score"], kept["scores"], history, failed, seconds)
 
 
-def _best(history: Sequence[dict[str, Any]]) -> int:
+def _best(history: Sequence[Evaluation]) -> int:
     """Returns the best evaluation; of those of the same score the one of the lowest loss on dev, then the first."""
 
     def rank(i: int) -> tuple[float, float, int]:

@@ -6,7 +6,6 @@ import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -26,7 +25,7 @@ from bert_jax.pooling import Pooling
 from bert_jax.pretrained import Model
 from bert_jax.tasks import holdout
 from bert_jax.tasks.kind import Kind
-from bert_jax.tasks.split import Predicted, Split
+from bert_jax.tasks.split import Predicted, Predictions, Split
 from bert_jax.tasks.splits import Splits
 from bert_jax.tasks.task import Options, Task
 from bert_jax.training import loop, memory, multihost, parallel
@@ -120,9 +119,9 @@ def _encode(
     name: str, kind: Kind, records: Sequence[Record], labels: Sequence[str], model: Model, limit: int, say: Say
 ) -> Split:  # fmt: skip
     """Tokenizes a split; says how many of its records were cut."""
-    layout = Layout(model.need_tokenizer(), model.config)
     pooling = model.pooling if isinstance(model.pooling, Pooling) else Pooling()
-    found = kind.encode(records, labels, layout, limit, pooling.read).read_from(pooling.first_place(layout))
+    layout = Layout(model.need_tokenizer(), model.config, limit, pooling.read)
+    found = kind.encode(records, labels, layout).read_from(pooling.first_place(layout))
     if found.lost:
         what = "questions have more tokens than are read" if found.reading else f"have more than {limit} tokens"
         say(f"{name}: {found.lost} of {len(records)} {what}: what is past them was not read (--max-seq-length)")
@@ -197,7 +196,7 @@ def fit_all(trainer: Trainer, workdir: Path, stop: loop.StopRequest) -> tuple[li
         runs.drop_checkpoints()
         outcomes += done
         if (best := best_of(outcomes)) is not None and best in done:  # one run's predictions are kept, as they may be large
-            scored = runs.scored.get(Member(best.seed, best.learning_rate))
+            scored = runs.scored.get(best.member)
     return outcomes, scored
 
 
@@ -221,7 +220,7 @@ def export_folder(workdir: Path, outcomes: Sequence[Outcome], which: Outcome) ->
     """Returns the folder of the model of a run."""
     if len(outcomes) == 1:
         return workdir / "export"
-    return workdir / "runs" / Member(which.seed, which.learning_rate).name / "export"
+    return workdir / "runs" / which.member.name / "export"
 
 
 def predict_all(
@@ -249,7 +248,7 @@ def predict_all(
     return scores, predicted
 
 
-def thresholds(trainer: Trainer, kept: Tuned, predictions: Mapping[str, Sequence[Any]]) -> Tuned:
+def thresholds(trainer: Trainer, kept: Tuned, predictions: Mapping[str, Predictions]) -> Tuned:
     """Returns the thresholds that are given, else those of the model, which its training tuned, else the best on dev."""
     given = trainer.evaluator.tuned
     null = kept.null_threshold if given.null_threshold is None else given.null_threshold

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from bert_jax.config import OptimConfig
@@ -27,6 +27,8 @@ from bert_jax.training import memory, optim, parallel, steps
 from bert_jax.training.losses import Sum
 
 Stepped = tuple[steps.TrainState, steps.Metrics]
+# (state, batch, peak learning rate, seed) -> (state, metrics): one program for all runs
+StepFn = Callable[[steps.TrainState, steps.Batch, ArrayLike, ArrayLike], Stepped]
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,8 @@ class Trainer:
         return lora.merge(params["model"], params["adapters"], self.cfg.lora_alpha / self.cfg.lora_rank)
 
     @cached_property
-    def step(self) -> Callable[..., Any]:
-        """(state, batch, peak learning rate, seed) -> (state, metrics): one program for all runs."""
+    def step(self) -> StepFn:
+        """The training step, not compiled."""
         model, scales = self.start.model, self._scales
         sums = make_sums(self.evaluator.kind, self.module, model, self.options)
 
@@ -143,16 +145,14 @@ class Trainer:
         update = steps.make_update(sums_fn, self.optimizer, self.cfg.clip_norm, axis_name=self.devices.axis_name)
         rate = optim.make_schedule(self._optim, self.num_steps)
 
-        def step(
-            state: steps.TrainState, batch: steps.Batch, peak: jax.Array, seed: jax.Array
-        ) -> tuple[steps.TrainState, steps.Metrics]:
+        def step(state: steps.TrainState, batch: steps.Batch, peak: ArrayLike, seed: ArrayLike) -> Stepped:
             key = jax.random.fold_in(jax.random.key(seed), state.step)
             return update(state, batch, jnp.asarray(peak * rate(state.step), jnp.float32), key)
 
         return step
 
     @cached_property
-    def alone(self) -> Callable[..., Any]:
+    def alone(self) -> StepFn:
         """`step`, compiled for a single run."""
         return self.devices.jit(self.step, state=self.abstract_state, others=2)
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from bert_jax.disk import write_text
-from bert_jax.finetuning.runs import Member
 from bert_jax.report.charts import COLOURS, MOST_POINTS, Line, chart, draw_chart, finite
 from bert_jax.report.html import Html, draw_matrix, draw_table, joined, table, tag, whole_page
 from bert_jax.tasks.figures import Chart, Figure, Matrix
@@ -103,7 +102,7 @@ def _runs(results: Mapping[str, Any]) -> list[Html]:
 
 def _losses(workdir: Path, run: Mapping[str, Any], alone: bool, read: Callable[[Path], list[dict]]) -> np.ndarray:
     """Returns the steps and training losses [2, N] of a run, from the metrics.jsonl it logged to."""
-    name = Member(run["seed"], run["learning_rate"]).name
+    name = run["name"]
     path, key, last = workdir / "metrics.jsonl" if alone else workdir / "runs" / name / "metrics.jsonl", "train/loss", math.inf
     if not alone and not path.exists():  # trained with others in one program
         path, key = workdir / "runs" / "metrics.jsonl", f"train/{name}/loss"

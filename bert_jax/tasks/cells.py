@@ -1,17 +1,16 @@
-"""Cells of a row that hold text."""
+"""Reads the cells of a row."""
 
 from __future__ import annotations
 
 import math
 import re
 import reprlib
-from typing import Any
 
 from bert_jax.data.files import Row
 from bert_jax.errors import InputError
 
 
-def value_in(row: Row, column: str) -> Any:
+def value_in(row: Row, column: str) -> object:
     """Returns the value of a column, None for NaN, which is pandas' null. Raises InputError where the row has no such column."""
     if column not in row.values:
         raise InputError(f"{row.place}: no {column!r}, it has {', '.join(row.values) or 'nothing'}")
@@ -25,7 +24,7 @@ def text_in(row: Row, column: str) -> str:
     return checked_text(row, column, "" if value is None else value)
 
 
-def checked_text(row: Row, column: str, value: Any) -> str:
+def checked_text(row: Row, column: str, value: object) -> str:
     """Returns `value`; raises InputError where it is no text."""
     if not isinstance(value, str):
         raise InputError(f"{row.place}: {column!r} is {reprlib.repr(value)}, not a text")

@@ -1,27 +1,25 @@
-"""Texts, or pairs of texts -> a class, any number of labels, or a value."""
+"""Kinds for texts and pairs of texts: one class, any number of labels, or a value."""
 
 from __future__ import annotations
 
 import dataclasses
 import reprlib
+from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bert_jax.data.files import ClassName
-from bert_jax.data.finetuning import Encoded, encode_texts
-from bert_jax.data.layout import Layout
 from bert_jax.data.records import Record, labels_of, with_labels
 from bert_jax.errors import InputError
 from bert_jax.inference import Classifier
 from bert_jax.pretrained import Model, ProblemType
 from bert_jax.tasks import metrics as scoring
-from bert_jax.tasks.common import Logits, balanced_weights, calibration_of, class_loss, judged_classes, one_place
+from bert_jax.tasks.common import Logits, Numbers, calibration_of, class_loss, judged_classes, one_place
 from bert_jax.tasks.figures import (
     Cell,
     Chart,
@@ -34,22 +32,21 @@ from bert_jax.tasks.figures import (
     highest,
     surest_mistakes,
 )
-from bert_jax.tasks.kind import Kind
+from bert_jax.tasks.kind import Kind, Predict
 from bert_jax.tasks.labels import (
     FLAGS,
     LabelReader,
     are_numbers,
     classes_by_id,
     count_classes,
-    hides_minus_one_beside_classes,
-    hides_minus_one_beside_numbers,
     list_items,
     look_alike_notes,
     rare_notes,
 )
-from bert_jax.tasks.parsing import File
+from bert_jax.tasks.metrics import Details
+from bert_jax.tasks.parsing import Classes, File, L
 from bert_jax.tasks.predictions import write_choices, write_table
-from bert_jax.tasks.split import Predicted, Predictions, Split
+from bert_jax.tasks.split import Predicted, Predictions
 from bert_jax.tasks.splits import Splits
 from bert_jax.tasks.task import Options, Task
 from bert_jax.training import losses
@@ -58,22 +55,51 @@ from bert_jax.training.steps import Batch
 from bert_jax.tuned import Tuned
 
 
-class Classification(Kind):
-    """One class for each text. A prediction is float32 logits [C]."""
+class _WithClasses(Kind[L, np.ndarray]):
+    """Labels are classes. A prediction is float32 logits [C]."""
+
+    has_classes = True
+
+    def classes(self, task: Task, train: Sequence[Record], others: Sequence[Sequence[Record]]) -> Classes:
+        return classes_by_id(task, train, others), []
+
+    def hides_minus_one(self, task: Task, split: str, train: Sequence[L | None]) -> bool:
+        """Returns False where -1 is a class: training has it, and not two or more other classes, all whole numbers from 0."""
+        found = {name for label in train for name in self.classes_of(label)}
+        rest = found - {"-1"}
+        numbers = len(rest) >= 2 and all(name.isdecimal() for name in rest)
+        return "-1" not in task.labels and (bool(task.labels) or "-1" not in found or numbers)
+
+    def predictor(self, model: Model, limit: int) -> Predict[np.ndarray]:
+        logits = Logits(model)
+        return lambda split, params: Predictions(one_place(logits, split, params))
+
+    def guess(self, records: Sequence[Record], labels: Sequence[str]) -> Predictions[np.ndarray]:
+        return Predictions(np.zeros((len(records), len(labels))))
+
+    @abstractmethod
+    def judged(self, predicted: Predicted[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the probability of each class for each row, whether it is predicted, and whether it is right: [N, C] each."""
+
+    def area(self, predicted: Predicted[np.ndarray]) -> dict[str, float]:
+        """Returns the mean area under the ROC curve over the classes that some rows have and others have not."""
+        shares, _, right = self.judged(predicted)
+        area = scoring.macro_roc_auc(shares, right)
+        return {} if area is None else {"roc_auc": area}
+
+
+class Classification(_WithClasses[str]):
+    """One class for each text."""
 
     name = "classification"
     problem_type: ProblemType | None = "single_label_classification"
     options = frozenset(["label_smoothing", "class_weights"])
-    has_classes = True
-
-    def classes_of(self, label: Any) -> tuple[str, ...]:
-        return () if label is None else (label,)
-
-    # ---- files
-
     held_out_by_class = True
 
-    def read_label(self, reader: LabelReader, value: Any, place: str) -> Any:
+    def classes_of(self, label: str | None) -> tuple[str, ...]:
+        return () if label is None else (label,)
+
+    def read_label(self, reader: LabelReader, value: object, place: str) -> str | None:
         items = list_items(value, f"{place}: the label")
         if items is not None:
             items = [item for item in items if reader.name(item, place) is not None]
@@ -83,14 +109,6 @@ class Classification(Kind):
         name = reader.name(value, place)
         return None if name is None else reader.task.words.get(name, name)
 
-    def hides_minus_one(self, task: Task, split: str, train: Sequence[Any]) -> bool:
-        return hides_minus_one_beside_classes(task, train)
-
-    def classes(
-        self, task: Task, train: Sequence[Record], others: Sequence[Sequence[Record]]
-    ) -> tuple[tuple[str, ...], list[str]]:
-        return classes_by_id(task, train, others), []
-
     def look_at_labels(self, task: Task, train: Sequence[Record], labels: Sequence[str]) -> list[str]:
         counts, notes = count_classes(task, train, labels, least=2)
         notes += look_alike_notes(labels, counts)
@@ -98,68 +116,41 @@ class Classification(Kind):
             return [*notes, f"warning: the {len(labels)} classes of {len(train)} training rows are numbers: --task regression?"]
         return notes + rare_notes(labels, counts)
 
-    # ---- training
-
-    def target(self, label: Any, labels: Sequence[str]) -> np.ndarray:
+    def target(self, label: str | None, labels: Sequence[str]) -> np.ndarray:
         """Returns the target of a text: the id of its class, int32."""
         return np.array(0 if label is None else labels.index(label), np.int32)
-
-    def encode(
-        self, records: Sequence[Record], labels: Sequence[str], layout: Layout, limit: int, read: Callable[[str], str] = str
-    ) -> Encoded:
-        return encode_texts(records, layout, limit, read, lambda label: self.target(label, labels))
-
-    def balanced_weights(self, train: Sequence[Record], labels: Sequence[str]) -> dict[str, float]:
-        return balanced_weights(Counter(name for label in labels_of(train) for name in self.classes_of(label)), labels)
 
     def loss(self, outputs: dict[str, jax.Array], batch: Batch, options: Options, model: Model) -> dict[str, Sum]:
         return class_loss(outputs["logits"], batch, options)
 
-    # ---- evaluation
+    def judged(self, predicted: Predicted[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return judged_classes(np.array(predicted.values, np.float64), _class_ids(predicted))
 
-    def predictor(self, model: Model, limit: int) -> Callable[[Split, Any], Predictions]:
-        logits = Logits(model)
-        return lambda split, params: Predictions(one_place(logits, split, params))
-
-    def guess(self, records: Sequence[Record], labels: Sequence[str]) -> Predictions:
-        return Predictions(np.zeros((len(records), len(labels))))
-
-    def judged(self, predicted: Predicted) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns, for each row and class, the probability, whether it is predicted, and whether it is right: [N, C] each."""
-        ids = np.array([predicted.labels.index(label) for label in predicted.right])
-        return judged_classes(np.array(predicted.values, np.float64), ids)
-
-    def scores(self, predicted: Predicted, metrics: Sequence[str]) -> dict[str, float]:
-        logits, right = np.array(predicted.values), np.array([predicted.labels.index(label) for label in predicted.right])
+    def scores(self, predicted: Predicted[np.ndarray], metrics: Sequence[str]) -> dict[str, float]:
+        logits, right = np.array(predicted.values), _class_ids(predicted)
         guessed = logits.argmax(axis=-1)
         scores = {name: scoring.METRICS[name](guessed, right) for name in metrics}
         scores["matthews_correlation"] = scoring.matthews_correlation(guessed, right)
-        return scores | self._area(predicted) | {"loss": float(np.mean(scoring.nats(logits, right)))}
+        return scores | self.area(predicted) | {"loss": float(np.mean(scoring.nats(logits, right)))}
 
-    def _area(self, predicted: Predicted) -> dict[str, float]:
-        shares, _, right = self.judged(predicted)
-        area = scoring.macro_roc_auc(shares, right)
-        return {} if area is None else {"roc_auc": area}
-
-    def details(self, predicted: Predicted) -> dict[str, Any]:
+    def details(self, predicted: Predicted[np.ndarray]) -> Details:
         shares, given, right = self.judged(predicted)
-        found = calibration_of(shares, given, right)
-        return {"classes": scoring.class_report(given, right, shares, predicted.labels)} | found
+        return {
+            "classes": scoring.class_report(given, right, shares, predicted.labels),
+            "calibration": calibration_of(shares, given, right),
+        }
 
     def baseline(self, splits: Splits, metrics: Sequence[str]) -> float | None:
         every = (splits.train, *splits.dev.values())
         ids, *asked = ([splits.labels.index(label) for label in labels_of(records)] for records in every)
         return float(np.mean([scoring.majority_baseline(name, ids, own) for own in asked for name in metrics]))
 
-    # ---- report
-
-    def write(self, folder: Path, predicted: Predicted) -> Path:
+    def write(self, folder: Path, predicted: Predicted[np.ndarray]) -> Path:
         """Writes NAME.tsv: the class of each text, and the probability of each class."""
         return write_choices(folder, predicted, predicted.labels)
 
-    def mistakes(self, predicted: Predicted, details: Mapping[str, Any]) -> list[Figure]:
-        labels, logits = predicted.labels, np.array(predicted.values)
-        right = np.array([labels.index(label) for label in predicted.right])
+    def mistakes(self, predicted: Predicted[np.ndarray], details: Details) -> list[Figure]:
+        labels, logits, right = predicted.labels, np.array(predicted.values), _class_ids(predicted)
         counts = scoring.confusion_matrix(logits.argmax(axis=-1), right, len(labels))
         few = len(labels) <= MOST_CLASSES
         confused = Matrix("Confusion matrix", labels, counts) if few else _most_confused(labels, counts)
@@ -167,29 +158,24 @@ class Classification(Kind):
         return [*class_figures(details), confused, surest]
 
 
-class MultiLabel(Classification):
-    """Any number of labels for each text. A prediction is float32 logits [C]."""
+class MultiLabel(_WithClasses[tuple[str, ...]]):
+    """Any number of labels for each text."""
 
     name = "multi_label"
-    problem_type = "multi_label_classification"
+    problem_type: ProblemType | None = "multi_label_classification"
     options = frozenset(["class_weights", "label_threshold"])
-
-    def classes_of(self, label: Any) -> tuple[str, ...]:
-        return tuple(label or ())
-
-    # ---- files
-
     usual_labels = ("labels",)
     several_label_columns = True
-    held_out_by_class = False
 
-    def read_label(self, reader: LabelReader, value: Any, place: str) -> Any:
+    def classes_of(self, label: tuple[str, ...] | None) -> tuple[str, ...]:
+        return label or ()
+
+    def read_label(self, reader: LabelReader, value: object, place: str) -> tuple[str, ...] | None:
         items = list_items(value, f"{place}: the label", bare=True)
         if items is None:
-            if value is None or value != value:
+            if value is None or value != value:  # NaN
                 return None
-            parts = isinstance(value, str) and not isinstance(value, ClassName)
-            items = value.split(reader.separator) if parts else [value]
+            items = value.split(reader.separator) if isinstance(value, str) and not isinstance(value, ClassName) else [value]
         if any(isinstance(item, float) and not item.is_integer() and item == item for item in items):
             raise InputError(f"{place}: the label is {reprlib.repr(value)}; a number between 0 and 1 is no label")
         names = [reader.name(item, place) for item in items]
@@ -226,9 +212,7 @@ class MultiLabel(Classification):
             notes.append("warning: every training row has one label: for classes that exclude each other, --task classification")
         return notes + look_alike_notes(labels, counts) + rare_notes(labels, counts)
 
-    # ---- training
-
-    def target(self, label: Any, labels: Sequence[str]) -> np.ndarray:
+    def target(self, label: tuple[str, ...] | None, labels: Sequence[str]) -> np.ndarray:
         """Returns the target of a text: 1 for each label that it has, float32 [C]."""
         return np.array([name in (label or ()) for name in labels], np.float32)
 
@@ -241,14 +225,12 @@ class MultiLabel(Classification):
         by_class = None if options.class_weights is None else jnp.asarray(options.class_weights)
         return {"label_loss": losses.binary_cross_entropy(outputs["logits"], batch["labels"], batch["weights"], by_class)}
 
-    # ---- evaluation
-
-    def judged(self, predicted: Predicted) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def judged(self, predicted: Predicted[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         logits = np.array(predicted.values).reshape(-1, len(predicted.labels))
         right = np.array([[name in own for name in predicted.labels] for own in predicted.right], bool).reshape(logits.shape)
         return scoring.logistic(logits.astype(np.float64)), has_labels(logits, predicted.tuned), right
 
-    def tune(self, dev: Predicted) -> Tuned:
+    def tune(self, dev: Predicted[np.ndarray]) -> Tuned:
         """Returns the thresholds with the threshold of the best F1 for each label that some rows have."""
         if dev.tuned.label_thresholds or not dev.values:
             return dev.tuned
@@ -256,31 +238,26 @@ class MultiLabel(Classification):
         columns = zip(shares.T, self.judged(dev)[2].T, strict=True)
         return dataclasses.replace(dev.tuned, label_thresholds=tuple(scoring.best_label_threshold(*each) for each in columns))
 
-    def scores(self, predicted: Predicted, metrics: Sequence[str]) -> dict[str, float]:
+    def scores(self, predicted: Predicted[np.ndarray], metrics: Sequence[str]) -> dict[str, float]:
         logits, right = np.array(predicted.values), self.judged(predicted)[2].astype(int)
         guessed = has_labels(logits, predicted.tuned).astype(int)
         scores = {name: scoring.METRICS[name](guessed, right) for name in metrics}
-        return scores | self._area(predicted) | {"loss": float(np.mean(np.logaddexp(0, logits) - logits * right))}
+        return scores | self.area(predicted) | {"loss": float(np.mean(np.logaddexp(0, logits) - logits * right))}
 
-    def details(self, predicted: Predicted) -> dict[str, Any]:
+    def details(self, predicted: Predicted[np.ndarray]) -> Details:
         shares, given, right = self.judged(predicted)
         thresholds = predicted.tuned.label_thresholds or (0.5,) * len(predicted.labels)
         classes = scoring.class_report(given, right, shares, predicted.labels, thresholds)
         return {"classes": classes, "calibration": scoring.calibration(shares.ravel(), right.ravel())}
 
-    def baseline(self, splits: Splits, metrics: Sequence[str]) -> float | None:
-        return 0.0
-
-    # ---- report
-
-    def write(self, folder: Path, predicted: Predicted) -> Path:
+    def write(self, folder: Path, predicted: Predicted[np.ndarray]) -> Path:
         """Writes NAME.tsv: the labels of each text, and the probability of each label."""
         labels, logits = predicted.labels, np.array(predicted.values).reshape(-1, len(predicted.labels))
         given, shares = has_labels(logits, predicted.tuned), scoring.logistic(logits)
         names = (",".join(name for name, has in zip(labels, own, strict=True) if has) for own in given)
         return write_table(folder, predicted, zip(names, shares.tolist(), strict=True), labels)
 
-    def mistakes(self, predicted: Predicted, details: Mapping[str, Any]) -> list[Figure]:
+    def mistakes(self, predicted: Predicted[np.ndarray], details: Details) -> list[Figure]:
         labels, logits = predicted.labels, np.array(predicted.values)
         _, given, right = self.judged(predicted)
         limits = np.clip(np.array(predicted.tuned.label_thresholds or 0.5), 1e-6, 1 - 1e-6)
@@ -294,56 +271,40 @@ class MultiLabel(Classification):
         return [*class_figures(details, axes), Listing("Surest mistakes", header, rows)]
 
 
-class Regression(Kind):
+class Regression(Numbers[float]):
     """A value for each text. A prediction is a float."""
 
     name = "regression"
-    problem_type = "regression"
-
-    # ---- files
-
-    usual_labels = ("score",)
-
-    def read_label(self, reader: LabelReader, value: Any, place: str) -> Any:
-        return reader.number(value, place)
-
-    def hides_minus_one(self, task: Task, split: str, train: Sequence[Any]) -> bool:
-        return hides_minus_one_beside_numbers(split, train)
-
-    # ---- training
-
-    def encode(
-        self, records: Sequence[Record], labels: Sequence[str], layout: Layout, limit: int, read: Callable[[str], str] = str
-    ) -> Encoded:
-        return encode_texts(records, layout, limit, read, lambda label: np.array(0 if label is None else label, np.float32))
+    problem_type: ProblemType | None = "regression"
 
     def loss(self, outputs: dict[str, jax.Array], batch: Batch, options: Options, model: Model) -> dict[str, Sum]:
         return {"squared_error_loss": losses.squared_error(outputs["logits"][..., 0], batch["labels"], batch["weights"])}
 
-    # ---- evaluation
-
-    def predictor(self, model: Model, limit: int) -> Callable[[Split, Any], Predictions]:
-        classifier = Classifier(model)  # it knows what the value goes through
+    def predictor(self, model: Model, limit: int) -> Predict[float]:
+        classifier = Classifier(model)  # it applies the activation that the model's files name
         return lambda split, params: Predictions(float(value[0]) for value in one_place(classifier, split, params))
 
-    def guess(self, records: Sequence[Record], labels: Sequence[str]) -> Predictions:
-        return Predictions(np.zeros(len(records)))
+    def guess(self, records: Sequence[Record], labels: Sequence[str]) -> Predictions[float]:
+        return Predictions([0.0] * len(records))
 
-    def scores(self, predicted: Predicted, metrics: Sequence[str]) -> dict[str, float]:
+    def scores(self, predicted: Predicted[float], metrics: Sequence[str]) -> dict[str, float]:
         guessed, right = np.array(predicted.values), np.array(predicted.right)
         scores = {name: scoring.METRICS[name](guessed, right) for name in metrics}
         return scores | {"loss": float(np.mean((guessed - right) ** 2))}
 
-    # ---- report
-
-    def write(self, folder: Path, predicted: Predicted) -> Path:
+    def write(self, folder: Path, predicted: Predicted[float]) -> Path:
         """Writes NAME.tsv: the value of each text."""
         return write_table(folder, predicted, ((f"{value:.6g}", []) for value in predicted.values))
 
-    def mistakes(self, predicted: Predicted, details: Mapping[str, Any]) -> list[Figure]:
+    def mistakes(self, predicted: Predicted[float], details: Details) -> list[Figure]:
         guessed, right = np.array(predicted.values, np.float64), np.array(predicted.right, np.float64)
         table = furthest("Largest differences", predicted.records, right, guessed, guessed - right)
         return [Chart(np.array([right, guessed]), "right", "predicted", diagonal=True), table]
+
+
+def _class_ids(predicted: Predicted[np.ndarray]) -> np.ndarray:
+    """Returns the id of the right class of each row, int [N]."""
+    return np.array([predicted.labels.index(label) for label in predicted.right])
 
 
 def has_labels(logits: np.ndarray, tuned: Tuned) -> np.ndarray:
@@ -374,7 +335,7 @@ def by_place(
         number = 0
     names = classes or tuple(map(str, range(number)))
 
-    def meant(records: Sequence[Record], i: int, label: Any) -> Any:
+    def meant(records: Sequence[Record], i: int, label: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if number and label and (not isinstance(label, Indicators) or len(label) != number):
             raise InputError(f"{records[i].place}: the label is {list(label)}, where training has lists of {number} 0 and 1")
         if not isinstance(label, Indicators):

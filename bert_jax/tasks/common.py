@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from bert_jax.data.records import Record, texts_of
 from bert_jax.errors import InputError
 from bert_jax.inference import Predictor
 from bert_jax.tasks import metrics as scoring
-from bert_jax.tasks.split import Split
-from bert_jax.tasks.task import Options
+from bert_jax.tasks.kind import Kind
+from bert_jax.tasks.labels import LabelReader
+from bert_jax.tasks.split import P, Split
+from bert_jax.tasks.task import Options, Task
 from bert_jax.training import losses
 from bert_jax.training.losses import Sum
 from bert_jax.training.steps import Batch
@@ -24,16 +25,32 @@ from bert_jax.training.steps import Batch
 class Logits(Predictor):
     """The logits of the head for each sequence."""
 
-    def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
+    def _outputs(self, params: PyTree, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         batch["cls_positions"] = batch.pop("places")
         return {"logits": self.model.apply(params, batch, head_only=True)["logits"]}
 
 
-def one_place(predictor: Predictor, split: Split, params: Any) -> np.ndarray:
+def one_place(predictor: Predictor, split: Split, params: PyTree) -> np.ndarray:
     """Returns the only output of each sequence, at its only place, [S, ...]. Views of one array take less than an array each."""
     results = predictor.run(split.encoded.sequences, params)
     (name,) = results[0] if results else ("logits",)
     return np.array([result[name][0] for result in results])
+
+
+class Numbers(Kind[float, P]):
+    """A kind whose labels are numbers."""
+
+    usual_labels = ("score",)
+
+    def read_label(self, reader: LabelReader, value: object, place: str) -> float | None:
+        return reader.number(value, place)
+
+    def hides_minus_one(self, task: Task, split: str, train: Sequence[float | None]) -> bool:
+        """Returns True in a test set, unless training has numbers below 0."""
+        return split.startswith("test") and not any(label is not None and label < 0 for label in train)
+
+    def target(self, label: float | None, labels: Sequence[str]) -> np.ndarray:
+        return np.array(label or 0, np.float32)
 
 
 # ---- items of several sequences
@@ -61,11 +78,6 @@ def by_item(values: np.ndarray, split: Split) -> list[np.ndarray]:
 # ---- classes
 
 
-def balanced_weights(counts: Counter[str], labels: Sequence[str]) -> dict[str, float]:
-    """Returns n / (C * n_c) for each label, as scikit-learn's compute_class_weight; 1 for one that does not occur."""
-    return {name: counts.total() / (len(counts) * counts[name]) if counts[name] else 1.0 for name in labels}
-
-
 def class_loss(logits: jax.Array, batch: Batch, options: Options) -> dict[str, Sum]:
     """Returns the cross-entropy and the accuracy of classes [...] by logits [..., C]."""
     labels, weights = batch["labels"], batch["weights"]
@@ -82,6 +94,6 @@ def judged_classes(logits: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, n
     return scoring.softmax(logits), logits.argmax(axis=-1)[:, None] == classes, right[:, None] == classes
 
 
-def calibration_of(shares: np.ndarray, given: np.ndarray, right: np.ndarray) -> dict[str, Any]:
-    """Returns how well the probabilities of predicted classes are calibrated, by what `judged_classes` returns."""
-    return {"calibration": scoring.calibration(shares.max(axis=-1), (given & right).any(axis=-1))}
+def calibration_of(shares: np.ndarray, given: np.ndarray, right: np.ndarray) -> scoring.Calibration:
+    """Returns the calibration of the probabilities of predicted classes, by the arrays of `judged_classes`."""
+    return scoring.calibration(shares.max(axis=-1), (given & right).any(axis=-1))

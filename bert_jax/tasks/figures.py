@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from bert_jax.data.records import Record
-from bert_jax.tasks.metrics import softmax
+from bert_jax.tasks.metrics import Details, softmax
 from bert_jax.tasks.split import Predicted
 
 MOST_ROWS = 20  # in a table of examples
@@ -93,7 +92,7 @@ def highest(chosen: np.ndarray, by: np.ndarray) -> list[int]:
     return places[np.argsort(-by[places], kind="stable")][:MOST_ROWS].tolist()
 
 
-def class_figures(details: Mapping[str, Any], axes: tuple[str, str] = ("probability", "share that is right")) -> list[Figure]:
+def class_figures(details: Details, axes: tuple[str, str] = ("probability", "share that is right")) -> list[Figure]:
     """Returns the table of each class's scores and the chart of the calibration, where `Kind.details` has them."""
     found: list[Figure] = []
     if each := details.get("classes"):

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from jax import Array
+from jaxtyping import PyTree
 
 from bert_jax.data.batching import PackedBatch
-from bert_jax.data.finetuning import Encoded, Item, per_sequence
-from bert_jax.data.layout import Layout
-from bert_jax.data.records import Record
+from bert_jax.data.finetuning import Encoded, Item, as_one, encode_texts, per_sequence
+from bert_jax.data.layout import Layout, Text
+from bert_jax.data.records import Record, labels_of
 from bert_jax.model.families import Head
 from bert_jax.pretrained import Model, ProblemType
 from bert_jax.tasks.figures import Figure
-from bert_jax.tasks.parsing import Parsing
-from bert_jax.tasks.split import Predicted, Predictions, Split
+from bert_jax.tasks.metrics import Details
+from bert_jax.tasks.parsing import L, Parsing
+from bert_jax.tasks.split import P, Predicted, Predictions, Split
 from bert_jax.tasks.splits import Splits
 from bert_jax.tasks.task import Options, Task
 from bert_jax.training.losses import Sum
 from bert_jax.training.steps import Batch
 from bert_jax.tuned import Tuned
 
+Predict = Callable[[Split, PyTree], Predictions[P]]  # (split, parameters) -> a prediction for each record
 
-class Kind(Parsing, Protocol):
-    """Everything that depends on what a task asks for; a default is what most kinds do."""
+
+class Kind(Parsing[L], Protocol[L, P]):
+    """Everything that depends on what a task asks for, with labels L and predictions P; a default is what most kinds do."""
 
     name: str
     head: Head = "sequence_classification"
@@ -44,18 +49,26 @@ class Kind(Parsing, Protocol):
         """Returns options and training rows as they are used, and lines to show. Raises InputError where they do not fit."""
         return options, train, []
 
-    def encode(
-        self, records: Sequence[Record], labels: Sequence[str], layout: Layout, limit: int, read: Callable[[str], str] = str
-    ) -> Encoded:
-        """Tokenizes `read(text)` of each text, at most `limit` tokens a sequence."""
+    def encode(self, records: Sequence[Record], labels: Sequence[str], layout: Layout) -> Encoded:
+        """Tokenizes records."""
+        return encode_texts(records, layout, lambda label: self.target(label, labels), self.sequences)
+
+    def target(self, label: L | None, labels: Sequence[str]) -> np.ndarray:
+        """Returns the target of a label in training, and any target of its shape for None; kinds with windows have none."""
+        return np.zeros(())
+
+    def sequences(self, texts: tuple[str, ...]) -> list[Text]:
+        """Returns the texts, or pairs of texts, that are the sequences of an item."""
+        return as_one(texts)
 
     def targets(self, items: Sequence[Item], packed: PackedBatch, count: int) -> dict[str, np.ndarray]:
         """Returns the targets of a batch of these items; `count`: items of a full batch."""
         return per_sequence(items, packed, count)
 
     def balanced_weights(self, train: Sequence[Record], labels: Sequence[str]) -> dict[str, float]:
-        """Returns the weight of each class that its frequency asks for (option class_weights)."""
-        return {}
+        """Returns n / (C * n_c) for each class, as scikit-learn's compute_class_weight; 1 for one that does not occur."""
+        counts = Counter(name for label in labels_of(train) for name in self.classes_of(label))
+        return {name: counts.total() / (len(counts) * counts[name]) if counts[name] else 1.0 for name in labels}
 
     def loss(self, outputs: dict[str, Array], batch: Batch, options: Options, model: Model) -> dict[str, Sum]:
         """Returns sums of a batch by name; those whose name ends in `_loss` are added up to the training loss."""
@@ -66,17 +79,17 @@ class Kind(Parsing, Protocol):
         """Returns the model as it is trained on `limit` tokens and exported, and lines to show."""
         return model, []
 
-    def predictor(self, model: Model, limit: int) -> Callable[[Split, Any], Predictions]:
-        """Returns the function (split, parameters) -> one prediction for each record."""
+    def predictor(self, model: Model, limit: int) -> Predict[P]:
+        """Returns the function that predicts a split with any parameters of the model."""
 
-    def guess(self, records: Sequence[Record], labels: Sequence[str]) -> Predictions:
+    def guess(self, records: Sequence[Record], labels: Sequence[str]) -> Predictions[P]:
         """Returns predictions without meaning, whose scores have the names of those to come."""
 
-    def tune(self, dev: Predicted) -> Tuned:
+    def tune(self, dev: Predicted[P]) -> Tuned:
         """Returns `dev.tuned` with the thresholds that are best for dev, where none are given."""
         return dev.tuned
 
-    def scores(self, predicted: Predicted, metrics: Sequence[str]) -> dict[str, float]:
+    def scores(self, predicted: Predicted[P], metrics: Sequence[str]) -> dict[str, float]:
         """Returns the metrics and other scores of a split, by name."""
 
     def baseline(self, splits: Splits, metrics: Sequence[str]) -> float | None:
@@ -85,14 +98,14 @@ class Kind(Parsing, Protocol):
 
     # ---- report: predictions -> files, results.json, report.html
 
-    def write(self, folder: Path, predicted: Predicted) -> Path:
+    def write(self, folder: Path, predicted: Predicted[P]) -> Path:
         """Writes the predictions of a split into `folder`; returns the path of the main file."""
         return folder
 
-    def details(self, predicted: Predicted) -> dict[str, Any]:
-        """Returns scores of each class and the calibration, for results.json; empty where there is nothing to say."""
+    def details(self, predicted: Predicted[P]) -> Details:
+        """Returns scores of each class and the calibration, for results.json; empty where there are none."""
         return {}
 
-    def mistakes(self, predicted: Predicted, details: Mapping[str, Any]) -> list[Figure]:
-        """Returns tables and charts, for report.html, of what the model gets wrong; `details` has what `details` returned."""
+    def mistakes(self, predicted: Predicted[P], details: Details) -> list[Figure]:
+        """Returns tables and charts of mistakes, for report.html; `details` is the result of the method `details`."""
         return []

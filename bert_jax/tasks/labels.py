@@ -22,7 +22,7 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 from bert_jax.data.files import ClassName
 from bert_jax.data.records import Record, labels_of, with_labels
@@ -32,6 +32,9 @@ from bert_jax.tasks.task import Task, TaskData
 # What pandas.read_csv takes for a missing value, SNLI's "-" and the "?" of UCI's files. NONE and none are classes (of stances).
 MARKS = frozenset(["-", "?", "nan", "-nan", "NaN", "-NaN", "None", "null", "NULL", "NA", "N/A", "n/a", "#N/A", "#NA", "<NA>"])
 FLAGS = {"0": False, "1": True, "False": False, "True": True, "false": False, "true": True, "FALSE": False, "TRUE": True}
+
+
+T = TypeVar("T")
 
 
 class LabelReader:
@@ -51,11 +54,11 @@ class LabelReader:
         self.unlabelled: Counter[str] = Counter()
         self.blank = 0
 
-    def __call__(self, value: Any, place: str) -> Any:
+    def __call__(self, value: object, place: str) -> object:
         """Returns the label (see Record), None where there is none. Raises InputError for a cell that holds no label."""
         return self._counted(self.task.kind.read_label(self, value, place), value)
 
-    def of_columns(self, cells: Mapping[str, Any], place: str) -> tuple[str, ...] | None:
+    def of_columns(self, cells: Mapping[str, object], place: str) -> tuple[str, ...] | None:
         """Returns the names of the columns that hold 1; None where a cell has no value, or -1."""
         names = {column: self.name(value, place) for column, value in cells.items()}
         for column, name in names.items():
@@ -68,14 +71,14 @@ class LabelReader:
         label = None if missing is not None else tuple(column for column, name in names.items() if FLAGS[str(name)])
         return self._counted(label, cells.get(missing or ""))
 
-    def _counted(self, label: Any, value: Any) -> Any:
+    def _counted(self, label: T, value: object) -> T:
         text = "" if value is None or value != value else str(value).strip()
         self.blank += isinstance(value, str) and not text and label is not None
         if label is None:
             self.unlabelled[repr(text) if text else "empty"] += 1
         return label
 
-    def name(self, value: Any, place: str) -> str | None:
+    def name(self, value: object, place: str) -> str | None:
         """Returns the name of a class as text (3, 3.0, "3" and "3.0" are one class); None for a mark."""
         if isinstance(value, ClassName):
             return str(value)
@@ -86,7 +89,7 @@ class LabelReader:
         name = "" if value is None else _canonical(str(value))
         return None if not name or name in self._marks else name
 
-    def number(self, value: Any, place: str) -> float | None:
+    def number(self, value: object, place: str) -> float | None:
         """Returns a finite number, None for a mark."""
         if (name := self.name(value, place)) is None:
             return None
@@ -130,7 +133,7 @@ _NUMBER = re.compile(r"[+-]?\d+\.?\d*")
 _BRACKETS = ("[]", "{}", "()")
 
 
-def list_items(value: Any, place: str, bare: bool = False) -> list[Any] | None:
+def list_items(value: object, place: str, bare: bool = False) -> Sequence[object] | None:
     """Returns the items of a list, or of a text that is one in JSON, Python, NumPy or PostgreSQL; None for other values.
 
     With `bare`, a single word without quotes in [] or {} is a list too; otherwise it is a name with brackets.
@@ -141,7 +144,7 @@ def list_items(value: Any, place: str, bare: bool = False) -> list[Any] | None:
     ([1, 0], ['1.', '0.'], ['a', 'b'], None)
     """
     if isinstance(value, list | tuple):
-        items: list[Any] | None = list(value)
+        items: Sequence[object] | None = value
     elif not isinstance(value, str) or isinstance(value, ClassName) or (text := value.strip())[:1] not in ("[", "{", "("):
         return None
     else:
@@ -157,7 +160,7 @@ def list_items(value: Any, place: str, bare: bool = False) -> list[Any] | None:
     return items
 
 
-def _parsed(text: str) -> list[Any] | None:
+def _parsed(text: str) -> Sequence[object] | None:
     """Returns the items of a text in brackets, None where it is not a flat list."""
     if text[0] + text[-1] not in _BRACKETS or len(text) < 2:
         return None
@@ -166,7 +169,7 @@ def _parsed(text: str) -> list[Any] | None:
         return found if isinstance(found, list) else [] if not found else None
     except (ValueError, RecursionError):
         pass
-    inner, at, items = text[1:-1].strip(), 0, list[Any]()
+    inner, at, items = text[1:-1].strip(), 0, list[object]()
     while at < len(inner):
         match = _ITEM.match(inner, at)
         if match is None or match.end() == at:
@@ -190,7 +193,7 @@ def _unquoted(text: str) -> str | None:
         return None
 
 
-def tokens(value: Any, place: str) -> list[Any] | None:
+def tokens(value: object, place: str) -> Sequence[object] | None:
     """Returns the words or tags of a sentence: a list, the text of a list, or a text with blanks between them; None for null."""
     if value is None or value != value:
         return None
@@ -217,19 +220,6 @@ def without_minus_one(task: Task, splits: Mapping[str, Sequence[Record]], given:
         return with_labels(records, [None if label in (-1, "-1", ("-1",)) else label for label in own])
 
     return {split: records if given else settled(split, records) for split, records in splits.items()}
-
-
-def hides_minus_one_beside_classes(task: Task, train: Sequence[Any]) -> bool:
-    """Returns False where -1 is a class: training has it, and not two or more other classes that are all whole numbers from 0."""
-    found = {name for label in train for name in task.kind.classes_of(label)}
-    rest = found - {"-1"}
-    numbers = len(rest) >= 2 and all(name.isdecimal() for name in rest)
-    return "-1" not in task.labels and (bool(task.labels) or "-1" not in found or numbers)
-
-
-def hides_minus_one_beside_numbers(split: str, train: Sequence[Any]) -> bool:
-    """Returns True in a test set, unless training has numbers below 0."""
-    return split.startswith("test") and not any(isinstance(label, float) and label < 0 for label in train)
 
 
 def classes_by_id(task: Task, train: Sequence[Record], others: Iterable[Sequence[Record]]) -> tuple[str, ...]:

@@ -24,15 +24,31 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 
 from bert_jax.errors import InputError, did_you_mean
 
-Values = Sequence[Any] | np.ndarray
+Values = Sequence[Any] | np.ndarray  # numbers, tags, answers: a metric says which
 Metric = Callable[[Any, Any], float]
 Entity = tuple[str, int, int]
+H = TypeVar("H", bound=Hashable)  # the id of a question
+Scores = dict[str, float]
+
+
+class Calibration(TypedDict):
+    """The expected calibration error and its bins, each with `confidence`, `accuracy` and `count`."""
+
+    expected_calibration_error: float
+    bins: list[Scores]
+
+
+class Details(TypedDict, total=False):
+    """The scores of each class or type, and the calibration of the probabilities."""
+
+    classes: dict[str, Scores]
+    calibration: Calibration
 
 
 def _check_lengths(predictions: Values, targets: Values, of: str = "") -> None:
@@ -230,7 +246,7 @@ def class_report(
     return found
 
 
-def calibration(confidences: Values, hits: Values, bins: int = 10) -> dict[str, Any]:
+def calibration(confidences: Values, hits: Values, bins: int = 10) -> Calibration:
     """Returns the expected calibration error (Guo et al., 2017, equation 3), and its bins.
 
     Args:
@@ -395,14 +411,14 @@ def _answer_scores(prediction: str, golds: Sequence[str]) -> tuple[float, float]
     return float(predicted in right), max(word_f1(predicted.split(), gold.split()) for gold in right)
 
 
-def _check_questions(golds: Mapping[Hashable, object], given: Mapping[Hashable, object], what: str) -> None:
+def _check_questions(golds: Mapping[H, object], given: Mapping[H, object], what: str) -> None:
     odd = [*(q for q in golds if q not in given), *(q for q in given if q not in golds)]
     if odd:
         raise InputError(f"{what} and right answers: question {odd[0]!r} has only one of them (so have {len(odd)}); give both")
     _check_examples([*given], [*golds])
 
 
-def squad_scores(predictions: Mapping[Any, str], golds: Mapping[Any, Sequence[str]]) -> dict[str, float]:
+def squad_scores(predictions: Mapping[H, str], golds: Mapping[H, Sequence[str]]) -> dict[str, float]:
     """SQuAD's scores, from 0 to 1 (the official script prints a hundred times that).
 
     Args:
@@ -427,7 +443,7 @@ def squad_scores(predictions: Mapping[Any, str], golds: Mapping[Any, Sequence[st
 
 
 def best_null_threshold(
-    predictions: Mapping[Any, str], null_odds: Mapping[Any, float], golds: Mapping[Any, Sequence[str]]
+    predictions: Mapping[H, str], null_odds: Mapping[H, float], golds: Mapping[H, Sequence[str]]
 ) -> tuple[float, float]:
     """The threshold on `null_odds` that gives the best F1 if questions above it are not answered, and that F1.
 

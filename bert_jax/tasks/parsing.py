@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from bert_jax.data import files
 from bert_jax.data.files import Row, Table
@@ -12,6 +12,9 @@ from bert_jax.tasks.cells import text_in
 from bert_jax.tasks.labels import MARKS, LabelReader
 from bert_jax.tasks.task import Task, TaskData
 
+L = TypeVar("L")  # the label of a record
+Noted = Mapping[str, list[str]]  # places of rows, by what was noted of them
+Classes = tuple[tuple[str, ...], list[str]]  # classes by id, and lines to show
 PAIRS = (
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
@@ -40,8 +43,8 @@ class File(NamedTuple):
     reader: LabelReader
 
 
-class Parsing(Protocol):
-    """How the rows of a file become records; the defaults are for one text or a pair."""
+class Parsing(Protocol[L]):
+    """Reads the rows of a file as records with labels L; the defaults are for one text or a pair."""
 
     # ---- columns
 
@@ -63,7 +66,7 @@ class Parsing(Protocol):
     unique_ids: bool = False  # two rows of one id are an error; else only where the column of ids is named
     shared_texts: bool = False  # many records have the same text, which is kept once
 
-    def open(self, path: str, task: Task, data: TaskData, hasher: Any) -> tuple[Table, TaskData]:
+    def open(self, path: str, task: Task, data: TaskData, hasher: files.Hasher) -> tuple[Table, TaskData]:
         """Returns the rows of a file, and `data` without the columns that the format itself names."""
         skip = data.on_error == "skip" or (task.skip_ragged and files.suffix_of(path) in files.DELIMITED_SUFFIXES)
         return files.read_table(path, data.quotes, hasher, header=task.header, skip_bad=skip), data
@@ -72,18 +75,18 @@ class Parsing(Protocol):
         """Returns the rows that become a record each."""
         return table.rows
 
-    def read_label(self, reader: LabelReader, value: Any, place: str) -> Any:
+    def read_label(self, reader: LabelReader, value: object, place: str) -> L | None:
         """Returns the label in a cell (see Record), None where there is none. Raises InputError for what is no label."""
 
     def is_blank(self, row: Row, columns: Columns) -> bool:
         """Returns True for a row that is left out, as there is nothing in it."""
         return False
 
-    def read_row(self, row: Row, columns: Columns, label: Any, noted: dict[str, list[str]]) -> tuple[tuple[str, ...], Any]:
+    def read_row(self, row: Row, columns: Columns, label: L | None, noted: Noted) -> tuple[tuple[str, ...], L | None]:
         """Returns the texts of a row and its label. Adds places to `noted`, for `checked`."""
         return tuple([text_in(row, column) for column in columns.texts]), label
 
-    def checked(self, split: str, file: File, noted: Mapping[str, list[str]]) -> tuple[Sequence[Record], list[str]]:
+    def checked(self, split: str, file: File, noted: Noted) -> tuple[Sequence[Record], list[str]]:
         """Returns the records of a file that are kept, and lines to show. Raises InputError where the file is of no use."""
         return file.records, []
 
@@ -97,11 +100,11 @@ class Parsing(Protocol):
 
     # ---- the labels of all splits
 
-    def classes_of(self, label: Any) -> tuple[str, ...]:
+    def classes_of(self, label: L | None) -> tuple[str, ...]:
         """Returns the names of the classes in a label."""
         return ()
 
-    def hides_minus_one(self, task: Task, split: str, train: Sequence[Any]) -> bool:
+    def hides_minus_one(self, task: Task, split: str, train: Sequence[L | None]) -> bool:
         """Returns True where -1 in this split means "no label"; `train` are the labels of training."""
         return False
 
@@ -109,9 +112,7 @@ class Parsing(Protocol):
         """Replaces labels in `read` that depend on all rows; returns the task with its classes, and lines to show."""
         return task, []
 
-    def classes(
-        self, task: Task, train: Sequence[Record], others: Sequence[Sequence[Record]]
-    ) -> tuple[tuple[str, ...], list[str]]:
+    def classes(self, task: Task, train: Sequence[Record], others: Sequence[Sequence[Record]]) -> Classes:
         """Returns the classes by id, and lines to show. Raises InputError for a label that does not fit."""
         return (), []
 
@@ -133,6 +134,6 @@ class Parsing(Protocol):
         """Returns the texts that two records may share without asking the same: as many for all records."""
         return texts[:2] if len(texts) > 1 else ()
 
-    def values(self, label: Any) -> tuple[Any, ...]:
+    def values(self, label: L) -> tuple[Hashable, ...]:
         """Returns the values in a label; where a split has only one in all, its scores mean little."""
         return (label,)

@@ -1,15 +1,15 @@
-"""Questions, each with a context -> the stretch of the context that answers it, or no answer."""
+"""The kind for questions, each with a context: the span of the context that answers it, or no answer."""
 
 from __future__ import annotations
 
 import dataclasses
 import reprlib
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from bert_jax.data import files
 from bert_jax.data.batching import PackedBatch
@@ -23,9 +23,10 @@ from bert_jax.inference import Answer, Answerer
 from bert_jax.pretrained import Model
 from bert_jax.tasks import metrics as scoring
 from bert_jax.tasks.figures import MOST_ROWS, Figure, Listing, Matrix, Nothing, RecordId, Text
-from bert_jax.tasks.kind import Kind
+from bert_jax.tasks.kind import Kind, Predict
 from bert_jax.tasks.labels import LabelReader, few
-from bert_jax.tasks.parsing import File
+from bert_jax.tasks.metrics import Details
+from bert_jax.tasks.parsing import File, Noted
 from bert_jax.tasks.split import Predicted, Predictions, Split
 from bert_jax.tasks.splits import Splits
 from bert_jax.tasks.task import Options, Task, TaskData
@@ -35,18 +36,16 @@ from bert_jax.training.steps import Batch
 from bert_jax.tuned import Tuned
 
 Candidates = tuple[list[Answer], float]  # the best first, and the logit of no answer
+Answers = tuple[tuple[str, int], ...]  # text and first character
 
 
-class QuestionAnswering(Kind):
+class QuestionAnswering(Kind[Answers, Candidates]):
     """An answer within the context. A prediction is its candidates, and the logit of no answer."""
 
     name = "question_answering"
     head = "question_answering"
     options = frozenset(["null_threshold"])
     reads_windows = True
-
-    # ---- files
-
     num_texts = (2, 2)
     usual_texts = (("question", "context"),)
     usual_labels = ("answers",)
@@ -58,27 +57,27 @@ class QuestionAnswering(Kind):
     def usual_ids(self, task: Task, columns: Sequence[str]) -> Sequence[str]:
         return ("id",)
 
-    def open(self, path: str, task: Task, data: TaskData, hasher: Any) -> tuple[Table, TaskData]:
+    def open(self, path: str, task: Task, data: TaskData, hasher: files.Hasher) -> tuple[Table, TaskData]:
         if files.suffix_of(path) == ".json":
             return files.read_squad(path, hasher), data
         return super().open(path, task, data, hasher)
 
-    def read_label(self, reader: LabelReader, value: Any, place: str) -> Any:
+    def read_label(self, reader: LabelReader, value: object, place: str) -> Answers | None:
         """Reads SQuAD's list of {text, answer_start}, or the object of two lists that TFDS and Hugging Face make of it."""
         if value is None:
             return None
         try:
             if isinstance(value, dict):
-                pairs = list(zip(value["text"], value["answer_start"], strict=True))
+                pairs = tuple(zip(value["text"], value["answer_start"], strict=True))
             else:
-                pairs = [(answer["text"], answer["answer_start"]) for answer in value]
+                pairs = tuple((answer["text"], answer["answer_start"]) for answer in value)  # type: ignore[attr-defined]
         except (KeyError, TypeError, ValueError):
-            pairs = [(None, None)]
+            pairs = ((None, None),)
         if not all(isinstance(text, str) and isinstance(start, int) for text, start in pairs):
             raise InputError(f"{place}: answers are {reprlib.repr(value)}, not a list of {{text, answer_start}}")
-        return tuple(pairs)
+        return pairs
 
-    def checked(self, split: str, file: File, noted: Mapping[str, list[str]]) -> tuple[Sequence[Record], list[str]]:
+    def checked(self, split: str, file: File, noted: Noted) -> tuple[Sequence[Record], list[str]]:
         """Leaves out answers that do not stand where they say, and questions that lose all of theirs.
 
         An answer that stands in the context once, elsewhere than it says, is read from there.
@@ -111,21 +110,14 @@ class QuestionAnswering(Kind):
     def parts(self, texts: tuple[str, ...]) -> tuple[str, ...]:
         return ()
 
-    def values(self, label: Any) -> tuple[Any, ...]:
+    def values(self, label: Answers) -> tuple[Hashable, ...]:
         return ()
 
-    # ---- training
-
-    def encode(
-        self, records: Sequence[Record], labels: Sequence[str], layout: Layout, limit: int, read: Callable[[str], str] = str,
-        stride: int = 128,
-    ) -> Encoded:  # fmt: skip
+    def encode(self, records: Sequence[Record], labels: Sequence[str], layout: Layout, stride: int = 128) -> Encoded:
         """Tokenizes windows; the target is the first and last token of the first answer, or [CLS] where the window lacks it."""
-        limit = min(limit, layout.cfg.max_length)
-        rows = [row for portion in portions(records, read) for row in portion]
-        reading = read_windows(
-            layout, [(question, context) for (question, context), _ in rows], limit, stride, layout.longest_question(limit)
-        )
+        rows = [row for portion in portions(records, layout.read) for row in portion]
+        pairs = [(question, context) for (question, context), _ in rows]
+        reading = read_windows(layout, pairs, layout.longest, stride, layout.longest_question(layout.longest))
         spans = [_token_span(label, reading.contexts[i].offsets) for i, (_, label) in enumerate(rows)]
         items = []
         for window, example in zip(reading.windows, reading.examples, strict=True):
@@ -143,8 +135,6 @@ class QuestionAnswering(Kind):
         starts, ends = outputs["start_logits"], outputs["end_logits"]
         return {"span_loss": losses.span_cross_entropy(starts, ends, batch["sequence_ids"], batch["labels"], batch["weights"])}
 
-    # ---- evaluation
-
     def adapt(self, model: Model, limit: int, task: Task, splits: Splits, options: Options) -> tuple[Model, list[str]]:
         """Returns the model with a threshold of 0, as run_squad.py's, where it has none, none is tuned, and one is needed."""
         if splits.dev or options.null_threshold is not None or model.tuned.null_threshold is not None:
@@ -155,20 +145,20 @@ class QuestionAnswering(Kind):
         note = "the model has no threshold of its own for no answer: it is 0 (--null-threshold)"
         return dataclasses.replace(model, tuned=tuned), [note]
 
-    def predictor(self, model: Model, limit: int) -> Callable[[Split, Any], Predictions]:
+    def predictor(self, model: Model, limit: int) -> Predict[Candidates]:
         answerer = Answerer(model, max_length=limit)
 
-        def predict(split: Split, params: Any) -> Predictions:
+        def predict(split: Split, params: PyTree) -> Predictions[Candidates]:
             results = answerer.run(split.encoded.sequences, params)
             assert split.encoded.reading is not None
             return Predictions(answerer.candidates(split.encoded.reading, results), _loss(split, results))
 
         return predict
 
-    def guess(self, records: Sequence[Record], labels: Sequence[str]) -> Predictions:
-        return Predictions([([], 0.0)] * len(records), loss=0.0)
+    def guess(self, records: Sequence[Record], labels: Sequence[str]) -> Predictions[Candidates]:
+        return Predictions([(list[Answer](), 0.0)] * len(records), loss=0.0)
 
-    def tune(self, dev: Predicted) -> Tuned:
+    def tune(self, dev: Predicted[Candidates]) -> Tuned:
         """Returns the thresholds with the best one for no answer, where some question has none."""
         if dev.tuned.null_threshold is not None or all(dev.right):
             return dev.tuned
@@ -177,7 +167,7 @@ class QuestionAnswering(Kind):
         best, _ = scoring.best_null_threshold(dict(enumerate(texts)), dict(enumerate(odds)), golds)
         return dataclasses.replace(dev.tuned, null_threshold=best)
 
-    def scores(self, predicted: Predicted, metrics: Sequence[str]) -> dict[str, float]:
+    def scores(self, predicted: Predicted[Candidates], metrics: Sequence[str]) -> dict[str, float]:
         golds = {record.id: [text for text, _ in record.label] for record in predicted.records}
         threshold = predicted.tuned.null_threshold
         scores = scoring.squad_scores(answers(predicted)[0], golds)
@@ -187,23 +177,21 @@ class QuestionAnswering(Kind):
         """Returns the score of answering no question."""
         return float(np.mean([np.mean([not label for label in labels_of(records)]) for records in splits.dev.values()]))
 
-    # ---- report
-
-    def write(self, folder: Path, predicted: Predicted) -> Path:
+    def write(self, folder: Path, predicted: Predicted[Candidates]) -> Path:
         """Writes NAME.json (id -> answer), NAME.null_odds.json and NAME.nbest.json, as SQuAD's scripts read them."""
         name, n_best = predicted.split.name, {}
         texts, odds = answers(predicted)
         for record, (found, null) in zip(predicted.records, predicted.values, strict=True):
+            logits = np.array([*(answer.logit for answer in found[:N_BEST]), null])
             rows = [{"text": a.text, "start": a.start, "logit": a.logit} for a in found[:N_BEST]] + [{"text": "", "logit": null}]
-            shares = scoring.softmax(np.array([row["logit"] for row in rows])).tolist()
-            both = [row | {"probability": share} for row, share in zip(rows, shares, strict=True)]
-            n_best[record.id] = sorted(both, key=lambda row: -row["logit"])
+            shares, order = scoring.softmax(logits).tolist(), np.argsort(-logits, kind="stable")
+            n_best[record.id] = [rows[i] | {"probability": shares[i]} for i in order]
         write_json(folder / f"{name}.null_odds.json", odds)
         write_json(folder / f"{name}.nbest.json", n_best)
         write_json(folder / f"{name}.json", texts)
         return folder / f"{name}.json"
 
-    def mistakes(self, predicted: Predicted, details: Mapping[str, Any]) -> list[Figure]:
+    def mistakes(self, predicted: Predicted[Candidates], details: Details) -> list[Figure]:
         """Returns the worst answers and, where some question has none, how often an answer is given where there is one."""
         given, counts, rows = answers(predicted)[0], np.zeros((2, 2), int), []
         for record, (found, null) in zip(predicted.records, predicted.values, strict=True):
@@ -228,7 +216,7 @@ def best_answer(found: list[Answer], null: float) -> tuple[str, float]:
     return (found[0].text, null - found[0].logit) if found else ("", 1e9)
 
 
-def answers(predicted: Predicted) -> tuple[dict[str, str], dict[str, float]]:
+def answers(predicted: Predicted[Candidates]) -> tuple[dict[str, str], dict[str, float]]:
     """Returns the answer to each question by id, and how much likelier no answer is than the best one.
 
     An answer is empty where that exceeds the threshold; without a threshold only where there is no candidate.
@@ -240,7 +228,7 @@ def answers(predicted: Predicted) -> tuple[dict[str, str], dict[str, float]]:
     return texts, odds
 
 
-def _token_span(label: Any, offsets: np.ndarray) -> tuple[int, int]:
+def _token_span(label: Answers | None, offsets: np.ndarray) -> tuple[int, int]:
     """Returns the first and last token of the first answer; (-1, -1) where there is none."""
     if not label or not len(offsets):
         return -1, -1

@@ -1,33 +1,32 @@
-"""Pairs and triplets of texts -> embeddings whose cosines say how similar the texts are."""
+"""The kind for pairs and triplets of texts: embeddings whose cosines say how similar the texts are."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bert_jax.data.batching import PackedBatch
-from bert_jax.data.finetuning import Encoded, Item, encode_texts, per_item
-from bert_jax.data.layout import Layout
+from bert_jax.data.finetuning import Item, per_item
+from bert_jax.data.layout import Text
 from bert_jax.data.records import Record, labels_of, numbered, with_labels
 from bert_jax.errors import InputError
 from bert_jax.inference import Embedder, nearest, sentence_vectors
 from bert_jax.pooling import Pooling
 from bert_jax.pretrained import Model
 from bert_jax.tasks import metrics as scoring
-from bert_jax.tasks.common import by_item, check_same_size, of_items, one_place
+from bert_jax.tasks.common import Numbers, by_item, check_same_size, of_items, one_place
 from bert_jax.tasks.figures import Chart, Figure, Listing, example_cells, furthest, highest
-from bert_jax.tasks.kind import Kind
-from bert_jax.tasks.labels import LabelReader, hides_minus_one_beside_numbers
+from bert_jax.tasks.kind import Predict
+from bert_jax.tasks.metrics import Details
 from bert_jax.tasks.parsing import PAIRS
 from bert_jax.tasks.predictions import write_table
-from bert_jax.tasks.split import Predicted, Predictions, Split
+from bert_jax.tasks.split import Predicted, Predictions
 from bert_jax.tasks.splits import Splits
 from bert_jax.tasks.task import Options, Task
 from bert_jax.training import losses
@@ -35,7 +34,7 @@ from bert_jax.training.losses import Sum
 from bert_jax.training.steps import Batch
 
 
-class Similarity(Kind):
+class Similarity(Numbers[np.ndarray]):
     """Embeddings of texts. A prediction is float32 vectors [k, D], one for each of the k texts of a record."""
 
     name = "similarity"
@@ -44,22 +43,10 @@ class Similarity(Kind):
     needs_all_rows = True
     reads_every_token = True
     scores_unlabelled = True
-
-    # ---- files
-
     num_texts = (2, 3)
     usual_texts = (("anchor", "positive", "negative"), ("anchor", "positive"), *PAIRS)
-    usual_labels = ("score",)
     unlabelled_texts: Mapping[int, str] = {3: "three texts are an anchor, a positive and a negative, which have no label"}
     labels_are_optional = True
-
-    def read_label(self, reader: LabelReader, value: Any, place: str) -> Any:
-        return reader.number(value, place)
-
-    def hides_minus_one(self, task: Task, split: str, train: Sequence[Any]) -> bool:
-        return hides_minus_one_beside_numbers(split, train)
-
-    # ---- training
 
     def settle(self, options: Options, train: Sequence[Record]) -> tuple[Options, Sequence[Record], list[str]]:
         """Chooses the loss that the rows are for, and brings the scores of pairs to the range of cosines."""
@@ -78,12 +65,8 @@ class Similarity(Kind):
         pooling = dataclasses.replace(pooling_of(model), max_length=limit)
         return dataclasses.replace(model, pooling=pooling), pooling_notes(pooling)
 
-    def encode(
-        self, records: Sequence[Record], labels: Sequence[str], layout: Layout, limit: int, read: Callable[[str], str] = str
-    ) -> Encoded:
-        return encode_texts(
-            records, layout, limit, read, target=lambda label: np.array(0 if label is None else label, np.float32), sequences=list
-        )
+    def sequences(self, texts: tuple[str, ...]) -> list[Text]:
+        return list(texts)
 
     def targets(self, items: Sequence[Item], packed: PackedBatch, count: int) -> dict[str, np.ndarray]:
         """Adds int32 `text_ids` [N, k]: texts of the batch with the same tokens have the same id; -1 stands for no text."""
@@ -98,16 +81,14 @@ class Similarity(Kind):
         parts = jnp.moveaxis(of_items(vectors, batch), 1, 0)
         return {"similarity_loss": _loss(parts, batch, options)}
 
-    # ---- evaluation
-
-    def predictor(self, model: Model, limit: int) -> Callable[[Split, Any], Predictions]:
+    def predictor(self, model: Model, limit: int) -> Predict[np.ndarray]:
         embedder = Embedder(model, dataclasses.replace(pooling_of(model), max_length=None))  # texts are cut already
         return lambda split, params: Predictions(by_item(one_place(embedder, split, params), split))
 
-    def guess(self, records: Sequence[Record], labels: Sequence[str]) -> Predictions:
+    def guess(self, records: Sequence[Record], labels: Sequence[str]) -> Predictions[np.ndarray]:
         return Predictions(np.zeros((len(records), 2, 1)))
 
-    def scores(self, predicted: Predicted, metrics: Sequence[str]) -> dict[str, float]:
+    def scores(self, predicted: Predicted[np.ndarray], metrics: Sequence[str]) -> dict[str, float]:
         """Scores pairs with a score by the correlation of their cosines, others by the rank of each text's own partner."""
         anchors, partners = (np.array([vectors[i] for vectors in predicted.values]) for i in (0, 1))
         anchors, partners = (x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12) for x in (anchors, partners))
@@ -116,13 +97,11 @@ class Similarity(Kind):
             return {name: scoring.METRICS[name](cosines, predicted.right) for name in ("spearman", "pearson")}
         return _ranks(anchors, partners, *([record.texts[i] for record in predicted.records] for i in (0, 1)))
 
-    # ---- report
-
-    def write(self, folder: Path, predicted: Predicted) -> Path:
+    def write(self, folder: Path, predicted: Predicted[np.ndarray]) -> Path:
         """Writes NAME.tsv: the cosine of the first two texts of each row."""
         return write_table(folder, predicted, ((f"{_cosine(vectors[0], vectors[1]):.6g}", []) for vectors in predicted.values))
 
-    def mistakes(self, predicted: Predicted, details: Mapping[str, Any]) -> list[Figure]:
+    def mistakes(self, predicted: Predicted[np.ndarray], details: Details) -> list[Figure]:
         """Returns pairs whose cosine has the wrong rank; without labels, pairs that belong together and are least alike."""
         cosines = np.array([_cosine(vectors[0], vectors[1]) for vectors in predicted.values])
         records = predicted.records

@@ -8,7 +8,6 @@ import json
 import re
 import reprlib
 from collections.abc import Sequence
-from typing import Any
 
 from bert_jax.data.files import Row
 from bert_jax.errors import InputError
@@ -21,33 +20,34 @@ class Spans(tuple[Span, ...]):
     """The entities in a text."""
 
 
-def read_spans(value: Any, place: str) -> Spans | None:
+def read_spans(value: object, place: str) -> Spans | None:
     """Returns the entities in a list of [start, end, type] or objects, or in the text of such a list; None for another list."""
     if isinstance(value, str) and re.match(r"\s*\[\s*([\[({]|\])", value):
+        text = value
         try:
-            value = json.loads(value)
+            value = json.loads(text)
         except (ValueError, RecursionError):
             with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-                value = ast.literal_eval(value.strip())
+                value = ast.literal_eval(text.strip())
     if not isinstance(value, list) or (value and not isinstance(value[0], list | tuple | dict)):
         return None
     return Spans(_span(item, place) for item in value)
 
 
-def _span(item: Any, place: str) -> Span:
-    found: Sequence[Any] = ()
-    said = None
+def _span(item: object, place: str) -> Span:
+    """Returns one entity: [start, end, type], or an object with keys for these."""
+    found, said = list[object](), None
     if isinstance(item, dict):
         item = item["value"] if isinstance(item.get("value"), dict) else item
         said = item.get("text") if isinstance(item.get("text"), str) else None
         found = [next((item[key] for key in keys if key in item), None) for keys in _KEYS]
     elif isinstance(item, list | tuple):
-        found = item
-    if len(found) == 3 and isinstance(found[2], list) and len(found[2]) == 1:
-        found = [*found[:2], found[2][0]]
-    if len(found) != 3 or not isinstance(found[2], str) or not found[2].strip() or any(type(at) is not int for at in found[:2]):
-        raise InputError(f"{place} has {reprlib.repr(item)}, not [start, end, type] or {{'start', 'end', 'label'}} of an entity")
-    return found[0], found[1], found[2].strip(), said
+        found = list(item)
+    start, end, entity = found if len(found) == 3 else (None, None, None)
+    entity = entity[0] if isinstance(entity, list) and len(entity) == 1 else entity
+    if type(start) is int and type(end) is int and isinstance(entity, str) and entity.strip():
+        return start, end, entity.strip(), said
+    raise InputError(f"{place} has {reprlib.repr(item)}, not [start, end, type] or {{'start', 'end', 'label'}} of an entity")
 
 
 def checked_spans(row: Row, text: str, spans: Sequence[Span]) -> list[tuple[int, int, str]]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from bert_jax.data.finetuning import Encoded
 from bert_jax.data.records import Record, labels_of, take
 from bert_jax.tuned import Tuned
+
+P = TypeVar("P")  # a prediction
 
 
 @dataclass(frozen=True)
@@ -26,27 +28,27 @@ class Split:
         return sum(label is not None for label in labels_of(self.records))
 
 
-class Predictions(list[Any]):
+class Predictions(list[P]):
     """One prediction for each record, in order; `loss` is their mean loss where the predictions do not give it."""
 
-    def __init__(self, each: Iterable[Any], loss: float | None = None) -> None:
+    def __init__(self, each: Iterable[P], loss: float | None = None) -> None:
         super().__init__(each)
         self.loss = loss
 
 
 @dataclass(frozen=True)
-class Predicted:
+class Predicted(Generic[P]):
     """A split with its predictions.
 
     Attributes:
       split: the records.
-      values: one prediction for each record, in the form of `Kind.predictions`.
+      values: one prediction for each record, in the form that the kind of task describes.
       labels: the names of the classes by id; empty where classes have no names.
       tuned: the thresholds that turn predictions into labels and answers.
     """
 
     split: Split
-    values: Sequence[Any]
+    values: Sequence[P]
     labels: tuple[str, ...]
     tuned: Tuned
 
@@ -60,7 +62,7 @@ class Predicted:
         """The label of each record."""
         return labels_of(self.split.records)
 
-    def labelled(self) -> Predicted:
+    def labelled(self) -> Predicted[P]:
         """Returns the records that have a label, and their predictions; all where no record has one. `encoded` stays whole."""
         if self.split.labelled in (0, len(self.records)):
             return self

@@ -15,11 +15,10 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from bert_jax.data.files import Row, Table
+from bert_jax.data.files import Hasher, Row, Table
 from bert_jax.data.records import Record, hashes, labels_of, take, texts_of
 from bert_jax.errors import InputError
 from bert_jax.tasks import holdout
@@ -91,7 +90,7 @@ def load_splits(task: Task, data: TaskData) -> Splits:
 # ---- one file
 
 
-def _read(split: str, path: str, task: Task, data: TaskData, hasher: Any, notes: list[str]) -> File:
+def _read(split: str, path: str, task: Task, data: TaskData, hasher: Hasher, notes: list[str]) -> File:
     """Returns the records of one file; lines about it are added to `notes`."""
     kind = task.kind
     table, named = kind.open(path, task, data, hasher)
@@ -126,7 +125,7 @@ def _records(path: str, table: Table, columns: Columns, task: Task, data: TaskDa
     return File(path, records, columns, reader), noted
 
 
-def _label(row: Row, columns: tuple[str, ...], reader: LabelReader) -> Any:
+def _label(row: Row, columns: tuple[str, ...], reader: LabelReader) -> object:
     if len(columns) > 1:
         return reader.of_columns({column: row.values.get(column) for column in columns}, row.place)
     return reader(row.values.get(columns[0]), row.place) if columns else None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from bert_jax.errors import InputError, did_you_mean
 from bert_jax.tasks.classification import Classification, MultiLabel, Regression
 from bert_jax.tasks.kind import Kind
@@ -25,7 +23,7 @@ _YES_NO = {"0": "not_entailment", "1": "entailment"}
 _NLI = ("entailment", "not_entailment")
 _MNLI = ("entailment", "neutral", "contradiction")
 _PAIR = ("sentence1", "sentence2")
-_SQUAD: dict[str, Any] = dict(num_epochs=2, batch_size=12, learning_rates=(3e-5,), max_seq_length=384)
+_SQUAD = {"num_epochs": 2, "batch_size": 12, "learning_rates": (3e-5,), "max_seq_length": 384}
 
 TASKS: dict[str, Task] = {
     task.name: task

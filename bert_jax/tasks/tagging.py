@@ -1,16 +1,15 @@
-"""Sentences, as lists of words -> a tag for each word: entities, or classes of words."""
+"""The kind for sentences, as lists of words, with a tag for each word: entities, or classes of words."""
 
 from __future__ import annotations
 
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from bert_jax.data import files, tags
 from bert_jax.data.batching import PackedBatch
@@ -25,11 +24,12 @@ from bert_jax.inference import Predictor
 from bert_jax.pretrained import Model
 from bert_jax.tasks import metrics as scoring
 from bert_jax.tasks.cells import checked_text, value_in
-from bert_jax.tasks.common import balanced_weights, class_loss
+from bert_jax.tasks.common import class_loss
 from bert_jax.tasks.figures import Cell, Figure, Listing, RecordId, TaggedWords, class_figures, highest
-from bert_jax.tasks.kind import Kind
+from bert_jax.tasks.kind import Kind, Predict
 from bert_jax.tasks.labels import LabelReader, are_numbers, count_classes, tokens, whole_number
-from bert_jax.tasks.parsing import Columns, File
+from bert_jax.tasks.metrics import Details
+from bert_jax.tasks.parsing import Classes, Columns, File, Noted
 from bert_jax.tasks.predictions import tab_line
 from bert_jax.tasks.spans import Spans, checked_spans, read_spans
 from bert_jax.tasks.split import Predicted, Predictions, Split
@@ -41,7 +41,7 @@ from bert_jax.training.steps import Batch
 _NOWHERE = np.zeros(0, np.int32)
 
 
-class Tagging(Kind):
+class Tagging(Kind[tuple[str, ...], list[str]]):
     """A tag for each word. A prediction is a list of tags."""
 
     name = "tagging"
@@ -49,21 +49,19 @@ class Tagging(Kind):
     options = frozenset(["label_smoothing", "class_weights"])
     has_classes = True
 
-    def classes_of(self, label: Any) -> tuple[str, ...]:
-        return tuple(label or ())
-
-    # ---- files
-
     num_texts = (1, 1)
     usual_texts = (("words",), ("tokens",), ("word",), ("token",), ("text",), ("sentence",))
     first_usual = True  # the words are read, not the text that they come from
     usual_labels = ("tags", "ner_tags", "tag", "labels", "entities", "spans", "ents")
     label_marks: frozenset[str] = frozenset()  # "-" may be a tag
 
+    def classes_of(self, label: tuple[str, ...] | None) -> tuple[str, ...]:
+        return label or ()
+
     def usual_ids(self, task: Task, columns: Sequence[str]) -> Sequence[str]:
         return [name for name in columns if name.lower() in _SENTENCE_COLUMNS]
 
-    def open(self, path: str, task: Task, data: TaskData, hasher: Any) -> tuple[Table, TaskData]:
+    def open(self, path: str, task: Task, data: TaskData, hasher: files.Hasher) -> tuple[Table, TaskData]:
         if files.suffix_of(path) not in files.CONLL_SUFFIXES or _has_sentence_column(path, data):
             return super().open(path, task, data, hasher)
         label = whole_number(" ".join(data.label_column) or "-1", "--label-column")
@@ -76,10 +74,10 @@ class Tagging(Kind):
             return table.rows
         return files.sentences_of_words(table.rows, columns.id, (*columns.texts, *columns.labels))
 
-    def read_label(self, reader: LabelReader, value: Any, place: str) -> Any:
+    def read_label(self, reader: LabelReader, value: object, place: str) -> tuple[str, ...] | None:
         """Returns tags, or entities by characters. An empty list may be either: `read_row` decides."""
         if (spans := read_spans(value, f"{place}: the label")) is not None:
-            return spans
+            return spans  # type: ignore[return-value]  # which `read_row` turns into tags
         names = [reader.name(tag, place) for tag in tokens(value, f"{place}: the label") or ()]
         if not any(names):
             return None
@@ -92,7 +90,9 @@ class Tagging(Kind):
         value = value_in(row, columns.texts[0])
         return not value.strip() if isinstance(value, str) else value is None or value == []
 
-    def read_row(self, row: Row, columns: Columns, label: Any, noted: dict[str, list[str]]) -> tuple[tuple[str, ...], Any]:
+    def read_row(
+        self, row: Row, columns: Columns, label: tuple[str, ...] | Spans | None, noted: Noted
+    ) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
         """Returns the words of a sentence and their tags."""
         (column,) = columns.texts
         value = row.values[column]
@@ -103,10 +103,10 @@ class Tagging(Kind):
             spans = checked_spans(row, text, label or ())
             kept = tags.without_overlaps(spans)
             noted["overlapping"] += [row.place] * (len(spans) - len(kept))
-            words, found = tags.tagged_words(text, kept)
-            label = None if label is None else tuple(found)
+            cut, found = tags.tagged_words(text, kept)
+            words, label = list[object](cut), None if label is None else tuple(found)
         else:
-            words = tokens(value, f"{row.place}: {column!r}") or []
+            words = list(tokens(value, f"{row.place}: {column!r}") or ())
         if isinstance(label, Spans) and label:
             raise InputError(f"{row.place}: the label has entities by characters, but {column!r} is a list of words, not a text")
         if isinstance(label, Spans):  # an empty list of tags, for words
@@ -116,7 +116,7 @@ class Tagging(Kind):
             raise InputError(f"{row.place}: {column!r} has no words")
         return tuple([checked_text(row, column, word) for word in words]), label
 
-    def checked(self, split: str, file: File, noted: Mapping[str, list[str]]) -> tuple[Sequence[Record], list[str]]:
+    def checked(self, split: str, file: File, noted: Noted) -> tuple[Sequence[Record], list[str]]:
         overlapping = noted.get("overlapping", [])
         file.reader.unlabelled["empty"] += len(noted.get("no tags", []))
         if 1 < len(file.records) == len(noted.get("one word", [])):
@@ -128,9 +128,7 @@ class Tagging(Kind):
     def whole_texts(self, texts: tuple[str, ...]) -> tuple[str, ...]:
         return ("".join(texts),)
 
-    def classes(
-        self, task: Task, train: Sequence[Record], others: Sequence[Sequence[Record]]
-    ) -> tuple[tuple[str, ...], list[str]]:
+    def classes(self, task: Task, train: Sequence[Record], others: Sequence[Sequence[Record]]) -> Classes:
         """Returns the model's tags if it has some, else all, those of dev and test too, with "O" first."""
         for records in [train, *others]:
             for i, (texts, label) in enumerate(zip(texts_of(records), labels_of(records), strict=True)):
@@ -161,20 +159,15 @@ class Tagging(Kind):
     def parts(self, texts: tuple[str, ...]) -> tuple[str, ...]:
         return ()
 
-    def values(self, label: Any) -> tuple[Any, ...]:
-        return tuple(label or ())
+    def values(self, label: tuple[str, ...]) -> tuple[Hashable, ...]:
+        return label
 
-    # ---- training
-
-    def encode(
-        self, records: Sequence[Record], labels: Sequence[str], layout: Layout, limit: int, read: Callable[[str], str] = str
-    ) -> Encoded:
+    def encode(self, records: Sequence[Record], labels: Sequence[str], layout: Layout) -> Encoded:
         """Tokenizes sentences; a long one is read in windows that overlap by half, and each word is labelled in one of them."""
-        limit = min(limit, layout.cfg.max_length)
         before, after = map(len, layout.template(1).ids)
-        room = limit - before - after
+        room = layout.longest - before - after
         items, found, firsts = list[Item](), list[Window](), list[np.ndarray]()
-        for portion in portions(records, read):
+        for portion in portions(records, layout.read):
             encodings = layout.tokenizer.encode_with_offsets([" ".join(words) for words, _ in portion])
             for (words, label), encoding in zip(portion, encodings, strict=True):
                 first = _first_tokens(words, encoding)
@@ -196,27 +189,22 @@ class Tagging(Kind):
     def targets(self, items: Sequence[Item], packed: PackedBatch, count: int) -> dict[str, np.ndarray]:
         return per_token(items, packed, count)
 
-    def balanced_weights(self, train: Sequence[Record], labels: Sequence[str]) -> dict[str, float]:
-        return balanced_weights(Counter(chain.from_iterable(map(self.classes_of, labels_of(train)))), labels)
-
     def loss(self, outputs: dict[str, jax.Array], batch: Batch, options: Options, model: Model) -> dict[str, Sum]:
         return class_loss(outputs["logits"], batch, options)
 
-    # ---- evaluation
-
-    def predictor(self, model: Model, limit: int) -> Callable[[Split, Any], Predictions]:
+    def predictor(self, model: Model, limit: int) -> Predict[list[str]]:
         tokens, before = _TokenLogits(model), len(model.need_tokenizer().single.ids[0])
 
-        def predict(split: Split, params: Any) -> Predictions:
+        def predict(split: Split, params: PyTree) -> Predictions[list[str]]:
             logits = [result["logits"] for result in tokens.run(split.encoded.sequences, params)]
             return Predictions(_tags(split, [each[before:] for each in logits], model.labels), _loss(split, logits))
 
         return predict
 
-    def guess(self, records: Sequence[Record], labels: Sequence[str]) -> Predictions:
+    def guess(self, records: Sequence[Record], labels: Sequence[str]) -> Predictions[list[str]]:
         return Predictions(labels_of(records), loss=0.0)
 
-    def scores(self, predicted: Predicted, metrics: Sequence[str]) -> dict[str, float]:
+    def scores(self, predicted: Predicted[list[str]], metrics: Sequence[str]) -> dict[str, float]:
         """Scores entities; tags that are none (see `tags.entity_tags`) have `tag_accuracy` alone, bare types have both."""
         accuracy = {"tag_accuracy": scoring.tag_accuracy(predicted.values, predicted.right)}
         both = _entity_tags(predicted)
@@ -225,7 +213,7 @@ class Tagging(Kind):
         scores = {name: scoring.METRICS[name](*both) for name in (*metrics, "entity_precision", "entity_recall")}
         return scores | (accuracy if tags.are_types(predicted.labels) else {})
 
-    def details(self, predicted: Predicted) -> dict[str, Any]:
+    def details(self, predicted: Predicted[list[str]]) -> Details:
         """Returns the scores of each type of entity, or of each tag where tags are classes, the most frequent first."""
         both = _entity_tags(predicted)
         each = _each_tag(predicted) if both is None else scoring.entity_report(*both)
@@ -240,9 +228,7 @@ class Tagging(Kind):
         commonest = Counter(words).most_common(1)[0][0] if words else None
         return float(np.mean([np.mean([tag == commonest for tag in each]) for each in asked]))
 
-    # ---- report
-
-    def write(self, folder: Path, predicted: Predicted) -> Path:
+    def write(self, folder: Path, predicted: Predicted[list[str]]) -> Path:
         """Writes NAME.conll, a line a word: the word, the right tag where some have one (_ for the others), the predicted tag."""
 
         def lines() -> Iterator[str]:
@@ -255,7 +241,7 @@ class Tagging(Kind):
 
         return write_text(folder / f"{predicted.split.name}.conll", lines())
 
-    def mistakes(self, predicted: Predicted, details: Mapping[str, Any]) -> list[Figure]:
+    def mistakes(self, predicted: Predicted[list[str]], details: Details) -> list[Figure]:
         right, given = predicted.right, predicted.values
         wrong = np.array([sum(a != b for a, b in zip(*both, strict=True)) for both in zip(right, given, strict=True)])
         rows: list[list[Cell]] = []
@@ -272,12 +258,12 @@ class _TokenLogits(Predictor):
 
     per_token = frozenset(["logits"])
 
-    def _outputs(self, params: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
+    def _outputs(self, params: PyTree, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         del batch["places"]
         return {"logits": self.model.apply(params, batch)["logits"]}
 
 
-def _entity_tags(predicted: Predicted) -> list[list[list[str]]] | None:
+def _entity_tags(predicted: Predicted[list[str]]) -> list[list[list[str]]] | None:
     """Returns the predicted and the right tags in the form that entities are read from; None where tags are no entities."""
     read = tags.entity_tags(predicted.labels)
     if read is None:
@@ -285,7 +271,7 @@ def _entity_tags(predicted: Predicted) -> list[list[list[str]]] | None:
     return [[[read[tag] for tag in sentence] for sentence in side] for side in (predicted.values, predicted.right)]
 
 
-def _each_tag(predicted: Predicted) -> dict[str, dict[str, float]]:
+def _each_tag(predicted: Predicted[list[str]]) -> dict[str, dict[str, float]]:
     """Returns precision, recall, F1 and support of each tag."""
     pairs = Counter(pair for both in zip(predicted.values, predicted.right, strict=True) for pair in zip(*both, strict=True))
     ours, theirs = Counter[str](), Counter[str]()

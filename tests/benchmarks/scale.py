@@ -132,8 +132,8 @@ def rows(folder: Path, *_: Any) -> None:
 
     task = find_task("classification")
     splits = load_splits(task, TaskData(data=str(folder / "text" / "train.csv")))
-    layout = Layout(Tokenizer.load(folder / "tokenizer"), config(folder).model)
-    encoded = task.kind.encode(splits.train, splits.labels, layout, 128)
+    layout = Layout(Tokenizer.load(folder / "tokenizer"), config(folder).model, 128)
+    encoded = task.kind.encode(splits.train, splits.labels, layout)
     batches = Batches(encoded.items, 32, "packed", 384, 0)
     batches.train([0], 0)
 
