@@ -1,4 +1,4 @@
-"""Runs a program until it has a checkpoint of STEP in FOLDER and is about to save the next one: there it kills itself (SIGKILL).
+"""Runs a program that has a checkpoint of STEP in FOLDER until it is about to save the next one, or to end: there it kills itself.
 
     python tests/dying.py train FOLDER STEP ARGUMENTS...
 
@@ -21,16 +21,24 @@ if __name__ == "__main__":
     def main(argv):
         from bert_jax.training.checkpoint import Checkpointer
 
-        save = Checkpointer.save
+        save, close = Checkpointer.save, Checkpointer.close
 
-        def dying(self, step, *args, **kwargs):
-            if str(self.directory) == str(Path(folder).resolve()) and step > int(last):
+        def die(self):
+            if str(self.directory) == str(Path(folder).resolve()):
                 self.wait()
                 assert int(last) in self.steps
                 os.kill(os.getpid(), signal.SIGKILL)
+
+        def dying(self, step, *args, **kwargs):
+            if step > int(last):
+                die(self)
             return save(self, step, *args, **kwargs)
 
-        Checkpointer.save = dying
+        def ending(self):  # fine-tuning saves no checkpoint of its last step
+            die(self)
+            close(self)
+
+        Checkpointer.save, Checkpointer.close = dying, ending
         return importlib.import_module(program).main(argv)
 
     console.run(main, arguments)
