@@ -1,4 +1,4 @@
-"""Runs a program that has a checkpoint of STEP in FOLDER until it is about to save the next one, or to end: there it kills itself.
+"""Runs a program that has a checkpoint of STEP in FOLDER until it is about to save the next one or to end, and kills it there.
 
     python tests/dying.py train FOLDER STEP ARGUMENTS...
 

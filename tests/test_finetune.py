@@ -853,10 +853,10 @@ def test_a_model_of_sentence_transformers_is_trained_as_it_embeds(model, tmp_pat
     export = bert_jax.load(tmp_path / "run" / "export")
     assert export.pooling == pooling
     said = capsys.readouterr().err
-    assert "Dense(64 -> 24, Tanh) after the pooling: used as it is, and not trained" in said
-    assert "cut to their first 16 values (truncate_dim), in training too" in said
-    assert f"default prompt {prompts['ours']!r} is put before each text" in said
-    assert "prompts other are kept, but put before no text" in said
+    assert "Dense(64 -> 24, Tanh) after the pooling: used unchanged, not trained" in said
+    assert "cut to their first 16 values (truncate_dim), also in training" in said
+    assert f"default prompt {prompts['ours']!r} is added before each text" in said
+    assert "prompts other are kept, but added to no text" in said
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "16 of 16 texts have more than 8 tokens")
         check_cosines(case, export, tmp_path / "run" / "predictions" / "dev.tsv")
@@ -1038,14 +1038,19 @@ CLASSES = {"text_column": "text", "label_column": "label"}
 @pytest.mark.parametrize(
     "task,files,options,message",
     [
-        ("sst2", changed("dev.tsv", "\t1\n", "\t5\n"), {}, r"dev\.tsv:3: label '5' is none of task sst2's: negative, positive"),
+        (
+            "sst2",
+            changed("dev.tsv", "\t1\n", "\t5\n"),
+            {},
+            r"dev\.tsv:3: label '5' is not among the classes of task sst2: negative, positive",
+        ),
         (
             "sst2",
             sst2().files,
             {"label_column": "lable"},
             r"train\.tsv: no column 'lable' .* did you mean 'label'\?",
         ),
-        ("classification", ONE_CLASS, CLASSES, r"the 9 training rows have no label but a: nothing to learn"),
+        ("classification", ONE_CLASS, CLASSES, r"the 9 training rows have no label but a, so there is nothing to learn"),
         ("sst2", sst2().files | {"dev.tsv": "sentence\tlabel\n"}, {}, r"dev\.tsv: holds no rows"),
         ("tagging", RAGGED, {}, r"train\.conll:2: 3 columns, where the first line has 2"),
         ("sst3", sst2().files, {}, r"no task 'sst3'; did you mean 'sst2'\?; known: cola, "),
@@ -1058,7 +1063,7 @@ CLASSES = {"text_column": "text", "label_column": "label"}
         ("sst2", sst2().files, {"num_devices": 99}, r"num_devices=99, but there are 8 .*: choose 1 to 8"),
         ("sst2", sst2().files, {"freeze_layers": 3}, r"freeze_layers=3, but .*/tiny has 2 layers: choose 0 to 2"),
         ("sst2", sst2().files, {"loss": "cosine"}, r"loss='cosine' is for similarity, not for classification"),
-        ("similarity", PAIRS, {"loss": "cosine"}, r"loss='cosine' does not fit the training data, which is for ranking"),
+        ("similarity", PAIRS, {"loss": "cosine"}, r"loss='cosine' does not fit the training data: give --loss ranking"),
         ("sst2", sst2().files, {"via": "mnli"}, r"--via mnli: expected TASK=DATA"),
         ("sst2", {}, {"workdir": "/dev/null/run"}, r"cannot use the work directory /dev/null/run: Not a directory"),
     ],
@@ -1187,7 +1192,7 @@ def test_a_model_without_a_threshold_of_its_own_is_evaluated_at_0_and_that_is_sa
     (export / "config.json").write_text(json.dumps(config))
     argv = [str(export), "--task", "squad2", "--data", str(run.workdir.parent / "dev-v2.json"), "--out", str(tmp_path / "out")]
     command(["evaluate", *argv])
-    assert "has no threshold of its own for no answer: it is 0 (--null-threshold)" in capsys.readouterr().err
+    assert "has no threshold for no answer: 0 is used (--null-threshold)" in capsys.readouterr().err
     assert results_of(tmp_path / "out")["exported"]["test"]["null_threshold"] == 0
     odds = json.loads((tmp_path / "out" / "predictions" / "test.null_odds.json").read_text())
     answers = json.loads((tmp_path / "out" / "predictions" / "test.json").read_text())
@@ -1209,7 +1214,7 @@ def test_a_file_that_can_not_be_evaluated_is_refused(model, finished, tmp_path):
     with pytest.raises(InputError, match=r"--data is missing"):
         command(["evaluate", str(run.export)])
     (tmp_path / "odd.conll").write_text("bako B-X\n")
-    with pytest.raises(InputError, match=r"tag 'B-X' is none of the model's: O, B-LOC, B-PER, I-LOC, I-PER"):
+    with pytest.raises(InputError, match=r"tag 'B-X' is not among the tags of the model: O, B-LOC, B-PER, I-LOC, I-PER"):
         evaluate(finished(tagging).export, tmp_path / "odd.conll")
     assert not (tmp_path / "out").exists()
 

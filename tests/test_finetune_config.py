@@ -130,7 +130,7 @@ def test_the_loss_of_similarity_is_what_the_data_is_for(train, loss, chosen):
     ],
 )
 def test_a_loss_that_the_data_is_not_for_is_refused(train, loss, fitting):
-    with pytest.raises(InputError, match=f"loss='{loss}' does not fit the training data, which is for {fitting}$"):
+    with pytest.raises(InputError, match=f"loss='{loss}' does not fit the training data: give --loss {fitting}$"):
         SIMILARITY.settle(Options(loss=loss), train)
 
 

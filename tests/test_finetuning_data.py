@@ -615,7 +615,7 @@ def test_equal_texts_of_a_batch_have_equal_ids(wordpiece):
 def test_another_number_of_texts_is_refused_with_both_places():
     records = [record(("a", "b", "c"), 0, 0), record(("a", "b"), 0, 1)]
     for kind in ("multiple_choice", "similarity"):
-        with pytest.raises(InputError, match=r"file.tsv:2 has 2 texts, where file.tsv:1 has 3"):
+        with pytest.raises(InputError, match=r"file.tsv:2 has 2 texts, but file.tsv:1 has 3"):
             KINDS[kind].settle(Options(), records)
     KINDS["classification"].settle(Options(), records)
     KINDS["multiple_choice"].settle(Options(), [])

@@ -53,7 +53,7 @@ def test_brackets_and_quotes_of_a_list_are_no_part_of_a_name(value, name):
     "value", [["a", "b"], "['a', 'b']", '["a", "b"]', "{'a', 'b'}", "('a', 'b')", "['a' 'b']", "[a, b]", "[1, 1]"]
 )
 def test_several_names_are_not_one_class(value):
-    with pytest.raises(InputError, match=r"a.csv:2: the label is .*; several labels a row are --task multi_label"):
+    with pytest.raises(InputError, match=r"a.csv:2: the label is .*; for several labels per row, --task multi_label"):
         read("classification", value)
 
 
@@ -91,7 +91,7 @@ def test_several_labels_are_a_list_in_any_spelling_or_separated(value, expected)
 
 @pytest.mark.parametrize("value", [[0.2, 0.8], "[0.2, 0.8]", 0.5])
 def test_probabilities_are_no_labels(value):
-    with pytest.raises(InputError, match=r"a.csv:2: the label is .*; a number between 0 and 1 is no label"):
+    with pytest.raises(InputError, match=r"a.csv:2: the label is .*; a label is a name or a whole number"):
         read("multi_label", value)
 
 
@@ -111,7 +111,7 @@ def test_lists_of_0_and_1_say_which_classes_apply_where_all_are_of_one_length():
     assert classes == ("0", "1", "2")
     assert [r.label for r in found["train"]] == [("0", "2"), (), ()]
     assert [r.label for r in found["test"]] == [None, ("0", "2")]
-    with pytest.raises(InputError, match=r"a:0: the label is \['1'\], where training has lists of 3 0 and 1"):
+    with pytest.raises(InputError, match=r"a:0: the label is \['1'\], but training has lists of 3 values, 0 or 1"):
         by_place({"train": records(*each), "dev": records(("1",))})
 
 
@@ -137,7 +137,7 @@ def test_columns_of_0_and_1_are_a_label_each():
     assert of.blank == 0
     assert [of.of_columns({"toxic": x, "obscene": 0}, "p") for x in (-1, "-1", "", None, "NA", math.nan)] == [None] * 6
     assert of.unlabelled == {"'-1'": 2, "empty": 3, "'NA'": 1}
-    with pytest.raises(InputError, match=r"p: 'toxic' is 'x', where several label columns hold 0 or 1 each"):
+    with pytest.raises(InputError, match=r"p: 'toxic' is 'x', but several label columns hold 0 or 1"):
         of.of_columns({"toxic": "x", "obscene": 0}, "p")
 
 
@@ -194,7 +194,7 @@ def test_tags_are_compared_with_the_users_marks_alone():
     assert read("tagging", ["?", "?"], unlabelled_mark=("?",)) is None
     with pytest.raises(InputError, match=r"the label is \['O', None\], not a list of tags: word 1 has none"):
         read("tagging", ["O", None])
-    with pytest.raises(InputError, match="the label is 3, not a list with an entry a word"):
+    with pytest.raises(InputError, match="the label is 3, not a list with an entry for each word"):
         read("tagging", 3)
 
 

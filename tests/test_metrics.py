@@ -74,7 +74,7 @@ def test_f1_of_a_class_that_is_never_there_is_0_without_a_warning():
 
 
 def test_f1_refuses_a_third_class():
-    with pytest.raises(InputError, match="zeros and ones, and there is 2; for more than two classes use multiclass_macro_f1"):
+    with pytest.raises(InputError, match="zeros and ones, but found 2; for more than two classes use multiclass_macro_f1"):
         METRICS["f1"]([0, 1, 1], [0, 1, 2])
 
 
@@ -105,7 +105,7 @@ def test_a_label_never_there_counts_as_0_without_a_warning():
 
 def test_several_labels_are_zeros_and_ones():
     for name in ("micro_f1", "macro_f1"):
-        with pytest.raises(InputError, match=r"zeros and ones, and there is 0\.5; give 1 where the example has the label"):
+        with pytest.raises(InputError, match=r"zeros and ones, but found 0\.5; give 1 where the example has the label"):
             METRICS[name]([[0.5, 1]], [[0, 1]])
         with pytest.raises(InputError, match=r"of one shape \[N, C\]"):
             METRICS[name]([0, 1], [0, 1])
@@ -204,7 +204,7 @@ def test_confusion_matrix_does_not_overflow_narrow_ids():
 @pytest.mark.parametrize("ids", [[0, 3], [-1, 0]])
 def test_confusion_matrix_refuses_ids_that_have_no_row(ids):
     for both in ((ids, [0, 0]), ([0, 0], ids)):
-        with pytest.raises(InputError, match="not all within 0 and 2, for num_labels=3"):
+        with pytest.raises(InputError, match="not all from 0 to 2, for num_labels=3"):
             task_metrics.confusion_matrix(*both, 3)
 
 

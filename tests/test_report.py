@@ -403,7 +403,7 @@ def test_tagged_sentences_have_scores_a_type_and_their_wrong_words_marked(page):
     labels = ("O", "B-LOC", "B-PER", "I-LOC")
     found = page("ner", examples, [["B-PER", "O", "O"], ["O", "O", "B-LOC"], ["O"]], labels)
     assert found.rows("By label") == [["PER", "1.0000", "0.5000", "0.6667", "2"], ["LOC", "0.0000", "0.0000", "0.0000", "1"]]
-    assert found.rows("Sentences with most wrong words, of 2") == [
+    assert found.rows("Sentences with the most wrong words, of 2") == [
         ["id1", "2 of 3", "in NewB-LOC O YorkI-LOC B-LOC"],
         ["id0", "1 of 3", "AnnB-PER met BoB-PER O"],
     ]
@@ -422,7 +422,7 @@ def test_parts_of_speech_have_scores_a_tag(page):
         ["NNP", "0.6667", "1.0000", "0.8000", "2"], ["VB", "1.0000", "1.0000", "1.0000", "1"],
         ["VBD", "0.0000", "0.0000", "0.0000", "1"],
     ]  # fmt: skip
-    assert found.rows("Sentences with most wrong words, of 1") == [["id0", "1 of 3", "AnnNNP metVBD NNP BoNNP"]]
+    assert found.rows("Sentences with the most wrong words, of 1") == [["id0", "1 of 3", "AnnNNP metVBD NNP BoNNP"]]
 
 
 def test_of_long_sentences_the_words_around_the_wrong_ones_are_shown(page):
@@ -451,7 +451,7 @@ def test_the_worst_answers_are_shown_the_surest_first(page):
     )
     given = [answered(("London", 3.0)), answered(("Rome", 1.0)), answered(("spring", 9.0)), answered(("Paris", 9.0))]
     found = page("squad", examples, given)
-    rows = found.rows("Worst answers, the surest first; F1 is 0 for 2 questions")
+    rows = found.rows("Worst answers, the most probable first; F1 is 0 for 2 questions")
     assert [[row[0], *row[2:]] for row in rows] == [
         ["id0", "Paris", "London", "0.0000", "0.9526"],
         ["id1", "spring", "Rome", "0.0000", "0.7311"],
@@ -465,8 +465,8 @@ def test_questions_without_an_answer_are_counted_at_the_models_threshold(page):
     examples = records((("q", "Rome"), ()), (("q", "Rome"), (("Rome", 0),)), (("q", "Rome"), (("Rome", 0),)), (("q", "Oslo"), ()))
     given = [answered(("Rome", 1.0)), answered(("Rome", 0.0), null=1.0), answered(("Rome", 0.0), null=4.0), ([], 0.0)]
     found = page("squad2", examples, given, tuned=Tuned(null_threshold=2.0))
-    assert found.rows("Whether there is an answer") == [["answer", "1", "1"], ["none", "1", "1"]]
-    rows = found.rows("Worst answers, the surest first; F1 is 0 for 2 questions")
+    assert found.rows("Questions with and without an answer") == [["answer", "1", "1"], ["none", "1", "1"]]
+    rows = found.rows("Worst answers, the most probable first; F1 is 0 for 2 questions")
     assert [[row[0], *row[2:]] for row in rows] == [
         ["id2", "Rome", "none", "0.0000", "0.9820"],
         ["id0", "none", "Rome", "0.0000", "0.7311"],

@@ -91,7 +91,7 @@ def test_cola_has_no_header_but_in_its_test_file(tmp_path):
         "test: has no labels",
         "labels: unacceptable 1, acceptable 1",
         "warning: 2 classes have one training row: unacceptable, acceptable",
-        "warning: dev: all of its 1 rows have the label 'unacceptable': its scores do not tell what was learnt",
+        "warning: dev: all 1 rows have the label 'unacceptable', so its scores do not show what was learnt",
     ]
 
 
@@ -229,18 +229,18 @@ def test_a_given_dev_or_test_file_goes_before_the_folders(tmp_path):
 
 
 def test_two_files_for_one_split_and_a_folder_without_training_file_are_named(tmp_path):
-    fails("no data: --data names a folder", "classification", "")
+    fails("--data is missing: give a folder", "classification", "")
     (tmp_path / "empty").mkdir()
-    fails("empty: holds no files", "classification", tmp_path / "empty")
+    fails("empty: no files in this folder", "classification", tmp_path / "empty")
     write(tmp_path / "dev.csv", "")
-    fails("no train.* in it, only dev.csv; name the files: --data FILE", "classification", tmp_path)
+    fails("no train.*, only dev.csv; name the files: --data FILE", "classification", tmp_path)
     write(tmp_path / "train.csv", "")
     write(tmp_path / "valid.jsonl", "")
-    fails(f"{tmp_path}/dev.csv and {tmp_path}/valid.jsonl could both be dev: name the one to use with --dev FILE",
+    fails(f"{tmp_path}/dev.csv and {tmp_path}/valid.jsonl could both be dev: name one of them with --dev FILE",
           "classification", tmp_path)  # fmt: skip
     fails("nowhere.csv: no such file; nearest in", "classification", tmp_path / "nowhere.csv")
     write(tmp_path / "other" / "notes.pdf", "")
-    fails("no train.* in it, only notes.pdf", "classification", tmp_path / "other")
+    fails("no train.*, only notes.pdf", "classification", tmp_path / "other")
 
 
 def test_a_bucket_is_a_folder_too():
@@ -282,16 +282,16 @@ def test_columns_are_those_that_the_user_names(tmp_path):
 
 
 @pytest.mark.parametrize("task, columns, options, message", [
-    ("classification", "txet label", {}, "the text? It has txet, label: say --text-column NAME; did you mean 'txet'?"),
-    ("classification", "text sentence label", {}, "which column is the text? It has text, sentence, label: say --text-column"),
-    ("sst2", "review label", {}, "which column is the text? It has review, label (task sst2: sentence): say --text-column NAME"),
-    ("classification", "text labels", {}, "the label? It has text, labels: say --label-column NAME; did you mean 'labels'"),
+    ("classification", "txet label", {}, "the text? It has txet, label: give --text-column NAME; did you mean 'txet'?"),
+    ("classification", "text sentence label", {}, "which column is the text? It has text, sentence, label: give --text-column"),
+    ("sst2", "review label", {}, "which column is the text? It has review, label (task sst2: sentence): give --text-column NAME"),
+    ("classification", "text labels", {}, "the label? It has text, labels: give --label-column NAME; did you mean 'labels'"),
     ("classification", "text label", {"text_column": ("txt",)}, "no column 'txt' in its first line, it has text, label; did"),
     ("classification", "text label", {"label_column": "lable"}, "no column 'lable' in its first line, it has text"),
-    ("classification", "a;b", {"text_column": ("a",)}, "no column 'a'; the first line seems to be of columns with ';'"),
+    ("classification", "a;b", {"text_column": ("a",)}, "no column 'a'; the first line seems to separate columns by ';'"),
     ("classification", "text label", {"id_column": "id"}, "no column 'id' in its first line, it has text, label (--id-column)"),
-    ("classification", "a b c label", {"text_column": ("a", "b", "c")}, "a b c: 3 columns, but classification takes 1 or 2"),
-    ("multiple_choice", "a b label", {"text_column": ("a", "b")}, "a b: 2 columns, but multiple_choice takes 3 or more"),
+    ("classification", "a b c label", {"text_column": ("a", "b", "c")}, "a b c names 3 columns, but classification takes 1 or 2"),
+    ("multiple_choice", "a b label", {"text_column": ("a", "b")}, "a b names 2 columns, but multiple_choice takes 3 or more"),
     ("multiple_choice", "a b label", {}, "which column is the text?"),
     ("swag", "sent1 ending0 ending1 ending2 ending3 label", {}, "no column 'sent2'"),
     ("similarity", "anchor positive negative label", {"label_column": "label"}, "--label-column label: three texts are"),
@@ -348,7 +348,7 @@ def test_a_test_file_may_lack_the_label_column_and_no_other_is_taken_for_it(tmp_
 
 def test_ids_that_the_user_names_must_differ(tmp_path):
     path = write(tmp_path / "a.csv", "text,label,id\na,x,1\nb,y,2\nc,y,1\n")
-    fails(f"a.csv:4: id '1' is also that of {path}:2", "classification", path, id_column="id")
+    fails(f"a.csv:4: {path}:2 also has the id '1'", "classification", path, id_column="id")
 
 
 @pytest.mark.parametrize("value, shown", [(True, "True"), (5, "5"), (["x"], "['x']")])
@@ -384,10 +384,10 @@ def test_names_sort_by_spelling(tmp_path):
 def test_a_label_that_training_does_not_have_is_named_with_its_place(tmp_path, split):
     train = write(tmp_path / "a.csv", "text,label\nx,positive\ny,negative\n")
     other = write(tmp_path / "b.csv", "text,label\nx,positive\ny,postive\n")
-    fails("b.csv:3: label 'postive' is none of the training rows': negative, positive; did you mean 'positive'?",
+    fails("b.csv:3: label 'postive' is not among the classes of the training rows: negative, positive; did you mean 'positive'?",
           "classification", train, **{"dev": train, split: other})  # fmt: skip
     fails(
-        "b.csv:3: label 'postive' is none of task sst2's: negative, positive; did",
+        "b.csv:3: label 'postive' is not among the classes of task sst2: negative, positive; did",
         "sst2",
         other,
         dev=train,
@@ -397,7 +397,9 @@ def test_a_label_that_training_does_not_have_is_named_with_its_place(tmp_path, s
 
 def test_a_number_that_training_does_not_have_suggests_regression(tmp_path):
     train, other = write(tmp_path / "a.csv", "text,label\nx,1.5\ny,2\n"), write(tmp_path / "b.csv", "text,label\nx,3.7\n")
-    message = "b.csv:2: label '3.7' is none of the training rows': 1.5, 2; numbers to be predicted are --task regression"
+    message = (
+        "b.csv:2: label '3.7' is not among the classes of the training rows: 1.5, 2; to predict numbers, give --task regression"
+    )
     fails(message, "classification", train, dev=other)
 
 
@@ -408,7 +410,7 @@ def test_a_label_of_the_task_that_training_lacks_is_warned_of_and_one_class_alon
     assert "labels: entailment 1, neutral 1, contradiction 0" in notes
     assert "warning: no training row has label 'contradiction'" in notes
     path = write(tmp_path / "a.tsv", tsv(columns, ("a", "b", "neutral"), ("c", "d", "neutral")))
-    fails("the 2 training rows have no label but neutral: nothing to learn", "mnli", path, dev=path)
+    fails("the 2 training rows have no label but neutral, so there is nothing to learn", "mnli", path, dev=path)
 
 
 def test_hidden_labels_of_a_test_set_are_minus_one_or_empty_unless_training_has_below_zero(tmp_path):
@@ -438,8 +440,8 @@ def test_rows_without_a_label_are_left_out_of_training_and_dev_and_kept_to_be_pr
     assert [r.label for r in splits.test["test"]] == ["x", None, "y", None, None, "x", None]
     what = "4 of 7 rows have no label ('-' 2, empty 1, 'nan' 1)"
     assert [note for note in splits.notes if "have no label" in note] == [
-        f"warning: train: {what}: left out; if one of these is a class, name the marks that are none (--unlabelled-mark)",
-        f"warning: dev: {what}: left out; if one of these is a class, name the marks that are none (--unlabelled-mark)",
+        f"warning: train: {what}: left out; if one of these is a class, name the marks that are not (--unlabelled-mark)",
+        f"warning: dev: {what}: left out; if one of these is a class, name the marks that are not (--unlabelled-mark)",
         f"test: {what}: predicted, not scored",
     ]
     splits = load("classification", tmp_path / "task", unlabelled_mark=("-",))
@@ -472,7 +474,7 @@ def test_a_class_that_a_files_own_list_names_is_no_mark(tmp_path):
 def test_a_split_without_any_label_is_named(tmp_path):
     good = tsv(TEXT_LABEL, ("a", 0), ("b", 1))
     data = folder(tmp_path, train_tsv=good, dev_tsv=tsv(TEXT_LABEL, ("a", ""), ("b", " ")))
-    fails(f"{data}/dev.tsv: none of its 2 rows has a label, so it cannot be dev", "classification", data)
+    fails(f"{data}/dev.tsv: none of its 2 rows has a label, so it cannot be the dev set", "classification", data)
     data = folder(tmp_path, train_tsv=good, dev_tsv=tsv(TEXT_LABEL))
     fails(f"{data}/dev.tsv: holds no rows", "classification", data)
     fails(
@@ -495,20 +497,26 @@ def test_several_labels_a_row_are_a_list_or_separated_and_may_be_none(tmp_path):
     assert [record.label for record in splits.train] == [("b", "a"), (), ("3",)]
     assert splits.labels == ("3", "a", "b")
     assert "labels: 3 1, a 1, b 1" in splits.notes
-    assert "labels: 1 of 3 training rows have none of them" in splits.notes
+    assert "labels: 1 of 3 training rows have no label" in splits.notes
     assert "warning: train: 1 of 4 rows have no label (empty 1): left out" in splits.notes
     splits = only(tmp_path, "multi_label", "a.tsv", tsv(TEXT_LABEL, ("x", "b; a;"), ("y", "")), label_separator=";")
     assert [record.label for record in splits.train] == [("b", "a"), ()]
     path, dev = tmp_path / "a.tsv", write(tmp_path / "dev.tsv", tsv(TEXT_LABEL, ("x", "b;c")))
-    fails("dev.tsv:2: label 'c' is none of the training rows': a, b", "multi_label", path, dev=dev, label_separator=";")
+    fails(
+        "dev.tsv:2: label 'c' is not among the classes of the training rows: a, b",
+        "multi_label",
+        path,
+        dev=dev,
+        label_separator=";",
+    )
     path, train = write(tmp_path / "a.tsv", tsv(TEXT_LABEL, ("x", ""), ("y", ""))), write(tmp_path / "b.csv", "text,label\nx,a\n")
-    fails("a.tsv: none of its 2 rows has a label, so it cannot be dev", "multi_label", train, dev=path)
+    fails("a.tsv: none of its 2 rows has a label, so it cannot be the dev set", "multi_label", train, dev=path)
     assert [r.label for r in load("multi_label", train, dev=train, test=path).test["test"]] == [None, None]
 
 
 def test_a_list_of_several_is_not_one_class(tmp_path):
     path = write(tmp_path / "a.jsonl", jsonl({"text": "x", "label": ["a"]}, {"text": "x", "label": ["a", "b"]}))
-    fails("a.jsonl:2: the label is ['a', 'b']; several labels a row are --task multi_label", "classification", path)
+    fails("a.jsonl:2: the label is ['a', 'b']; for several labels per row, --task multi_label", "classification", path)
 
 
 @pytest.mark.parametrize("given", [("toxic", "obscene", "threat"), ("toxic,obscene,threat",), "toxic, obscene, threat"])
@@ -526,7 +534,12 @@ def test_columns_of_0_and_1_are_a_label_each_in_the_order_they_are_named_in(tmp_
     half = write(tmp_path / "half.csv", "text,toxic\na,1\n")
     fails("half.csv: no column 'obscene'", "multi_label", train, dev=train, test=half, label_column=given)
     if len(given) == 3:
-        fails("classification takes one; columns of 0 and 1 are --task multi_label", "classification", train, label_column=given)
+        fails(
+            "classification takes one column; for columns of 0 and 1, --task multi_label",
+            "classification",
+            train,
+            label_column=given,
+        )
 
 
 def test_the_classes_of_a_model_keep_their_order_whatever_columns_say(tmp_path):
@@ -543,13 +556,13 @@ def test_lists_of_0_and_1_are_classes_called_by_their_place(tmp_path):
     splits = only(tmp_path, "multi_label", "a.csv", 'text,labels\na,"[1, 0, 1]"\nb,"[0, 0, 0]"\n')
     assert [r.label for r in splits.train] == [("0", "2"), ()]
     assert splits.labels == ("0", "1", "2")
-    assert "labels are lists of 0 and 1: the classes are called by their place in them, 0 to 2" in splits.notes
+    assert "labels are lists of 0 and 1: the names of the classes are the positions, 0 to 2" in splits.notes
 
 
 def test_labels_that_look_wrong_are_warned_of(tmp_path):
     rows = "".join(f"t{i},{label}\n" for i, label in enumerate(["good", "Good", "good", "bad", "bad", "odd"]))
     notes = only(tmp_path, "classification", "a.csv", "text,label\n" + rows).notes
-    assert "warning: labels that differ in case or blanks alone are classes of their own: 'Good' 1, 'good' 2" in notes
+    assert "warning: labels that differ only in case or blanks are separate classes: 'Good' 1, 'good' 2" in notes
     assert "warning: 2 classes have one training row: Good, odd" in notes
     notes = only(tmp_path, "classification", "a.csv", "text,label\n" + "".join(f"t{i},{i / 4}\n" for i in range(50))).notes
     assert "warning: the 50 classes of 50 training rows are numbers: --task regression?" in notes
@@ -558,7 +571,7 @@ def test_labels_that_look_wrong_are_warned_of(tmp_path):
     notes = only(tmp_path, "multi_label", "a.csv", "text,label\n" + "a,x\nb,y\n" * 3).notes
     assert "warning: every training row has one label: for classes that exclude each other, --task classification" in notes
     notes = only(tmp_path, "multi_label", "a.csv", "text,label\n" + "a,x|y\nb,y\nc,\n" * 3).notes
-    assert "warning: no training row has two labels, and some have '|' in them: --label-separator '|'?" in notes
+    assert "warning: no training row has two labels, and some contain '|': --label-separator '|'?" in notes
 
 
 @pytest.mark.parametrize("task", ["regression", "similarity"])
@@ -592,7 +605,7 @@ def test_swag_puts_the_start_of_the_second_sentence_before_every_ending(tmp_path
     assert plain(splits.train) == [(("A man, sits.", "He runs.", "He eats.", "He sleeps.", "He talks."), 3, "0")]
     assert plain(splits.dev["dev"]) == [(("B.", "She a", "She b", "She c", "She d"), 0, "0")]
     for bad, message in (
-        ("4", "label 4, but the choices are 0 to 3"),
+        ("4", "the label is 4, but the choices are 0 to 3"),
         ("-2", "label -2, but"),
         ("b", "the label is 'b', not a whole"),
     ):
@@ -621,7 +634,7 @@ def test_tags_come_with_o_first_and_those_unknown_to_training_are_counted(tmp_pa
     assert splits.train[1].place == f"{data}/train.conll:4"
     assert plain(splits.test["test"]) == [(("a",), None, "0"), (("#",), None, "1")]
     assert splits.labels == ("O", "B-LOC", "B-ORG")
-    assert "warning: tag 'B-LOC' is 2 times in dev or test, never in training" in splits.notes
+    assert "warning: tag 'B-LOC' occurs 2 times in dev or test, but not in training" in splits.notes
     assert load("ner", data, label_column="0", test=str(data / "dev.conll")).labels == ("EU", "x", "y", "z")
     fails("--label-column is 'tags', not a whole number", "ner", data, label_column="tags")
     fails("test.conll: which column is the label? It has words", "ner", data, dev=str(data / "test.conll"))
@@ -641,8 +654,8 @@ def test_words_and_tags_may_be_lists(tmp_path, columns, name):
 @pytest.mark.parametrize("row, message", [
     ({"words": ["a", "b"], "tags": ["O"]}, "a.jsonl:1: 2 words, but 1 tags"),
     ({"words": "a b", "tags": ["O"]}, "a.jsonl:1: 2 words, but 1 tags"),
-    ({"words": [], "tags": []}, "a.jsonl: holds no rows; warning: train: 1 rows left out that have no words: "),
-    ({"words": 3, "tags": []}, "a.jsonl:1: 'words' is 3, not a list with an entry a word"),
+    ({"words": [], "tags": []}, "a.jsonl: holds no rows; warning: train: 1 rows without words left out: "),
+    ({"words": 3, "tags": []}, "a.jsonl:1: 'words' is 3, not a list with an entry for each word"),
     ({"words": ["a", 1], "tags": ["O", "O"]}, "a.jsonl:1: 'words' is 1, not a text"),
     ({"words": ["a", "b"], "tags": ["O", None]}, "a.jsonl:1: the label is ['O', None], not a list of tags: word 1 has none"),
     ({"words": ["a"], "tags": [None]}, "a.jsonl: none of its 1 rows has a label"),
@@ -659,7 +672,7 @@ def test_sentences_without_words_are_left_out_and_counted(tmp_path, name):
     splits = only(tmp_path, "tagging", name, jsonl(*rows) if name == "a.jsonl" else (tmp_path / "made.parquet").read_bytes())
     assert plain(splits.train) == [(("a", "b"), ("O", "O"), "0"), (("c",), ("B-X",), "3")]
     places = "a.jsonl:2" if name == "a.jsonl" else "a.parquet: row 1"
-    (note,) = [note for note in splits.notes if note.startswith("warning: train: 2 rows left out that have no words: ")]
+    (note,) = [note for note in splits.notes if note.startswith("warning: train: 2 rows without words left out: ")]
     assert places in note
     assert not [note for note in splits.notes if "no label" in note]
 
@@ -699,7 +712,7 @@ def test_of_entities_that_overlap_the_longer_is_kept_and_the_others_are_counted(
     row = {"text": "New York City", "label": [[0, 8, "A"], [0, 13, "B"], [9, 13, "C"]]}
     splits = only(tmp_path, "tagging", "a.jsonl", jsonl(row, {"text": "x", "label": []}))
     assert splits.train[0].label == ("B-B", "I-B", "I-B")
-    assert "warning: train: 2 entities left out that overlap longer ones" in splits.notes
+    assert "warning: train: 2 entities that overlap longer ones left out" in splits.notes
 
 
 def test_a_table_with_a_word_a_row_is_read_by_the_column_of_its_sentences(tmp_path):
@@ -710,7 +723,7 @@ def test_a_table_with_a_word_a_row_is_read_by_the_column_of_its_sentences(tmp_pa
     named = dict(text_column=("w",), label_column="t", id_column="s")
     text = text.replace("Sentence #,Word,POS,Tag", "s,w,p,t")
     assert plain(only(tmp_path, "tagging", "b.csv", text, **named).train) == expected
-    message = "a.csv: 'w' has one word in every row, where a row is a sentence; name the column that says which sentence"
+    message = "a.csv: 'w' has one word in every row, but a row must be a sentence; name the column that numbers the sentences"
     fails(message, "tagging", write(tmp_path / "a.csv", "w,tag\nEU,O\nx,O\n"), text_column=("w",))
     again = write(tmp_path / "a.csv", text + "Sentence: 1,y,N,O\n")
     message = f"a.csv:5: 's' is 'Sentence: 1', as at {again}:2, but not in the rows between; the words of a sentence must follow"
@@ -750,9 +763,9 @@ def test_what_tags_are_taken_for_is_said(tmp_path):
         data = "".join(f"w{i} {tag}\n" for i, tag in enumerate(tags)) + "\n"
         return [note for note in only(tmp_path, "tagging", "a.conll", data).notes if note.startswith("tags are ")]
 
-    assert notes("NNP", "VBZ", ".") == ["tags are classes of words, without entities (no B-, I- or O): scored by accuracy"]
-    assert notes("0", "1")[0].endswith("They are numbers: entities are found if the tags are given by name")
-    assert notes("PER", "O") == ["tags are types of entities, some without B- or I-: adjacent words of one type are one entity"]
+    assert notes("NNP", "VBZ", ".") == ["tags are classes of words, not entities (no B-, I- or O): scored by accuracy"]
+    assert notes("0", "1")[0].endswith("They are numbers; to find entities, give the tags by name")
+    assert notes("PER", "O") == ["tags are types of entities, some without B- or I-: adjacent words of a type are one entity"]
     assert notes("B-PER", "O") == notes("I-PER", "O") == notes("PER-B", "O") == []
 
 
@@ -789,10 +802,10 @@ def test_answers_that_do_not_stand_where_they_say_are_left_out_and_counted(tmp_p
     assert plain(splits.train) == [(texts, (("cat", 4), ("sat", 8)), "a"), (texts, (), "c")]
     assert splits.train[0].place == f"{tmp_path}/train-v2.0.json: a"
     assert plain(splits.test["test"]) == [(texts, None, "f")]
-    assert "warning: train: 4 answers left out that do not stand at their answer_start: a, b, d, ..." in splits.notes
+    assert "warning: train: 4 answers left out that are not at their answer_start: a, b, d, ..." in splits.notes
     assert "warning: train: 2 questions left out that have no other answer: b, d" in splits.notes
     path = write(tmp_path / "bad.json", squad({"id": "b", "answers": [bad]}))
-    fails("bad.json: holds no rows; warning: train: 1 answers left out that do not stand at their", "squad", path)
+    fails("bad.json: holds no rows; warning: train: 1 answers left out that are not at their", "squad", path)
 
 
 def test_a_question_without_answers_is_not_trained_on_and_ids_must_differ(tmp_path):
@@ -802,7 +815,7 @@ def test_a_question_without_answers_is_not_trained_on_and_ids_must_differ(tmp_pa
     assert [record.id for record in splits.train] == ["a"]
     assert "warning: train: 1 of 2 rows have no label (empty 1): left out" in splits.notes
     path = write(tmp_path / "a.json", squad({"id": "a", "answers": cat}, {"id": "a", "answers": cat}))
-    fails("a.json: a: id 'a' is also that of", "squad", path)
+    fails("also has the id 'a'; give each row", "squad", path)
     path = write(tmp_path / "a.json", squad({"id": "a", "answers": [{"text": "cat"}]}))
     fails("a.json: a: answers are [{'text': 'cat'}], not a list of {text, answer_start}", "squad", path)
 
@@ -844,7 +857,7 @@ def test_the_group_column_keeps_rows_together_and_is_looked_for_in_other_files(t
     assert "(--dev-size 8), drawn by seed 0, whole groups, each class by its share" in " ".join(splits.notes)
     test = write(tmp_path / "test.csv", "text,who\nx,ann\ny,dan\nz,\n")
     assert load("classification", path, dev=path, test=test, group_column="who").notes[-1] == (
-        "warning: 1 of 3 test rows are of a group that is also in the training rows"
+        "warning: 1 of 3 test rows belong to a group that is also in the training rows"
     )
     fails("no column 'wo', it has text, label, who; did you mean 'who'? (--group-column)", "classification", path,
           group_column="wo")  # fmt: skip
@@ -883,7 +896,7 @@ def test_dev_and_test_rows_that_are_in_training_too_are_counted(tmp_path):
 
 def test_a_dev_set_of_one_label_is_told_of(tmp_path):
     path, dev = write(tmp_path / "a.csv", numbered(4)), write(tmp_path / "b.csv", "text,label\nx,0\ny,0\n")
-    warning = "warning: dev: all of its 2 rows have the label '0': its scores do not tell what was learnt"
+    warning = "warning: dev: all 2 rows have the label '0', so its scores do not show what was learnt"
     assert warning in load("classification", path, dev=dev).notes
     assert not [note for note in load("classification", path, dev=path).notes if "warning" in note and "label" in note]
 

@@ -31,9 +31,7 @@ if TYPE_CHECKING:  # numpy is imported with the model
 
     _Line = bytes | files.Row | Mapping[str, object]  # text, a row of a table, or a question of a .json
     # the predictor, and the fields of a prediction
-    _Made = tuple[
-        Callable[[Sequence[Any]], Sequence[Any] | np.ndarray], dict[str, Callable[[Any], object]]
-    ]
+    _Made = tuple[Callable[[Sequence[Any]], Sequence[Any] | np.ndarray], dict[str, Callable[[Any], object]]]
     _Write = Callable[[np.ndarray, list[bool]], None]
 
 _FIRST, _MOST, _MOST_BYTES = 256, 4096, 1 << 22  # lines of the first chunk and of later ones, and bytes of one

@@ -11,7 +11,7 @@ from bert_jax.errors import InputError
 
 
 def value_in(row: Row, column: str) -> object:
-    """Returns the value of a column, None for NaN, which is pandas' null. Raises InputError where the row has no such column."""
+    """Returns the value of a column, None for NaN (pandas' null). Raises InputError where the row has no such column."""
     if column not in row.values:
         raise InputError(f"{row.place}: no {column!r}, it has {', '.join(row.values) or 'nothing'}")
     value = row.values[column]
@@ -19,15 +19,15 @@ def value_in(row: Row, column: str) -> object:
 
 
 def text_in(row: Row, column: str) -> str:
-    """Returns the text of a column; a null is an empty text."""
+    """Returns the text of a column, "" for a null."""
     value = value_in(row, column)
     return checked_text(row, column, "" if value is None else value)
 
 
 def checked_text(row: Row, column: str, value: object) -> str:
-    """Returns `value`; raises InputError where it is no text."""
+    """Returns `value`. Raises InputError where it is not a text."""
     if not isinstance(value, str):
         raise InputError(f"{row.place}: {column!r} is {reprlib.repr(value)}, not a text")
     if not value.isascii() and re.search("[\ud800-\udfff]", value):
-        raise InputError(f"{row.place}: {column!r} has half a surrogate pair in it, which is no character")
+        raise InputError(f"{row.place}: {column!r} has half a surrogate pair in it, which is no character; remove it")
     return value

@@ -104,7 +104,7 @@ class Classification(_WithClasses[str]):
         if items is not None:
             items = [item for item in items if reader.name(item, place) is not None]
             if len(items) > 1:
-                raise InputError(f"{place}: the label is {reprlib.repr(value)}; several labels a row are --task multi_label")
+                raise InputError(f"{place}: the label is {reprlib.repr(value)}; for several labels per row, --task multi_label")
             value = items[0] if items else None
         name = reader.name(value, place)
         return None if name is None else reader.task.words.get(name, name)
@@ -177,17 +177,17 @@ class MultiLabel(_WithClasses[tuple[str, ...]]):
                 return None
             items = value.split(reader.separator) if isinstance(value, str) and not isinstance(value, ClassName) else [value]
         if any(isinstance(item, float) and not item.is_integer() and item == item for item in items):
-            raise InputError(f"{place}: the label is {reprlib.repr(value)}; a number between 0 and 1 is no label")
+            raise InputError(f"{place}: the label is {reprlib.repr(value)}; a label is a name or a whole number")
         names = [reader.name(item, place) for item in items]
         there = [reader.task.words.get(name, name) for name in names if name is not None]
-        if not there:  # only empty items: none of the classes applies; a mark among them: no label
+        if not there:  # empty items alone mean that no class applies; with a mark among them the row is unlabelled
             return None if any(item is None or item != item or str(item).strip() for item in items) else ()
         if len(items) > 1 and len(there) == len(items) and {*there} <= {*FLAGS}:
             return Indicators(there)
         return tuple(dict.fromkeys(there))
 
     def settle_labels(self, task: Task, files: Mapping[str, File], read: dict[str, Sequence[Record]]) -> tuple[Task, list[str]]:
-        """Takes a file whose cells are all empty to have no labels; replaces lists of 0 and 1 by the classes they stand for."""
+        """Treats files whose cells are all empty as unlabelled; replaces lists of 0 and 1 by the classes that they mean."""
         for split, file in files.items():
             if file.reader.blank == len(file.records):
                 read[split] = with_labels(file.records, [None] * len(file.records))
@@ -198,16 +198,16 @@ class MultiLabel(_WithClasses[tuple[str, ...]]):
             found, classes = by_place(read, task.labels)
             read.update(found)
             if classes and not task.labels:
-                notes = [f"labels are lists of 0 and 1: the classes are called by their place in them, 0 to {len(classes) - 1}"]
+                notes = [f"labels are lists of 0 and 1: the names of the classes are the positions, 0 to {len(classes) - 1}"]
         return (dataclasses.replace(task, labels=classes) if classes and not task.labels else task), notes
 
     def look_at_labels(self, task: Task, train: Sequence[Record], labels: Sequence[str]) -> list[str]:
         counts, notes = count_classes(task, train, labels, least=1)
         sizes = Counter(map(len, labels_of(train)))
-        notes += [f"labels: {sizes[0]} of {len(train)} training rows have none of them"] * (sizes[0] > 0)
+        notes += [f"labels: {sizes[0]} of {len(train)} training rows have no label"] * (sizes[0] > 0)
         mark = next((mark for mark in ";|" if any(mark in name for name in labels)), None)
         if max(sizes) == 1 and mark is not None:
-            notes.append(f"warning: no training row has two labels, and some have {mark!r} in them: --label-separator '{mark}'?")
+            notes.append(f"warning: no training row has two labels, and some contain {mark!r}: --label-separator '{mark}'?")
         elif set(sizes) == {1} and len(labels) > 1:
             notes.append("warning: every training row has one label: for classes that exclude each other, --task classification")
         return notes + look_alike_notes(labels, counts) + rare_notes(labels, counts)
@@ -231,7 +231,7 @@ class MultiLabel(_WithClasses[tuple[str, ...]]):
         return scoring.logistic(logits.astype(np.float64)), has_labels(logits, predicted.tuned), right
 
     def tune(self, dev: Predicted[np.ndarray]) -> Tuned:
-        """Returns the thresholds with the threshold of the best F1 for each label that some rows have."""
+        """Returns `dev.tuned` with the threshold of the best F1 for each label."""
         if dev.tuned.label_thresholds or not dev.values:
             return dev.tuned
         shares = scoring.logistic(np.array(dev.values))
@@ -308,22 +308,21 @@ def _class_ids(predicted: Predicted[np.ndarray]) -> np.ndarray:
 
 
 def has_labels(logits: np.ndarray, tuned: Tuned) -> np.ndarray:
-    """Returns which labels texts have by their logits [N, C]: bool [N, C]."""
+    """Returns the labels that texts have by their logits [N, C]: bool [N, C]."""
     return scoring.logistic(logits) >= (tuned.label_thresholds or 0.5)
 
 
 class Indicators(tuple[str, ...]):
-    """A list of 0 and 1 in a label cell: all rows together tell whether it says which classes apply, or names classes."""
+    """A list of 0 and 1 in a label cell; all rows together decide whether these are flags or names of classes."""
 
 
 def by_place(
     splits: Mapping[str, Sequence[Record]], classes: tuple[str, ...] = ()
 ) -> tuple[dict[str, Sequence[Record]], tuple[str, ...]]:
-    """Returns records whose lists of 0 and 1 are replaced by the classes they mean, and these classes; () for other labels.
+    """Replaces lists of 0 and 1 by the classes that they mean; returns the records, and the classes (() for other labels).
 
-    Where every label of training (of a test set alone, its own) is a list of 0 and 1, and all are of one length, that of
-    `classes` if there are any, 1 at place i says that class i applies; without `classes` its name is its place. Elsewhere the
-    numbers are names of classes.
+    The numbers are flags where every label of training (without training rows, of the first split) is a list of 0 and 1 of one
+    length (that of `classes` if there are any; without, the positions are the names). Otherwise the numbers are names.
 
     Raises:
       InputError: a list in dev or test has another length.
@@ -337,7 +336,7 @@ def by_place(
 
     def meant(records: Sequence[Record], i: int, label: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if number and label and (not isinstance(label, Indicators) or len(label) != number):
-            raise InputError(f"{records[i].place}: the label is {list(label)}, where training has lists of {number} 0 and 1")
+            raise InputError(f"{records[i].place}: the label is {list(label)}, but training has lists of {number} values, 0 or 1")
         if not isinstance(label, Indicators):
             return label
         applies = (name for name, flag in zip(names, label, strict=True) if FLAGS[flag]) if number else label
@@ -350,11 +349,11 @@ def by_place(
     return settled, names if number else ()
 
 
-MOST_CLASSES = 20  # a larger confusion matrix cannot be read
+MOST_CLASSES = 20  # a larger confusion matrix is unreadable
 
 
 def _most_confused(labels: Sequence[str], counts: np.ndarray) -> Listing:
-    """Returns the pairs of classes that are confused most often, by counts [C, C] of the right (row) and the predicted class."""
+    """Returns the pairs of classes that are confused most often, from a confusion matrix [C, C]."""
     off = counts * (1 - np.eye(len(labels), dtype=int))
     pairs = [divmod(place, len(labels)) for place in highest(off.ravel() > 0, off.ravel())]
     rows: list[list[Cell]] = [[labels[i], labels[j], int(off[i, j]), f"{off[i, j] / counts[i].sum():.1%}"] for i, j in pairs]

@@ -1,4 +1,4 @@
-"""The columns of a file that texts, labels, ids and groups are read from."""
+"""Finds the columns of texts, labels, ids and groups in a file."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from bert_jax.tasks.task import Task, TaskData
 
 
 def find_columns(split: str, path: str, columns: Sequence[str], task: Task, data: TaskData) -> Columns:
-    """Returns the columns that the user names, else those that the task's files have, else the usual ones that are there.
+    """Returns the columns that the user names, else those of the task's files, else the usual ones that the file has.
 
-    Raises InputError for a column that is not there, and where it is not clear which column is meant.
+    Raises InputError for a column that is missing, and where several columns could be meant.
     """
     kind = task.kind
     texts = tuple(_existing(path, columns, name, "--text-column") for name in data.text_column)
@@ -22,7 +22,7 @@ def find_columns(split: str, path: str, columns: Sequence[str], task: Task, data
     least, most = kind.num_texts
     if not least <= len(texts) <= most:
         number = f"{least}" if least == most else f"{least} or more" if most == math.inf else f"{least} or {most}"
-        raise InputError(f"--text-column {' '.join(texts)}: {len(texts)} columns, but {kind.name} takes {number}")
+        raise InputError(f"--text-column {' '.join(texts)} names {len(texts)} columns, but {kind.name} takes {number}")
     if task.stem:
         _existing(path, columns, task.stem, "--text-column")
     labels = _label_columns(split, path, columns, task, data)
@@ -39,14 +39,14 @@ def find_columns(split: str, path: str, columns: Sequence[str], task: Task, data
 
 
 def _label_columns(split: str, path: str, columns: Sequence[str], task: Task, data: TaskData) -> tuple[str, ...]:
-    """Returns no column where labels may be missing; several, which hold 0 or 1 each, where the kind takes them."""
+    """Returns the columns of the label: none where labels may be missing, several of 0 and 1 where the kind takes them."""
     kind, is_test = task.kind, split.startswith("test")
     if named := data.label_column:
         if len(named) == 1 and kind.several_label_columns and named[0] not in columns:
             named = tuple(part for name in named[0].split(",") if (part := name.strip()))
         if len(named) > 1 and not kind.several_label_columns:
             given = " ".join(named)
-            raise InputError(f"--label-column {given}: {kind.name} takes one; columns of 0 and 1 are --task multi_label")
+            raise InputError(f"--label-column {given}: {kind.name} takes one column; for columns of 0 and 1, --task multi_label")
         absent = is_test and not any(name in columns for name in named)
         return () if absent else tuple(_existing(path, columns, name, "--label-column") for name in named)
     known = {name.lower(): name for name in columns}
@@ -54,19 +54,19 @@ def _label_columns(split: str, path: str, columns: Sequence[str], task: Task, da
     if usual or is_test or kind.labels_are_optional:
         return tuple(usual[:1])
     near = did_you_mean(task.label, columns)
-    raise InputError(f"{path}: which column is the label? It has {', '.join(columns)}: say --label-column NAME{near}")
+    raise InputError(f"{path}: which column is the label? It has {', '.join(columns)}: give --label-column NAME{near}")
 
 
 def _existing(path: str, columns: Sequence[str], name: str, option: str) -> str:
-    """Returns the column of that name; blanks at its ends, as the file may have them, do not count."""
+    """Returns the column of that name, without regard to blanks at its ends."""
     name = name if name in columns else name.strip()
     if name in columns:
         return name
     separator = next((mark for mark in ";|\t," if len(columns) == 1 and mark in columns[0]), None)
     if separator is not None:
         raise InputError(
-            f"{path}: no column {name!r}; the first line seems to be of columns with {separator!r} between them, where .csv "
-            "means commas and .tsv tabs: save it so"
+            f"{path}: no column {name!r}; the first line seems to separate columns by {separator!r}, but .csv takes commas and "
+            ".tsv takes tabs: save the file in that form"
         )
     first = "" if path.startswith("tfds:") else " in its first line" * (files.suffix_of(path) in files.DELIMITED_SUFFIXES)
     near = did_you_mean(name, columns)
@@ -79,5 +79,7 @@ def _usual_texts(path: str, columns: Sequence[str], task: Task) -> tuple[str, ..
     usual = usual[:1] if task.kind.first_usual else usual
     if not usual or (usual[0] != task.texts and not all(set(names) <= set(usual[0]) for names in usual)):
         expected, near = f" (task {task.name}: {', '.join(task.texts)})" if task.texts else "", did_you_mean("text", columns)
-        raise InputError(f"{path}: which column is the text? It has {', '.join(columns)}{expected}: say --text-column NAME{near}")
+        raise InputError(
+            f"{path}: which column is the text? It has {', '.join(columns)}{expected}: give --text-column NAME{near}"
+        )
     return tuple(known[name.lower()] for name in usual[0])

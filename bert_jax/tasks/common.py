@@ -1,4 +1,4 @@
-"""Parts that several kinds share: logits, items of several sequences, and classes."""
+"""Parts that several kinds share: logits, numbers as labels, items of several sequences, and classes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Logits(Predictor):
 
 
 def one_place(predictor: Predictor, split: Split, params: PyTree) -> np.ndarray:
-    """Returns the only output of each sequence, at its only place, [S, ...]. Views of one array take less than an array each."""
+    """Returns the only output of each sequence at its only place, as one array [S, ...]."""
     results = predictor.run(split.encoded.sequences, params)
     (name,) = results[0] if results else ("logits",)
     return np.array([result[name][0] for result in results])
@@ -53,7 +53,7 @@ class Numbers(Kind[float, P]):
         return np.array(label or 0, np.float32)
 
 
-# ---- items of several sequences
+# --- items of several sequences ---
 
 
 def check_same_size(records: Sequence[Record]) -> None:
@@ -61,7 +61,7 @@ def check_same_size(records: Sequence[Record]) -> None:
     first = len(records[0].texts) if len(records) else 0
     for i, texts in enumerate(texts_of(records)):
         if len(texts) != first:
-            raise InputError(f"{records[i].place} has {len(texts)} texts, where {records[0].place} has {first}")
+            raise InputError(f"{records[i].place} has {len(texts)} texts, but {records[0].place} has {first}")
 
 
 def of_items(values: jax.Array, batch: Batch) -> jax.Array:
@@ -75,11 +75,11 @@ def by_item(values: np.ndarray, split: Split) -> list[np.ndarray]:
     return np.split(values, np.cumsum(counts)[:-1]) if counts else []
 
 
-# ---- classes
+# --- classes ---
 
 
 def class_loss(logits: jax.Array, batch: Batch, options: Options) -> dict[str, Sum]:
-    """Returns the cross-entropy and the accuracy of classes [...] by logits [..., C]."""
+    """Returns the cross-entropy and the accuracy of logits [..., C]."""
     labels, weights = batch["labels"], batch["weights"]
     weighted = weights if options.class_weights is None else weights * jnp.asarray(options.class_weights)[labels]
     return {
@@ -89,7 +89,7 @@ def class_loss(logits: jax.Array, batch: Batch, options: Options) -> dict[str, S
 
 
 def judged_classes(logits: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the probability, whether it is predicted and whether it is right, for each class, by logits [N, C] and ids [N]."""
+    """Returns each class's probability, whether it is predicted, and whether it is right, from logits [N, C] and ids [N]."""
     classes = np.arange(logits.shape[1])
     return scoring.softmax(logits), logits.argmax(axis=-1)[:, None] == classes, right[:, None] == classes
 

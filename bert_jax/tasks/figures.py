@@ -1,4 +1,4 @@
-"""Tables and charts for report.html, as data: a kind of task makes them, and `bert_jax.report` draws them."""
+"""Tables and charts of report.html as data: kinds of tasks make them, and `bert_jax.report` draws them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from bert_jax.data.records import Record
 from bert_jax.tasks.metrics import Details, softmax
 from bert_jax.tasks.split import Predicted
 
-MOST_ROWS = 20  # in a table of examples
+MOST_ROWS = 20  # rows in a table of examples
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text from the data, shown in its own direction; a long one is cut to what is around the character at `around`."""
+    """A text of the data, shown in its own direction; a long one is cut to the part around the character at `around`."""
 
     text: str
     around: int = 0
@@ -33,7 +33,7 @@ class RecordId:
 
 @dataclass(frozen=True)
 class TaggedWords:
-    """The words of a sentence near those with a wrong tag: each with its right tag, and a wrong one struck out."""
+    """The words of a sentence near those with a wrong tag: each with its right tag, and the wrong tag struck out."""
 
     words: Sequence[str]
     right: Sequence[str]
@@ -42,7 +42,7 @@ class TaggedWords:
 
 @dataclass(frozen=True)
 class Nothing:
-    """An answer or a label that is not there."""
+    """A missing answer or label."""
 
 
 Cell = str | int | float | Text | RecordId | TaggedWords | Nothing | tuple[Text, ...]
@@ -68,7 +68,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Chart:
-    """Points [2, N] (x and y), joined by a line where `joined`; `diagonal` draws the line on which x is y."""
+    """Points [2, N] (x and y); `joined` draws a line through them, `diagonal` the line x = y."""
 
     points: np.ndarray
     x_name: str
@@ -82,18 +82,18 @@ Figure = Listing | Matrix | Chart
 
 
 def example_cells(record: Record, texts: Iterable[str]) -> list[Cell]:
-    """Returns the first two cells of the row of a record: its id and its texts."""
+    """Returns the first two cells of a record's row: its id and its texts."""
     return [RecordId(record.id, record.place), tuple(map(Text, texts))]
 
 
 def highest(chosen: np.ndarray, by: np.ndarray) -> list[int]:
-    """Returns the places where `chosen` (bool [N]) is true and `by` [N] is highest, the highest first; at most MOST_ROWS."""
+    """Returns at most MOST_ROWS indices where `chosen` (bool [N]) is true, those of the highest `by` [N] first."""
     places = np.flatnonzero(chosen)
     return places[np.argsort(-by[places], kind="stable")][:MOST_ROWS].tolist()
 
 
 def class_figures(details: Details, axes: tuple[str, str] = ("probability", "share that is right")) -> list[Figure]:
-    """Returns the table of each class's scores and the chart of the calibration, where `Kind.details` has them."""
+    """Returns the table of the scores of each class and the chart of the calibration, where `details` has them."""
     found: list[Figure] = []
     if each := details.get("classes"):
         columns = list(dict.fromkeys(column for scores in each.values() for column in scores))
@@ -107,7 +107,7 @@ def class_figures(details: Details, axes: tuple[str, str] = ("probability", "sha
 
 
 def furthest(caption: str, records: Sequence[Record], right: np.ndarray, guessed: np.ndarray, off: np.ndarray) -> Listing:
-    """Returns the records whose prediction is furthest from the label, by the size of `off` [N]."""
+    """Returns a table of the records with the largest differences `off` [N] between prediction and label."""
     rows = [
         [*example_cells(records[i], records[i].texts), float(right[i]), float(guessed[i]), float(off[i])]
         for i in highest(off != 0, abs(off))
@@ -116,20 +116,17 @@ def furthest(caption: str, records: Sequence[Record], right: np.ndarray, guessed
 
 
 def surest_mistakes(
-    predicted: Predicted,
-    logits: np.ndarray,
-    right: np.ndarray,
-    texts: Callable[[Record], Sequence[str]],
+    predicted: Predicted, logits: np.ndarray, right: np.ndarray, texts: Callable[[Record], Sequence[str]],
     name: Callable[[Record, int], Cell],
-) -> Listing:
-    """Returns the records of a wrong class and a high probability, by logits [N, C] and the right class ids [N].
+) -> Listing:  # fmt: skip
+    """Returns a table of the records whose wrong class has the highest probability.
 
     Args:
       predicted: the split.
-      logits: of each class.
-      right: the id of the right class.
-      texts: gives the texts of a record that are shown.
-      name: gives what is shown for a class id of a record.
+      logits: float [N, C].
+      right: ids of the right classes, int [N].
+      texts: returns the texts of a record that are shown.
+      name: returns the cell that is shown for a class id of a record.
     """
     guessed, sure = logits.argmax(axis=-1), softmax(logits).max(axis=-1)
     rows = []

@@ -1,9 +1,9 @@
-"""Training rows that are held out where there is no dev file, and rows that stand on both sides of a split.
+"""Holds out training rows where there is no dev file, and finds rows that are in two splits.
 
     hold_out(kind, records, 0.1)                     (training, dev, note)
     leaks(kind, train, {"dev": dev, "test": test})   ["warning: 3 of 120 dev rows are also in the training rows", ...]
 
-Everything is a function of the records alone: the same file is split the same way, whatever the seed of the run.
+Both depend on the records alone: a file is split in the same way for all seeds.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ def draw(records: Sequence[Record], count: int) -> Sequence[Record]:
 
 
 def hold_out(kind: Parsing, records: Sequence[Record], dev_size: float) -> tuple[Sequence[Record], Sequence[Record], str]:
-    """Splits a training file; returns training and dev records in the file's order, and a line about it.
+    """Splits a training file; returns training and dev records in the order of the file, and a line to show.
 
     Records of one group (without groups, of one `Parsing.content`) stay together. Groups are numbered by their first record and
-    tried in the order of `numpy.random.default_rng(0).permutation`: each goes to dev if it fits in what is left of `dev_size`
-    (a share of the rows, or their number). With classes it must fit in what is left of the class's own share, and a class keeps
-    at least one of its groups in training. Where no group can be held out, as all records have one content, rows are drawn.
+    tried in the order of `numpy.random.default_rng(0).permutation`: each goes to dev if it fits into the rest of `dev_size` (a
+    share of the rows, or their number). With classes it must fit into the rest of its class's share, and each class keeps one
+    group in training. Where no group can be held out because all records have one content, single rows are drawn.
 
     Raises:
-      InputError: nothing would be left to train or to evaluate on, or all records have the same group.
+      InputError: nothing would be left to train or to evaluate on, or all records are in one group.
     """
     total = len(records)
     count = int(dev_size) if dev_size >= 1 else round(dev_size * total)
     if not 0 < count < total:
-        raise InputError(f"--dev-size {dev_size:g} of {total} training rows leaves nothing to train or to evaluate on")
+        raise InputError(f"--dev-size {dev_size:g} of {total} training rows leaves none to train or to evaluate on: change it")
     given = any(group is not None for group in groups_of(records))
     both = zip(groups_of(records), texts_of(records), strict=True)
     keys = (kind.content(texts) if group is None else ("", group) for group, texts in both)
@@ -56,9 +56,9 @@ def hold_out(kind: Parsing, records: Sequence[Record], dev_size: float) -> tuple
 
 
 def _chosen(group_of: np.ndarray, classes: Sequence[str], count: int) -> np.ndarray:
-    """Returns bool [N], about `count` of them true: whole groups, of the class of their first row; all false where none may go.
+    """Returns bool [N] with about `count` true: whole groups, which have the class of their first row; all false if none can go.
 
-    `group_of` int [N] numbers the groups in the order of their first rows.
+    `group_of` [N] numbers the groups in the order of their first rows.
     """
     own = [classes[i] for i in map(int, np.flatnonzero(np.diff(np.maximum.accumulate(group_of), prepend=-1)))]
     sizes, held = np.bincount(group_of), np.zeros(len(own), bool)
@@ -70,13 +70,13 @@ def _chosen(group_of: np.ndarray, classes: Sequence[str], count: int) -> np.ndar
             held[group] = True
             room[name] -= size
             left[name] -= 1
-    if not held.any():  # all groups are larger than `count`: the smallest goes
+    if not held.any():  # all groups are larger than `count`: hold out the smallest
         held[min((group for group in tried if left[own[group]] > 1), key=lambda group: int(sizes[group]), default=[])] = True
     return held[group_of]
 
 
 def _shares(counts: Mapping[str, int], number: int) -> dict[str, int]:
-    """Returns `number` in the proportions of `counts`, in whole numbers: largest remainders are rounded up (Hamilton's method).
+    """Divides `number` in the proportions of `counts` into whole numbers by largest remainders (Hamilton's method).
 
     >>> _shares({"a": 70, "b": 25, "c": 5}, 10)
     {'a': 7, 'b': 3, 'c': 0}
@@ -89,7 +89,7 @@ def _shares(counts: Mapping[str, int], number: int) -> dict[str, int]:
 
 
 def leaks(kind: Parsing, train: Sequence[Record], others: Mapping[str, Sequence[Record]]) -> list[str]:
-    """Returns a line for each way in which a split repeats the training rows, or a test set a dev set."""
+    """Returns a line for each overlap of a split with the training rows, and of a test set with a dev set."""
     notes: list[str] = []
     groups = set(groups_of(train)) - {None}
     parts = np.unique(_parts(kind, train))
@@ -100,7 +100,7 @@ def leaks(kind: Parsing, train: Sequence[Record], others: Mapping[str, Sequence[
             if (side == "training" or split.startswith("test")) and (count := _among(own, known).sum()):
                 notes.append(f"warning: {count} of {len(records)} {split} {kind.leaked} also in the {side} rows")
         if groups and (count := sum(group in groups for group in groups_of(records))):
-            notes.append(f"warning: {count} of {len(records)} {split} rows are of a group that is also in the training rows")
+            notes.append(f"warning: {count} of {len(records)} {split} rows belong to a group that is also in the training rows")
         shared = _among(_parts(kind, records), parts).any(axis=1) & ~_among(own, sides["training"])
         if shared.any():
             notes.append(f"{split}: {shared.sum()} of {len(records)} rows share one of their texts with the training rows")
@@ -110,12 +110,12 @@ def leaks(kind: Parsing, train: Sequence[Record], others: Mapping[str, Sequence[
 
 
 def _contents(kind: Parsing, records: Sequence[Record]) -> np.ndarray:
-    """Returns a hash of each record's content: sets of texts would take several times the memory of a file."""
+    """Returns a hash of the content of each record; sets of texts would take several times the memory of a file."""
     return hashes(map(kind.content, texts_of(records)), len(records))
 
 
 def _parts(kind: Parsing, records: Sequence[Record]) -> np.ndarray:
-    """Returns hashes [N, k] of the k texts that a record may share with another without asking the same."""
+    """Returns hashes [N, k] of the `Parsing.parts` of each record."""
     first = next(texts_of(records), ())
     count = len(kind.parts(first)) if first else 0
     each = (text for texts in texts_of(records) for text in kind.parts(texts)) if count else ()
@@ -123,24 +123,21 @@ def _parts(kind: Parsing, records: Sequence[Record]) -> np.ndarray:
 
 
 def _among(keys: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Returns which of the keys are among `known`, which is sorted."""
+    """Returns a bool for each key: whether it is in `known`, which is sorted."""
     if not len(known):
         return np.zeros(keys.shape, bool)
     return known[np.minimum(np.searchsorted(known, keys), len(known) - 1)] == keys
 
 
 def only_label(kind: Parsing, records: Sequence[Record]) -> str | None:
-    """Returns the label that all records have, as it is shown; None where there are several, or none.
-
-    On such a split, scores do not tell a model that has learnt from one that has not.
-    """
+    """Returns the label that all records have, as it is shown; None where there are several, or none."""
     values = {value for label in labels_of(records) for value in kind.values(label)}
     (value,) = values if len(values) == 1 else (None,)
     return None if value is None else repr(value)
 
 
 def digest(train: Sequence[Record], dev: Mapping[str, Sequence[Record]]) -> str:
-    """Returns the hex SHA-256 of what is trained and evaluated on: texts and labels, in order."""
+    """Returns the hex SHA-256 of the texts and labels of training and dev, in order."""
     hasher = hashlib.sha256()
     for split, records in {"train": train, **dev}.items():
         hasher.update(f"{split} {len(records)}\n".encode())

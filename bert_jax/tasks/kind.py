@@ -31,22 +31,22 @@ Predict = Callable[[Split, PyTree], Predictions[P]]  # (split, parameters) -> a 
 
 
 class Kind(Parsing[L], Protocol[L, P]):
-    """Everything that depends on what a task asks for, with labels L and predictions P; a default is what most kinds do."""
+    """A kind of task with labels L and predictions P; the defaults are what most kinds do."""
 
     name: str
     head: Head = "sequence_classification"
     problem_type: ProblemType | None = None  # in config.json
     options: frozenset[str] = frozenset()  # the fields of Options that the kind reads
     has_classes: bool = False  # the labels of the training rows are the classes of the head
-    needs_all_rows: bool = False  # the loss compares sequences that may stand in rows of different devices
+    needs_all_rows: bool = False  # the loss compares sequences that may be in rows of different devices
     reads_every_token: bool = False  # the loss reads the last layer at every token, not only where the head runs
-    reads_windows: bool = False  # a long text is read in windows, not cut
-    scores_unlabelled: bool = False  # a split without labels is scored as well
+    reads_windows: bool = False  # long texts are read in windows, not cut
+    scores_unlabelled: bool = False  # splits without labels are scored too
 
-    # ---- training: records -> batches -> loss
+    # --- training: records -> batches -> loss ---
 
     def settle(self, options: Options, train: Sequence[Record]) -> tuple[Options, Sequence[Record], list[str]]:
-        """Returns options and training rows as they are used, and lines to show. Raises InputError where they do not fit."""
+        """Returns the options and training rows to use, and lines to show. Raises InputError where they do not fit."""
         return options, train, []
 
     def encode(self, records: Sequence[Record], labels: Sequence[str], layout: Layout) -> Encoded:
@@ -62,7 +62,7 @@ class Kind(Parsing[L], Protocol[L, P]):
         return as_one(texts)
 
     def targets(self, items: Sequence[Item], packed: PackedBatch, count: int) -> dict[str, np.ndarray]:
-        """Returns the targets of a batch of these items; `count`: items of a full batch."""
+        """Returns the targets of a batch of these items; a full batch has `count` items."""
         return per_sequence(items, packed, count)
 
     def balanced_weights(self, train: Sequence[Record], labels: Sequence[str]) -> dict[str, float]:
@@ -71,32 +71,32 @@ class Kind(Parsing[L], Protocol[L, P]):
         return {name: counts.total() / (len(counts) * counts[name]) if counts[name] else 1.0 for name in labels}
 
     def loss(self, outputs: dict[str, Array], batch: Batch, options: Options, model: Model) -> dict[str, Sum]:
-        """Returns sums of a batch by name; those whose name ends in `_loss` are added up to the training loss."""
+        """Returns sums over a batch by name; the training loss is the total of those whose name ends in `_loss`."""
 
-    # ---- evaluation: model -> predictions -> scores
+    # --- evaluation: model -> predictions -> scores ---
 
     def adapt(self, model: Model, limit: int, task: Task, splits: Splits, options: Options) -> tuple[Model, list[str]]:
-        """Returns the model as it is trained on `limit` tokens and exported, and lines to show."""
+        """Returns the model that is trained on `limit` tokens and exported, and lines to show."""
         return model, []
 
     def predictor(self, model: Model, limit: int) -> Predict[P]:
         """Returns the function that predicts a split with any parameters of the model."""
 
     def guess(self, records: Sequence[Record], labels: Sequence[str]) -> Predictions[P]:
-        """Returns predictions without meaning, whose scores have the names of those to come."""
+        """Returns predictions without meaning; their scores have the names of all scores of the kind."""
 
     def tune(self, dev: Predicted[P]) -> Tuned:
-        """Returns `dev.tuned` with the thresholds that are best for dev, where none are given."""
+        """Returns `dev.tuned` with the best thresholds for dev, where none are given."""
         return dev.tuned
 
     def scores(self, predicted: Predicted[P], metrics: Sequence[str]) -> dict[str, float]:
         """Returns the metrics and other scores of a split, by name."""
 
     def baseline(self, splits: Splits, metrics: Sequence[str]) -> float | None:
-        """Returns the score on dev of a model that learnt nothing; None where it is not known."""
+        """Returns the dev score of a model that learnt nothing; None where it is not known."""
         return 0.0
 
-    # ---- report: predictions -> files, results.json, report.html
+    # --- report: predictions -> files, results.json, report.html ---
 
     def write(self, folder: Path, predicted: Predicted[P]) -> Path:
         """Writes the predictions of a split into `folder`; returns the path of the main file."""

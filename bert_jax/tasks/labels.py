@@ -1,14 +1,12 @@
-"""Cells of the label column -> labels: one rule for all splits and all formats of files.
+"""Reads the cells of the label column: one rule for all splits and all formats of files.
 
     read = LabelReader(find_task("multi_label"), TaskData())
-    read("['toxic', 'obscene']", "a.csv:2")    ("toxic", "obscene"), the same as for the list in a .jsonl
+    read("['toxic', 'obscene']", "a.csv:2")    ("toxic", "obscene"), as for the list in a .jsonl
     read("nan", "a.csv:3")                     None: the row is unlabelled; read.unlabelled counts it
 
-A cell is text in .csv and .tsv; in .jsonl and .parquet it is a string, a number, a list or null. The kind of the task reads it
-(`Kind.read_label`), with the functions of this module.
-
-A row is unlabelled where its cell is null, NaN, empty or one of `MARKS` (`TaskData.unlabelled_mark` gives others), unless the
-task has a class of that name. Whether -1 is a class depends on the other labels: `without_minus_one`.
+A cell is text in .csv and .tsv; in .jsonl and .parquet it is a string, a number, a list or null. `Kind.read_label` reads it with
+the functions of this module. A row is unlabelled where its cell is null, NaN, empty or one of `MARKS` (`TaskData.unlabelled_mark`
+replaces these), unless the task has a class of that name. The other labels decide whether -1 is a class: `without_minus_one`.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ from bert_jax.data.records import Record, labels_of, with_labels
 from bert_jax.errors import InputError, did_you_mean
 from bert_jax.tasks.task import Task, TaskData
 
-# What pandas.read_csv takes for a missing value, SNLI's "-" and the "?" of UCI's files. NONE and none are classes (of stances).
+# The missing values of pandas.read_csv, SNLI's "-" and the "?" of UCI's files; NONE and none are classes (of stances).
 MARKS = frozenset(["-", "?", "nan", "-nan", "NaN", "-NaN", "None", "null", "NULL", "NA", "N/A", "n/a", "#N/A", "#NA", "<NA>"])
 FLAGS = {"0": False, "1": True, "False": False, "True": True, "false": False, "true": True, "FALSE": False, "TRUE": True}
 
@@ -42,9 +40,9 @@ class LabelReader:
 
     Attributes:
       task: the task.
-      separator: the text between two labels in a cell of several.
+      separator: the text between two labels of a cell.
       unlabelled: the number of cells for each mark that means "no label"; an empty cell, null and NaN count as "empty".
-      blank: the number of cells that are empty texts, and yet a label.
+      blank: the number of cells that are empty texts and have a label (no class applies).
     """
 
     def __init__(self, task: Task, data: TaskData) -> None:
@@ -55,7 +53,7 @@ class LabelReader:
         self.blank = 0
 
     def __call__(self, value: object, place: str) -> object:
-        """Returns the label (see Record), None where there is none. Raises InputError for a cell that holds no label."""
+        """Returns the label, or None where there is none. Raises InputError for a cell that cannot be a label."""
         return self._counted(self.task.kind.read_label(self, value, place), value)
 
     def of_columns(self, cells: Mapping[str, object], place: str) -> tuple[str, ...] | None:
@@ -64,8 +62,8 @@ class LabelReader:
         for column, name in names.items():
             if name not in (*FLAGS, None, "-1"):
                 raise InputError(
-                    f"{place}: {column!r} is {cells[column]!r}, where several label columns hold 0 or 1 each; a column that "
-                    "names the classes is given alone: --label-column NAME"
+                    f"{place}: {column!r} is {cells[column]!r}, but several label columns hold 0 or 1; give a column that names "
+                    "the classes alone: --label-column NAME"
                 )
         missing = next((column for column, name in names.items() if name in (None, "-1")), None)
         label = None if missing is not None else tuple(column for column, name in names.items() if FLAGS[str(name)])
@@ -79,7 +77,7 @@ class LabelReader:
         return label
 
     def name(self, value: object, place: str) -> str | None:
-        """Returns the name of a class as text (3, 3.0, "3" and "3.0" are one class); None for a mark."""
+        """Returns the name of a class as text (3, 3.0, "3" and "3.0" are one class), or None for a mark."""
         if isinstance(value, ClassName):
             return str(value)
         if isinstance(value, list | dict | bytes):
@@ -90,7 +88,7 @@ class LabelReader:
         return None if not name or name in self._marks else name
 
     def number(self, value: object, place: str) -> float | None:
-        """Returns a finite number, None for a mark."""
+        """Returns a finite number, or None for a mark."""
         if (name := self.name(value, place)) is None:
             return None
         try:
@@ -106,7 +104,7 @@ _DECIMAL = re.compile(r"([+-]?\d+)\.(\d*?)0*")
 
 
 def _canonical(text: str) -> str:
-    """Returns the text without blanks around it, and a decimal number without zeros at its end.
+    """Returns the text without surrounding blanks; a decimal number also loses the zeros at its end.
 
     >>> [_canonical(text) for text in (" 1.0", "2.50", "-0.0", "007", "1.0.0")]
     ['1', '2.5', '0', '007', '1.0.0']
@@ -118,14 +116,14 @@ def _canonical(text: str) -> str:
 
 
 def whole_number(text: str, what: str) -> int:
-    """Returns the number; raises InputError, which begins with `what`, for another text."""
+    """Returns the number. Raises InputError, which begins with `what`, for another text."""
     try:
         return int(text)
     except ValueError:
         raise InputError(f"{what} is {text!r}, not a whole number") from None
 
 
-# ---- lists written as text
+# --- lists written as text ---
 
 _QUOTED = r"""'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+\""""
 _ITEM = re.compile(rf"""\s*+(?:({_QUOTED})\s*+(?:,|$|(?=['"]))|([^,'"\[\]{{}}()]*+)(?:,|$))""", re.DOTALL)
@@ -134,9 +132,9 @@ _BRACKETS = ("[]", "{}", "()")
 
 
 def list_items(value: object, place: str, bare: bool = False) -> Sequence[object] | None:
-    """Returns the items of a list, or of a text that is one in JSON, Python, NumPy or PostgreSQL; None for other values.
+    """Returns the items of a list, or of the text of a list in JSON, Python, NumPy or PostgreSQL; None for other values.
 
-    With `bare`, a single word without quotes in [] or {} is a list too; otherwise it is a name with brackets.
+    A single word without quotes in [] or {} is a list only with `bare`; otherwise it is a name with brackets.
 
     >>> list_items("['a', 'b']", ""), list_items('["a"]', ""), list_items("{'a'}", ""), list_items("['a' 'b']", "")
     (['a', 'b'], ['a'], ['a'], ['a', 'b'])
@@ -150,18 +148,18 @@ def list_items(value: object, place: str, bare: bool = False) -> Sequence[object
     else:
         items = _parsed(text)
         if items is None and (text.lstrip("[{( ")[:1] in ("'", '"') or (bare and text[0] != "(")):
-            raise InputError(f"{place} is {reprlib.repr(text)}, a list that cannot be read: expected ['a', 'b']")
+            raise InputError(f"{place} is {reprlib.repr(text)}, which cannot be read as a list: expected ['a', 'b']")
         if items and len(items) == 1 and not re.search("[,'\"]", text):  # "[other]" and "(1)" are names
             known = _NUMBER.fullmatch(str(items[0])) or items[0] is None or items[0] in MARKS
             if text[0] == "(" or not (bare or known):
                 return None
     if any(isinstance(item, list | tuple | dict) for item in items or ()):
-        raise InputError(f"{place} is {reprlib.repr(value)}, lists or objects in a list; expected a list of names")
+        raise InputError(f"{place} is {reprlib.repr(value)}, which has lists or objects in it; expected a list of names")
     return items
 
 
 def _parsed(text: str) -> Sequence[object] | None:
-    """Returns the items of a text in brackets, None where it is not a flat list."""
+    """Returns the items of a text in brackets, or None where it is not a flat list."""
     if text[0] + text[-1] not in _BRACKETS or len(text) < 2:
         return None
     try:
@@ -176,7 +174,7 @@ def _parsed(text: str) -> Sequence[object] | None:
             return None
         quoted, plain = match.groups()
         if plain is not None and (plain.strip() == "..." or (text[0] == "{" and ":" in plain)):
-            return None  # NumPy writes ... for what it leaves out; a mapping is no list
+            return None  # NumPy shortens long arrays by ...; a mapping is no list
         items.append(_unquoted(quoted) if quoted else plain.strip())
         at = match.end()
     if None in items:
@@ -187,59 +185,56 @@ def _parsed(text: str) -> Sequence[object] | None:
 
 def _unquoted(text: str) -> str | None:
     try:
-        with warnings.catch_warnings(action="ignore"):  # about escapes that Python does not know
+        with warnings.catch_warnings(action="ignore"):  # about unknown escapes
             return str(ast.literal_eval(text))
     except (ValueError, SyntaxError):
         return None
 
 
 def tokens(value: object, place: str) -> Sequence[object] | None:
-    """Returns the words or tags of a sentence: a list, the text of a list, or a text with blanks between them; None for null."""
+    """Returns the words or tags in a list, in the text of a list, or in a text with blanks between them; None for a null."""
     if value is None or value != value:
         return None
     if not isinstance(value, str | list):
-        raise InputError(f"{place} is {reprlib.repr(value)}, not a list with an entry a word")
+        raise InputError(f"{place} is {reprlib.repr(value)}, not a list with an entry for each word")
     items = list_items(value, place) if isinstance(value, list) or value.strip()[:1] == "[" else None
     return value.split() if isinstance(value, str) and items is None else items
 
 
-# ---- the labels of all rows together
+# --- the labels of all rows together ---
 
 
 def without_minus_one(task: Task, splits: Mapping[str, Sequence[Record]], given: bool) -> dict[str, Sequence[Record]]:
     """Returns the records by split; those of label -1 are unlabelled where `Kind.hides_minus_one` says so.
 
-    `given`: the user named the marks, so that nothing changes.
+    Nothing changes where the user named the marks (`given`).
     """
-    train = labels_of(splits.get("train", []))
-
-    def settled(split: str, records: Sequence[Record]) -> Sequence[Record]:
+    train, found, minus_one = labels_of(splits.get("train", [])), dict(splits), (-1, "-1", ("-1",))
+    for split, records in splits.items():
         own = labels_of(records)
-        if not {-1, "-1", ("-1",)} & set(own) or not task.kind.hides_minus_one(task, split, train):
-            return records
-        return with_labels(records, [None if label in (-1, "-1", ("-1",)) else label for label in own])
-
-    return {split: records if given else settled(split, records) for split, records in splits.items()}
+        if not given and set(minus_one) & set(own) and task.kind.hides_minus_one(task, split, train):
+            found[split] = with_labels(records, [None if label in minus_one else label for label in own])
+    return found
 
 
 def classes_by_id(task: Task, train: Sequence[Record], others: Iterable[Sequence[Record]]) -> tuple[str, ...]:
-    """Returns the task's classes, else those in training, in order. Raises InputError for a label that is none of them."""
+    """Returns the task's classes, or else those of training, in order. Raises InputError for a label that is none of them."""
     classes_of = task.kind.classes_of
     labels = task.labels or _sorted({name for label in labels_of(train) for name in classes_of(label)})
     known_labels = set(labels)
     for records in [train, *others]:
         for i, label in enumerate(labels_of(records)):
             if odd := [name for name in classes_of(label) if name not in known_labels]:
-                whose = f"task {task.name}'s" if task.labels else "the training rows'"
+                whose = f"the classes of task {task.name}" if task.labels else "the classes of the training rows"
                 known = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
-                near = "; numbers to be predicted are --task regression" if not task.labels and are_numbers(labels) else ""
+                near = "; to predict numbers, give --task regression" if not task.labels and are_numbers(labels) else ""
                 near = near if are_numbers(odd[:1]) else did_you_mean(odd[0], labels)
-                raise InputError(f"{records[i].place}: label {odd[0]!r} is none of {whose}: {known}{near}")
+                raise InputError(f"{records[i].place}: label {odd[0]!r} is not among {whose}: {known}{near}")
     return labels
 
 
 def _sorted(names: Iterable[str]) -> tuple[str, ...]:
-    """Returns the names by value if all are numbers, else by spelling."""
+    """Returns the names sorted by value if all are numbers, else by spelling."""
     names = sorted(names)
     try:
         return tuple(sorted(names, key=float))
@@ -248,10 +243,11 @@ def _sorted(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def count_classes(task: Task, train: Sequence[Record], labels: Sequence[str], least: int) -> tuple[Counter[str], list[str]]:
-    """Returns how often each class is in training, and lines about it. Raises InputError for fewer than `least` classes."""
+    """Returns the training rows of each class, and lines to show. Raises InputError for fewer than `least` classes."""
     counts = Counter(name for label in labels_of(train) for name in task.kind.classes_of(label))
     if labels and len(counts) < least:
-        raise InputError(f"the {len(train)} training rows have no label but {', '.join(counts) or 'none'}: nothing to learn")
+        found = f"no label but {', '.join(counts)}" if counts else "no label"
+        raise InputError(f"the {len(train)} training rows have {found}, so there is nothing to learn: add rows of other labels")
     shown = [f"{name} {counts[name]}" for name in labels[:20]]
     notes = [f"labels: {', '.join(shown)}{f', ... ({len(labels)} in all)' if len(labels) > 20 else ''}"] if labels else []
     return counts, notes + [f"warning: no training row has label {name!r}" for name in labels if name not in counts]
@@ -260,7 +256,7 @@ def count_classes(task: Task, train: Sequence[Record], labels: Sequence[str], le
 def look_alike_notes(labels: Sequence[str], counts: Mapping[str, int]) -> list[str]:
     """Returns warnings about classes whose names look alike."""
     each = [", ".join(f"{name!r} {counts[name]}" for name in group) for group in look_alikes(labels)]
-    return [f"warning: labels that differ in case or blanks alone are classes of their own: {group}" for group in each]
+    return [f"warning: labels that differ only in case or blanks are separate classes: {group}" for group in each]
 
 
 def rare_notes(labels: Sequence[str], counts: Mapping[str, int]) -> list[str]:
@@ -271,7 +267,7 @@ def rare_notes(labels: Sequence[str], counts: Mapping[str, int]) -> list[str]:
 
 
 def look_alikes(found: Iterable[str]) -> list[list[str]]:
-    """Returns names that differ in case, blanks or the form of their characters (Unicode) alone, in groups of two or more."""
+    """Returns groups of names that differ only in case, blanks or Unicode's form of their characters."""
     groups: dict[str, list[str]] = {}
     for name in sorted(found):
         groups.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
@@ -279,7 +275,7 @@ def look_alikes(found: Iterable[str]) -> list[list[str]]:
 
 
 def are_numbers(found: Sequence[str]) -> bool:
-    """Returns True where all names are numbers, and there are any."""
+    """Returns True where there are names and all are numbers."""
     return bool(found) and all(re.fullmatch(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", name) for name in found)
 
 

@@ -1,20 +1,18 @@
 """Scores of the predictions of a task, computed on the host with NumPy. No jax in here.
 
-`METRICS` is the table: name -> function(predictions, targets) -> float, in natural units (shares from 0 to 1, correlations
-from -1 to 1), where papers print a hundred times that. Every function raises InputError (a ValueError) where the two do not
-belong together: another length or shape, or none at all. What a metric is of:
+`METRICS` maps names to functions (predictions, targets) -> float, from 0 to 1 (correlations from -1). Each raises InputError
+where the lengths or shapes differ or there is no example. The arguments:
 
     accuracy, multiclass_macro_f1, matthews_correlation    class ids [N]
     f1                                                     class ids [N] of two classes; 1 is the positive one (GLUE)
-    micro_f1, macro_f1                                     several labels an example: 0 or 1 [N, C]
+    micro_f1, macro_f1                                     several labels per example: 0 or 1 [N, C]
     pearson, spearman                                      numbers [N]
-    tag_accuracy, entity_f1, _precision, _recall           a list of tags a sentence
-    squad_f1                                               an answer a question; targets: a list of right answers a question
-    ndcg_at_10, mrr_at_10                                  relevances a query, as ranked; targets: as judged
+    tag_accuracy, entity_f1, _precision, _recall           a list of tags per sentence
+    squad_f1                                               an answer per question; targets: a list of right answers per question
+    ndcg_at_10, mrr_at_10                                  the relevances of the ranked documents of each query; targets: of all
 
-Where nothing divides by nothing, the score is 0 and there is no warning: F1 of a class neither there nor predicted, Matthews'
-and the other correlations of constants (scikit-learn and SciPy warn, SciPy's value is NaN). Numbers that are not finite, as a
-diverged run predicts, give NaN.
+0 / 0 is 0, without a warning: the F1 of a class that is neither present nor predicted, correlations of constants. Predictions
+that are not finite give NaN.
 """
 
 from __future__ import annotations
@@ -63,12 +61,11 @@ def _check_examples(predictions: Values, targets: Values) -> None:
 
 
 def _arrays(predictions: Values, targets: Values, axes: str = "N") -> tuple[np.ndarray, np.ndarray]:
-    """Both as arrays of one shape, with the axes that `axes` names."""
     _check_examples(predictions, targets)
     predictions, targets = np.asarray(predictions), np.asarray(targets)
     if predictions.shape != targets.shape or targets.ndim != len(axes):
         shapes = f"predictions of shape {predictions.shape} and targets of shape {targets.shape}"
-        raise InputError(f"{shapes}; this metric takes two of one shape [{', '.join(axes)}]")
+        raise InputError(f"{shapes}; this metric takes two arrays of one shape [{', '.join(axes)}]")
     return predictions, targets
 
 
@@ -76,34 +73,28 @@ def _binary(predictions: Values, targets: Values, axes: str, otherwise: str) -> 
     predictions, targets = _arrays(predictions, targets, axes)
     other = set(np.unique([predictions, targets]).tolist()) - {0, 1}
     if other:
-        raise InputError(f"this metric is of zeros and ones, and there is {min(other)}; {otherwise}")
+        raise InputError(f"this metric takes zeros and ones, but found {min(other)}; {otherwise}")
     return predictions, targets
 
 
-# Probabilities
-
-
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Returns the probabilities of classes that exclude each other, by their logits [..., C], in the type of `logits`."""
+    """Returns the probabilities of classes that exclude each other from logits [..., C], in their type."""
     return np.exp(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
 
 
 def logistic(logits: np.ndarray) -> np.ndarray:
-    """Returns the probability of each label by itself, in the type of `logits`."""
+    """Returns the probability of each label by itself, in the type of its logit."""
     return np.exp(-np.logaddexp(0, -logits))
 
 
 def nats(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Returns the negative log-likelihood of class ids [N] by logits [N, C]."""
+    """Returns the negative log-likelihood of class ids [N] under logits [N, C]."""
     logits = logits.astype(np.float64)
     return np.logaddexp.reduce(logits, axis=-1) - logits[np.arange(len(targets)), targets]
 
 
-# Classes
-
-
 def accuracy(predictions: Values, targets: Values) -> float:
-    """Share of examples whose class [N] is right."""
+    """Returns the share of examples whose class is right."""
     predictions, targets = _arrays(predictions, targets)
     return float(np.mean(predictions == targets))
 
@@ -115,55 +106,52 @@ def _f1(predictions: np.ndarray, targets: np.ndarray, average: str) -> float:
 
 
 def f1(predictions: Values, targets: Values) -> float:
-    """F1 of class 1 of two, as GLUE scores MRPC and QQP."""
+    """Returns the F1 of class 1 of two, as GLUE scores MRPC and QQP."""
     return _f1(*_binary(predictions, targets, "N", "for more than two classes use multiclass_macro_f1"), "binary")
 
 
 def multiclass_macro_f1(predictions: Values, targets: Values) -> float:
-    """The mean of the classes' F1, over the classes that occur in either (scikit-learn's macro average)."""
+    """Returns the mean F1 of the classes that occur in predictions or targets (scikit-learn's macro average)."""
     return _f1(*_arrays(predictions, targets), "macro")
 
 
 def micro_f1(predictions: Values, targets: Values) -> float:
-    """F1 over all labels of all examples together; both are 0 or 1 [N, C]."""
+    """Returns the F1 over all labels of all examples together."""
     predictions, targets = _binary(predictions, targets, "NC", "give 1 where the example has the label")
     return _f1(predictions.ravel(), targets.ravel(), "binary")
 
 
 def macro_f1(predictions: Values, targets: Values) -> float:
-    """The mean of the C labels' F1; both are 0 or 1 [N, C]. A label neither there nor predicted counts as 0."""
+    """Returns the mean F1 of the C labels; a label that is neither present nor predicted counts as 0."""
     predictions, targets = _binary(predictions, targets, "NC", "give 1 where the example has the label")
-    # a column at a time: scikit-learn takes [N, 1] for two classes
+    # One column at a time, because scikit-learn reads [N, 1] as two classes.
     return float(np.mean([_f1(*columns, "binary") for columns in zip(predictions.T, targets.T, strict=True)]))
 
 
-_LEAST_ROWS = 5  # that a label must have for a threshold of its own: of fewer it would be chance
-
-
 def best_label_threshold(probabilities: Values, targets: Values) -> float:
-    """The probability from which on to give a label, so that its F1 is best (Lewis et al., 1996; SCut of Yang, 2001).
+    """Returns the least probability with which to give a label, for the best F1 (Lewis et al., 1996; SCut of Yang, 2001).
+
+    The threshold is halfway between two probabilities, or 0.5; among equally good ones it is the one nearest to 0.5. It is 0.5
+    where fewer than 5 examples have the label, as another would be chance, and where probabilities are not finite.
 
     Args:
-      probabilities: of one label, [N].
-      targets: whether each of N has it; bool, or 0 and 1.
-
-    Of equally good cut points the one nearest to 0.5; halfway between the probabilities on both sides of it, or 0.5 itself. It
-    is 0.5 too where fewer than 5 of N have the label, and where probabilities are not finite.
+      probabilities: [N], of the label.
+      targets: bool, or 0 and 1, [N]: whether each example has the label.
     """
     from sklearn.metrics import precision_recall_curve
 
     probabilities, targets = _arrays(probabilities, targets)
-    if targets.sum() < _LEAST_ROWS or not np.isfinite(probabilities).all():
+    if targets.sum() < 5 or not np.isfinite(probabilities).all():
         return 0.5
     precision, recall, cuts = precision_recall_curve(targets, probabilities.astype(np.float64))
     scores = 2 * (precision * recall / np.maximum(precision + recall, 1e-12))[:-1]
-    below = np.concatenate([[0.0], cuts[:-1]])  # from there to the cut, the same examples have the label
+    below = np.concatenate([[0.0], cuts[:-1]])  # thresholds from here to the cut give the label to the same examples
     points = np.where((below < 0.5) & (cuts >= 0.5), 0.5, (below + cuts) / 2)[scores > scores.max() - 1e-9]
     return float(points[np.argmin(abs(points - 0.5))])
 
 
 def matthews_correlation(predictions: Values, targets: Values) -> float:
-    """Matthews' correlation of class ids [N], of any number of classes (CoLA, AX). 0 where either has one class only."""
+    """Returns Matthews' correlation of any number of classes (CoLA, AX); 0 where all predictions and targets are one class."""
     from sklearn.metrics import matthews_corrcoef
 
     predictions, targets = _arrays(predictions, targets)
@@ -176,33 +164,28 @@ def confusion_matrix(predictions: Values, targets: Values, num_labels: int) -> n
     """Returns the number of examples of class `row` that were predicted as `column`: int [num_labels, num_labels]."""
     predictions, targets = _arrays(predictions, targets)
     if min(predictions.min(), targets.min()) < 0 or max(predictions.max(), targets.max()) >= num_labels:
-        raise InputError(f"class ids are not all within 0 and {num_labels - 1}, for num_labels={num_labels}")
+        raise InputError(f"class ids are not all from 0 to {num_labels - 1}, for num_labels={num_labels}")
     cells = targets.astype(np.int64) * num_labels + predictions.astype(np.int64)
     return np.bincount(cells, minlength=num_labels**2).reshape(num_labels, num_labels)
 
 
 def majority_baseline(metric: str, train_targets: Values, targets: Values) -> float:
-    """The score of predicting for each of `targets` what is most frequent in `train_targets` (of several, the smallest).
+    """Returns the score of always predicting the most frequent of `train_targets` (ties: the smallest).
 
-    A run that scores no better has learnt nothing. For class ids [N], and for labels [N, C], where it is the most frequent
-    row; where the metric is a correlation, it is 0.
+    It is the score of a run that learnt nothing. `train_targets` are class ids [N] or labels [N, C]; for correlations it is 0.
     """
     if metric not in METRICS:
         raise InputError(f"no metric {metric!r}{did_you_mean(metric, METRICS)}; known: {', '.join(METRICS)}")
     if len(train_targets) == 0:
-        raise InputError("there is no training label, so that none is the most frequent; give at least one")
+        raise InputError("there are no training labels, so none is the most frequent; give at least one")
     values, counts = np.unique(np.asarray(train_targets), axis=0, return_counts=True)
     return METRICS[metric](np.repeat(values[[counts.argmax()]], len(targets), axis=0), targets)
 
 
 def roc_auc(scores: Values, targets: Values) -> float | None:
-    """Area under the ROC curve: how often an example that has the class scores higher than one that has not; ties count half.
+    """Returns the area under the ROC curve of scores [N] and bool [N]: how often a positive scores above a negative, ties half.
 
-    Args:
-      scores: of the class, [N].
-      targets: whether each of N has it; bool, or 0 and 1.
-
-    None where all have it or none has: there is nothing to compare. NaN where scores are not finite.
+    Returns None where all examples are positive or all negative, and NaN where scores are not finite.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -213,9 +196,9 @@ def roc_auc(scores: Values, targets: Values) -> float | None:
 
 
 def macro_roc_auc(scores: Values, targets: Values) -> float | None:
-    """The mean of `roc_auc` over the classes that some examples have and others have not; both [N, C]. None without any.
+    """Returns the mean of `roc_auc` over the C classes, each against the rest (scikit-learn's "ovr"); both are [N, C].
 
-    Of one class against the rest, as scikit-learn's `multi_class="ovr"`; of two classes it is that of either.
+    Classes that all examples have or none has are left out; None where no class is left.
     """
     each = [roc_auc(*columns) for columns in zip(*(np.asarray(x).T for x in (scores, targets)), strict=True)]
     there = [area for area in each if area is not None]
@@ -225,14 +208,14 @@ def macro_roc_auc(scores: Values, targets: Values) -> float | None:
 def class_report(
     predictions: Values, targets: Values, scores: Values, labels: Sequence[str], thresholds: Sequence[float] = ()
 ) -> dict[str, dict[str, float]]:
-    """{label: {precision, recall, f1, support, roc_auc?, threshold?}}; what divides nothing by nothing is 0.
+    """Returns {label: {precision, recall, f1, support, roc_auc?, threshold?}}.
 
     Args:
-      predictions: whether each example was given each label; bool [N, C].
-      targets: whether it has it; bool [N, C].
-      scores: of each label, by which `roc_auc` is; [N, C].
-      labels: names of the C.
-      thresholds: the probabilities from which on labels are given, to be shown.
+      predictions: bool [N, C]: the labels that are predicted.
+      targets: bool [N, C]: the labels that are right.
+      scores: [N, C], for `roc_auc`.
+      labels: the names of the C labels.
+      thresholds: the thresholds of the labels, which are only shown.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -247,14 +230,12 @@ def class_report(
 
 
 def calibration(confidences: Values, hits: Values, bins: int = 10) -> Calibration:
-    """Returns the expected calibration error (Guo et al., 2017, equation 3), and its bins.
+    """Returns the expected calibration error (Guo et al., 2017, equation 3), and the means of the bins that are not empty.
 
     Args:
-      confidences: probabilities, [N].
-      hits: whether what each is of was right; bool [N].
-      bins: as many, equally wide.
-
-    Returns {"expected_calibration_error", "bins": [{"confidence", "accuracy", "count"}]}: means over the bins that are not empty.
+      confidences: probabilities [N] of predictions.
+      hits: bool [N]: whether each prediction was right.
+      bins: the number of bins, which are equally wide.
     """
     confidences, hits = _arrays(confidences, hits)
     place = np.minimum((confidences * bins).astype(int), bins - 1)
@@ -264,9 +245,6 @@ def calibration(confidences: Values, hits: Values, bins: int = 10) -> Calibratio
     ]
     error = sum(of["count"] * abs(of["confidence"] - of["accuracy"]) for of in each) / len(hits)
     return {"expected_calibration_error": error, "bins": each}
-
-
-# Numbers
 
 
 def _correlation(name: str, predictions: Values, targets: Values) -> float:
@@ -280,17 +258,17 @@ def _correlation(name: str, predictions: Values, targets: Values) -> float:
 
 
 def pearson(predictions: Values, targets: Values) -> float:
-    """Pearson's correlation of numbers [N]; 0 where either is constant."""
+    """Returns Pearson's correlation; 0 where either side is constant."""
     return _correlation("pearsonr", predictions, targets)
 
 
 def spearman(predictions: Values, targets: Values) -> float:
-    """Spearman's rank correlation of numbers [N], ties by their mean rank; 0 where either is constant."""
+    """Returns Spearman's rank correlation, ties by their mean rank; 0 where either side is constant."""
     return _correlation("spearmanr", predictions, targets)
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
-    """mean, sd, median, min and max of the scores of several runs; sd is the sample's (ddof=1), and 0 of a single run."""
+    """Returns mean, sd, median, min and max of the scores of several runs; sd is the sample's (ddof=1), 0 for a single run."""
     if len(values) == 0:
         raise InputError("there is no score to summarize; give at least one")
     array = np.asarray(values, np.float64)
@@ -299,28 +277,29 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-# Tags
+# --- tags ---
 
-_BIES = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S"}  # BILOU's last and unit are BIOES's end and single
+_BIES = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S"}  # last and unit of BILOU are end and single of BIOES
 
 
 def _split_tag(tag: str) -> tuple[str, str]:
-    """Returns the prefix and the type of a tag: "B-PER" -> ("B", "PER"); no type is the type "_", as in seqeval."""
+    """Returns the prefix and the type of a tag: "B-PER" -> ("B", "PER"); the type is "_" where there is none, as in seqeval."""
     if tag == "O":
         return "O", ""
     prefix, _, name = tag.partition("-")
     if prefix not in _BIES:
-        known = "neither O nor one of B- I- E- S- L- U- and a type"
-        raise InputError(f"tag {tag!r} is {known}; tags.entity_tags reads other schemes, and classes of words have tag_accuracy")
+        known = "neither O nor B-, I-, E-, S-, L- or U- with a type"
+        raise InputError(
+            f"tag {tag!r} is {known}; tags.entity_tags reads other schemes, and tag_accuracy scores classes of words"
+        )
     return _BIES[prefix], name or "_"
 
 
 def entities(tags: Sequence[str]) -> list[Entity]:
-    """The entities of a sentence: (type, first word, last word), from tags in BIO (IOB1, IOB2), BIOES or BILOU.
+    """Returns the entities of a sentence, (type, first word, last word), from tags in BIO (IOB1, IOB2), BIOES or BILOU.
 
-    As seqeval's get_entities finds them in its default mode, which is conlleval's: malformed tags count too, an I- after O or
-    after another type starts an entity. The code is our own, and takes BILOU's L- and U- for E- and S-, which seqeval does in
-    strict mode only. Raises InputError for a tag of another form.
+    Malformed tags are read as in seqeval's default mode and conlleval: an I- after O or after another type starts an entity.
+    Raises InputError for a tag of another form.
 
     >>> entities(["B-PER", "I-PER", "O", "B-LOC"])
     [('PER', 0, 1), ('LOC', 3, 3)]
@@ -344,14 +323,14 @@ def _check_sentences(predictions: Values, targets: Values) -> None:
 
 
 def tag_accuracy(predictions: Sequence[Sequence[str]], targets: Sequence[Sequence[str]]) -> float:
-    """Share of words whose tag is right, O among them; 0 where there is no word."""
+    """Returns the share of words whose tag is right, O included; 0 where there is no word."""
     _check_sentences(predictions, targets)
     right = [p == t for sentence in zip(predictions, targets, strict=True) for p, t in zip(*sentence, strict=True)]
     return sum(right) / max(1, len(right))
 
 
 def _entity_scores(predictions: Values, targets: Values) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """precision, recall, f1 and support: of all entities together (micro average), and of each type."""
+    """Returns precision, recall, f1 and support of all entities together (micro average), and of each type."""
     _check_sentences(predictions, targets)
     predicted = {(i, *entity) for i, tags in enumerate(predictions) for entity in entities(tags)}
     right = {(i, *entity) for i, tags in enumerate(targets) for entity in entities(tags)}
@@ -361,45 +340,44 @@ def _entity_scores(predictions: Values, targets: Values) -> tuple[dict[str, floa
 
 
 def rates(hits: int, ours: int, theirs: int) -> dict[str, float]:
-    """Returns precision, recall, F1 and support of `hits` among `ours`, which are predicted, and `theirs`, which are right."""
+    """Returns precision, recall, F1 and support for `hits` among `ours` (predicted) and `theirs` (right)."""
     found = {"precision": hits / max(1, ours), "recall": hits / max(1, theirs), "f1": 2 * hits / max(1, ours + theirs)}
     return {**found, "support": theirs}
 
 
 def entity_f1(predictions: Sequence[Sequence[str]], targets: Sequence[Sequence[str]]) -> float:
-    """F1 of `entities` over all sentences and types (micro average): an entity is right where type and both ends are."""
+    """Returns the F1 of `entities` over all sentences and types (micro average); type and both ends must be right."""
     return _entity_scores(predictions, targets)[0]["f1"]
 
 
 def entity_precision(predictions: Sequence[Sequence[str]], targets: Sequence[Sequence[str]]) -> float:
-    """Share of the predicted entities that are right."""
+    """Returns the share of the predicted entities that are right."""
     return _entity_scores(predictions, targets)[0]["precision"]
 
 
 def entity_recall(predictions: Sequence[Sequence[str]], targets: Sequence[Sequence[str]]) -> float:
-    """Share of the right entities that are predicted."""
+    """Returns the share of the right entities that are predicted."""
     return _entity_scores(predictions, targets)[0]["recall"]
 
 
 def entity_report(predictions: Sequence[Sequence[str]], targets: Sequence[Sequence[str]]) -> dict[str, dict[str, float]]:
-    """{type: {precision, recall, f1, support}} of the types in either; support: how many of it there are in `targets`."""
+    """Returns {type: {precision, recall, f1, support}}; support is the number of entities in `targets`."""
     return _entity_scores(predictions, targets)[1]
 
 
-# Answers, by the rules of SQuAD's evaluate-v2.0.py. Its answers that are nothing but an article are no right answers, and two
-# empty answers agree; evaluate-v1.1.py is otherwise the same.
+# --- answers, as SQuAD's evaluate-v2.0.py scores them; evaluate-v1.1.py differs in answers that are an article alone ---
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, without punctuation (ASCII's) and the words a, an, the; one space between words."""
+    """Returns the text in lower case, without ASCII punctuation and the words a, an, the; one space between words."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
 def _answer_scores(prediction: str, golds: Sequence[str]) -> tuple[float, float]:
-    """(exact match, F1 of words) with that right answer that gives most; with no right answer, the empty one is right."""
+    """Returns exact match and F1 of words, each the best over the right answers; without any, the empty answer is right."""
 
     def word_f1(predicted: list[str], right: list[str]) -> float:
         if not predicted or not right:
@@ -419,15 +397,13 @@ def _check_questions(golds: Mapping[H, object], given: Mapping[H, object], what:
 
 
 def squad_scores(predictions: Mapping[H, str], golds: Mapping[H, Sequence[str]]) -> dict[str, float]:
-    """SQuAD's scores, from 0 to 1 (the official script prints a hundred times that).
+    """Returns SQuAD's exact_match and f1, from 0 to 1.
+
+    Where some questions have no answer, also those of the questions with an answer (HasAns_...) and without (NoAns_...).
 
     Args:
-      predictions: an answer a question id; "" for no answer.
-      golds: the right answers of the same questions; none where it cannot be answered.
-
-    Returns:
-      exact_match and f1, and where some questions cannot be answered the same of those that can (HasAns_exact_match, HasAns_f1)
-      and of those that cannot (NoAns_exact_match, NoAns_f1).
+      predictions: the answer to each question id; "" for no answer.
+      golds: the right answers to the same questions; none for a question without an answer.
     """
     _check_questions(golds, predictions, "predictions")
     scores = {question: _answer_scores(predictions[question], golds[question]) for question in golds}
@@ -445,52 +421,49 @@ def squad_scores(predictions: Mapping[H, str], golds: Mapping[H, Sequence[str]])
 def best_null_threshold(
     predictions: Mapping[H, str], null_odds: Mapping[H, float], golds: Mapping[H, Sequence[str]]
 ) -> tuple[float, float]:
-    """The threshold on `null_odds` that gives the best F1 if questions above it are not answered, and that F1.
+    """Returns the threshold on `null_odds` with the best F1 where questions above it are not answered, and that F1.
 
-    The best over all cut points, from none answered to all, as find_best_thresh of SQuAD's evaluate-v2.0.py means it; of equal
-    ones that which answers fewest questions. That script takes odds for probabilities and says 0 where answering none is best;
-    differences of logits may be below 0, and there 0 would answer. The threshold lies halfway between the odds on both sides of
-    the cut, so that it does not depend on the last bit of one question's odds, or 1 past the least or the greatest.
+    All cut points from no answered question to all are tried; ties go to the one that answers fewest. The threshold is halfway
+    between the odds on both sides of the cut, or 1 past the least or the greatest. (find_best_thresh of evaluate-v2.0.py returns
+    0 where answering nothing is best, because its odds are probabilities; differences of logits may be below 0.)
 
     Args:
-      predictions: by question the best answer that is not empty; "" where there is no such.
-      null_odds: how much likelier it is that there is no answer.
-      golds: the right answers, none where there is none.
+      predictions: the best answer to each question that is not empty; "" where there is none.
+      null_odds: the lead of no answer over it, in logits.
+      golds: the right answers; none for a question without an answer.
     """
     _check_questions(golds, predictions, "predictions")
     _check_questions(golds, null_odds, "null odds")
     unanswered = {question: _answer_scores("", golds[question])[1] for question in golds}
     some = [question for question in golds if predictions[question] and math.isfinite(null_odds[question])]
     gains = [_answer_scores(predictions[question], golds[question])[1] - unanswered[question] for question in some]
-    odds, place = np.unique([null_odds[question] for question in some], return_inverse=True)  # equal odds go together
+    odds, place = np.unique(
+        [null_odds[question] for question in some], return_inverse=True
+    )  # questions of equal odds go together
     totals = sum(unanswered.values()) + np.cumsum([0.0, *np.bincount(place, gains)])  # with the 0, 1, 2, ... least odds answered
-    cut = int(np.argmax(totals > totals.max() - 1e-9))  # sums of floats: equal ones may differ in the last bit
+    cut = int(np.argmax(totals > totals.max() - 1e-9))  # sums of floats that are equal may differ in the last bit
     edges = [odds[0] - 2, *odds, odds[-1] + 2] if some else [0.0, 0.0]
     return float(edges[cut] + edges[cut + 1]) / 2, float(totals[cut]) / len(golds)
 
 
-def _squad(name: str, predictions: Values, targets: Values) -> float:
-    _check_examples(predictions, targets)
-    return squad_scores(dict(enumerate(predictions)), dict(enumerate(targets)))[name]
-
-
 def squad_f1(predictions: Sequence[str], targets: Sequence[Sequence[str]]) -> float:
-    """`squad_scores`'s f1, of lists in one order."""
-    return _squad("f1", predictions, targets)
+    """Returns the f1 of `squad_scores` for lists in one order."""
+    _check_examples(predictions, targets)
+    return squad_scores(dict(enumerate(predictions)), dict(enumerate(targets)))["f1"]
 
 
-# Rankings
+# --- rankings ---
 
 
 def ndcg_at_10(predictions: Sequence[Sequence[float]], targets: Sequence[Sequence[float]]) -> float:
-    """Normalized discounted cumulative gain of the first ten, the mean over the queries (Järvelin & Kekäläinen, 2002).
+    """Returns the mean normalized discounted cumulative gain of the first ten documents (Järvelin & Kekäläinen, 2002).
+
+    The gain is the relevance and the discount log2(1 + rank), as in trec_eval and scikit-learn. A negative relevance counts as
+    0, and a query without a relevant document scores 0.
 
     Args:
-      predictions: the relevances of a query's documents in the order they were ranked, the first first; 0: not relevant.
-      targets: those of all documents judged for the query, in any order, ranked or not.
-
-    The gain is the relevance itself and the discount log2(1 + rank), as in trec_eval and scikit-learn; a relevance below 0
-    counts as 0. A query without a relevant document scores 0.
+      predictions: the relevances of the documents of each query, in the order of the ranking.
+      targets: the relevances of all judged documents of each query, in any order.
     """
     _check_examples(predictions, targets)
 
@@ -503,9 +476,9 @@ def ndcg_at_10(predictions: Sequence[Sequence[float]], targets: Sequence[Sequenc
 
 
 def mrr_at_10(predictions: Sequence[Sequence[float]], targets: Sequence[Sequence[float]]) -> float:
-    """Mean over the queries of 1 / rank of the first relevant document, 0 where none is among the first ten.
+    """Returns the mean over queries of 1 / rank of the first relevant document, 0 where none is among the first ten.
 
-    The arguments are `ndcg_at_10`'s; `targets` are counted, not read.
+    The arguments are those of `ndcg_at_10`; only the number of `targets` is used.
     """
     _check_examples(predictions, targets)
     ranks = [next((r for r, relevance in enumerate(ranked[:10], 1) if relevance > 0), math.inf) for ranked in predictions]

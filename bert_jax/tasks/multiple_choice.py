@@ -57,7 +57,7 @@ class MultipleChoice(Kind[int, np.ndarray]):
         return None if name in (None, "-1") else whole_number(str(name), f"{place}: the label")
 
     def read_row(self, row: Row, columns: Columns, label: int | None, noted: Noted) -> tuple[tuple[str, ...], int | None]:
-        """Returns the context and the choices, each after the text of the task's `stem` if it has one."""
+        """Returns the context and the choices; a text of the task's `stem` begins each choice."""
         texts = [text_in(row, column) for column in columns.texts]
         start = f"{text_in(row, columns.stem)} " if columns.stem else ""
         return (texts[0], *(start + text for text in texts[1:])), label
@@ -66,7 +66,7 @@ class MultipleChoice(Kind[int, np.ndarray]):
         for records in [train, *others]:
             for i, (texts, label) in enumerate(zip(texts_of(records), labels_of(records), strict=True)):
                 if label is not None and not 0 <= label < len(texts) - 1:
-                    raise InputError(f"{records[i].place}: label {label}, but the choices are 0 to {len(texts) - 2}")
+                    raise InputError(f"{records[i].place}: the label is {label}, but the choices are 0 to {len(texts) - 2}")
         return (), []
 
     def content(self, texts: tuple[str, ...]) -> Hashable:

@@ -1,4 +1,4 @@
-"""The half of a kind of task that reads files: which columns it takes, and what a row becomes."""
+"""The half of a kind of task that reads files: the columns that it takes, and the records that it makes of rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAIRS = (
 
 
 class Columns(NamedTuple):
-    """The columns that a file is read from; `stem` is that of `Task.stem`."""
+    """The columns of a file; `stem` is that of `Task.stem`."""
 
     texts: tuple[str, ...]
     labels: tuple[str, ...]
@@ -35,7 +35,7 @@ class Columns(NamedTuple):
 
 
 class File(NamedTuple):
-    """The records of one file, its columns, and the reader of its labels, which has counted the unlabelled rows."""
+    """The records of a file, its columns, and the reader of its labels, which has counted the unlabelled rows."""
 
     path: str
     records: Sequence[Record]
@@ -46,48 +46,48 @@ class File(NamedTuple):
 class Parsing(Protocol[L]):
     """Reads the rows of a file as records with labels L; the defaults are for one text or a pair."""
 
-    # ---- columns
+    # --- columns ---
 
-    num_texts: tuple[int, float] = (1, 2)  # the least and the most columns of texts
-    usual_texts: tuple[tuple[str, ...], ...] = (*PAIRS, ("text",), ("sentence",))  # read unless others are named
-    first_usual: bool = False  # several of usual_texts may be there: the first is read
-    usual_labels: tuple[str, ...] = ()  # columns of labels that are read unless another is named
-    several_label_columns: bool = False  # the classes may stand in columns of their own, of 0 and 1
-    unlabelled_texts: Mapping[int, str] = {}  # the numbers of texts that have no label, and why
-    labels_are_optional: bool = False  # training rows may have no label, if none has one
+    num_texts: tuple[int, float] = (1, 2)  # the least and the largest number of columns of texts
+    usual_texts: tuple[tuple[str, ...], ...] = (*PAIRS, ("text",), ("sentence",))  # read unless the user names others
+    first_usual: bool = False  # a file may have several of usual_texts: the first is read
+    usual_labels: tuple[str, ...] = ()  # columns of labels, read unless the user names another
+    several_label_columns: bool = False  # each class may have a column of 0 and 1
+    unlabelled_texts: Mapping[int, str] = {}  # numbers of texts that have no label, and the reason
+    labels_are_optional: bool = False  # all training rows may be without a label
 
     def usual_ids(self, task: Task, columns: Sequence[str]) -> Sequence[str]:
-        """Returns columns of ids that are read unless another is named."""
+        """Returns columns of ids, read unless the user names another."""
         return ("index", "idx") if task.texts else ()
 
-    # ---- rows -> records
+    # --- rows -> records ---
 
     label_marks: frozenset[str] = MARKS  # cells of the label column that mean "no label"
-    unique_ids: bool = False  # two rows of one id are an error; else only where the column of ids is named
-    shared_texts: bool = False  # many records have the same text, which is kept once
+    unique_ids: bool = False  # two rows with one id are an error; otherwise only where the user names the column of ids
+    shared_texts: bool = False  # many records have the same text, which is stored once
 
     def open(self, path: str, task: Task, data: TaskData, hasher: files.Hasher) -> tuple[Table, TaskData]:
-        """Returns the rows of a file, and `data` without the columns that the format itself names."""
+        """Returns the rows of a file, and `data` without the columns that the format has by definition."""
         skip = data.on_error == "skip" or (task.skip_ragged and files.suffix_of(path) in files.DELIMITED_SUFFIXES)
         return files.read_table(path, data.quotes, hasher, header=task.header, skip_bad=skip), data
 
     def rows(self, table: Table, columns: Columns) -> Iterator[Row]:
-        """Returns the rows that become a record each."""
+        """Returns the rows, one for each record."""
         return table.rows
 
     def read_label(self, reader: LabelReader, value: object, place: str) -> L | None:
-        """Returns the label in a cell (see Record), None where there is none. Raises InputError for what is no label."""
+        """Returns the label in a cell, or None where there is none. Raises InputError for a cell that cannot be a label."""
 
     def is_blank(self, row: Row, columns: Columns) -> bool:
-        """Returns True for a row that is left out, as there is nothing in it."""
+        """Returns True for an empty row, which is left out."""
         return False
 
     def read_row(self, row: Row, columns: Columns, label: L | None, noted: Noted) -> tuple[tuple[str, ...], L | None]:
-        """Returns the texts of a row and its label. Adds places to `noted`, for `checked`."""
+        """Returns the texts and the label of a row; may add places to `noted`, for `checked`."""
         return tuple([text_in(row, column) for column in columns.texts]), label
 
     def checked(self, split: str, file: File, noted: Noted) -> tuple[Sequence[Record], list[str]]:
-        """Returns the records of a file that are kept, and lines to show. Raises InputError where the file is of no use."""
+        """Returns the records of a file that are kept, and lines to show. Raises InputError where the file cannot be used."""
         return file.records, []
 
     def new_records(self) -> Records | list[Record]:
@@ -98,18 +98,18 @@ class Parsing(Protocol[L]):
         """Returns the text of each column."""
         return texts
 
-    # ---- the labels of all splits
+    # --- the labels of all splits ---
 
     def classes_of(self, label: L | None) -> tuple[str, ...]:
         """Returns the names of the classes in a label."""
         return ()
 
     def hides_minus_one(self, task: Task, split: str, train: Sequence[L | None]) -> bool:
-        """Returns True where -1 in this split means "no label"; `train` are the labels of training."""
+        """Returns True where -1 means "no label" in this split; `train` are the labels of training."""
         return False
 
     def settle_labels(self, task: Task, files: Mapping[str, File], read: dict[str, Sequence[Record]]) -> tuple[Task, list[str]]:
-        """Replaces labels in `read` that depend on all rows; returns the task with its classes, and lines to show."""
+        """Replaces labels in `read` that depend on the other rows; returns the task with its classes, and lines to show."""
         return task, []
 
     def classes(self, task: Task, train: Sequence[Record], others: Sequence[Sequence[Record]]) -> Classes:
@@ -117,23 +117,23 @@ class Parsing(Protocol[L]):
         return (), []
 
     def look_at_labels(self, task: Task, train: Sequence[Record], labels: Sequence[str]) -> list[str]:
-        """Returns lines about the labels in training. Raises InputError where there is nothing to learn."""
+        """Returns lines about the labels of training. Raises InputError where there is nothing to learn."""
         return []
 
-    # ---- rows that belong together
+    # --- rows that belong together ---
 
-    held_out_by_class: bool = False  # each class is held out by its share
-    unit: str = ""  # what is held out whole, where it is more than a row
-    leaked: str = "rows are"  # what stands in two splits
+    held_out_by_class: bool = False  # each class has its share of the rows that are held out
+    unit: str = ""  # the plural of what is held out as a whole, if it may have several rows
+    leaked: str = "rows are"  # the subject of warnings about rows in two splits
 
     def content(self, texts: tuple[str, ...]) -> Hashable:
-        """Returns what is equal for records that ask the same, which are held out together; of a pair, either order."""
+        """Returns a key that is equal for records of the same content, which are held out together; a pair in any order."""
         return tuple(sorted(texts[:2]))
 
     def parts(self, texts: tuple[str, ...]) -> tuple[str, ...]:
-        """Returns the texts that two records may share without asking the same: as many for all records."""
+        """Returns the texts that records of different content may share; the same number for all records."""
         return texts[:2] if len(texts) > 1 else ()
 
     def values(self, label: L) -> tuple[Hashable, ...]:
-        """Returns the values in a label; where a split has only one in all, its scores mean little."""
+        """Returns the values in a label; the scores of a split with a single value mean little."""
         return (label,)

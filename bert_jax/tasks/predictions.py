@@ -1,4 +1,4 @@
-"""Files of predictions, as scorers read them: a line a record, fields between tabs."""
+"""Writes files of predictions: a line for each record, with tabs between fields."""
 
 from __future__ import annotations
 
@@ -13,20 +13,16 @@ _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
 def tab_line(fields: Iterable[object]) -> str:
-    r"""Returns a line; `\t`, `\n`, `\r` and `\\` stand for tabs, ends of lines and backslashes inside of a field."""
+    r"""Returns a line; `\t`, `\n`, `\r` and `\\` stand for tabs, ends of lines and backslashes in a field."""
     return "\t".join(str(field).translate(_ESCAPES) for field in fields) + "\n"
 
 
 def write_table(
     folder: Path, predicted: Predicted, rows: Iterable[tuple[object, Sequence[float]]], columns: Sequence[str] = ()
 ) -> Path:
-    """Writes NAME.tsv, whole or not at all: `id`, `prediction`, the right `label` where some rows have one, and `columns`.
+    """Writes NAME.tsv, whole or not at all: `id`, `prediction`, `label` where some rows have one, and `columns`.
 
-    Args:
-      folder: the folder of predictions.
-      predicted: the split.
-      rows: for each record the prediction and the values of `columns`.
-      columns: names of the columns of values, such as the probability of each class.
+    `rows` has for each record the prediction and the values of `columns`, such as the probability of each class.
     """
 
     def lines() -> Iterator[str]:
@@ -40,6 +36,6 @@ def write_table(
 
 
 def write_choices(folder: Path, predicted: Predicted, names: Sequence[str]) -> Path:
-    """Writes NAME.tsv of logits: the name of the likeliest class of each record, and the probability of each class."""
+    """Writes NAME.tsv from logits: the most probable class of each record, and the probability of each class."""
     each = (softmax(logits) for logits in predicted.values)
     return write_table(folder, predicted, ((names[int(row.argmax())], row.tolist()) for row in each), names)

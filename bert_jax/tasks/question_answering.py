@@ -40,7 +40,7 @@ Answers = tuple[tuple[str, int], ...]  # text and first character
 
 
 class QuestionAnswering(Kind[Answers, Candidates]):
-    """An answer within the context. A prediction is its candidates, and the logit of no answer."""
+    """An answer in the context. A prediction is the candidates and the logit of no answer."""
 
     name = "question_answering"
     head = "question_answering"
@@ -63,7 +63,7 @@ class QuestionAnswering(Kind[Answers, Candidates]):
         return super().open(path, task, data, hasher)
 
     def read_label(self, reader: LabelReader, value: object, place: str) -> Answers | None:
-        """Reads SQuAD's list of {text, answer_start}, or the object of two lists that TFDS and Hugging Face make of it."""
+        """Reads SQuAD's list of {text, answer_start}, or the two lists of TFDS and Hugging Face datasets."""
         if value is None:
             return None
         try:
@@ -78,9 +78,9 @@ class QuestionAnswering(Kind[Answers, Candidates]):
         return pairs
 
     def checked(self, split: str, file: File, noted: Noted) -> tuple[Sequence[Record], list[str]]:
-        """Leaves out answers that do not stand where they say, and questions that lose all of theirs.
+        """Leaves out answers that are not at their answer_start, and questions that lose all answers.
 
-        An answer that stands in the context once, elsewhere than it says, is read from there.
+        An answer that occurs once in the context, at another place, is read from there.
         """
         kept, moved, wrong, lost = list[Record](), list[str](), list[str](), list[str]()
         for record in file.records:
@@ -98,8 +98,8 @@ class QuestionAnswering(Kind[Answers, Candidates]):
             else:
                 kept.append(dataclasses.replace(record, label=tuple(good)) if answers else record)
         notes = [
-            (moved, "answers do not stand at their answer_start, and are read from the one place where they do"),
-            (wrong, "answers left out that do not stand at their answer_start"),
+            (moved, "answers are not at their answer_start, and are read from the only place where they occur"),
+            (wrong, "answers left out that are not at their answer_start"),
             (lost, "questions left out that have no other answer"),
         ]
         return kept, [f"warning: {split}: {len(ids)} {why}: {few(ids)}" for ids, why in notes if ids]
@@ -136,13 +136,13 @@ class QuestionAnswering(Kind[Answers, Candidates]):
         return {"span_loss": losses.span_cross_entropy(starts, ends, batch["sequence_ids"], batch["labels"], batch["weights"])}
 
     def adapt(self, model: Model, limit: int, task: Task, splits: Splits, options: Options) -> tuple[Model, list[str]]:
-        """Returns the model with a threshold of 0, as run_squad.py's, where it has none, none is tuned, and one is needed."""
+        """Returns the model with the threshold 0 of run_squad.py, where one is needed and there is none and none is tuned."""
         if splits.dev or options.null_threshold is not None or model.tuned.null_threshold is not None:
             return model, []
         if task.name != "squad2" and all(label != () for records in splits.test.values() for label in labels_of(records)):
             return model, []
         tuned = dataclasses.replace(model.tuned, null_threshold=0.0)
-        note = "the model has no threshold of its own for no answer: it is 0 (--null-threshold)"
+        note = "the model has no threshold for no answer: 0 is used (--null-threshold)"
         return dataclasses.replace(model, tuned=tuned), [note]
 
     def predictor(self, model: Model, limit: int) -> Predict[Candidates]:
@@ -159,7 +159,7 @@ class QuestionAnswering(Kind[Answers, Candidates]):
         return Predictions([(list[Answer](), 0.0)] * len(records), loss=0.0)
 
     def tune(self, dev: Predicted[Candidates]) -> Tuned:
-        """Returns the thresholds with the best one for no answer, where some question has none."""
+        """Returns `dev.tuned` with the best threshold for no answer, where some questions have none."""
         if dev.tuned.null_threshold is not None or all(dev.right):
             return dev.tuned
         golds = {number: [text for text, _ in label] for number, label in enumerate(dev.right)}
@@ -192,7 +192,7 @@ class QuestionAnswering(Kind[Answers, Candidates]):
         return folder / f"{name}.json"
 
     def mistakes(self, predicted: Predicted[Candidates], details: Details) -> list[Figure]:
-        """Returns the worst answers and, where some question has none, how often an answer is given where there is one."""
+        """Returns the worst answers and, where some questions have none, counts of given and right answers."""
         given, counts, rows = answers(predicted)[0], np.zeros((2, 2), int), []
         for record, (found, null) in zip(predicted.records, predicted.values, strict=True):
             golds, answer = list(dict.fromkeys(text for text, _ in record.label)), given[record.id]
@@ -204,22 +204,22 @@ class QuestionAnswering(Kind[Answers, Candidates]):
             shown = [tuple(map(Text, texts)) or Nothing() for texts in (golds, [answer] * bool(answer))]
             rows.append((f1, sure, [RecordId(record.id, record.place), text, *shown, f1, sure]))
         worst = sorted(rows, key=lambda row: (row[0], -row[1]))[:MOST_ROWS]
-        caption = f"Worst answers, the surest first; F1 is 0 for {sum(not f1 for f1, _, _ in rows):,} questions"
+        caption = f"Worst answers, the most probable first; F1 is 0 for {sum(not f1 for f1, _, _ in rows):,} questions"
         header = ["id", "question and context", "right", "predicted", "F1", "probability"]
         table = Listing(caption, header, [cells for f1, _, cells in worst if f1 < 1])
-        unanswerable = Matrix("Whether there is an answer", ["answer", "none"], counts)
+        unanswerable = Matrix("Questions with and without an answer", ["answer", "none"], counts)
         return [unanswerable, table] if counts[1].any() else [table]
 
 
 def best_answer(found: list[Answer], null: float) -> tuple[str, float]:
-    """Returns the best answer ("" where there is none), and how much likelier no answer is: the difference of their logits."""
+    """Returns the best answer ("" where there is none), and the lead of no answer over it in logits."""
     return (found[0].text, null - found[0].logit) if found else ("", 1e9)
 
 
 def answers(predicted: Predicted[Candidates]) -> tuple[dict[str, str], dict[str, float]]:
-    """Returns the answer to each question by id, and how much likelier no answer is than the best one.
+    """Returns the answer to each question by id, and the lead of no answer over the best answer.
 
-    An answer is empty where that exceeds the threshold; without a threshold only where there is no candidate.
+    An answer is empty where the lead exceeds the threshold; without a threshold, only where there is no candidate.
     """
     texts, odds, threshold = dict[str, str](), dict[str, float](), predicted.tuned.null_threshold
     for record, candidates in zip(predicted.records, predicted.values, strict=True):
@@ -238,7 +238,7 @@ def _token_span(label: Answers | None, offsets: np.ndarray) -> tuple[int, int]:
 
 
 def _loss(split: Split, results: Sequence[dict[str, np.ndarray]]) -> float | None:
-    """Returns the mean loss of the first and last token of an answer in each window, [CLS] where the window has none."""
+    """Returns the mean loss of the first and last token of the answer in each window, [CLS] where it has none."""
     each = [
         scoring.nats(np.array([found["start"], found["end"]]), item.target)
         for found, item, window in zip(results, split.encoded.items, split.encoded.windows, strict=True)

@@ -1,4 +1,4 @@
-"""The kind for pairs and triplets of texts: embeddings whose cosines say how similar the texts are."""
+"""The kind for pairs and triplets of texts: embeddings whose cosines are the similarity of the texts."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class Similarity(Numbers[np.ndarray]):
     scores_unlabelled = True
     num_texts = (2, 3)
     usual_texts = (("anchor", "positive", "negative"), ("anchor", "positive"), *PAIRS)
-    unlabelled_texts: Mapping[int, str] = {3: "three texts are an anchor, a positive and a negative, which have no label"}
+    unlabelled_texts: Mapping[int, str] = {3: "three texts are an anchor, a positive and a negative, and have no label"}
     labels_are_optional = True
 
     def settle(self, options: Options, train: Sequence[Record]) -> tuple[Options, Sequence[Record], list[str]]:
-        """Chooses the loss that the rows are for, and brings the scores of pairs to the range of cosines."""
+        """Chooses the loss for the rows, and scales the scores of pairs to the range of cosines."""
         check_same_size(train)
         if not train:
             return options, train, []
@@ -57,11 +57,11 @@ class Similarity(Numbers[np.ndarray]):
         scores = labels_of(train)
         if options.loss != "cosine" or (most := max(map(abs, scores))) <= 1:
             return options, train, []
-        note = f"scores reach {most:g}: they are divided by it, as cosines reach 1"
+        note = f"scores reach {most:g}: they are divided by it, because cosines reach 1"
         return options, with_labels(train, [score / most for score in scores]), [note]
 
     def adapt(self, model: Model, limit: int, task: Task, splits: Splits, options: Options) -> tuple[Model, list[str]]:
-        """Returns the model with the length that it is trained with, which Embedder keeps to."""
+        """Returns the model with the length of training, which Embedder uses."""
         pooling = dataclasses.replace(pooling_of(model), max_length=limit)
         return dataclasses.replace(model, pooling=pooling), pooling_notes(pooling)
 
@@ -69,27 +69,27 @@ class Similarity(Numbers[np.ndarray]):
         return list(texts)
 
     def targets(self, items: Sequence[Item], packed: PackedBatch, count: int) -> dict[str, np.ndarray]:
-        """Adds int32 `text_ids` [N, k]: texts of the batch with the same tokens have the same id; -1 stands for no text."""
+        """Adds int32 `text_ids` [N, k]: texts of the batch with the same tokens have the same id, and -1 is no text."""
         ids = numbered(text.input_ids.tobytes() for item in items for text in item.sequences).reshape(len(items), -1)
         text_ids = np.pad(ids, ((0, count - len(items)), (0, 0)), constant_values=-1)
         return per_item(items, packed, count) | {"text_ids": text_ids}
 
     def loss(self, outputs: dict[str, jax.Array], batch: Batch, options: Options, model: Model) -> dict[str, Sum]:
-        pooling = dataclasses.replace(pooling_of(model), normalize=False)  # the losses do it
+        pooling = dataclasses.replace(pooling_of(model), normalize=False)  # the losses normalize
         hidden, firsts = outputs["last_hidden_state"], batch["cls_positions"]
         vectors = sentence_vectors(pooling, pooling.arrays, hidden, batch["sequence_ids"], firsts)
         parts = jnp.moveaxis(of_items(vectors, batch), 1, 0)
         return {"similarity_loss": _loss(parts, batch, options)}
 
     def predictor(self, model: Model, limit: int) -> Predict[np.ndarray]:
-        embedder = Embedder(model, dataclasses.replace(pooling_of(model), max_length=None))  # texts are cut already
+        embedder = Embedder(model, dataclasses.replace(pooling_of(model), max_length=None))  # the texts are already cut
         return lambda split, params: Predictions(by_item(one_place(embedder, split, params), split))
 
     def guess(self, records: Sequence[Record], labels: Sequence[str]) -> Predictions[np.ndarray]:
         return Predictions(np.zeros((len(records), 2, 1)))
 
     def scores(self, predicted: Predicted[np.ndarray], metrics: Sequence[str]) -> dict[str, float]:
-        """Scores pairs with a score by the correlation of their cosines, others by the rank of each text's own partner."""
+        """Scores labelled pairs by the correlation of their cosines, others by the rank of the partner of each text."""
         anchors, partners = (np.array([vectors[i] for vectors in predicted.values]) for i in (0, 1))
         anchors, partners = (x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12) for x in (anchors, partners))
         if predicted.split.labelled:
@@ -102,12 +102,12 @@ class Similarity(Numbers[np.ndarray]):
         return write_table(folder, predicted, ((f"{_cosine(vectors[0], vectors[1]):.6g}", []) for vectors in predicted.values))
 
     def mistakes(self, predicted: Predicted[np.ndarray], details: Details) -> list[Figure]:
-        """Returns pairs whose cosine has the wrong rank; without labels, pairs that belong together and are least alike."""
+        """Returns the pairs whose cosines differ most in rank from the labels; without labels, those of the lowest cosine."""
         cosines = np.array([_cosine(vectors[0], vectors[1]) for vectors in predicted.values])
         records = predicted.records
         if not predicted.split.labelled:
             rows = [[*example_cells(records[i], records[i].texts[:2]), float(cosines[i])] for i in highest(cosines < 1, -cosines)]
-            return [Listing("Pairs that belong together and are least alike", ["id", "text", "cosine"], rows)]
+            return [Listing("Pairs with the lowest cosine", ["id", "text", "cosine"], rows)]
         from scipy.stats import rankdata  # type: ignore[import-untyped]  # here: it takes half a second to import
 
         right = np.array(predicted.right, np.float64)
@@ -117,18 +117,18 @@ class Similarity(Numbers[np.ndarray]):
 
 
 def _loss_for(train: Sequence[Record], given: str) -> str:
-    """Returns the loss for pairs with a score, pairs without or triplets. Raises InputError where `given` is another one."""
+    """Returns the loss for labelled pairs, other pairs or triplets. Raises InputError where `given` does not fit."""
     triplets = len(train[0].texts) == 3
     fitting = "cosine" if train[0].label is not None else "triplet" if triplets else "ranking"
     allowed = {fitting, "ranking"} if triplets else {fitting}
     loss = fitting if given == "auto" else given
     if loss not in allowed:
-        raise InputError(f"loss={loss!r} does not fit the training data, which is for {' or '.join(sorted(allowed))}")
+        raise InputError(f"loss={loss!r} does not fit the training data: give --loss {' or '.join(sorted(allowed))}")
     return loss
 
 
 def _loss(parts: jax.Array, batch: Batch, options: Options) -> Sum:
-    """The loss of vectors [k, N, D]."""
+    """Returns the loss of vectors [k, N, D]."""
     labels, weights = batch["labels"], batch["weights"]
     if options.loss == "cosine":
         return losses.cosine_error(parts[0], parts[1], labels, weights)
@@ -139,8 +139,8 @@ def _loss(parts: jax.Array, batch: Batch, options: Options) -> Sum:
 
 
 def _ranks(anchors: np.ndarray, partners: np.ndarray, texts: list[str], own: list[str]) -> dict[str, float]:
-    """Scores how near each text is to its own partners, among all partners; vectors [N, D] of length 1."""
-    right: dict[str, set[str]] = {}  # all partners of a text are right, wherever they stand, and each as often as it stands there
+    """Scores the ranks of the partners of each text among all partners; vectors are [N, D] and of length 1."""
+    right: dict[str, set[str]] = {}  # all partners of a text are right, each as often as it occurs
     for text, partner in zip(texts, own, strict=True):
         right.setdefault(text, set()).add(partner)
     times, (_, found) = Counter(own), nearest(anchors, partners, 10)
@@ -150,22 +150,22 @@ def _ranks(anchors: np.ndarray, partners: np.ndarray, texts: list[str], own: lis
 
 
 def pooling_of(model: Model) -> Pooling:
-    """Returns the pooling of a model that `load_for_task` gave for embeddings."""
+    """Returns the pooling of a model that `load_for_task` read for embeddings."""
     assert isinstance(model.pooling, Pooling)
     return model.pooling
 
 
 def pooling_notes(pooling: Pooling) -> list[str]:
-    """Returns what sentence-transformers' files ask for before and after the encoder, and what becomes of it."""
+    """Returns a line for each part of sentence-transformers' files around the encoder: what training does with it."""
     notes = []
     if pooling.dense:
-        notes.append(f"{', '.join(map(str, pooling.dense))} after the pooling: used as it is, and not trained")
+        notes.append(f"{', '.join(map(str, pooling.dense))} after the pooling: used unchanged, not trained")
     if pooling.truncate_dim:
-        notes.append(f"embeddings are cut to their first {pooling.truncate_dim} values (truncate_dim), in training too")
+        notes.append(f"embeddings are cut to their first {pooling.truncate_dim} values (truncate_dim), also in training")
     if pooling.prompt:
-        notes.append(f"the model's default prompt {pooling.prompt!r} is put before each text")
+        notes.append(f"the model's default prompt {pooling.prompt!r} is added before each text")
     if others := [name for name, prompt in pooling.prompts.items() if prompt and prompt != pooling.prompt]:
-        notes.append(f"the model's prompts {', '.join(others)} are kept, but put before no text: give the texts with them")
+        notes.append(f"the model's prompts {', '.join(others)} are kept, but added to no text: give texts that have them")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""A split of a task, and the predictions for it: what the methods of a kind exchange."""
+"""A split of a task and its predictions, which the methods of a kind exchange."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Split:
 
     @property
     def labelled(self) -> int:
-        """The number of records that have a label: only those are scored."""
+        """The number of records that have a label; only these are scored."""
         return sum(label is not None for label in labels_of(self.records))
 
 
 class Predictions(list[P]):
-    """One prediction for each record, in order; `loss` is their mean loss where the predictions do not give it."""
+    """A prediction for each record, in order; `loss` is their mean loss where it does not follow from the predictions."""
 
     def __init__(self, each: Iterable[P], loss: float | None = None) -> None:
         super().__init__(each)
@@ -42,7 +42,7 @@ class Predicted(Generic[P]):
 
     Attributes:
       split: the records.
-      values: one prediction for each record, in the form that the kind of task describes.
+      values: a prediction for each record, in the form that the kind of task describes.
       labels: the names of the classes by id; empty where classes have no names.
       tuned: the thresholds that turn predictions into labels and answers.
     """
@@ -63,7 +63,7 @@ class Predicted(Generic[P]):
         return labels_of(self.split.records)
 
     def labelled(self) -> Predicted[P]:
-        """Returns the records that have a label, and their predictions; all where no record has one. `encoded` stays whole."""
+        """Returns the records that have a label with their predictions; all records where none has one. `encoded` stays whole."""
         if self.split.labelled in (0, len(self.records)):
             return self
         own = [i for i, label in enumerate(self.right) if label is not None]

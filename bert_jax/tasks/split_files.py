@@ -1,4 +1,4 @@
-"""The files of the splits in a folder, by their names."""
+"""Finds the files of the splits in a folder by their names."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "test_matched": ("test_matched",),
     "test_mismatched": ("test_mismatched",),
 }
-_LATER: dict[str, tuple[str, ...]] = {"test": ("test-labeled", "test-unlabeled")}  # taken where there is no test.*
+_LATER: dict[str, tuple[str, ...]] = {"test": ("test-labeled", "test-unlabeled")}  # used where there is no test.*
 
 
 def find_files(task: Task, data: TaskData) -> dict[str, str]:
-    """Returns a path for each split, in the order of reading: those in `data.data`; `data.dev` and `data.test` replace its own.
+    """Returns the path of each split in `data.data`, in the order of reading; `data.dev` and `data.test` replace those in it.
 
         find_files(find_task("mnli"), TaskData(data="glue/MNLI")) -> {"train": "glue/MNLI/train.tsv", "dev_matched": ...}
 
     Raises:
-      InputError: two files could be a split, or there is none to train on (to test on, if the task is for tests only).
+      InputError: two files could be the same split, or there is no training file (no test file for a task without training).
     """
     if not data.data:
-        raise InputError("no data: --data names a folder with train.*, dev.* and test.*, a file to train on, or tfds:NAME")
+        raise InputError("--data is missing: give a folder with train.*, dev.* and test.*, a file to train on, or tfds:NAME")
     main = "test" if task.test_only else "train"
     named = _candidates(data.data)
     given = {split: path for split, path in (("dev", data.dev), ("test", data.test)) if path}
@@ -39,12 +39,12 @@ def find_files(task: Task, data: TaskData) -> dict[str, str]:
     found |= given if named else {main: data.data, **given}
     if main not in found:
         names = ", ".join(sorted(os.path.basename(path) for _, path in named)[:20])
-        raise InputError(f"{data.data}: no {main}.* in it, only {names}; name the files: --data FILE --dev FILE --test FILE")
+        raise InputError(f"{data.data}: no {main}.*, only {names}; name the files: --data FILE --dev FILE --test FILE")
     return {split: found[split] for split in _NAMES if split in found and not (task.test_only and not split.startswith("test"))}
 
 
 def _candidates(data: str) -> list[tuple[str, str]]:
-    """Returns (name without suffix, path) of each file in a folder or split of a TFDS name; nothing for a single file."""
+    """Returns (name without suffix, path) of each file of a folder, or split of a TFDS dataset; none for a single file."""
     if data.startswith("tfds:"):
         whole = "tfds:" + ":".join(files.tfds_name(data))
         if data == whole:
@@ -60,25 +60,25 @@ def _candidates(data: str) -> list[tuple[str, str]]:
     folder = data.rstrip("/") or "/"
     paths = sorted(files.matches(os.path.join(folder if "://" in data else glob.escape(folder), "*")))
     if not paths:
-        raise InputError(f"{data}: holds no files")
+        raise InputError(f"{data}: no files in this folder (--data)")
     return [(_stem(path), path) for path in paths]
 
 
 def _stem(path: str) -> str:
-    """Returns "train" for "a/Train.tsv.gz", and "" for a file that is no table."""
+    """Returns "train" for "a/Train.tsv.gz", and "" for a file that is not a table."""
     name, suffix = os.path.splitext(os.path.basename(path.removesuffix(files.codec_of(path))))
     return name.lower() if suffix.lower() in files.TABLE_SUFFIXES else ""
 
 
 def _pick(split: str, named: list[tuple[str, str]], task: Task) -> str | None:
-    """Returns the file of a split, by its name, by the task's own names for it, or by the start of its name (train-v1.1)."""
+    """Returns the file of a split by its name, by the task's own names for it, or by the start of its name (train-v1.1)."""
     names, prefixes = _NAMES[split], tuple(name + end for name in _NAMES[split] for end in "-.")
     others = [(name,) for name in (*_LATER.get(split, ()), *task.files.get(split, ()))]
     tries = [[path for stem, path in named if stem in group] for group in (names, *others)]
     for paths in [*tries, [path for stem, path in named if stem.startswith(prefixes)]]:
         if len(paths) > 1:
             option = "data" if split == "train" else split.split("_")[0]
-            raise InputError(f"{paths[0]} and {paths[1]} could both be {split}: name the one to use with --{option} FILE")
+            raise InputError(f"{paths[0]} and {paths[1]} could both be {split}: name one of them with --{option} FILE")
         if paths:
             return paths[0]
     return None

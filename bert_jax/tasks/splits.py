@@ -1,19 +1,19 @@
-"""The files of a task -> training, dev and test records, and lines about them.
+"""Reads the files of a task: training, dev and test records, and lines to show about them.
 
     splits = load_splits(find_task("sst2"), TaskData(data="glue/SST-2"))
     splits.train[0]      Record(("hide new secretions from the parental units",), "negative", "0", "glue/SST-2/train.tsv:2")
     splits.dev.keys()    dict_keys(["dev"]); dev_matched and dev_mismatched for MNLI
     splits.notes         ["train: 67349 rows of glue/SST-2/train.tsv ('sentence' 'label')", ...]
 
-Files are found by name (`split_files`), columns by the names that the task's files usually have (`columns`); the command line may
-name both (TaskData). What depends on the kind of the task, the kind does (`parsing.Parsing`).
+Files are found by their names (`split_files`) and columns by their usual names (`columns`) unless TaskData names them. The kind
+of the task does what depends on it (`parsing.Parsing`).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,11 +34,11 @@ class Splits:
     """Records of a task.
 
     Attributes:
-      train: the records to train on.
-      dev: records by the name of the split: "dev", but for tasks that have several.
-      test: likewise, "test".
-      labels: the classes by id, where the kind has classes, else empty.
-      notes: lines to show: what was found, left out, held out; those to be heeded start with "warning: ".
+      train: the training records.
+      dev: the records of each dev split by its name: "dev", or several as for MNLI.
+      test: the records of each test split.
+      labels: the classes by id; empty where the kind has no classes.
+      notes: lines to show about what was found, left out and held out; warnings start with "warning: ".
       data_hash: hex SHA-256 of the bytes of the files, in the order train, dev, test.
     """
 
@@ -53,18 +53,16 @@ class Splits:
 def load_splits(task: Task, data: TaskData) -> Splits:
     """Reads all examples of a task.
 
-    Without a dev file, dev rows are drawn from the training rows as `holdout.hold_out` says: equal texts, questions of one
-    context and rows of one group stay together, and classes keep their shares. With `data.max_train_rows`, `holdout.draw` of the
-    training rows that are left are the training rows.
+    Without a dev file, `holdout.hold_out` takes dev rows from the training rows. `data.max_train_rows` limits what is left.
 
     Raises:
-      InputError: a split is missing, found twice or empty; a file cannot be read; a column is not there; a label is malformed or
-        (in dev or test) unknown to training; a training or dev split has no labels; all training rows are of one class.
+      InputError: a split is missing, ambiguous or empty; a file cannot be read; a column is missing; a label is malformed, or
+        unknown in training; a training or dev split has no labels; all training rows have the same class.
     """
     hasher, notes = hashlib.sha256(), list[str]()
     files = {split: _read(split, path, task, data, hasher, notes) for split, path in find_files(task, data).items()}
     task, read = _settled(task, data, files, notes)
-    files.clear()  # rows that were left out take no memory from here on
+    files.clear()  # frees the rows that were left out
     train = read.pop("train", [])
     dev = {split: records for split, records in read.items() if split.startswith("dev")}
     test = {split: records for split, records in read.items() if split.startswith("test")}
@@ -79,7 +77,7 @@ def load_splits(task: Task, data: TaskData) -> Splits:
     if train:
         notes += task.kind.look_at_labels(task, train, labels)
         notes += [
-            f"warning: {split}: all of its {len(records)} rows have the label {label}: its scores do not tell what was learnt"
+            f"warning: {split}: all {len(records)} rows have the label {label}, so its scores do not show what was learnt"
             for split, records in dev.items()
             if (label := holdout.only_label(task.kind, records)) is not None
         ]
@@ -87,11 +85,11 @@ def load_splits(task: Task, data: TaskData) -> Splits:
     return Splits(train, dev, test, labels, notes, hasher.hexdigest())
 
 
-# ---- one file
+# --- one file ---
 
 
 def _read(split: str, path: str, task: Task, data: TaskData, hasher: Hasher, notes: list[str]) -> File:
-    """Returns the records of one file; lines about it are added to `notes`."""
+    """Returns the records of a file; adds lines about it to `notes`."""
     kind = task.kind
     table, named = kind.open(path, task, data, hasher)
     columns = find_columns(split, path, table.columns, task, named)
@@ -112,7 +110,7 @@ def _read(split: str, path: str, task: Task, data: TaskData, hasher: Hasher, not
 
 
 def _records(path: str, table: Table, columns: Columns, task: Task, data: TaskData) -> tuple[File, Mapping[str, list[str]]]:
-    """Returns the records of the rows of a file, and what their kind noted of them."""
+    """Returns the records of the rows of a file, and the places that their kind noted."""
     kind, reader, noted = task.kind, LabelReader(task, data), defaultdict[str, list[str]](list)
     records = kind.new_records()
     for number, row in enumerate(kind.rows(table, columns)):
@@ -142,22 +140,18 @@ def _about(split: str, table: Table, data: TaskData, blank: Sequence[str]) -> li
     if table.skipped:
         why = "that cannot be read" if data.on_error == "skip" else "with a wrong number of fields"
         notes.append(f"{split}: {len(table.skipped)} lines left out, {why}: {few(table.skipped)}")
-    return notes + [f"warning: {split}: {len(blank)} rows left out that have no words: {few(blank)}"] * bool(blank)
-
-
-def _column_texts(file: File, task: Task) -> Iterator[tuple[str, ...]]:
-    return map(task.kind.whole_texts, texts_of(file.records))
+    return notes + [f"warning: {split}: {len(blank)} rows without words left out: {few(blank)}"] * bool(blank)
 
 
 def _check_texts(file: File, task: Task) -> None:
     """Raises InputError where a column of texts is empty in all rows."""
     for number, column in enumerate(file.columns.texts):
-        if not any(texts[number].strip() for texts in _column_texts(file, task)):
+        if not any(task.kind.whole_texts(texts)[number].strip() for texts in texts_of(file.records)):
             raise InputError(f"{file.path}: {column!r} is empty in all {len(file.records)} rows: name another (--text-column)")
 
 
 def _empty_texts(split: str, file: File, task: Task) -> list[str]:
-    each = enumerate(_column_texts(file, task))
+    each = enumerate(map(task.kind.whole_texts, texts_of(file.records)))
     empty = [file.records[i].place for i, texts in each if not all(text.strip() for text in texts)]
     return [f"warning: {split}: {len(empty)} of {len(file.records)} rows have an empty text: {few(empty)}"] * bool(empty)
 
@@ -168,17 +162,17 @@ def _check_ids(records: Sequence[Record]) -> None:
     places: dict[str, str] = {}
     for record in records:
         if record.id in places:
-            raise InputError(f"{record.place}: id {record.id!r} is also that of {places[record.id]}")
+            raise InputError(f"{record.place}: {places[record.id]} also has the id {record.id!r}; give each row an id of its own")
         places[record.id] = record.place
 
 
-# ---- all splits together
+# --- all splits together ---
 
 
 def _settled(task: Task, data: TaskData, files: Mapping[str, File], notes: list[str]) -> tuple[Task, dict[str, Sequence[Record]]]:
-    """Returns the task with its classes, where columns or places name them, and the records of each split with their labels.
+    """Returns the task with its classes, where columns or positions name them, and the records of each split with their labels.
 
-    Training and dev rows without a label are left out; test rows are kept, to be predicted. Both are counted in `notes`.
+    Leaves out training and dev rows without a label; keeps test rows, which are predicted. Adds both numbers to `notes`.
     """
     read = {split: file.records for split, file in files.items()}
     read = without_minus_one(task, read, given=data.unlabelled_mark is not None)
@@ -188,14 +182,14 @@ def _settled(task: Task, data: TaskData, files: Mapping[str, File], notes: list[
 
 
 def _labelled(split: str, file: File, task: Task, records: Sequence[Record], notes: list[str]) -> Sequence[Record]:
-    """Returns the rows that have a label; all in a test set, and where no row has one and the kind needs none."""
+    """Returns the rows that have a label; all rows of a test set, and where none has a label and the kind needs none."""
     labels = labels_of(records)
     missing, is_test = sum(label is None for label in labels), split.startswith("test")
     if not missing:
         return records
     if missing == len(records):
         if not is_test and not task.kind.labels_are_optional:
-            raise InputError(f"{file.path}: none of its {missing} rows has a label, so it cannot be {split}")
+            raise InputError(f"{file.path}: none of its {missing} rows has a label, so it cannot be the {split} set")
         notes += [f"{split}: has no labels"] * is_test
         return records
     found = file.reader.unlabelled
@@ -205,6 +199,6 @@ def _labelled(split: str, file: File, task: Task, records: Sequence[Record], not
     if is_test:
         notes.append(f"{split}: {counted}: predicted, not scored")
         return records
-    fix = "" if set(+found) == {"empty"} else "; if one of these is a class, name the marks that are none (--unlabelled-mark)"
+    fix = "" if set(+found) == {"empty"} else "; if one of these is a class, name the marks that are not (--unlabelled-mark)"
     notes.append(f"warning: {split}: {counted}: left out{fix}")
     return take(records, [i for i, label in enumerate(labels) if label is not None])

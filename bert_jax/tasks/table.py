@@ -1,4 +1,4 @@
-"""The tasks with a name, as rows of one table: GLUE's, SQuAD's, and one for each kind of task on the user's own files."""
+"""The table of named tasks: GLUE's, SQuAD's, and one for each kind of task on the user's own files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ TASKS: dict[str, Task] = {
         Task("squad2", question_answering, metrics=("f1", "exact_match"), defaults=_SQUAD),
         Task("ner", tagging, metrics=("entity_f1",)),
         Task("swag", multiple_choice, ("sent1", "ending0", "ending1", "ending2", "ending3"), stem="sent2"),
-        # any file of the user's, columns named on the command line
+        # the user's own files
         Task("classification", classification, metrics=("accuracy", "multiclass_macro_f1")),
         Task("multi_label", multi_label, metrics=("micro_f1", "macro_f1")),
         Task("regression", regression, metrics=("pearson", "spearman")),
@@ -62,7 +62,7 @@ TASKS: dict[str, Task] = {
 
 
 def find_task(name: str) -> Task:
-    """The row of that name; GLUE's own spellings count too (SST-2, STS-B, CoLA). Raises InputError for any other."""
+    """Returns the task of a name, also in GLUE's spelling (SST-2, STS-B, CoLA). Raises InputError for an unknown name."""
     plain = name.lower().replace("-", "") if name.lower().replace("-", "") in TASKS else name.replace("-", "_")
     if plain not in TASKS:
         raise InputError(f"no task {name!r}{did_you_mean(name, TASKS)}; known: {', '.join(TASKS)}")

@@ -75,7 +75,7 @@ class Tagging(Kind[tuple[str, ...], list[str]]):
         return files.sentences_of_words(table.rows, columns.id, (*columns.texts, *columns.labels))
 
     def read_label(self, reader: LabelReader, value: object, place: str) -> tuple[str, ...] | None:
-        """Returns tags, or entities by characters. An empty list may be either: `read_row` decides."""
+        """Returns tags, or entities by characters; `read_row` decides which of the two an empty list is."""
         if (spans := read_spans(value, f"{place}: the label")) is not None:
             return spans  # type: ignore[return-value]  # which `read_row` turns into tags
         names = [reader.name(tag, place) for tag in tokens(value, f"{place}: the label") or ()]
@@ -120,16 +120,16 @@ class Tagging(Kind[tuple[str, ...], list[str]]):
         overlapping = noted.get("overlapping", [])
         file.reader.unlabelled["empty"] += len(noted.get("no tags", []))
         if 1 < len(file.records) == len(noted.get("one word", [])):
-            found = f"{file.columns.texts[0]!r} has one word in every row, where a row is a sentence"
-            raise InputError(f"{file.path}: {found}; name the column that says which sentence a word is of: --id-column NAME")
-        note = f"warning: {split}: {len(overlapping)} entities left out that overlap longer ones"
+            found = f"{file.columns.texts[0]!r} has one word in every row, but a row must be a sentence"
+            raise InputError(f"{file.path}: {found}; name the column that numbers the sentences: --id-column NAME")
+        note = f"warning: {split}: {len(overlapping)} entities that overlap longer ones left out"
         return file.records, [note] * bool(overlapping)
 
     def whole_texts(self, texts: tuple[str, ...]) -> tuple[str, ...]:
         return ("".join(texts),)
 
     def classes(self, task: Task, train: Sequence[Record], others: Sequence[Sequence[Record]]) -> Classes:
-        """Returns the model's tags if it has some, else all, those of dev and test too, with "O" first."""
+        """Returns the tags of the model if it has some, else all tags, also those of dev and test, with "O" first."""
         for records in [train, *others]:
             for i, (texts, label) in enumerate(zip(texts_of(records), labels_of(records), strict=True)):
                 if label is not None and len(label) != len(texts):
@@ -139,18 +139,18 @@ class Tagging(Kind[tuple[str, ...], list[str]]):
         if task.labels:
             if odd := sorted(fresh.keys() - set(task.labels)):
                 near = did_you_mean(odd[0], task.labels)
-                raise InputError(f"tag {odd[0]!r} is none of the model's: {', '.join(task.labels)}{near}")
+                raise InputError(f"tag {odd[0]!r} is not among the tags of the model: {', '.join(task.labels)}{near}")
             return task.labels, []
-        notes = [f"warning: tag {tag!r} is {n} times in dev or test, never in training" for tag, n in sorted(fresh.items())]
+        notes = [f"warning: tag {tag!r} occurs {n} times in dev or test, but not in training" for tag, n in sorted(fresh.items())]
         return tuple(sorted(found | set(fresh), key=lambda tag: (tag != "O", tag))), notes
 
     def look_at_labels(self, task: Task, train: Sequence[Record], labels: Sequence[str]) -> list[str]:
         _, notes = count_classes(task, train, labels, least=2)
         if tags.entity_tags(labels) is None:
-            more = ". They are numbers: entities are found if the tags are given by name" if are_numbers(labels) else ""
-            notes.append(f"tags are classes of words, without entities (no B-, I- or O): scored by accuracy{more}")
+            more = ". They are numbers; to find entities, give the tags by name" if are_numbers(labels) else ""
+            notes.append(f"tags are classes of words, not entities (no B-, I- or O): scored by accuracy{more}")
         elif tags.are_types(labels):
-            notes.append("tags are types of entities, some without B- or I-: adjacent words of one type are one entity")
+            notes.append("tags are types of entities, some without B- or I-: adjacent words of a type are one entity")
         return notes
 
     def content(self, texts: tuple[str, ...]) -> Hashable:
@@ -163,7 +163,7 @@ class Tagging(Kind[tuple[str, ...], list[str]]):
         return label
 
     def encode(self, records: Sequence[Record], labels: Sequence[str], layout: Layout) -> Encoded:
-        """Tokenizes sentences; a long one is read in windows that overlap by half, and each word is labelled in one of them."""
+        """Tokenizes sentences; long ones in windows that overlap by half, each word labelled in one of them."""
         before, after = map(len, layout.template(1).ids)
         room = layout.longest - before - after
         items, found, firsts = list[Item](), list[Window](), list[np.ndarray]()
@@ -205,7 +205,7 @@ class Tagging(Kind[tuple[str, ...], list[str]]):
         return Predictions(labels_of(records), loss=0.0)
 
     def scores(self, predicted: Predicted[list[str]], metrics: Sequence[str]) -> dict[str, float]:
-        """Scores entities; tags that are none (see `tags.entity_tags`) have `tag_accuracy` alone, bare types have both."""
+        """Scores entities; classes of words have only `tag_accuracy`, and types without prefix have both."""
         accuracy = {"tag_accuracy": scoring.tag_accuracy(predicted.values, predicted.right)}
         both = _entity_tags(predicted)
         if both is None:
@@ -214,13 +214,13 @@ class Tagging(Kind[tuple[str, ...], list[str]]):
         return scores | (accuracy if tags.are_types(predicted.labels) else {})
 
     def details(self, predicted: Predicted[list[str]]) -> Details:
-        """Returns the scores of each type of entity, or of each tag where tags are classes, the most frequent first."""
+        """Returns the scores of each type of entity, or of each tag where tags are classes; the most frequent first."""
         both = _entity_tags(predicted)
         each = _each_tag(predicted) if both is None else scoring.entity_report(*both)
         return {"classes": dict(sorted(each.items(), key=lambda item: -item[1]["support"]))}
 
     def baseline(self, splits: Splits, metrics: Sequence[str]) -> float | None:
-        """Returns the score of no entity or, where tags are classes, of giving every word the most frequent tag."""
+        """Returns the score of predicting no entity or, where tags are classes, the most frequent tag for every word."""
         if tags.entity_tags(splits.labels) is not None:
             return 0.0
         every = (splits.train, *splits.dev.values())
@@ -229,7 +229,7 @@ class Tagging(Kind[tuple[str, ...], list[str]]):
         return float(np.mean([np.mean([tag == commonest for tag in each]) for each in asked]))
 
     def write(self, folder: Path, predicted: Predicted[list[str]]) -> Path:
-        """Writes NAME.conll, a line a word: the word, the right tag where some have one (_ for the others), the predicted tag."""
+        """Writes NAME.conll, a line for each word: the word, the right tag (_ if missing) where some rows have one, the predicted tag."""
 
         def lines() -> Iterator[str]:
             labelled = predicted.split.labelled
@@ -249,7 +249,9 @@ class Tagging(Kind[tuple[str, ...], list[str]]):
             record = predicted.records[i]
             words = TaggedWords(record.texts, right[i], given[i])
             rows.append([RecordId(record.id, record.place), f"{wrong[i]} of {len(right[i])}", words])
-        caption = f"Sentences with most wrong words, of {np.sum(wrong > 0):,}. Over a word: its tag, and a wrong one struck out"
+        caption = (
+            f"Sentences with the most wrong words, of {np.sum(wrong > 0):,}. Over a word: its tag; a wrong tag is struck out"
+        )
         return [*class_figures(details), Listing(caption, ["id", "wrong", "words"], rows)]
 
 
@@ -264,7 +266,7 @@ class _TokenLogits(Predictor):
 
 
 def _entity_tags(predicted: Predicted[list[str]]) -> list[list[list[str]]] | None:
-    """Returns the predicted and the right tags in the form that entities are read from; None where tags are no entities."""
+    """Returns the predicted and the right tags with B-, I- and O; None where tags are not entities."""
     read = tags.entity_tags(predicted.labels)
     if read is None:
         return None
@@ -295,9 +297,9 @@ def _first_tokens(words: Sequence[str], encoding: Encoding) -> np.ndarray:
 
 
 def _tags(split: Split, logits: Sequence[np.ndarray], labels: Sequence[str]) -> list[list[str]]:
-    """Returns the tag of each word's first token, from the window with most context; O for words without tokens.
+    """Returns the tag of the first token of each word, from the window with the most context; O for words without tokens.
 
-    The logits of a window start at its first token, and go on after its text.
+    The logits of a window begin at the first token of its text, and continue after its text.
     """
     windows, found = split.encoded.windows, []
     outside = "O" if "O" in labels else labels[0]
@@ -315,7 +317,7 @@ def _tags(split: Split, logits: Sequence[np.ndarray], labels: Sequence[str]) -> 
 
 
 def _loss(split: Split, logits: Sequence[np.ndarray]) -> float | None:
-    """Returns the mean loss of a word, in the window that it is labelled in; None without any labelled word."""
+    """Returns the mean loss of the labelled words; None where there are none."""
     each = [
         scoring.nats(own[item.target != IGNORED], item.target[item.target != IGNORED])
         for own, item in zip(logits, split.encoded.items, strict=True)
@@ -327,13 +329,13 @@ _SENTENCE_COLUMNS = ("sentence #", "sentence_id", "sentence id", "sent_id", "sen
 
 
 def _has_sentence_column(path: str, data: TaskData) -> bool:
-    """Returns True for a table with a word a row: its first line names the column of the sentences."""
+    """Returns True where the first line of a table names a column of sentences: each row is a word."""
     if files.suffix_of(path) not in files.DELIMITED_SUFFIXES:
         return False
     return any(name.strip().lower() in _SENTENCE_COLUMNS or name.strip() == data.id_column for name in files.first_fields(path))
 
 
 def _is_word(row: Row, columns: Columns) -> bool:
-    """Returns True where a row looks like a word and its tag, not like a sentence."""
+    """Returns True for a row that looks like a word with its tag, not like a sentence."""
     cells = [row.values.get(column) for column in (*columns.texts, *columns.labels)]
     return len(cells) == 2 and all(isinstance(c, str) and len(c.split()) == 1 and c.lstrip()[0] != "[" for c in cells)

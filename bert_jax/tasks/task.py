@@ -1,4 +1,4 @@
-"""A task (its columns, classes and metrics), and what the command line says about its files."""
+"""A task: its columns, classes and metrics, and the options for its files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from bert_jax.config import Checked
 
-if TYPE_CHECKING:  # a kind takes jax, which a command line can do without
+if TYPE_CHECKING:  # a kind imports jax, which a command line does not need
     from bert_jax.tasks.kind import Kind
 
 
@@ -19,19 +19,19 @@ class Task:
     """One row of the table.
 
     Attributes:
-      name: its name on the command line.
-      kind: what depends on what is predicted: columns, head, loss, scores.
-      texts: columns of the texts; empty: the command line or the format names them.
-      label: column of the label.
-      labels: the classes by id; empty: those of the training data, sorted.
-      words: the spelling of a class in the files -> its name in `labels`, where they differ ("1" -> "positive").
-      metrics: names in `metrics.METRICS`; their mean picks the best checkpoint.
-      defaults: fields of FinetuneConfig in which the task's usual setting differs from the general one.
-      header: columns of files without a header line; "..." at the end: more may follow.
-      files: names of files for each split, beside train.*, dev.* and test.*.
-      stem: multiple_choice: the column whose text every choice starts with.
-      skip_ragged: leave out and count lines with another number of fields than the header; otherwise they are an error.
-      test_only: there is nothing to train on.
+      name: the name on the command line.
+      kind: the kind, which has the columns, head, loss and scores.
+      texts: the columns of the texts; empty where the user or the format names them.
+      label: the column of the label.
+      labels: the classes by id; empty: the sorted classes of the training data.
+      words: maps the spelling of a class in the files to its name in `labels`, where they differ ("1" -> "positive").
+      metrics: names in `metrics.METRICS`, whose mean chooses the best checkpoint.
+      defaults: fields of FinetuneConfig whose usual value for this task differs from the general one.
+      header: the columns of files without a header line; with "..." at the end, more may follow.
+      files: names of files for each split, in addition to train.*, dev.* and test.*.
+      stem: for multiple_choice, the column whose text begins every choice.
+      skip_ragged: leave out and count lines whose number of fields differs from the header's, instead of an error.
+      test_only: the task has no training data.
     """
 
     name: str
@@ -55,39 +55,39 @@ class TaskData(Checked):
 
     data: str = ""
     (
-        "GLUE's folder of the task, a folder with train.*, dev.* (validation.*) and test.*, a file to train on (.csv .tsv "
-        ".jsonl .parquet; .conll or .txt for tagging; .json in SQuAD's layout), or `tfds:NAME`."
+        "GLUE folder of the task, folder with train.*, dev.* (validation.*) and test.*, file to train on (.csv .tsv .jsonl "
+        ".parquet; .conll or .txt for tagging; .json in SQuAD's layout), or `tfds:NAME`."
     )
     dev: str | None = None
-    """A file to evaluate on, instead of the one in `data`."""
+    """File to evaluate on, in place of the one in `data`."""
     test: str | None = None
-    """A file to predict at the end, instead of the one in `data`."""
+    """File to predict at the end, in place of the one in `data`."""
     text_column: tuple[str, ...] = ()
-    """Columns of the text, or of the two texts; similarity: two or three; multiple_choice: the context, then the choices."""
+    """Columns of the text or the two texts; similarity: two or three texts; multiple_choice: the context, then the choices."""
     label_column: tuple[str, ...] = ()
     (
-        "Column of the label; CoNLL files: the number of the column, counted from 0, or from the end as -1; multi_label: also "
-        "several columns of 0 and 1, one for each class."
+        "Column of the label. CoNLL files: its number, from 0, or from the end as -1. multi_label: also several columns of 0 and "
+        "1, one for each class."
     )
     id_column: str | None = None
-    """Column of the ids that name examples in the predictions; default: their numbers."""
+    """Column of the ids of examples in the predictions. Default: their numbers."""
     label_separator: str = ","
-    """multi_label in .csv and .tsv: the text between two labels."""
+    """multi_label in .csv and .tsv: the separator of the labels in a cell."""
     unlabelled_mark: tuple[str, ...] | None = None
     (
-        "Label cells that mean 'no label', beside empty ones and null. Default: what pandas reads as missing (NA, NaN, None, "
-        "null, ...), - and ?, and -1 beside 0, 1, ...; an empty text: none of these."
+        "Label cells that mean 'no label', in addition to empty cells and nulls. Default: the missing values of pandas (NA, NaN, "
+        "None, null, ...), - and ?, and -1 among 0, 1, ...; give an empty text for none of these."
     )
     quotes: Literal["auto", "csv", "none"] = "auto"
-    """Double quotes enclose fields (csv) or are text (none); auto: csv in .csv, and in .tsv if the whole file fits that."""
+    """Double quotes enclose fields (csv) or are text (none). auto: csv in .csv, and in .tsv if the whole file agrees with it."""
     on_error: Literal["raise", "skip"] = "raise"
-    """Lines that cannot be read (another number of columns, no JSON, not UTF-8): stop, or leave them out and count them."""
+    """At a line that cannot be read (wrong number of columns, no JSON, not UTF-8): stop, or leave it out and count it."""
     dev_size: float = 0.1
-    """Without a file to evaluate on: the share (below 1) or number of training rows that are held out, drawn by seed 0."""
+    """Share (below 1) or number of training rows held out where there is no file to evaluate on, drawn by seed 0."""
     group_column: str | None = None
-    """Column whose rows of one value (a speaker, a document, a product) are held out together."""
+    """Column of a group (a speaker, a document, a product); the rows of a group are held out together."""
     max_train_rows: int | None = None
-    """Train on this many rows, drawn by seed 0."""
+    """Number of training rows to use, drawn by seed 0. Default: all."""
 
     def __post_init__(self) -> None:
         for name in ("label_column", "unlabelled_mark"):
@@ -102,7 +102,7 @@ class TaskData(Checked):
 
 @dataclass(frozen=True)
 class Options:
-    """The fields of FinetuneConfig that only some kinds read; `class_weights` are float32 [C]."""
+    """The fields of FinetuneConfig that only some kinds read; `class_weights` is float32 [C]."""
 
     loss: str = "auto"
     temperature: float = 0.05
