@@ -391,7 +391,7 @@ def test_scored_pairs_have_a_scatter_and_those_that_are_ranked_most_wrongly(page
 def test_pairs_without_a_score_are_shown_where_they_are_least_alike(page):
     vectors = [np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0]]), np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])]
     found = page("similarity", records((("a", "b", "n"), None), (("c", "d", "n"), None)), vectors, scores={"mrr_at_10": 1.0})
-    assert found.rows("Pairs that belong together") == [["id1", "cd", "0.0000"], ["id0", "ab", "0.7071"]]
+    assert found.rows("Pairs with the lowest cosine") == [["id1", "cd", "0.0000"], ["id0", "ab", "0.7071"]]
 
 
 def test_tagged_sentences_have_scores_a_type_and_their_wrong_words_marked(page):

@@ -229,7 +229,7 @@ class Tagging(Kind[tuple[str, ...], list[str]]):
         return float(np.mean([np.mean([tag == commonest for tag in each]) for each in asked]))
 
     def write(self, folder: Path, predicted: Predicted[list[str]]) -> Path:
-        """Writes NAME.conll, a line for each word: the word, the right tag (_ if missing) where some rows have one, the predicted tag."""
+        """Writes NAME.conll, a line for each word: the word, the right tag where some rows have one (else _), the predicted."""
 
         def lines() -> Iterator[str]:
             labelled = predicted.split.labelled
@@ -250,7 +250,7 @@ class Tagging(Kind[tuple[str, ...], list[str]]):
             words = TaggedWords(record.texts, right[i], given[i])
             rows.append([RecordId(record.id, record.place), f"{wrong[i]} of {len(right[i])}", words])
         caption = (
-            f"Sentences with the most wrong words, of {np.sum(wrong > 0):,}. Over a word: its tag; a wrong tag is struck out"
+            f"Sentences with the most wrong words, of {np.sum(wrong > 0):,}. Over a word: its tag; wrong tags struck out"
         )
         return [*class_figures(details), Listing(caption, ["id", "wrong", "words"], rows)]
 
