@@ -398,7 +398,7 @@ def test_scores_of_a_split_that_is_labelled_in_part_are_those_of_that_part(kind,
 @pytest.mark.parametrize("kind", [kind for kind in HEADS if kind != "similarity"])
 def test_a_split_without_any_label_cannot_be_scored(kind, tokenizer):
     records = [dataclasses.replace(record, label=None) for record in random_records(kind, 3)]
-    with pytest.raises(InputError, match=r"dev.tsv:2 has no label, as all rows: dev cannot be scored"):
+    with pytest.raises(InputError, match=r"dev.tsv:2 has no label, nor has any other row: dev cannot be scored"):
         evaluator_of(kind, tokenizer).scores(Split("dev", records, None), [None] * 3)
     assert not Split("dev", records, None).labelled
 
@@ -488,7 +488,7 @@ def test_checkpoints_are_compared_by_the_mean_of_the_tasks_metrics_or_the_one_th
     assert evaluator.main_score(scores, None) == pytest.approx(0.6)
     assert evaluator.main_score(scores, "spearman") == 0.7
     assert evaluator.main_score(scores, "loss") == -2.0
-    with pytest.raises(InputError, match=r"--metric f1 is not among this task's: pearson, spearman, loss"):
+    with pytest.raises(InputError, match=r"--metric f1 is not among the metrics of this task: pearson, spearman, loss"):
         evaluator.main_score(scores, "f1")
 
 

@@ -1069,14 +1069,14 @@ def test_the_same_head_starts_anew_where_that_is_asked_for_or_the_classes_are_ot
     for labels, init_head in ((THREE, "fresh"), (("a", "b"), "auto"), (("c", "b", "a"), "auto"), (("x", "y", "z"), "auto")):
         begun = start(folder, labels, init_head)
         assert sorted(begun.fresh) == list(CLASSIFIER)
-        assert begun.note == f"classifier of {folder} (a, b, c): starts anew"
+        assert begun.note == f"classifier of {folder} (a, b, c): is replaced by a fresh one"
         assert np.abs(flat(begun)["sequence_classifier/kernel"]).max() < 0.05
 
 
 def test_classes_that_both_have_keep_their_rows_and_the_others_start_anew(tmp_path, tokenizer):
     folder = saved(tmp_path, tokenizer, "sequence_classification", THREE)
     begun = start(folder, ("c", "new", "a"), "match")
-    assert begun.note == f"classifier of {folder} (a, b, c): rows of c, a are kept, the rest starts anew"
+    assert begun.note == f"classifier of {folder} (a, b, c): the rows of c, a are kept, the others are fresh"
     theirs = convert.flatten(params_of(TINY, "sequence_classification", 3))
     first, other = flat(begun, 0), flat(begun, 1)
     for path in CLASSIFIER:
@@ -1087,18 +1087,18 @@ def test_classes_that_both_have_keep_their_rows_and_the_others_start_anew(tmp_pa
     assert start(folder, THREE, "match").fresh == ()
 
 
-A_HEAD = "a head of the classes a, b, c; this task's classes are"
+A_HEAD = "a head for the classes a, b, c; the classes of this task are"
 
 
 @pytest.mark.parametrize(
     "options, init_head, message",
     [
-        ({"labels": ("c", "b", "a")}, "keep", f"{A_HEAD} c, b, a. Use fresh, or match to keep the classes that both have"),
+        ({"labels": ("c", "b", "a")}, "keep", f"{A_HEAD} c, b, a. Use fresh, or match to keep the classes that they share"),
         ({"labels": ("x", "y")}, "keep", f"{A_HEAD} x, y. Use fresh$"),
-        ({"labels": ("x", "y")}, "match", f"{A_HEAD} x, y: there is none that both have. Use fresh"),
-        ({"labels": THREE, "head": "token_classification"}, "keep", "no such head; this task's classes are a, b, c. Use fresh$"),
-        ({"labels": (), "head": "question_answering"}, "keep", "no such head; this task has no classes. Use fresh$"),
-        ({"labels": (), "head": "multiple_choice"}, "match", "no such head; this task has no classes"),
+        ({"labels": ("x", "y")}, "match", f"{A_HEAD} x, y: they share none. Use fresh"),
+        ({"labels": THREE, "head": "token_classification"}, "keep", "no head of this kind; the classes of this task are a, b, c. Use fresh$"),
+        ({"labels": (), "head": "question_answering"}, "keep", "no head of this kind; this task has no classes. Use fresh$"),
+        ({"labels": (), "head": "multiple_choice"}, "match", "no head of this kind; this task has no classes"),
     ],
 )
 def test_a_head_that_is_not_the_tasks_cannot_be_kept(tmp_path, tokenizer, options, init_head, message):
@@ -1116,7 +1116,7 @@ def test_another_tasks_head_of_the_same_name_starts_anew(tmp_path, tokenizer, th
         assert {path for path in begun.fresh if "pooler" not in path} == {
             path for path in convert.flatten(params_of(TINY, head)) if path.split("/")[0].endswith("_classifier")
         }
-        assert begun.note == f"classifier of {folder}: starts anew"
+        assert begun.note == f"classifier of {folder}: is replaced by a fresh one"
 
 
 def test_of_a_head_of_two_layers_only_the_last_is_of_one_task(tmp_path, tokenizer):
@@ -1131,7 +1131,7 @@ def test_classes_that_are_not_as_many_as_the_heads_are_refused(tmp_path, tokeniz
     folder = saved(tmp_path, tokenizer, "sequence_classification", THREE)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"id2label": {"0": "a", "1": "b"}}))
-    with pytest.raises(InputError, match=r"classifier.weight is of 3 classes; config.json names a, b: correct it"):
+    with pytest.raises(InputError, match=r"classifier.weight has 3 classes, but config.json names a, b: correct config.json"):
         start(folder, ("b", "z"), "match")
 
 

@@ -48,7 +48,7 @@ def test_weights_in_a_file_are_those_of_the_classes_that_it_names(tmp_path):
         (None, "No such file or directory; give `balanced`, or a JSON file of weights"),
         ("{", "not JSON"),
         ("[1, 2]", r"a list, not an object such as \{\"good\": 2.5\}"),
-        ('{"god": 2}', "'god' is no class; they are good, bad; did you mean 'good'"),
+        ('{"god": 2}', "'god' is not among the classes good, bad; did you mean 'good'"),
         ('{"good": 0}', "the weight of 'good' is 0, not a number above 0"),
         ('{"good": "2"}', "the weight of 'good' is '2', not a number above 0"),
         ('{"good": NaN}', "the weight of 'good' is nan, not a number above 0"),

@@ -50,7 +50,7 @@ def evaluate(
         special_tokens: Read `[SEP]` in a text as that token, or as text like any other. Default: as the model's files say.
     """
     if not task_data.data:
-        raise InputError("--data is missing: bert_jax evaluate MODEL --data FILE; --help says more")
+        raise InputError("--data is missing: bert_jax evaluate MODEL --data FILE; see --help")
     from bert_jax import compilation_cache, pretrained
     from bert_jax.finetuning import stages
     from bert_jax.finetuning.config import FinetuneConfig

@@ -1,4 +1,4 @@
-"""Fine-tuning of one model on one task, from files to results."""
+"""Fine-tunes a model on a task, from files to results."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def finetune(cfg: FinetuneConfig, command: str = "bert_jax.finetune") -> Reached
     """
     multihost.connect(cfg.parallel)
     task = find_task(cfg.task)
-    if cfg.num_epochs == 0 and cfg.max_seq_length is None:  # as long as what the model was trained on
+    if cfg.num_epochs == 0 and cfg.max_seq_length is None:  # the length of the model's training
         there = pretrained.describe(cfg.model)
         cfg = cfg.replace(max_seq_length=there.max_length if there.tuned.task else None)
     cfg = cfg.resolved(task)
@@ -58,7 +58,7 @@ def _config_of_via(cfg: FinetuneConfig, via: str) -> FinetuneConfig:
 
 
 def say(line: str) -> None:
-    """Shows a line, once for all hosts."""
+    """Prints a line to stderr, on the first host only."""
     if multihost.is_first():
         print(line, file=sys.stderr)
 

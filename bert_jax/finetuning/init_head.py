@@ -1,4 +1,4 @@
-"""Reads the model that a fine-tuning run starts from, with its head as `--init-head` says."""
+"""Reads the model that a fine-tuning run starts from, with the head that `--init-head` asks for."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bert_jax.pooling import ACTIVATIONS, Pooling, read_pooling
 from bert_jax.pretrained import Model, ProblemType, convert_tensors, report
 from bert_jax.tuned import Tuned, read_tuned
 
-_CLASSIFIER: dict[Head, str] = {  # the layer of a head that is of one task
+_CLASSIFIER: dict[Head, str] = {  # the layer of a head that belongs to one task
     "sequence_classification": "sequence_classifier", "token_classification": "token_classifier",
     "question_answering": "span_classifier", "multiple_choice": "choice_classifier",
 }  # fmt: skip
@@ -35,8 +35,8 @@ class StartingModel:
     Attributes:
       model: The model.
       fresh: Paths of the parameters that each run draws by its own seed.
-      matched: Rows that those take over from a head of other classes: path -> (classes here, their values [C, ...]).
-      note: A line about the head of the file.
+      matched: Rows of these that come from a head of other classes: path -> (classes here, their values [C, ...]).
+      note: A line about the head in the file.
     """
 
     model: Model
@@ -45,12 +45,12 @@ class StartingModel:
     note: str
 
     def params(self, seed: int) -> PyTree:
-        """Returns the parameters that a run begins with."""
+        """Returns the initial parameters of a run."""
         if not self.fresh:
             return self.model.params
         drawn = initial_values(self.model.module, self.fresh, seed)
-        # Not cut at two sigma: transformers' heads are not, with whose scores ours are compared. Cut ones are 12 % smaller, and
-        # few steps do not make up for it: 252 of transformers end WNUT-17 at a loss of 0.13 to 0.14 from those, 0.12 from its own
+        # The normal is not truncated, as in transformers, with whose scores ours are compared. Truncated heads are 12 % smaller,
+        # which short runs do not make up for: 252 steps of transformers on WNUT-17 end at a loss of 0.13 to 0.14, not 0.12.
         for number, path in enumerate(path for path in self.fresh if path.endswith("/kernel")):
             normal = np.random.default_rng([seed, number]).standard_normal(drawn[path].shape, np.float32)
             drawn[path] = normal * np.float32(self.model.config.initializer_range)
@@ -67,15 +67,15 @@ def load_for_task(
     """Reads the model that a fine-tuning run starts from.
 
     Args:
-      path_or_name: see `load`.
+      path_or_name: as for `load`.
       head: the head of the task.
-      labels: the task's classes.
-      problem_type: see `Model`.
-      init_head: see `FinetuneConfig`.
-      special_tokens: see `FinetuneConfig`; None: as the tokenizer's files say.
+      labels: the classes of the task.
+      problem_type: as in `Model`.
+      init_head: as in `FinetuneConfig`.
+      special_tokens: as in `FinetuneConfig`; None: as the files of the tokenizer say.
 
     Raises:
-      InputError: as `load` does; or the head is to be kept or matched, but is of another task.
+      InputError: as `load` does, and where a head of another task is to be kept or matched.
     """
     labels = tuple(labels)
     files = read(find(path_or_name))
@@ -95,12 +95,12 @@ def load_for_task(
         Tokenizer.load(files.home, model_type=files.config.model_type, special_tokens=special_tokens),
         head, labels, problem_type,
         pooling=read_pooling(files.library) or Pooling() if head == "encoder" else None,
-        activation=ACTIVATIONS["Identity"] if problem_type == "regression" else None,  # CrossEncoder's would be a sigmoid
+        activation=ACTIVATIONS["Identity"] if problem_type == "regression" else None,  # that of CrossEncoder is a sigmoid
         tuned=read_tuned(files.home, files.values, len(found.labels) or None) if kept else Tuned(),
     )  # fmt: skip
-    fate = "is kept" if kept else "starts anew"
+    fate = "is kept" if kept else "is replaced by a fresh one"
     if matched:
-        fate = f"rows of {', '.join(found.shared)} are kept, the rest starts anew"
+        fate = f"the rows of {', '.join(found.shared)} are kept, the others are fresh"
     classes = f" ({', '.join(found.labels)})" if found.labels else ""
     note = f"{layer} of {files.path}{classes}: {fate}" if f"{layer}.weight" in files.tensors else ""
     return StartingModel(model, tuple(converted.fresh), matched, note)
@@ -108,13 +108,13 @@ def load_for_task(
 
 @dataclass(frozen=True)
 class _FoundHead:
-    """The head that a file holds, against the one of the task.
+    """The head in a file, compared with the head of the task.
 
     Attributes:
-      there: Whether the file holds a head of this kind.
-      labels: Its classes, where they have names.
-      shared: The task's classes that it has too, in the task's order.
-      same: Whether it is a head for the task's classes.
+      there: True if the file has a head of this kind.
+      labels: The names of its classes.
+      shared: The classes of the task that it has too, in the order of the task.
+      same: True if it is a head for the classes of the task.
     """
 
     there: bool
@@ -129,23 +129,23 @@ def _found_head(
     there = _has_head(files, head, layer)
     theirs = files.labels() if there and head in LABELLED_HEADS else ()
     if theirs and len(theirs) != (rows := len(files.tensors[f"{layer}.weight"])):
-        said = f"{layer}.weight is of {rows} classes; config.json names {', '.join(theirs)}: correct it"
+        said = f"{layer}.weight has {rows} classes, but config.json names {', '.join(theirs)}: correct config.json"
         raise InputError(f"{files.where}: {said}")
-    one_value = problem_type in (None, "regression") and max(len(theirs), len(labels)) <= 1  # whatever it is called
+    one_value = problem_type in (None, "regression") and max(len(theirs), len(labels)) <= 1  # its name does not matter
     return _FoundHead(there, theirs, [name for name in labels if name in theirs], there and (theirs == labels or one_value))
 
 
 def _matched_rows(
     files: Directory, ours: str, layer: str, found: _FoundHead, labels: tuple[str, ...]
 ) -> dict[str, tuple[list[int], np.ndarray]]:
-    """Returns path -> (classes here, their values in the file), for the parameters of the classifier."""
+    """Returns path -> (classes here, their values in the file) for the parameters of the classifier."""
     here, there = ([names.index(name) for name in found.shared] for names in (labels, found.labels))
     leaves = {"kernel": "weight", "bias": "bias"}
     return {f"{ours}/{path}": (here, files.tensors[f"{layer}.{name}"][there].astype(np.float32)) for path, name in leaves.items()}
 
 
 def _has_head(files: Directory, head: Head, layer: str) -> bool:
-    """Returns whether `layer` is there and belongs to `head`: `architectures` tells heads apart that name it alike."""
+    """Returns True if the file has `layer` and it belongs to `head`; `architectures` tells heads of one layer name apart."""
     said = files.values.get("architectures") or [""]
     said = said if isinstance(said, list) else [""]
     return files.family.head_of(str(said[0])) in (None, head) and all(
@@ -154,7 +154,7 @@ def _has_head(files: Directory, head: Head, layer: str) -> bool:
 
 
 class _Without(Mapping[str, np.ndarray]):
-    """Tensors without those whose name begins with `prefix`; values are read when asked for."""
+    """The tensors whose names do not begin with `prefix`; values are read on access."""
 
     def __init__(self, tensors: Mapping[str, np.ndarray], prefix: str) -> None:
         self._tensors, self._names = tensors, [name for name in tensors if not name.startswith(prefix)]
@@ -170,13 +170,13 @@ class _Without(Mapping[str, np.ndarray]):
 
 
 def _check_init_head(init_head: InitHead, found: _FoundHead, labels: Sequence[str], where: str) -> None:
-    """Raises InputError where the head cannot be kept or matched as asked."""
-    there = "a head without classes" if found.there else "no such head"
+    """Raises InputError where the head cannot be kept or matched."""
+    there = "a head without classes" if found.there else "no head of this kind"
     if found.labels:
-        there = f"a head of the classes {', '.join(found.labels)}"
-    here = f"this task's classes are {', '.join(labels)}" if labels else "this task has no classes"
+        there = f"a head for the classes {', '.join(found.labels)}"
+    here = f"the classes of this task are {', '.join(labels)}" if labels else "this task has no classes"
     if init_head == "keep" and not found.same:
-        advice = ", or match to keep the classes that both have" if found.shared else ""
+        advice = ", or match to keep the classes that they share" if found.shared else ""
         raise InputError(f"--init-head keep: {where} has {there}; {here}. Use fresh{advice}")
     if init_head == "match" and not found.shared:
-        raise InputError(f"--init-head match: {where} has {there}; {here}: there is none that both have. Use fresh")
+        raise InputError(f"--init-head match: {where} has {there}; {here}: they share none. Use fresh")

@@ -1,4 +1,4 @@
-"""The content of results.json, and the table of runs on the screen."""
+"""Makes the content of results.json, and prints the table of runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LIBRARIES = ("bert_jax", "jax", "flax", "optax", "numpy", "scikit-learn", "scip
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the libraries that decide the numbers."""
+    """Returns the versions of Python and of the libraries that the numbers depend on."""
     found = {"python": platform.python_version()}
     for name in _LIBRARIES:
         try:
@@ -29,15 +29,15 @@ def versions() -> dict[str, str]:
 
 
 def shared_metrics(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
-    """Returns (split, metric) of the scores that all runs have; runs of earlier versions may lack some."""
+    """Returns (split, metric) of the scores that all runs have; runs of earlier versions have fewer."""
     first, *others = [outcome.scores for outcome in outcomes if outcome.scores] or [{}]
     return [(split, name) for split in first for name in first[split] if all(name in scores[split] for scores in others)]
 
 
 def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Returns for each learning rate the mean, sd, median, min and max of the score and of each metric over its seeds.
+    """Returns mean, sd, median, min and max of the score and of each metric over the seeds of each learning rate.
 
-    Failed runs are listed, and count too, except those that have no score.
+    Failed runs are listed, and count if they have a score.
     """
     summaries = {}
     for rate in sorted({outcome.learning_rate for outcome in outcomes}):
@@ -87,14 +87,14 @@ def results(
 
 
 def show(outcomes: Sequence[Outcome], best: Outcome, console: Console) -> None:
-    """Prints a line for each run, and mean and median of each learning rate."""
+    """Prints a table with a line for each run, and mean and median for each learning rate."""
     names = shared_metrics([best, *outcomes])
     several = len(best.scores) > 1
-    table = Table(title="scores on the dev set, of the weights that are kept")
+    table = Table(title="scores of the kept weights on the dev set")
     marked = len(outcomes) > 1 or outcomes[0].failed
     measured = (f"{s} {m}" if several else m for s, m in names)
     for column in ("learning rate", "seed", "step", *measured, "seconds", *[""] * bool(marked)):
-        table.add_column(column, justify="right", overflow="fold")  # a long name wraps, inside a word if need be
+        table.add_column(column, justify="right", overflow="fold")  # wraps long names, also inside a word
     for outcome in outcomes:
         values = [f"{outcome.scores[s][m]:.4f}" if outcome.scores else "-" for s, m in names]
         mark = f"failed: {outcome.failed}" if outcome.failed else "best" if outcome is best and len(outcomes) > 1 else ""

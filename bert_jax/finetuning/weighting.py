@@ -1,4 +1,4 @@
-"""The weight of each class in the training loss (option class_weights). No jax in here."""
+"""Reads the weight of each class in the training loss (option class_weights). No jax in here."""
 
 from __future__ import annotations
 
@@ -16,17 +16,9 @@ if TYPE_CHECKING:
 
 
 def class_weights(given: str, kind: Kind, labels: Sequence[str], train: Sequence[Record]) -> dict[str, float]:
-    """Returns the weight of each of `labels`.
+    """Returns the weight of each of `labels`: "balanced", by frequency in `train`, or from a JSON file (missing classes: 1).
 
-    Args:
-      given: "balanced", which weighs the classes by how frequent they are, or a JSON file with an object of classes and weights;
-        classes that it does not name weigh 1.
-      kind: which has the weights for "balanced".
-      labels: the classes.
-      train: the training rows.
-
-    Raises:
-      InputError: the file cannot be read or is not such an object, or a class or weight in it is unknown or not usable.
+    Raises InputError where the file is no JSON object of known classes and positive weights.
     """
     if given != "balanced":
         return dict.fromkeys(labels, 1.0) | _read(Path(given), labels)
@@ -45,7 +37,7 @@ def _read(path: Path, labels: Sequence[str]) -> dict[str, float]:
     for name, weight in found.items():
         if name not in labels:
             near = did_you_mean(name, labels)
-            raise InputError(f"--class-weights {path}: {name!r} is no class; they are {', '.join(labels)}{near}")
+            raise InputError(f"--class-weights {path}: {name!r} is not among the classes {', '.join(labels)}{near}")
         number = isinstance(weight, int | float) and not isinstance(weight, bool)
         if not number or not math.isfinite(weight) or weight <= 0:
             raise InputError(f"--class-weights {path}: the weight of {name!r} is {weight!r}, not a number above 0")

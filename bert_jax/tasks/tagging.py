@@ -249,9 +249,7 @@ class Tagging(Kind[tuple[str, ...], list[str]]):
             record = predicted.records[i]
             words = TaggedWords(record.texts, right[i], given[i])
             rows.append([RecordId(record.id, record.place), f"{wrong[i]} of {len(right[i])}", words])
-        caption = (
-            f"Sentences with the most wrong words, of {np.sum(wrong > 0):,}. Over a word: its tag; wrong tags struck out"
-        )
+        caption = f"Sentences with the most wrong words, of {np.sum(wrong > 0):,}. Over a word: its tag; wrong tags struck out"
         return [*class_figures(details), Listing(caption, ["id", "wrong", "words"], rows)]
 
 
