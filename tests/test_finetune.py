@@ -532,7 +532,7 @@ def test_changed_data_is_refused(model, finished, tmp_path, left, monkeypatch):
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     if left == "checkpoints":
         (tmp_path / "run" / "run.json").unlink()
-    with pytest.raises(InputError, match=r"the data is not what .* was (made|begun) with: the files differ, or"):
+    with pytest.raises(InputError, match=r"the data differs from that of .*: the files, or the way this version"):
         tune(model, "sst2", tmp_path, tmp_path / "run")
 
 
@@ -927,7 +927,7 @@ def test_classes_count_by_their_weights_and_other_weights_are_another_run(finish
     assert losses_of(tmp_path / "run") == pytest.approx([(12 * no + 4 * 5 * yes) / (12 + 4 * 5)], rel=1e-4)
     assert found["exported"]["dev"]["loss"] == pytest.approx((12 * no + 4 * yes) / 16, rel=1e-4)
     path.write_text('{"positive": 6}')
-    with pytest.raises(InputError, match="the data is not what"):
+    with pytest.raises(InputError, match="the data differs from that of"):
         tune(export, "sst2", tmp_path, tmp_path / "run", **options)
 
 
@@ -1015,7 +1015,7 @@ def test_the_diagnostic_set_is_predicted_by_a_model_of_mnli(model, finished, tmp
     assert (found["data"]["train"], found["data"]["test"], found["exported"]) == (0, 6, {})
     predicted = bert_jax.Classifier(bert_jax.load(finished(mnli).export))([row[1:] for row in rows])
     assert [row["prediction"] for row in rows_of(tmp_path / "run" / "predictions" / "test.tsv")] == [p.label for p in predicted]
-    with pytest.raises(InputError, match="has no head for ax, and there is nothing to train it on: give a fine-tuned model"):
+    with pytest.raises(InputError, match="has no head for ax, and there is no training data: give a fine-tuned model"):
         tune(model, "ax", tmp_path, tmp_path / "other")
 
 
@@ -1209,7 +1209,7 @@ def test_a_file_that_can_not_be_evaluated_is_refused(model, finished, tmp_path):
         evaluate(run.export, "test.tsv")
     with pytest.raises(InputError, match=r"tiny does not say what it was fine-tuned on: give --task"):
         evaluate(model, "dev.tsv")
-    with pytest.raises(InputError, match=r"has no head for regression, and there is nothing to train it on"):
+    with pytest.raises(InputError, match=r"has no head for regression, and there is no training data"):
         evaluate(model, "dev.tsv", "--task", "regression", "--text-column", "sentence")
     with pytest.raises(InputError, match=r"--data is missing"):
         command(["evaluate", str(run.export)])

@@ -1,4 +1,4 @@
-"""Fine-tuning runs: several seeds and learning rates on one task, one after the other or in one program, resumable."""
+"""Resumable fine-tuning runs: several seeds and learning rates on a task, one after the other or in one program."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Member(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of its folder and its metrics."""
+        """The name of the folder and the metrics of the run."""
         return f"seed{self.seed}-lr{self.learning_rate:g}"
 
 
@@ -59,14 +59,14 @@ class Outcome:
     """The outcome of a run, as in run.json and results.json.
 
     Attributes:
-      seed, learning_rate: of the run.
-      steps: the number of steps taken.
+      seed, learning_rate: the member.
+      steps: the number of steps.
       best_step: the step whose weights are kept.
-      score: the score that checkpoints are compared by, at that step.
+      score: the score at that step that compares checkpoints.
       scores: dev split -> metric -> value, at that step.
       history: all evaluations; empty, as `scores`, where no weights are usable.
-      failed: the reason if the run failed: it diverged, or learnt nothing.
-      seconds: the time that training took.
+      failed: the reason if the run diverged or learnt nothing.
+      seconds: the duration of training.
     """
 
     seed: int
@@ -93,21 +93,21 @@ class Scored(NamedTuple):
 
 
 def checksum(params: PyTree) -> int:
-    """Returns a CRC-32 of parameters on the host, by which an export is known to hold what was scored."""
+    """Returns a CRC-32 of parameters on the host, which tells whether an export has the weights that were scored."""
     return reduce(lambda crc, leaf: zlib.crc32(np.ascontiguousarray(leaf).data, crc), jax.tree.leaves(params), 0)
 
 
 class Runs:
-    """Runs that are trained together: one, or several in one program, each with its own data order and dropout.
+    """One run, or several that train in one program, each with its own order of the data and dropout.
 
-    `directory` keeps metrics.jsonl, checkpoints/ and the export/ of each run (in a folder of its name if there are several).
+    `directory` has metrics.jsonl, checkpoints/ and the export/ of each run (of several runs in a folder of its name).
     """
 
     def __init__(self, trainer: Trainer, members: Sequence[Member], directory: Path) -> None:
         self.trainer, self.members, self.directory = trainer, members, directory
         self.active = np.ones(len(members), bool)
         self.history: list[list[Evaluation]] = [[] for _ in members]
-        self.scored: dict[Member, Scored] = {}  # those of runs that exported a model in this process
+        self.scored: dict[Member, Scored] = {}  # of the models that this process exported
 
     def folder(self, number: int) -> Path:
         """Returns the folder of a run."""
@@ -116,12 +116,12 @@ class Runs:
     # --- one program for several ---
 
     def initial(self) -> steps.TrainState:
-        """Returns the state before the first step; it aliases nothing, as a step donates its buffers."""
+        """Returns the state before the first step, in buffers of its own, which the first step donates."""
         devices, starts = self.trainer.devices, [self.trainer.initial_params(member.seed) for member in self.members]
         params = starts[0] if len(starts) == 1 else jax.tree.map(lambda *leaves: np.stack(leaves), *starts)
         init = partial(steps.init_state, optimizer=self.trainer.optimizer)
         init = init if len(starts) == 1 else jax.vmap(init)
-        params = devices.place(jax.tree.map(np.array, params))  # copied, as the first step donates its buffers
+        params = devices.place(jax.tree.map(np.array, params))
         return jax.jit(init, out_shardings=devices.shardings(jax.eval_shape(init, params)))(params)
 
     def train_step(self) -> Callable[[steps.TrainState, steps.Batch], Stepped]:
@@ -134,11 +134,11 @@ class Runs:
         def together(states: steps.TrainState, batches: steps.Batch, active: jax.Array) -> Stepped:
             new, metrics = jax.vmap(self.trainer.step)(states, batches, peaks, seeds)
 
-            def keep(new: jax.Array, old: jax.Array) -> jax.Array:  # a run that has stopped stays as it is
+            def keep(new: jax.Array, old: jax.Array) -> jax.Array:  # stopped runs do not change
                 return jnp.where(active.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
             flat = {f"{name}/{key}": value[i] for key, value in metrics.items() for i, name in enumerate(names)}
-            skipped = jnp.min(metrics["skipped_in_a_row"], where=active, initial=2**30)  # the least of the runs that go on
+            skipped = jnp.min(metrics["skipped_in_a_row"], where=active, initial=2**30)  # the minimum over the active runs
             shared = {"loss": jnp.mean(metrics["loss"], where=active), "skipped_in_a_row": skipped}
             return jax.tree.map(keep, new, states), flat | shared
 
@@ -161,14 +161,14 @@ class Runs:
             if not self.active[i]:
                 continue
             own, history = self.params(here, i), self.history[i]
-            with np.errstate(all="ignore"):  # NaN of a diverged run is handled below
+            with np.errstate(all="ignore"):  # the NaN of diverged runs is handled below
                 predicted: dict[str, Predictions] = {split.name: evaluator.predict(split, own) for split in trainer.dev}
                 tuned = evaluator.tune(trainer.dev, predicted)
                 scores = {split.name: evaluator.scores(split, predicted[split.name], tuned) for split in trainer.dev}
-            scores = multihost.from_first(scores)  # those of other hosts may differ in the last bit
+            scores = multihost.from_first(scores)  # other hosts may differ in the last bit
             score = float(np.mean([evaluator.main_score(of, cfg.metric) for of in scores.values()]))
             if not all(np.isfinite(value) for of in scores.values() for value in of.values()):
-                score = float("-inf")  # NaN would be neither better nor worse than any other
+                score = float("-inf")  # NaN does not compare
             step = min((len(history) + 1) * trainer.eval_every, trainer.num_steps)
             history.append({"step": step, "score": score, "scores": scores})
             since = len(history) - 1 - _best(history)
@@ -183,7 +183,7 @@ class Runs:
         return values
 
     def _export(self, number: int, params: PyTree, tuned: Tuned, predicted: dict[str, Predictions]) -> None:
-        """Saves the model of a run with what predictors need to predict as it was scored."""
+        """Saves the model of a run with the lengths and thresholds that it was scored with."""
         model, pooling = self.trainer.start.model, self.trainer.start.model.pooling
         if isinstance(pooling, Pooling):
             pooling = dataclasses.replace(pooling, max_length=tuned.max_length)
@@ -194,7 +194,7 @@ class Runs:
     # --- the run ---
 
     def done(self) -> list[Outcome] | None:
-        """Returns the outcome of each run; None unless all are done."""
+        """Returns the outcome of each run, or None unless all are done."""
         found = []
         for number in range(len(self.members)):
             path = self.folder(number) / "run.json"
@@ -205,13 +205,13 @@ class Runs:
                 key = values.pop("data")
                 found.append(Outcome(**values))
             except (ValueError, TypeError, KeyError) as error:
-                raise InputError(f"{path} is damaged ({error}): delete it, and the run is repeated") from None
+                raise InputError(f"{path} is damaged ({error}): delete it to repeat the run") from None
             if key != self.trainer.data_key:
-                raise InputError(_other_data(f"{path} was made"))
+                raise InputError(_other_data(str(path)))
         return found
 
     def fit(self, stop: loop.StopRequest) -> list[Outcome]:
-        """Trains from the start or the last checkpoint; returns the outcome of each run (none where `stop` ended them)."""
+        """Trains from the start or the last checkpoint; returns the outcome of each run, or none where `stop` ended them."""
         trainer, begun = self.trainer, time.perf_counter()
         saved = checkpoint.Checkpointer(self.directory / "checkpoints", keep=1, best_metric=None)
         state, start, seconds, lines = self._restore(saved)
@@ -233,7 +233,7 @@ class Runs:
 
             def save(state: steps.TrainState, evaluation: dict[str, float]) -> None:
                 if self._ended(int(np.max(state.step)), stop):
-                    return  # run.json follows at once, and checkpoints of finished runs are deleted
+                    return  # run.json follows, and the checkpoints of finished runs are deleted
                 kept: dict[str, object] = {"data": trainer.data_key, "history": self.history, "active": self.active.tolist()}
                 kept |= {"lines": log.lines, "seconds": seconds + time.perf_counter() - begun}
                 saved.save(int(np.max(state.step)), state, kept)
@@ -242,7 +242,7 @@ class Runs:
             cadence = loop.Cadence(num_steps, trainer.cfg.log_every, trainer.eval_every, every, OptimConfig().max_skipped)
             assert trainer.batches is not None
             stream = trainer.batches.stream(seeds, start, num_steps)
-            with contextlib.suppress(loop.Diverged):  # the state says how many updates were skipped
+            with contextlib.suppress(loop.Diverged):  # the state has the number of skipped updates
                 loop.fit(
                     state, step, stream, alive.watched(partial(trainer.devices.put_whole, axis=rows)), cadence,
                     partial(self._evaluate, stop=stop), save, log, stop, loop.Cost(_tokens, 0.0, None),
@@ -261,36 +261,36 @@ class Runs:
         return step == self.trainer.num_steps or stop.enough
 
     def drop_checkpoints(self) -> None:
-        """Deletes the checkpoints of finished runs: parameters and moments take three times as much as a model's file."""
+        """Deletes the checkpoints of finished runs, which are three times as large as the model."""
         if multihost.is_first():
             shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
 
     def _restore(self, saved: checkpoint.Checkpointer) -> tuple[steps.TrainState, int, float, int]:
-        """Returns the state, its step, the seconds so far, and the number of lines of metrics."""
+        """Returns the state, its step, the seconds of training so far, and the number of lines of metrics."""
         fresh = self.initial()
         restored = saved.restore_latest(fresh)
         if restored is None:
             return fresh, 0, 0.0, 0
         state, meta, start = restored
         if meta["data"] != self.trainer.data_key:
-            raise InputError(_other_data(f"{self.directory} was begun"))
+            raise InputError(_other_data(str(self.directory)))
         self.history, self.active = meta["history"], np.array(meta["active"])
         return state, start, meta["seconds"], meta.get("lines", 0)
 
     def _outcome(self, number: int, end: int, in_a_row: int, seconds: float) -> Outcome:
-        """Returns the outcome of a run of `end` steps; the last `in_a_row` updates were skipped, as they were not finite."""
+        """Returns the outcome of a run of `end` steps, of which the last `in_a_row` were skipped because they were not finite."""
         trainer, member, history = self.trainer, self.members[number], self.history[number]
         kept = history[_best(history) if trainer.cfg.select == "best" else -1] if history else None
         failed = f"the last {in_a_row} updates were not finite" if in_a_row else None
         if kept is None or not np.isfinite(kept["score"]) or (in_a_row and kept["step"] >= end - in_a_row):
             return Outcome(*member, end, 0, float("-inf"), {}, [], failed or "its predictions were not finite", seconds)
         if failed is None and trainer.baseline is not None and kept["score"] <= trainer.baseline + 1e-9:
-            failed = f"no better than learning nothing ({trainer.baseline:.4f})"
+            failed = f"no better than a model that learnt nothing ({trainer.baseline:.4f})"
         return Outcome(*member, history[-1]["step"], kept["step"], kept["score"], kept["scores"], history, failed, seconds)
 
 
 def _best(history: Sequence[Evaluation]) -> int:
-    """Returns the best evaluation; of those of the same score the one of the lowest loss on dev, then the first."""
+    """Returns the best evaluation: of the highest score, then of the lowest dev loss, then the first."""
 
     def rank(i: int) -> tuple[float, float, int]:
         losses = [scores["loss"] for scores in history[i]["scores"].values() if "loss" in scores]
@@ -301,10 +301,8 @@ def _best(history: Sequence[Evaluation]) -> int:
 
 
 def _other_data(what: str) -> str:
-    return (
-        f"the data is not what {what} with: the files differ, or this version reads or splits them in another way. "
-        "Restore them, or give another --workdir"
-    )
+    changed = "the files, or the way this version reads or splits them, have changed"
+    return f"the data differs from that of {what}: {changed}. Restore them, or give another --workdir"
 
 
 def _tokens(batch: dict[str, np.ndarray]) -> int:

@@ -1,4 +1,4 @@
-"""Fine-tuning from files to predictions: what all runs share, which runs there are, and what the best one predicts."""
+"""The stages of fine-tuning: preparing what all runs share, training the runs, and predicting with the best one."""
 
 from __future__ import annotations
 
@@ -38,16 +38,15 @@ _CLASSIFIER_PATHS = {
 
 
 def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Say) -> tuple[Trainer, list[Split]]:
-    """Returns what the runs share, and the test splits.
+    """Returns what all runs share, and the test splits; shows notes on the head, on long texts and on the batches.
 
-    Shows what becomes of the head, what is cut, and the shapes of the batches. Raises InputError where config, data and model
-    do not go together.
+    Raises InputError where config, data and model do not fit together.
     """
     kind, trains = task.kind, bool(splits.train) and bool(cfg.num_epochs)
     options, records, notes = kind.settle(cfg.options(kind), splits.train)
     devices = _devices(cfg, kind)
     start = _load(cfg, kind, splits, trains, say)
-    parallel.check_fit(devices, start.model.config, devices.rows_cut)  # rows are made to divide
+    parallel.check_fit(devices, start.model.config, devices.rows_cut)  # rows are padded to divide
     limit = _limit(cfg, start.model)
     model, more = kind.adapt(start.model, limit, task, splits, options)
     for note in [*_special_tokens(cfg, splits, model), *notes, *more]:
@@ -63,10 +62,10 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Say) -> tuple[
     _check_metric(cfg, evaluator, dev)
     batches = _batches(cfg, kind, train, model, devices, say) if train.encoded.items and cfg.num_epochs else None
     if batches is None and _CLASSIFIER_PATHS & set(start.fresh):
-        raise InputError(f"{cfg.model} has no head for {task.name}, and there is nothing to train it on: give a fine-tuned model")
+        raise InputError(f"{cfg.model} has no head for {task.name}, and there is no training data: give a fine-tuned model")
     key = f"{splits.data_hash}-{holdout.digest(splits.train, splits.dev)}-{cfg.max_seq_length}"
     options = _weighted(cfg, kind, options, splits, say)
-    if options.class_weights is not None:  # which a file may change
+    if options.class_weights is not None:  # a file may have changed them
         key += f"-{options.class_weights.tolist()}"
     nothing = baseline(task, splits, cfg.metric)
     return Trainer(cfg, task, options, start, batches, dev, evaluator, devices, key, nothing), test
@@ -75,67 +74,67 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Say) -> tuple[
 def _devices(cfg: FinetuneConfig, kind: Kind) -> parallel.Devices:
     devices = parallel.make_devices(cfg.parallel)
     if devices.pmap and kind.needs_all_rows:
-        raise InputError(f"parallel.strategy='pmap' sees each device's rows alone, and {kind.name} needs all: use 'mesh'")
+        raise InputError(f"parallel.strategy='pmap' computes each device's rows alone, but {kind.name} needs all: use 'mesh'")
     return devices
 
 
 def _load(cfg: FinetuneConfig, kind: Kind, splits: Splits, trains: bool, say: Say) -> StartingModel:
-    """Reads the model with the head of the task. Raises InputError where the config asks for more than it has."""
-    reads = cfg.special_tokens or ("text" if trains else None)  # None: as the model was trained
+    """Reads the model with the head of the task. Raises InputError where the config asks for more tokens or layers."""
+    reads = cfg.special_tokens or ("text" if trains else None)  # None: as in the training of the model
     start = load_for_task(cfg.model, kind.head, splits.labels, kind.problem_type, cfg.init_head, reads)
     if start.note:
         say(start.note)
     longest, layers = start.model.config.max_length, start.model.config.num_hidden_layers
     if (cfg.max_seq_length or 0) > longest:
         raise InputError(
-            f"max_seq_length={cfg.max_seq_length}, but {cfg.model} takes {longest} tokens at most: --max-seq-length {longest}"
+            f"max_seq_length={cfg.max_seq_length}, but {cfg.model} takes at most {longest} tokens: --max-seq-length {longest}"
         )
     if cfg.freeze_layers > layers:
         raise InputError(f"freeze_layers={cfg.freeze_layers}, but {cfg.model} has {layers} layers: choose 0 to {layers}")
     if trains or kind.problem_type is None:
         return start
-    there = pretrained.describe(cfg.model)  # what the outputs of an untrained head mean, its own files say
+    there = pretrained.describe(cfg.model)  # the meaning of the outputs is in the files of the model
     model = dataclasses.replace(start.model, problem_type=there.problem_type, activation=there.activation)
     return dataclasses.replace(start, model=model)
 
 
 def _limit(cfg: FinetuneConfig, model: Model) -> int:
-    """Returns the tokens of a sequence: those asked for, as far as the model and its pooling take them."""
+    """Returns the tokens of a sequence: those of the config, as far as the model and its pooling take them."""
     assert cfg.max_seq_length is not None
     pooled = model.pooling.max_length if isinstance(model.pooling, Pooling) else None
     return min(cfg.max_seq_length, pooled or cfg.max_seq_length, model.config.max_length)
 
 
 def _special_tokens(cfg: FinetuneConfig, splits: Splits, model: Model) -> list[str]:
-    """Returns a line where training texts hold special tokens that are read as text by default."""
+    """Returns a line where training texts contain special tokens that are read as text by default."""
     found = special_tokens_in(splits.train, model.need_tokenizer()) if cfg.special_tokens is None else {}
     if not found:
         return []
     listing = ", ".join(f"{name} in {count}" for name, count in found.items())
-    return [f"of {len(splits.train)} rows to train on, {listing} have a special token, read as text (--special-tokens read)"]
+    return [f"special tokens in {len(splits.train)} training rows are text: {listing} rows (--special-tokens read)"]
 
 
 def _encode(
     name: str, kind: Kind, records: Sequence[Record], labels: Sequence[str], model: Model, limit: int, say: Say
 ) -> Split:  # fmt: skip
-    """Tokenizes a split; says how many of its records were cut."""
+    """Tokenizes a split; shows the number of records that were cut."""
     pooling = model.pooling if isinstance(model.pooling, Pooling) else Pooling()
     layout = Layout(model.need_tokenizer(), model.config, limit, pooling.read)
     found = kind.encode(records, labels, layout).read_from(pooling.first_place(layout))
     if found.lost:
-        what = "questions have more tokens than are read" if found.reading else f"have more than {limit} tokens"
-        say(f"{name}: {found.lost} of {len(records)} {what}: what is past them was not read (--max-seq-length)")
+        what = "questions have too many tokens" if found.reading else f"rows have more than {limit} tokens"
+        say(f"{name}: {found.lost} of {len(records)} {what}; the rest was not read (--max-seq-length)")
     return Split(name, records, found)
 
 
 def _check_metric(cfg: FinetuneConfig, evaluator: Evaluator, dev: Sequence[Split]) -> None:
-    """Raises InputError for a metric that is not the task's, before it is trained."""
+    """Raises InputError before training where the task does not have the metric."""
     for split in dev if cfg.metric is not None else ():
         evaluator.main_score(evaluator.scores(split, evaluator.kind.guess(split.records, evaluator.labels)), cfg.metric)
 
 
 def _batches(cfg: FinetuneConfig, kind: Kind, train: Split, model: Model, devices: parallel.Devices, say: Say) -> Batches:
-    """Plans the training batches; says their shapes."""
+    """Plans the training batches; shows their shapes."""
     assert cfg.batch_size is not None
     assert cfg.num_epochs is not None
     items = train.encoded.items
@@ -161,8 +160,8 @@ def _weighted(cfg: FinetuneConfig, kind: Kind, options: Options, splits: Splits,
 def baseline(task: Task, splits: Splits, metric: str | None) -> float | None:
     """Returns the dev score of a model that learnt nothing.
 
-    None where it is not known (a metric of the user's choice, no dev rows), and where a dev split has one label only: there,
-    nothing does better than that.
+    Returns None where it is not known (a metric of the user's choice, no dev rows), or is the best possible score, because a
+    dev split has a single label.
     """
     if not splits.dev or metric is not None or any(holdout.only_label(task.kind, rows) for rows in splits.dev.values()):
         return None
@@ -170,9 +169,9 @@ def baseline(task: Task, splits: Splits, metric: str | None) -> float | None:
 
 
 def fit_all(trainer: Trainer, workdir: Path, stop: loop.StopRequest) -> tuple[list[Outcome], Scored | None]:
-    """Trains all runs that are not done yet.
+    """Trains the runs that are not done yet.
 
-    Returns the outcomes in the order of learning rates and seeds, and the dev predictions of the best run if it was trained here.
+    Returns the outcomes in the order of learning rates and seeds, and the dev predictions of the best run if this process has them.
     """
     cfg = trainer.cfg
     members = [Member(cfg.seed + i, rate) for rate in cfg.learning_rates for i in range(cfg.seeds)]
@@ -195,21 +194,21 @@ def fit_all(trainer: Trainer, workdir: Path, stop: loop.StopRequest) -> tuple[li
                 return outcomes, None
         runs.drop_checkpoints()
         outcomes += done
-        if (best := best_of(outcomes)) is not None and best in done:  # one run's predictions are kept, as they may be large
+        if (best := best_of(outcomes)) is not None and best in done:  # of one run only, because predictions may be large
             scored = runs.scored.get(best.member)
     return outcomes, scored
 
 
 def best_of(outcomes: Sequence[Outcome]) -> Outcome | None:
-    """Returns the run of the highest score, None where no run has one."""
+    """Returns the run of the highest score, or None where no run has one."""
     return max((outcome for outcome in outcomes if outcome.history), key=lambda outcome: outcome.score, default=None)
 
 
 def _gain_together(trainer: Trainer, count: int) -> bool:
-    """Returns true where `count` runs in one program are likely faster.
+    """Returns True where `count` runs in one program are likely faster.
 
-    On CPUs they are not (BERT-tiny: 0.76, MiniLM: 0.99 times as fast). They keep an accelerator busier, if parameters, gradients
-    and moments of all fit in a quarter of its memory.
+    On CPUs they are slower (BERT-tiny: 0.76, MiniLM: 0.99 times as fast). Accelerators are busier with them, if the parameters,
+    gradients and moments of all fit in a quarter of the memory.
     """
     available = memory.device_bytes(trainer.devices.mesh.local_devices[0])
     state = 16 * sum(x.size for x in jax.tree.leaves(trainer.start.model.params))
@@ -226,11 +225,10 @@ def export_folder(workdir: Path, outcomes: Sequence[Outcome], which: Outcome) ->
 def predict_all(
     trainer: Trainer, test: Sequence[Split], workdir: Path, scored: Scored | None = None
 ) -> tuple[dict[str, dict[str, float]], dict[str, Predicted]]:  # fmt: skip
-    """Predicts dev and test with the exported model or, where nothing was trained, with the model itself; writes the predictions.
+    """Predicts dev and test with the exported model, or where nothing was trained with the model itself; writes the predictions.
 
-    Returns the scores of the splits that have some, and the predictions of all. Both follow the thresholds in the export, which
-    were tuned on dev; where nothing was trained those of the model, or else tuned on dev. Dev is not predicted again where the
-    export has, bit for bit, the weights that predicted it in training.
+    Dev is not predicted again where the export has, bit for bit, the weights that predicted it in training. The thresholds are
+    those of the model, or else tuned on dev. Returns the scores of the splits that can be scored, and all predictions.
     """
     model, evaluator, splits = trainer.start.model, trainer.evaluator, [*trainer.dev, *test]
     if trainer.batches is not None:
@@ -249,7 +247,7 @@ def predict_all(
 
 
 def thresholds(trainer: Trainer, kept: Tuned, predictions: Mapping[str, Predictions]) -> Tuned:
-    """Returns the thresholds that are given, else those of the model, which its training tuned, else the best on dev."""
+    """Returns the given thresholds, else those of the model, which its training tuned, else the best on dev."""
     given = trainer.evaluator.tuned
     null = kept.null_threshold if given.null_threshold is None else given.null_threshold
     labels = given.label_thresholds or kept.label_thresholds

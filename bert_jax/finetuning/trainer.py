@@ -1,4 +1,4 @@
-"""The shared parts of all runs of a fine-tuning: the model, the batches, the optimizer, the step and the evaluator."""
+"""The parts that all runs of a fine-tuning share: model, batches, optimizer, step and evaluator."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ StepFn = Callable[[steps.TrainState, steps.Batch, ArrayLike, ArrayLike], Stepped
 
 @dataclass(frozen=True)
 class Trainer:
-    """Trains a model on a task, for any seed and learning rate.
+    """Trains a model on a task with any seed and learning rate.
 
     Attributes:
-      cfg: without unset values (`FinetuneConfig.resolved`).
+      cfg: the config without unset values (`FinetuneConfig.resolved`).
       task: the task.
-      options: what the task's kind reads of the config.
+      options: the options of its kind.
       start: the model that the runs start from.
       batches: the training batches; None where nothing is trained.
-      dev: the splits that runs are evaluated on.
-      evaluator: predicts and scores them.
-      devices: where the runs are computed.
-      data_key: differs where the data of another run differs.
+      dev: the dev splits.
+      evaluator: predicts and scores the splits.
+      devices: the devices of the training.
+      data_key: a key of the data; runs with other data have another one.
       baseline: the score of a model that learnt nothing, where it is known.
     """
 
@@ -61,20 +61,20 @@ class Trainer:
 
     @property
     def num_steps(self) -> int:
-        """The steps of a run."""
+        """The number of steps of a run."""
         assert self.cfg.num_epochs is not None
         assert self.batches is not None
         return max(1, round(self.cfg.num_epochs * self.batches.steps_per_epoch))
 
     @property
     def eval_every(self) -> int:
-        """The steps from one evaluation to the next."""
+        """The number of steps between evaluations."""
         assert self.batches is not None
         return min(self.cfg.eval_every or self.batches.steps_per_epoch, self.num_steps)
 
     @cached_property
     def module(self) -> Bert:
-        """The module as it is trained: with the config's dropout and compute type, recomputing as much as memory asks for."""
+        """The module in training: with the dropout and compute type of the config, and recomputation as memory requires."""
         cfg, compute, drop = self.start.model.config, ComputeConfig(dtype=self.cfg.dtype), self.cfg.dropout
         if drop is not None:
             cfg = cfg.replace(hidden_dropout_prob=drop, attention_probs_dropout_prob=drop, classifier_dropout=drop)
@@ -95,7 +95,7 @@ class Trainer:
 
     @cached_property
     def optimizer(self) -> optim.Guarded:
-        """The optimizer for a learning rate of 1, with the share of each layer."""
+        """The optimizer for a learning rate of 1, scaled by layer."""
         return optim.make_optimizer(self._optim, self._scales)
 
     @property
@@ -108,7 +108,7 @@ class Trainer:
 
     @cached_property
     def _scales(self) -> PyTree | None:
-        """The share of the learning rate of each trained parameter (0: it is frozen); None where all have all of it."""
+        """The scale of the learning rate of each parameter (0: frozen); None where all are 1."""
         cfg, params = self.cfg, self.start.model.params
         if cfg.lora_rank is not None:
             adapters = jax.eval_shape(partial(lora.initialize, params, cfg.lora_rank), 0)
@@ -119,14 +119,14 @@ class Trainer:
         return optim.layer_scales(params, self.module.cfg.num_hidden_layers, cfg.layer_decay, cfg.freeze_layers)
 
     def initial_params(self, seed: int) -> PyTree:
-        """Returns what a run trains: the model's parameters, or with adapters {model, adapters}."""
+        """Returns the trained tree of a run: the parameters of the model, or with adapters {model, adapters}."""
         params = self.start.params(seed)
         if self.cfg.lora_rank is None:
             return params
         return {"model": params, "adapters": lora.initialize(params, self.cfg.lora_rank, seed)}
 
     def merged(self, params: PyTree) -> PyTree:
-        """Returns the parameters of the model, given what a run trains."""
+        """Returns the parameters of the model from the trained tree of a run."""
         if self.cfg.lora_rank is None:
             return params
         return lora.merge(params["model"], params["adapters"], self.cfg.lora_alpha / self.cfg.lora_rank)
@@ -138,7 +138,7 @@ class Trainer:
         sums = make_sums(self.evaluator.kind, self.module, model, self.options)
 
         def sums_fn(params: PyTree, batch: steps.Batch, key: jax.Array | None) -> dict[str, Sum]:
-            if scales is not None:  # the backward pass ends above what is frozen
+            if scales is not None:  # ends the backward pass above the frozen layers
                 params = jax.tree.map(lambda p, s: p if s else jax.lax.stop_gradient(p), params, scales)
             return sums(self.merged(params), batch, key)
 
@@ -163,7 +163,7 @@ class Trainer:
 
 
 def make_sums(kind: Kind, module: Bert, model: Model, options: Options) -> steps.SumsFn:
-    """Returns the function (parameters, batch, key) -> losses and other sums; without a key there is no dropout."""
+    """Returns the function (parameters, batch, key) -> losses and other sums; the key is None for no dropout."""
 
     def sums(params: PyTree, batch: steps.Batch, key: jax.Array | None) -> dict[str, Sum]:
         outputs = heads.apply(module, params, batch, key, head_only=not kind.reads_every_token)
