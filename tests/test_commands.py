@@ -266,7 +266,7 @@ def test_a_null_text_has_null_predictions_and_is_counted(run, models):
     whole = run("classify", models["sequence_classification"], stdin=b"bako\n\ntine\n")
     assert [found[i]["label"] for i in (0, 3, 4)] == [each["label"] for each in whole]
     run("classify", models["sequence_classification"], "--text-column", "text", stdin=b'{"text": null}')
-    assert run.err == "warning: 1 of 1 texts are null: so are their predictions\n"
+    assert run.err == "warning: 1 of 1 texts are null, so their predictions are null\n"
 
 
 def test_nulls_are_summed_over_chunks_and_a_pair_needs_both(run, models, monkeypatch):
@@ -277,7 +277,7 @@ def test_nulls_are_summed_over_chunks_and_a_pair_needs_both(run, models, monkeyp
     found = run("classify", models["sequence_classification"], *options, stdin="\n".join(map(json.dumps, pairs)).encode())
     assert [each["label"] is None for each in found] == [True, False, True]
     assert (found[0]["text"], found[2]["text_pair"]) == ("bako", "tine")
-    assert run.err == "warning: 2 of 3 texts are null: so are their predictions\n"
+    assert run.err == "warning: 2 of 3 texts are null, so their predictions are null\n"
 
 
 def test_a_null_text_is_a_row_of_nan_in_an_array(run, models, tmp_path):
@@ -291,7 +291,7 @@ def test_a_null_text_is_a_row_of_nan_in_an_array(run, models, tmp_path):
 def test_an_empty_line_has_no_mask_to_fill(run, models):
     found = run("fill-mask", models["masked_lm"], "--top-k", "1", stdin=b"\nbako [MASK]\n\n")
     assert [each["fillings"] is None for each in found] == [True, False, True]
-    assert run.err == "warning: 2 of 3 texts are null or empty: so are their predictions\n"
+    assert run.err == "warning: 2 of 3 texts are null or empty, so their predictions are null\n"
 
 
 def test_columns_are_kept_by_their_names(run, models, tmp_path):
@@ -342,7 +342,7 @@ def test_answer_reads_tables_and_keeps_contexts_where_asked(run, models, tmp_pat
 def test_quotes_say_whether_they_enclose_a_field(run, models, tmp_path, quotes, text):
     (tmp_path / "a.tsv").write_text('text\n"bako tine"\n')
     assert run("embed", models["masked_lm"], tmp_path / "a.tsv", "--quotes", quotes)[0]["text"] == text
-    with pytest.raises(InputError, match=f"--quotes {quotes} is for .csv and .tsv, and stdin is neither"):
+    with pytest.raises(InputError, match=f"--quotes {quotes} is for .csv and .tsv files, and stdin is neither"):
         run("embed", models["masked_lm"], "--quotes", quotes, stdin=b"bako\n")
 
 
@@ -428,7 +428,7 @@ WRONG_LINES = [
     ("a.jsonl", b'{"text": "bako"}\n\n{"texts": "a"}\n', "a.jsonl:3: no 'text', it has texts; did you mean 'texts'"),
     ("a.jsonl", b'{"text": 5}\n', "a.jsonl:1: 'text' is a int, not a string"),
     ("a.jsonl", b'{"text": "\\ud800"}\n', "a.jsonl:1: 'text' has half of a surrogate pair"),
-    ("a.json", b"{}", "a.json: expected plain text, a text a line, .jsonl"),
+    ("a.json", b"{}", "a.json: give plain text, one per line; .jsonl"),
     ("a.txt.gz", gzip.compress(b"bako\n" * 99)[:-9], "a.txt.gz: cannot be read .*cut short"),
 ]
 

@@ -1207,7 +1207,7 @@ def test_a_file_that_can_not_be_evaluated_is_refused(model, finished, tmp_path):
 
     with pytest.raises(InputError, match=r"test\.tsv: no row has a label, so there is nothing to score; --label-column"):
         evaluate(run.export, "test.tsv")
-    with pytest.raises(InputError, match=r"tiny does not say what it was fine-tuned on: give --task"):
+    with pytest.raises(InputError, match=r"tiny does not name the task that it was fine-tuned on: give --task"):
         evaluate(model, "dev.tsv")
     with pytest.raises(InputError, match=r"has no head for regression, and there is no training data"):
         evaluate(model, "dev.tsv", "--task", "regression", "--text-column", "sentence")

@@ -431,7 +431,7 @@ def test_the_commands_write_a_zip_and_check_it(workdirs, tmp_path, capsys):
     assert sum("NOT RUN" in line for line in shown) == 9
     assert shown[-1] == f"{out}: 11 files, 426309 rows"
     _cli(glue_check)([out], "glue-check")
-    assert capsys.readouterr().out == "11 files, 426309 rows: as the leaderboard wants them\n"
+    assert capsys.readouterr().out == "11 files, 426309 rows: as the leaderboard requires\n"
 
 
 def test_the_check_of_a_wrong_zip_prints_the_problems_and_fails(tmp_path, right, capsys):

@@ -486,7 +486,7 @@ def test_candidates_may_be_given_and_have_their_shares_of_the_whole_vocabulary(f
 
 @pytest.mark.parametrize("target", ["bako bako bako", "", "\u4e2d"])
 def test_a_candidate_that_is_no_token_is_refused(fill, target):
-    with pytest.raises(InputError, match=f"the target '{target}' is read as .*; a mask stands for one token"):
+    with pytest.raises(InputError, match=f"the target '{target}' is read as .*; give a target that is one token"):
         FillMask(fill.model, targets=["a", target])
     with pytest.raises(InputError, match="targets is a str; expected a list"):
         FillMask(fill.model, targets="bako")

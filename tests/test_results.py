@@ -218,7 +218,7 @@ def lost(seed, rate):
     return Outcome(seed, rate, 3, 0, -math.inf, {}, [], "it diverged", 1.0)
 
 
-OUTCOMES = [outcome(0, 3e-5, 0.5), outcome(1, 3e-5, 0.7, "no better than a model that learnt nothing"), outcome(2, 3e-5, 0.9), lost(3, 3e-5),
+OUTCOMES = [outcome(0, 3e-5, 0.5), outcome(1, 3e-5, 0.7, "no better than nothing"), outcome(2, 3e-5, 0.9), lost(3, 3e-5),
             outcome(0, 2e-5, 0.6), lost(0, 1e-2)]  # fmt: skip
 
 

@@ -1,1 +1,1 @@
-"""The command lines of `bert_jax COMMAND`, one module a command or a few."""
+"""The command lines of `bert_jax COMMAND`; a module has one or a few commands."""

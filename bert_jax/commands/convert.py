@@ -13,12 +13,12 @@ def convert(
     head: str | None = None,
     verbose: bool = False,
 ) -> None:
-    """Write a model that bert_jax reads (see docs/library.md) in the Hugging Face layout.
+    """Write any model that bert_jax reads (docs/library.md) in the Hugging Face layout.
 
     Args:
         source: Pretrained directory, directory of a TF1 checkpoint, work directory of `bert_jax train`, or name on the hub.
         out: Directory to write.
-        head: Head to write; default: the model's own.
+        head: Head to write. Default: that of the model.
         verbose: Print the source and the target of each tensor.
     """
     from bert_jax import pretrained

@@ -1,4 +1,4 @@
-"""The command that scores a fine-tuned model on a file, as fine-tuning scores its test set."""
+"""The command `evaluate`: scores a fine-tuned model on a file, as fine-tuning scores its test set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Data(TaskData):
     """The examples, and the columns of their files."""
 
     data: str = ""
-    """The file to evaluate on, or a folder with test.*, as for finetune.py."""
+    """File to evaluate on, or folder with test.*."""
     dev: tyro.conf.Suppress[str | None] = None
     test: tyro.conf.Suppress[str | None] = None
     dev_size: tyro.conf.Suppress[float] = 0.1
@@ -37,17 +37,19 @@ def evaluate(
     label_threshold: float | None = None,
     special_tokens: Literal["read", "text"] | None = None,
 ) -> None:
-    """Score a fine-tuned model on a file with labels; write results.json, report.html and predictions/ as finetune.py does.
+    """Score a fine-tuned model on a file with labels; write results.json, report.html and predictions/ as finetune does.
 
     Args:
-        model: Directory that finetune.py made, or any pretrained one with the head of the task.
+        model: Fine-tuned directory, or any pretrained directory with the head of the task.
         task_data: The examples.
-        task: As for finetune.py; default: the task that the model was fine-tuned on.
-        out: Folder to write; the results of an earlier evaluation in it are replaced.
-        max_seq_length: Tokens an example is cut to. Default: as many as in fine-tuning, which the predictors read too.
-        null_threshold: question_answering: how much likelier no answer must be. Default: the model's.
-        label_threshold: multi_label: probability from which on a text has a label. Default: the model's, for each label.
-        special_tokens: Read `[SEP]` in a text as that token, or as text like any other. Default: as the model's files say.
+        task: Task, as for finetune. Default: the task that the model was fine-tuned on.
+        out: Folder to write; it replaces the results of an earlier evaluation.
+        max_seq_length: Most tokens of an example; the rest is cut. Default: the length of fine-tuning.
+        null_threshold: question_answering: lead over the best answer, in logits, with which no answer is given. Default: that of
+            the model.
+        label_threshold: multi_label: least probability with which a text has a label. Default: those of the model.
+        special_tokens: Read special tokens in a text, such as `[SEP]`, as these tokens, or as text. Default: as the files of the
+            model say.
     """
     if not task_data.data:
         raise InputError("--data is missing: bert_jax evaluate MODEL --data FILE; see --help")
@@ -62,7 +64,7 @@ def evaluate(
     described = pretrained.describe(model)
     name = task or described.tuned.task
     if name is None:
-        raise InputError(f"{model} does not say what it was fine-tuned on: give --task")
+        raise InputError(f"{model} does not name the task that it was fine-tuned on: give --task")
     row = dataclasses.replace(find_task(name), test_only=True)
     if row.kind.has_classes:
         row = dataclasses.replace(row, labels=described.labels)
@@ -76,6 +78,6 @@ def evaluate(
         print(note, file=sys.stderr)
     labelled = any(record.label is not None for records in splits.test.values() for record in records)
     if not labelled and not row.kind.scores_unlabelled:
-        raise InputError(f"{task_data.data}: no row has a label, so there is nothing to score; --label-column names its column")
+        raise InputError(f"{task_data.data}: no row has a label, so there is nothing to score: give --label-column")
     trainer, test = stages.prepare(cfg, row, splits, lambda line: print(line, file=sys.stderr))
     finish(trainer, splits, test, [], shlex.join(["bert_jax", *sys.argv[1:]]))

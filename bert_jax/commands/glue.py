@@ -1,4 +1,4 @@
-"""The commands around GLUE's leaderboard: make a submission of fine-tuned tasks, and check one."""
+"""The commands `glue-zip` and `glue-check`, for submissions to GLUE's leaderboard."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ def glue_zip(
     """Make a submission for GLUE's leaderboard from the predictions of fine-tuned tasks.
 
     Args:
-        workdirs: Work directories of finetune.py, one for each of cola sst2 mrpc stsb qqp mnli qnli rte wnli; AX.tsv comes from
+        workdirs: Work directories of finetune, one for each of cola sst2 mrpc stsb qqp mnli qnli rte wnli; AX.tsv comes from
             that of task ax, or from predictions/ax.tsv in that of mnli.
-        out: The zip to write.
-        fill_missing: Predict the commonest class in every row of a task that was not run.
+        out: Zip to write.
+        fill_missing: Predict the most frequent class in every row of a task without a work directory.
     """
     print("\n".join([*write_zip(workdirs, out, fill_missing), f"{out}: {len(FILES)} files, {NUM_ROWS} rows"]))
 
 
 def glue_check(submission: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ZIP")]) -> None:
-    """Check a zip for GLUE's leaderboard; the exit status is 1 if something is wrong with it.
+    """Check a zip for GLUE's leaderboard. The exit status is 1 if it has faults.
 
     Args:
-        submission: The zip to check.
+        submission: Zip to check.
     """
     if problems := check_zip(submission):
         print("\n".join(problems))
         sys.exit(1)
-    print(f"{len(FILES)} files, {NUM_ROWS} rows: as the leaderboard wants them")
+    print(f"{len(FILES)} files, {NUM_ROWS} rows: as the leaderboard requires")

@@ -50,17 +50,17 @@ class Rows:
     model: _Model
     """Pretrained directory, work directory of `bert_jax train`, or name on the hub."""
     file: _File = "-"
-    """File to read, of a format named above; `-` is standard input."""
+    """File to read, in a format named above; `-` is standard input."""
     max_seq_length: _Length = None
-    """Tokens of a text, special tokens included. Default: the length of fine-tuning, else the longest that the model takes."""
+    """Most tokens of a text, special tokens included. Default: the length of fine-tuning, else that of the model."""
     keep_columns: _Flag = False
-    """Print all columns or fields of a row under their names; input_NAME for a name that a prediction has too."""
+    """Print all columns or fields of a row; input_NAME replaces a name that predictions have too."""
     quotes: files.Quotes = "auto"
-    """Whether double quotes enclose fields of a .csv or .tsv; auto: in a .csv, and in a .tsv whose fields look quoted."""
+    """Double quotes enclose fields (csv) or are text (none). auto: csv in .csv, and in .tsv if the whole file agrees with it."""
     special_tokens: Literal["read", "text"] | None = None
-    """Read `[SEP]` in a text as that token, or as plain text; default: what the model's files say, mostly read."""
+    """Read special tokens in a text, such as `[SEP]`, as these tokens, or as text. Default: as the model's files say."""
     exact: _Flag = False
-    """Compute the same bits for a text in any file and at any place (docs/numerics.md); slower."""
+    """Predict the same bits for a text in any file, at any position (docs/numerics.md); slower."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ class Texts(Rows):
     """The options of the commands that read texts."""
 
     file: _File = "-"
-    """Plain text, one per line; .jsonl, one JSON object per line; .csv or .tsv with a header; .parquet. `-` is standard input."""
+    """Plain text, one per line; .jsonl, one JSON object per line; .csv or .tsv with header; .parquet. `-`: standard input."""
     text_column: str | None = None
-    """Column, or field of the JSON objects, that holds the text; default: text. If it is given, standard input is JSONL."""
+    """Column or JSON field of the text. Default: text. With it, standard input is JSONL."""
 
 
 class _Item(NamedTuple):
-    """A line or row: its texts by field of the output, None for a null, and the fields that are printed."""
+    """A line or row: its texts by output field, None for a null, and the fields that are printed."""
 
     texts: dict[str, str | None]
     shown: dict[str, object]
@@ -132,7 +132,7 @@ def _open(path: str, quotes: files.Quotes = "auto", say: bool = True) -> tuple[I
 
 
 def _chunks(rows: Iterator[_Item], ready: Callable[[], bool]) -> Iterator[list[_Item]]:
-    """Yields rows in lists of one or, while the next is `ready`, more. An InputError is raised after the rows before it."""
+    """Yields lists of rows: one, and more while the next is `ready`. Raises an InputError after the rows before it."""
     most, end = _FIRST, None
     while end is None:
         chunk: list[_Item] = []
@@ -200,7 +200,7 @@ def _texts(texts: Texts, pair_column: str | None = None, pairs: bool = False) ->
     named = files.suffix_of(texts.file) in (".jsonl", *_TABLES) or bool(texts.text_column or pair_column)
     if pairs and named:
         raise InputError(
-            "--pairs is for plain text; --text-column and --pair-column name the two texts of JSON objects and tables"
+            "--pairs is for plain text; for JSON objects and tables, name the two texts: --text-column NAME --pair-column NAME"
         )
     pair = {"text_pair": pair_column or ""} if pair_column or pairs else {}
     return texts, {"text": texts.text_column or "text"} | pair, named
@@ -239,7 +239,7 @@ def _predict(
             answers = predictor([item if len(item) > 1 else item[0] for item in asked])
             if lost := len(some) - len(asked):
                 empty = " or empty" if mask else ""
-                warnings.warn(f"{lost} of {len(some)} texts are null{empty}: so are their predictions", stacklevel=1)
+                warnings.warn(f"{lost} of {len(some)} texts are null{empty}, so their predictions are null", stacklevel=1)
             if write is not None:
                 write(np.asarray(answers), whole)
             else:
@@ -324,12 +324,12 @@ def _npy(path: str) -> Iterator[_Write]:
 def fill_mask(texts: Texts, top_k: int = 5, targets: tuple[str, ...] = ()) -> None:
     """Predict the tokens at the masks of texts: {"text", "fillings": [{"token", "score", "text", "mask"}]}.
 
-    A mask is the mask token of the model's tokenizer, [MASK] or <mask>; each text that is not empty needs at least one.
+    Each text needs the mask token of the tokenizer, [MASK] or <mask>.
 
     Args:
         texts: The texts.
         top_k: Candidates for each mask.
-        targets: Candidates, each a single token of the model; default: the whole vocabulary.
+        targets: The only candidates, each a single token of the model. Default: the whole vocabulary.
     """
 
     def make(model: bert_jax.Model) -> _Made:
@@ -342,14 +342,14 @@ def fill_mask(texts: Texts, top_k: int = 5, targets: tuple[str, ...] = ()) -> No
 def classify(texts: Texts, pair_column: str | None = None, pairs: _Flag = False, threshold: float | None = None) -> None:
     """Classify texts or pairs of texts: {"text", "label", "score", "scores"}.
 
-    Pairs also have "text_pair", and a multi-label model also gives "labels". The score of a regression is its value.
+    Pairs also have "text_pair", and multi-label models add "labels". The score of a regression is its value.
 
     Args:
         texts: The texts.
-        pair_column: Column, or field of the JSON objects, that holds the second text of a pair.
-        pairs: Each plain line is a pair of texts with a tab between them.
-        threshold: Probability from which a text has a label (multi-label models). Default: for each label the threshold that
-            fine-tuning chose on the dev set, else 0.5.
+        pair_column: Column or JSON field of the second text of a pair.
+        pairs: Each plain line is a pair of texts, separated by a tab.
+        threshold: Least probability with which a text has a label (multi-label models). Default: the best for each label on the
+            dev set of fine-tuning, else 0.5.
     """
 
     def make(model: bert_jax.Model) -> _Made:
@@ -363,13 +363,13 @@ def classify(texts: Texts, pair_column: str | None = None, pairs: _Flag = False,
 def tag(texts: Texts, aggregation: Literal["simple", "first", "average", "max"] = "first", outside: str = "O") -> None:
     """Find the entities in texts: {"text", "entities": [{"label", "start", "end", "text", "score"}]}.
 
-    A model whose labels are not entities, such as parts of speech, gives every word with its label.
+    If the labels are not entities, such as parts of speech, every word is printed with its label.
 
     Args:
         texts: The texts.
-        aggregation: Label of a word of several tokens: each token's own (simple), the first token's, the one with the highest
+        aggregation: Label of a word of several tokens: each token's own (simple), that of the first token, that of the highest
             mean probability (average), or that of the token with the highest probability (max).
-        outside: Label of the words that are in no entity.
+        outside: Label of words outside entities.
     """
 
     def make(model: bert_jax.Model) -> _Made:
@@ -386,21 +386,21 @@ def answer(
     """Answer questions from contexts: {"id", "question", "answers": [{"text", "start", "end", "score"}]}.
 
     FILE has the columns or fields question, context and optionally id (.jsonl, .csv, .tsv, .parquet), or is a .json in SQuAD's
-    layout; `-` is JSONL from standard input. Long contexts are read in windows of --max-seq-length tokens, which hold the
-    question, a part of the context and special tokens; default: the length of fine-tuning, for other models 384.
+    layout; `-` is JSONL from standard input. Long contexts are read in windows of --max-seq-length tokens: the question, a part
+    of the context and special tokens. Default: the length of fine-tuning, else 384.
 
     Args:
         rows: The questions and contexts.
         top_k: Answers to each question.
-        no_answer: Allow the empty answer, "there is none", as in SQuAD 2.0. Default: if fine-tuning chose a threshold for it.
+        no_answer: Allow "no answer" (the empty text), as in SQuAD 2.0. Default: if fine-tuning found a threshold for it.
         null_threshold: Give no answer if its logit exceeds that of the best answer by more than this; `inf`: always answer.
-            Default: the threshold that fine-tuning chose on the dev set, else 0.
+            Default: the best on the dev set of fine-tuning, else 0.
         max_answer_length: Most tokens of an answer.
-        stride: Tokens from the start of one window to the start of the next.
+        stride: Tokens between the starts of windows.
         max_question_length: Most tokens of a question; the rest is cut. Default: 64, or half of a shorter window.
     """
     if os.path.isfile(rows.file) and files.suffix_of(rows.file) not in (".json", ".jsonl", *_TABLES):
-        expected = f'.jsonl, with {{"question": ..., "context": ...}} a line, .csv, .tsv or .parquet, or .json: {_SQUAD}'
+        expected = f'.jsonl, with {{"question": ..., "context": ...}} on each line, .csv, .tsv or .parquet, or .json: {_SQUAD}'
         raise InputError(f"{rows.file}: expected {expected}")
 
     def make(model: bert_jax.Model) -> _Made:
@@ -418,20 +418,20 @@ def embed(
     texts: Texts, out: str | None = None, pooling: PoolingMode | None = None, normalize: _Flag = False,
     no_normalize: _Flag = False, prompt_name: str | None = None,
 ) -> None:  # fmt: skip
-    """Embed each text as a vector: {"text", "embedding": [...]}, or one array of all vectors.
+    """Embed each text as a vector: {"text", "embedding": [...]}, or all as one array.
 
     Args:
         texts: The texts.
         out: File for a float32 array [texts, width] (NumPy's .npy), instead of JSONL.
-        pooling: How the tokens become one vector (docs/reference.md, Pooling); default: what the model's files say, else mean.
-        normalize: Scale vectors to length 1; default: what the model's files say, else yes.
+        pooling: Pooling of the tokens (docs/reference.md, Pooling). Default: that of the model's files, else mean.
+        normalize: Scale vectors to length 1. Default: as the model's files say, else yes.
         no_normalize: Do not scale vectors.
-        prompt_name: Name of the model's prompt that precedes each text, such as query; default: what the model's files say.
+        prompt_name: Name of the model's prompt before each text, such as query. Default: as the model's files say.
     """
     if normalize and no_normalize:
-        raise InputError("--normalize and --no-normalize: give one of them")
+        raise InputError("--normalize and --no-normalize exclude each other: give one of them")
     if texts.keep_columns and out:
-        raise InputError(f"--keep-columns and --out {out}: an array has no columns; leave one of them out")
+        raise InputError(f"--keep-columns and --out {out}: an array has no columns: leave out one of the two")
     scaled = normalize if normalize or no_normalize else None
 
     def make(model: bert_jax.Model) -> _Made:

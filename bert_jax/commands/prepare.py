@@ -1,4 +1,4 @@
-"""The commands that read a run's text before it is trained on: prepare, prepare-beam and doctor."""
+"""The commands `prepare`, `prepare-beam` and `doctor`, which read the text of a run before training."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from bert_jax.config import TrainConfig
 
 
 def prepare(argv: list[str], prog: str = "bert_jax prepare") -> None:
-    """Tokenize a run's text into its cache and print statistics: CONFIG [--field value ...]."""
+    """Tokenize the text of a run into its cache and print statistics: CONFIG [--field value ...]."""
     _examine(read_config(argv, prog))
 
 
 def doctor(argv: list[str], prog: str = "bert_jax doctor") -> int:
-    """Check a run's text, vocabulary and masks: CONFIG [--field value ...]. Exit status 1: there are warnings."""
+    """Check the text, vocabulary and masks of a run: CONFIG [--field value ...]. Exit status 1 means warnings."""
     return int(bool(_examine(read_config(argv, prog))))
 
 
 def prepare_beam(argv: list[str], prog: str = "bert_jax prepare-beam") -> None:
-    """Tokenize a run's text as prepare does, on Apache Beam: CONFIG [--field value ...] [-- flags of Beam]."""
+    """Tokenize the text of a run on Apache Beam: CONFIG [--field value ...] [-- flags of Beam]."""
     from bert_jax import beam
     from bert_jax.console import track
     from bert_jax.data.pretraining import cache_place, load_tokenizer, texts, tokenizer_folder
@@ -35,7 +35,7 @@ def prepare_beam(argv: list[str], prog: str = "bert_jax prepare-beam") -> None:
 
 
 def _examine(cfg: TrainConfig) -> list[str]:
-    """Prepares a run's text and prints what was found; returns the warnings."""
+    """Prepares the text of a run and prints facts about it; returns the warnings."""
     from bert_jax.console import show_table, track
     from bert_jax.data import doctor
     from bert_jax.data.pretraining import BatchSource, load_data

@@ -24,16 +24,16 @@ def tokenizer(
     """Train a vocabulary on text and write tokenizer.json.
 
     Args:
-        source: Files, globs, tfds:NAME, or stdlib: (text every Python carries).
+        source: Files, globs, tfds:NAME, or stdlib: (text that comes with Python).
         out: Directory to write.
         vocab_size: Number of pieces, special tokens included.
-        kind: unigram and bpe (SentencePiece) give the same vocabulary each time; wordpiece may break ties differently.
-        lowercase: Make it uncased.
+        kind: unigram and bpe (SentencePiece) always give the same vocabulary; wordpiece may break ties differently.
+        lowercase: Make an uncased vocabulary.
         documents: The end of a document in a .txt file.
-        text_column: Field of .jsonl, .csv, .tsv, .parquet and TFDS records that holds the text.
-        format: Format of the files; auto: by their suffixes.
-        sample_mb: Most megabytes of text to train on, in lines from all parts of it; None: all text. Training takes about 20
-            times as much memory.
+        text_column: Column or field of the text in .jsonl, .csv, .tsv, .parquet and TFDS records.
+        format: Format of the files. auto: by their suffixes.
+        sample_mb: Most megabytes of text to train on, in lines from all parts of the text; None: all text. Training takes about
+            20 times as much memory.
     """
     from bert_jax.console import track
     from bert_jax.data.corpus import read_texts
@@ -43,4 +43,4 @@ def tokenizer(
     cfg = DataConfig(**text, eval_fraction=0.0)  # type: ignore[arg-type]
     made = Tokenizer.train(read_texts(cfg, track), vocab_size, kind, lowercase)
     made.save(out)
-    print(f"{made.vocab_size} pieces in {Path(out) / 'tokenizer.json'}; use it with --data.tokenizer {out}")
+    print(f"{made.vocab_size} pieces in {Path(out) / 'tokenizer.json'}; train with --data.tokenizer {out}")

@@ -6,9 +6,9 @@ from bert_jax.config import BertConfig, TrainConfig, load_train_config
 
 
 def train(argv: list[str], prog: str = "bert_jax train") -> int:
-    """Pretrain a model on raw text: CONFIG [--field value ...]; the same command continues."""
+    """Pretrain a model on raw text: CONFIG [--field value ...]. The same command continues."""
     cfg = read_config(argv, prog)
-    from bert_jax import compilation_cache, pretrain  # after the command line: a mistake in it is told at once
+    from bert_jax import compilation_cache, pretrain  # here, so that mistakes in the command line are reported at once
 
     compilation_cache.keep()
     return pretrain.train(cfg, prog).status

@@ -171,7 +171,7 @@ def baseline(task: Task, splits: Splits, metric: str | None) -> float | None:
 def fit_all(trainer: Trainer, workdir: Path, stop: loop.StopRequest) -> tuple[list[Outcome], Scored | None]:
     """Trains the runs that are not done yet.
 
-    Returns the outcomes in the order of learning rates and seeds, and the dev predictions of the best run if this process has them.
+    Returns the outcomes in the order of learning rates and seeds, and the dev predictions of the best run if it is known here.
     """
     cfg = trainer.cfg
     members = [Member(cfg.seed + i, rate) for rate in cfg.learning_rates for i in range(cfg.seeds)]

@@ -1,4 +1,4 @@
-"""Answers to questions, as spans of a context."""
+"""Answers questions by spans of a context."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from bert_jax.pretrained import Model
 
 
 class Answer(NamedTuple):
-    """An answer, context[start:end]; no answer is the empty text at 0.
+    """An answer, context[start:end]; "no answer" is the empty text at 0.
 
     Attributes:
       text: the answer.
       start: its first character.
       end: the character after its last.
-      score: its share of the probability of all candidates.
-      logit: the sum of the logits of its first and last token.
+      score: its probability among all candidates.
+      logit: the sum of the logits of its first and its last token.
     """
 
     text: str
@@ -36,7 +36,7 @@ class Answer(NamedTuple):
 
 
 class Answerer(Predictor):
-    """Returns answers to questions as spans of a context (Devlin et al., 2018, section 4.2; run_squad.py)."""
+    """Answers questions by spans of a context (Devlin et al., 2018, section 4.2; run_squad.py)."""
 
     needs = ("question_answering",)
     per_token = frozenset(["start", "end"])
@@ -51,16 +51,16 @@ class Answerer(Predictor):
         Args:
           model: a span classifier.
           top_k: answers returned for each question.
-          no_answer: True if "there is no answer" is a candidate (SQuAD 2.0); default: where fine-tuning found a threshold for it.
-          null_threshold: no answer is given where its logit exceeds the best answer's by more than this; default: that
-            threshold, else 0.
-          max_answer_length: of an answer.
-          max_length: of a window: question, part of the context and special tokens; default: as in fine-tuning, for other
-            models 384.
-          stride: from the start of one window to the next.
-          max_question_length: of a question; the rest is not read. Default: 64, or half of a shorter window.
-          n_best: candidates kept.
-          exact: same text, same bits (see `Predictor`).
+          no_answer: True if "no answer" is a candidate (SQuAD 2.0); default: True where fine-tuning found a threshold for it.
+          null_threshold: "no answer" is best where its logit exceeds that of the best answer by more than this; default: the
+            threshold of fine-tuning, else 0.
+          max_answer_length: the longest answer.
+          max_length: the length of a window: question, part of the context and special tokens; default: that of fine-tuning,
+            else 384.
+          stride: the distance between the starts of windows.
+          max_question_length: the longest question; the rest is not read. Default: 64, or half of a shorter window.
+          n_best: the number of candidates.
+          exact: as for `Predictor`.
         """
         super().__init__(model, exact)
         tuned = model.tuned
@@ -85,7 +85,7 @@ class Answerer(Predictor):
         return {"start": outputs["start_logits"], "end": outputs["end_logits"]}
 
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[list[Answer]]:
-        """Returns the `top_k` answers to each (question, context), the best first. Long contexts are read in windows."""
+        """Returns the `top_k` answers to each (question, context), the best first. Reads long contexts in windows."""
         pairs = as_list(pairs, "pairs")
         for i, pair in enumerate(pairs):
             if not is_pair(pair):
@@ -108,7 +108,7 @@ class Answerer(Predictor):
           results: the outputs of `run` for each window.
 
         Returns:
-          For each pair its `n_best` answers, the best first, with a `score` of 0, and the logit of no answer.
+          The `n_best` answers to each pair, the best first, with a `score` of 0, and the logit of no answer.
         """
         found: list[list[tuple[Window, dict[str, np.ndarray]]]] = [[] for _ in reading.pairs]
         for window, result in zip(reading.windows, results, strict=True):
@@ -123,7 +123,7 @@ class Answerer(Predictor):
     def _candidates(
         self, context: str, encoding: Encoding, before: int, found: list[tuple[Window, dict[str, np.ndarray]]]
     ) -> tuple[list[Answer], float]:
-        """Collects the candidates of a context whose windows have `before` tokens before the part of the context."""
+        """Collects the candidates of a context; its windows have `before` tokens before the part of the context."""
         size = len(encoding.ids)
         home = most_context([window for window, _ in found], size) if size else np.zeros(0, np.int64)
         logits: dict[tuple[int, int], float] = {}
@@ -141,7 +141,7 @@ class Answerer(Predictor):
         return [Answer(context[a:b], a, b, 0.0, logit) for (a, b), logit in ranked], null
 
     def _ranked(self, answers: list[Answer], null: float) -> list[Answer]:
-        """Returns the `top_k` best with their scores; no answer is among them where allowed, or where there is nothing else."""
+        """Returns the `top_k` best with their scores; "no answer" is a candidate where allowed or where there is no other."""
         if self.no_answer or not answers:
             answers = self._with_null(answers, null)
         logits = np.array([answer.logit for answer in answers])
@@ -149,7 +149,7 @@ class Answerer(Predictor):
         return [answer._replace(score=float(share)) for answer, share in zip(answers, shares, strict=True)][: self.top_k]
 
     def _with_null(self, answers: list[Answer], null: float) -> list[Answer]:
-        """Adds no answer: first where it wins by the threshold, else somewhere after the best answer."""
+        """Adds "no answer": first where it leads by more than the threshold, otherwise after the best answer."""
         nothing = Answer("", 0, 0, 0.0, null)
         if not answers or null - answers[0].logit > self.null_threshold:
             return [nothing, *answers]

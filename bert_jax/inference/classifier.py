@@ -1,4 +1,4 @@
-"""Predictions of the classes of texts and of pairs of texts."""
+"""Predicts the classes of texts and pairs of texts."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Classification(NamedTuple):
     """The classification of a text.
 
     Attributes:
-      label: the likeliest class; for regression the name of the value.
+      label: the most probable class; for regression the name of the value.
       score: its probability; for regression the value.
       scores: the scores of all classes.
-      labels: where a text may have several labels, all whose probability reaches their threshold; else `label` alone.
+      labels: with several labels per text, those whose probability reaches the threshold; otherwise `label` alone.
     """
 
     label: str
@@ -36,7 +36,7 @@ class Classification(NamedTuple):
 
 
 def _distinct(labels: tuple[str, ...]) -> tuple[str, ...]:
-    """Numbers labels that share a name, which would be one entry of a dict.
+    """Numbers labels of the same name, which would be one key of a dict.
 
     >>> _distinct(("a", "b", "a"))
     ('a (0)', 'b', 'a (2)')
@@ -48,8 +48,8 @@ def _distinct(labels: tuple[str, ...]) -> tuple[str, ...]:
 def _meaning(model: Model, labels: int) -> tuple[ProblemType, str]:
     """Returns the problem type of logits of `labels` classes, and the activation that turns them into scores.
 
-    A single value goes through the activation of sentence-transformers' files; without that, it is itself where config.json has
-    the problem type "regression", else a probability, as in transformers and sentence-transformers.
+    A single value goes through the activation in sentence-transformers' files. Without one, it is unchanged where config.json has
+    the problem type "regression", and a probability otherwise, as in transformers and sentence-transformers.
     """
     if isinstance(model.pooling, str):
         raise InputError(f"{model.pooling}; for scores of the head alone: Classifier(dataclasses.replace(model, pooling=None))")
@@ -67,9 +67,9 @@ def _meaning(model: Model, labels: int) -> tuple[ProblemType, str]:
 class Classifier(Predictor):
     """Returns classes of texts or pairs of texts, probabilities of several labels, or a value (regression, cross-encoders).
 
-    The scores of one class among several are probabilities, also where sentence-transformers' CrossEncoder would give logits
-    (its Identity). A head with one value whose meaning is not stated gives the sigmoid, as CrossEncoder and transformers'
-    pipelines do; with the `problem_type` "regression" it gives the value itself.
+    Scores of several classes are probabilities, also where sentence-transformers' CrossEncoder returns logits (Identity). A head
+    with one value gives its sigmoid, as CrossEncoder and transformers' pipelines do, and the value itself for the `problem_type`
+    "regression".
     """
 
     needs = ("sequence_classification", "next_sentence", "pretraining")
@@ -80,11 +80,11 @@ class Classifier(Predictor):
         """Prepares the predictor.
 
         Args:
-          model: one with a sequence-classification head, or a pretraining head for pairs of sentences.
-          threshold: the least probability of a label that a text is given, where it may have several; default: for each
-            label the one that fine-tuning found best on its dev set, else 0.5.
-          max_length: tokens of a text that are read (see `Predictor`).
-          exact: same text, same bits (see `Predictor`).
+          model: a model with a sequence-classification head, or a pretraining head for pairs of sentences.
+          threshold: the least probability with which a text is given one of several labels; default: the best for each label on
+            the dev set of fine-tuning, else 0.5.
+          max_length: as for `Predictor`.
+          exact: as for `Predictor`.
         """
         super().__init__(model, exact, max_length)
         in_order = ("in_order", "swapped") if model.config.model_type == "albert" else ("is_next", "random")
@@ -95,12 +95,12 @@ class Classifier(Predictor):
 
     def _outputs(self, params: PyTree, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         batch["cls_positions"] = batch.pop("places")
-        outputs = self.model.apply(params, batch, head_only=True)  # a pretraining head reads every token all the same
+        outputs = self.model.apply(params, batch, head_only=True)  # a pretraining head reads every token anyway
         logits = outputs["logits"] if self.model.head == "sequence_classification" else outputs["next_sentence_logits"]
         return {"scores": _ACTIVATIONS[self._activation](logits)}
 
     def __call__(self, texts: Sequence[Text]) -> list[Classification]:
-        """Classifies each text, or tuple of two texts. Texts that are too long are cut, with a warning."""
+        """Classifies each text, or tuple of two texts. Cuts texts that are too long, with a warning."""
         return [self._classification(result["scores"][0]) for result in self.run(self._encode(as_list(texts)))]
 
     def _classification(self, scores: np.ndarray) -> Classification:

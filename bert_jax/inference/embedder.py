@@ -1,4 +1,4 @@
-"""Embeddings of texts, and the search for the nearest of them."""
+"""Embeds texts, and searches for the nearest embeddings."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def sentence_vectors(
 
     Args:
       pooling: the pooling.
-      dense: the arrays of `pooling.dense`: arguments, as parameters are, because constants would be compiled in.
+      dense: the arrays of `pooling.dense`, as arguments, because constants would be compiled in.
       hidden: hidden states, [B, L, D].
       sequence_ids: int [B, L].
-      first: where the tokens that count begin in each of S sequences of a row, int [B, S].
+      first: the first token that counts in each of the S sequences of a row, int [B, S].
 
     Returns:
       Embeddings, float32 [B, S, E].
@@ -43,15 +43,15 @@ def sentence_vectors(
 
 
 class Embedder(Predictor):
-    """Returns one vector for each text, for similarity, clustering and search."""
+    """Returns a vector for each text, for similarity, clustering and search."""
 
     def __init__(self, model: Model, pooling: Pooling | None = None, *, exact: bool = False) -> None:
         """Prepares the predictor.
 
         Args:
           model: any model.
-          pooling: default: as the model's sentence-transformers files describe it, else the normalized mean.
-          exact: same text, same bits (see `Predictor`).
+          pooling: default: that of the model's sentence-transformers files, else the normalized mean.
+          exact: as for `Predictor`.
 
         Raises:
           InputError: those files ask for a pooling that is not supported.
@@ -59,7 +59,7 @@ class Embedder(Predictor):
         super().__init__(model, exact)
         chosen = pooling or model.pooling or Pooling()
         if isinstance(chosen, str):
-            raise InputError(f"{chosen}; for other embeddings of this model say which: Embedder(model, Pooling(...))")
+            raise InputError(f"{chosen}; for other embeddings of this model, give a pooling: Embedder(model, Pooling(...))")
         self.pooling = chosen
         self._width = chosen.width(model.config.hidden_size)
         self._longest = min(self.pooling.max_length or self._longest, model.config.max_length)
@@ -73,11 +73,11 @@ class Embedder(Predictor):
         return {"vectors": sentence_vectors(self.pooling, dense, hidden, batch["sequence_ids"], first)}
 
     def __call__(self, texts: Sequence[str], prompt_name: str | None = None) -> np.ndarray:
-        """Embeds texts. Texts that are too long are cut, with a warning.
+        """Embeds texts. Cuts texts that are too long, with a warning.
 
         Args:
           texts: N texts.
-          prompt_name: the prompt put before each, one of `pooling.prompts`, such as "query"; default: `pooling.prompt`.
+          prompt_name: the name in `pooling.prompts` of the prompt before each text, such as "query"; default: `pooling.prompt`.
 
         Returns:
           Vectors, float32 [N, E].
@@ -97,7 +97,7 @@ def nearest(queries: np.ndarray, corpus: np.ndarray, top_k: int = 10) -> tuple[n
     Args:
       queries: [Q, D].
       corpus: [N, D].
-      top_k: vectors for each query; k is this or N, whichever is less.
+      top_k: vectors for each query; k is the smaller of this and N.
 
     Returns:
       Scores, float32 [Q, k], and indices, int64 [Q, k], the best first, ties by index.
@@ -109,7 +109,7 @@ def nearest(queries: np.ndarray, corpus: np.ndarray, top_k: int = 10) -> tuple[n
         raise InputError(f"top_k={top_k} is below 1")
     queries, corpus = (np.atleast_2d(np.asarray(x, np.float32)) for x in (queries, corpus))
     if queries.shape[1] != corpus.shape[1]:
-        raise InputError(f"queries have {queries.shape[1]} dimensions and the corpus {corpus.shape[1]}: they are of two models")
+        raise InputError(f"queries have {queries.shape[1]} dimensions, the corpus {corpus.shape[1]}: embed both with one model")
     top_k = min(top_k, len(corpus))
     scores = np.empty((len(queries), top_k), np.float32)
     indices = np.empty((len(queries), top_k), np.int64)
@@ -125,7 +125,7 @@ def nearest(queries: np.ndarray, corpus: np.ndarray, top_k: int = 10) -> tuple[n
 
 
 def _best_columns(scores: np.ndarray, top_k: int) -> np.ndarray:
-    """Returns the columns of the `top_k` largest of each row, in any order; of equal ones the first."""
+    """Returns the columns of the `top_k` largest values of each row in any order; ties go to the first columns."""
     if top_k == scores.shape[1]:
         return np.broadcast_to(np.arange(top_k), scores.shape)
     best = np.argpartition(-scores, top_k - 1, axis=1)[:, :top_k]

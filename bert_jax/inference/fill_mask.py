@@ -1,4 +1,4 @@
-"""Predictions of the tokens at the masks of texts."""
+"""Predicts the tokens at the masks of texts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bert_jax.inference.predictor import Predictor, as_list
 from bert_jax.pretrained import Model
 
 _MASKS = 4
-"""Masks of a text that are filled at once."""
+"""Most masks of a text that are filled at once."""
 
 
 class Filling(NamedTuple):
@@ -37,9 +37,9 @@ class Filling(NamedTuple):
 
 
 class FillMask(Predictor):
-    """Returns the likeliest tokens for each mask (`[MASK]`, `<mask>`: the tokenizer's `mask_token`) of each text.
+    """Returns the most probable tokens for each mask of each text (`[MASK]` or `<mask>`: the tokenizer's `mask_token`).
 
-    Special tokens in a text are read as such, whatever the tokenizer's `special_tokens`: the mask is one.
+    Special tokens in a text are always read as special tokens, because the mask is one.
     """
 
     needs = ("masked_lm", "pretraining")
@@ -52,12 +52,12 @@ class FillMask(Predictor):
         """Prepares the predictor.
 
         Args:
-          model: one with a masked-LM head.
-          top_k: candidates for each mask; at most as many as there are.
-          targets: the only candidates, each a token of the model: a word, the continuation of a word, or a name of the
-            vocabulary. Their scores are shares of the whole vocabulary, as without targets. Default: every token.
-          max_length: tokens that are read around a mask (see `Predictor`).
-          exact: same text, same bits (see `Predictor`).
+          model: a model with a masked-LM head.
+          top_k: the number of candidates for each mask.
+          targets: the only candidates, each a token of the model: a word, the continuation of a word, or a name in the
+            vocabulary. Scores stay probabilities over the whole vocabulary. Default: every token.
+          max_length: as for `Predictor`; a longer text is read around its masks.
+          exact: as for `Predictor`.
 
         Raises:
           InputError: a target is not a single token.
@@ -75,17 +75,17 @@ class FillMask(Predictor):
         self.top_k = min(top_k, int(self._allowed.sum()))
 
     def _target_ids(self, target: str) -> list[int]:
-        """Returns the ids of a target alone, after a space, and by its name in the vocabulary."""
+        """Returns the ids of a target: alone, after a space, and by its name in the vocabulary."""
         read = self.tokenizer.encode_batch([target, f" {target}"])
         named = [id for id, name in enumerate(self.tokenizer.tokens(range(self.tokenizer.vocab_size))) if name == target]
         found = {int(ids[0]) for ids in read if len(ids) == 1 and ids[0] != self.tokenizer.unk_id} | set(named)
         if not found:
             pieces = ", ".join(map(repr, self.tokenizer.tokens(read[0]))) or "nothing"
-            raise InputError(f"the target {target!r} is read as {pieces}; a mask stands for one token of the vocabulary")
+            raise InputError(f"the target {target!r} is read as {pieces}; give a target that is one token of the vocabulary")
         return sorted(found)
 
     def _slots(self, length: int) -> int:
-        return max(_MASKS, length // 16)  # the head is as wide as the vocabulary, and rows have few masks
+        return max(_MASKS, length // 16)  # few, as the head is as wide as the vocabulary
 
     def _outputs(self, params: PyTree, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         batch["masked_positions"] = batch.pop("places")
@@ -95,7 +95,7 @@ class FillMask(Predictor):
         return {"scores": scores, "ids": ids}
 
     def __call__(self, texts: Sequence[str]) -> list[list[Filling]]:
-        """Fills the masks of each text: `top_k` candidates for its first mask, the best first, then for its second, ...
+        """Returns for each text the `top_k` candidates for its first mask, the best first, then for its second, ...
 
         Texts that are too long are read around their masks.
 
@@ -126,7 +126,7 @@ class FillMask(Predictor):
     def _filling(self, text: str, mask: int, id: int, score: float) -> Filling:
         pieces = text.split(self.tokenizer.mask_token)
         left, right = (self.tokenizer.mask_token.join(part) for part in (pieces[: mask + 1], pieces[mask + 1 :]))
-        # A second copy of the token loses the `##` of WordPiece; a `##` of byte-level BPE is text.
+        # The second of two copies of a token is decoded without the `##` of WordPiece; a `##` of byte-level BPE is text.
         once = self.tokenizer.decode([id])
         token = self.tokenizer.decode([id, id])[len(once) :].strip() or self.tokenizer.tokens([id])[0]
         if not self.tokenizer.starts_word[id]:
@@ -135,7 +135,7 @@ class FillMask(Predictor):
 
 
 def _together(masks: list[int], room: int) -> Iterator[list[int]]:
-    """Yields masks in groups that one row has slots and room for."""
+    """Yields groups of masks that fit into the slots and the room of a row."""
     group: list[int] = []
     for mask in masks:
         if group and (len(group) == _MASKS or mask - group[0] >= room):
@@ -146,7 +146,7 @@ def _together(masks: list[int], room: int) -> Iterator[list[int]]:
 
 
 def _window(size: int, first: int, last: int, room: int) -> tuple[int, int]:
-    """Returns (start, stop) of `room` of `size` tokens with first...last in the middle."""
+    """Returns (start, stop) of `room` of `size` tokens with first to last in the middle."""
     if size <= room:
         return 0, size
     start = min(max(0, (first + last + 1 - room) // 2), size - room)

@@ -1,9 +1,10 @@
-"""The base of all predictors: lists in, lists out in the same order, few compiled shapes and little padding."""
+"""The base of all predictors: lists in, lists out in the same order, with few compiled shapes and little padding."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from typing import TypeGuard, TypeVar
@@ -19,20 +20,17 @@ from bert_jax.pretrained import Model
 
 T = TypeVar("T")
 _IN_FLIGHT = 4
-"""Batches that are sent ahead of the one whose results are read."""
+"""Number of batches that are dispatched before the results of the first are read."""
 
 
-class Predictor:
-    """The jitted function of a predictor, and its batches.
-
-    A subclass defines `_outputs(params, batch)`: float arrays by name, [B, S, ...] for the places that the head runs at, or
-    [B, L, ...] for every token if the name is in `per_token`.
+class Predictor(ABC):
+    """The compiled function of a predictor, and its batches.
 
     Predictors can be pickled and sent to other processes; each process compiles for itself.
 
     Attributes:
       per_token: names of outputs that have a row for every token.
-      most_places: the most places of an example that the head runs at.
+      most_places: the most places of an example at which the head runs.
       needs: heads that the predictor works with; empty: all.
     """
 
@@ -45,18 +43,18 @@ class Predictor:
 
         Args:
           model: the model, with its tokenizer.
-          exact: the prediction of a text depends, to the last bit, on the model, the text and the machine alone, never on the
-            other texts of a list, their order, or the number of threads and devices. Every text is then computed in a row of
-            its own, in a batch whose shape follows from the text's length; docs/numerics.md has the cost and the limits.
-          max_length: tokens that are read at a time, special ones included; default: as many as in fine-tuning, else as many
-            as the model takes.
+          exact: make every bit of a prediction depend on the model, the text and the machine alone, not on the other texts of a
+            list, their order, or the number of threads and devices. Each text is then computed in a row of its own, in a batch
+            whose shape follows from the length of the text; docs/numerics.md has the cost and the limits.
+          max_length: tokens that are read at a time, special tokens included; default: the length of fine-tuning, else the
+            longest that the model takes.
 
         Raises:
           InputError: the model lacks a tokenizer or the head; `max_length` leaves no room for a text.
         """
         tokenizer = model.need_tokenizer()
         if self.needs and model.head not in self.needs:
-            heads, advice = " or ".join(self.needs), "" if "masked_lm" in self.needs else ": finetune.py makes such a model of it"
+            heads, advice = " or ".join(self.needs), "" if "masked_lm" in self.needs else "; `bert_jax finetune` trains one"
             raise InputError(f"{type(self).__name__} needs a model with the head {heads}; this one has {model.head!r}{advice}")
         if self.needs and model.untrained and (warning := model.untrained.warning(model.params)):
             warnings.warn(warning, stacklevel=3)
@@ -66,8 +64,8 @@ class Predictor:
         self._layout = Layout(tokenizer, model.config)
         self._longest = min(max_length or model.max_length, model.config.max_length)
         on_cpu = jax.default_backend() == "cpu"
-        self._tokens = 1024 if on_cpu else 16384  # a batch should stay in the caches of a CPU
-        self._exact_tokens = 256 if on_cpu else 2048  # fewer, because a lone text takes a whole batch
+        self._tokens = 1024 if on_cpu else 16384  # a batch should fit into the caches of a CPU
+        self._exact_tokens = 256 if on_cpu else 2048  # fewer, because a single text takes a whole batch
         self._compile()
 
     def _compile(self) -> None:
@@ -81,15 +79,16 @@ class Predictor:
         vars(self).update(state)
         self._compile()
 
+    @abstractmethod
     def _outputs(self, params: PyTree, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        raise NotImplementedError
+        """Returns float arrays by name: [B, S, ...] for the places of the head, or [B, L, ...] for the names in `per_token`."""
 
     def _arguments(self, params: PyTree) -> PyTree:
         """Returns the first argument of `_outputs` for the parameters of the model."""
         return params
 
     def _slots(self, length: int) -> int:
-        """Returns how many places of a row of `length` tokens the head runs at."""
+        """Returns the number of places in a row of `length` tokens at which the head runs."""
         return max(1, length // 4)
 
     def run(self, examples: Sequence[Example], params: PyTree = None) -> list[dict[str, np.ndarray]]:
@@ -97,7 +96,7 @@ class Predictor:
 
         Args:
           examples: any number, of any lengths.
-          params: used instead of the model's, for a model in training: a process that evaluates a few times compiles few shapes.
+          params: parameters in place of the model's, for a model in training; fewer shapes are then compiled, with more padding.
         """
         few_shapes, params = params is not None, self._arguments(self._params if params is None else params)
         results: list[dict[str, np.ndarray]] = [{} for _ in examples]
@@ -108,13 +107,15 @@ class Predictor:
             arrays = jax.device_get(outputs)
             for place in batch.places:
                 results[place.example] = {
-                    name: array[place.row, place.tokens if name in self.per_token else place.slots].copy()  # not the whole batch
+                    name: array[
+                        place.row, place.tokens if name in self.per_token else place.slots
+                    ].copy()  # does not keep the whole batch
                     for name, array in arrays.items()
                 }
 
         cfg, pad_id = self.model.config, self.tokenizer.pad_id
-        pad_id = pad_id if pad_id < cfg.vocab_size else 0  # an id past the table would be NaN, and spread
-        # TPUs and GPUs multiply float32 in less by default, and the numbers would differ from those of the model's makers.
+        pad_id = pad_id if pad_id < cfg.vocab_size else 0  # an id past the table would give NaN
+        # By default TPUs and GPUs multiply float32 with less precision, and would differ from published predictions.
         precise = jax.default_matmul_precision("highest") if self.model.compute.dtype == "float32" else contextlib.nullcontext()
         packed = batches(examples, self._longest, self._tokens, self._slots, pad_id, least_padding=not few_shapes)
         for batch in exact_batches(examples, self._exact_tokens, self.most_places, pad_id) if self.exact else packed:
@@ -128,7 +129,7 @@ class Predictor:
         return results
 
     def _encode(self, texts: Sequence[Text], limit: int | None = None) -> list[Example]:
-        """Returns an example for each text, cut to `limit` tokens with a warning that counts the texts that were cut."""
+        """Returns an example of at most `limit` tokens for each text; warns of the number of texts that were cut."""
         for i, text in enumerate(texts):
             if isinstance(text, (tuple, list)) and not is_pair(text):
                 raise InputError(f"texts[{i}] is {str(text)[:60]!r}; expected a text, or a tuple of two texts")
@@ -145,7 +146,7 @@ def is_pair(text: object) -> TypeGuard[tuple[str, str]]:
 
 
 def as_list(texts: Sequence[T], what: str = "texts") -> list[T]:
-    """Returns the list. Raises InputError for a lone text, which would be read as a list of its letters."""
+    """Returns the list. Raises InputError for a single text, which would be read as a list of letters."""
     if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):
         raise InputError(f"{what} is a {type(texts).__name__}; expected a list, such as [{'text'!r}]")
     return list(texts)

@@ -1,4 +1,4 @@
-"""Predictions of the entities in texts."""
+"""Finds the entities in texts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Entity(NamedTuple):
 
 
 class _Word(NamedTuple):
-    """A word, or a token where each token has a label of its own."""
+    """A word, or a token where every token has a label of its own."""
 
     start: int
     end: int
@@ -39,9 +39,9 @@ class _Word(NamedTuple):
 
 
 class Tagger(Predictor):
-    """Returns the entities of texts, by a token classifier whose labels mark entities in any scheme (see `entity_tags`).
+    """Returns the entities in texts with a token classifier, whose labels may use any scheme (see `entity_tags`).
 
-    Where the labels mark none, such as parts of speech, each word is returned with its own label.
+    Where the labels are not entities, such as parts of speech, each word is returned with its label.
     """
 
     needs = ("token_classification",)
@@ -55,11 +55,11 @@ class Tagger(Predictor):
 
         Args:
           model: a token classifier.
-          aggregation: the label of a word of several tokens: each token's own (`simple`), that of its first token, that of
-            the mean of their probabilities, or that of the token with the highest probability (`max`).
+          aggregation: the label of a word of several tokens: each token's own (`simple`), that of the first token, that of the
+            highest mean probability (`average`), or that of the token with the highest probability (`max`).
           outside: the label of words outside entities, which are left out.
-          max_length: tokens of a window (see `Predictor`).
-          exact: same text, same bits (see `Predictor`).
+          max_length: the tokens of a window, as for `Predictor`.
+          exact: as for `Predictor`.
         """
         super().__init__(model, exact, max_length)
         if aggregation not in (known := ("simple", "first", "average", "max")):
@@ -71,7 +71,7 @@ class Tagger(Predictor):
         return {"scores": jax.nn.softmax(self.model.apply(params, batch)["logits"])}
 
     def __call__(self, texts: Sequence[str]) -> list[list[Entity]]:
-        """Finds the entities of each text, in order. Long texts are read in windows that overlap by half."""
+        """Returns the entities of each text, in order. Reads long texts in windows that overlap by half."""
         texts = as_list(texts)
         encodings = self.tokenizer.encode_with_offsets(texts)
         around = self.tokenizer.single
@@ -98,7 +98,7 @@ class Tagger(Predictor):
         entities = []
         for words in groups:
             start, end = words[0].start, words[-1].end
-            if start < end:  # a lone `▁` stands for no text
+            if start < end:  # a single `▁` has no text
                 score = float(np.mean([word.score for word in words]))
                 entities.append(Entity(self._split(words[0].label)[1], start, end, text[start:end], score))
         return entities
@@ -133,13 +133,13 @@ class Tagger(Predictor):
     def _tags(self) -> dict[str, str] | None:
         if self.outside in self.model.labels:
             return entity_tags(self.model.labels, self.outside)
-        usual = entity_tags(self.model.labels)  # words outside are wanted too: runs of them have a type like others
+        usual = entity_tags(self.model.labels)  # the words outside entities are wanted too, as a type
         return usual and usual | {"O": "I-O"}
 
     def _split(self, label: str) -> tuple[str, str]:
-        """Returns (prefix, type) of a label: (`B`, `PER`) for `B-PER`; a type alone continues itself, as with `I-`.
+        """Returns (prefix, type) of a label: (`B`, `PER`) for `B-PER`; a type alone is read as with `I-`.
 
-        A label that marks no entity never continues another: its prefix is `S`.
+        A label that is not an entity has the prefix `S`, so that it never continues another.
         """
         if self._tags is None:
             return ("O" if label == self.outside else "S"), label
