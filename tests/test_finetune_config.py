@@ -253,7 +253,7 @@ def test_help_names_every_field(capsys):
 def test_the_table_of_tasks_is_the_one_that_the_help_lists(capsys):
     with pytest.raises(SystemExit):
         load_finetune_config(["--help"])
-    listed = re.search(r"docs/finetune.md: (.*?)\(default", capsys.readouterr().out, re.DOTALL)[1]
+    listed = re.search(r"docs/finetune.md (.*?)\(default", capsys.readouterr().out, re.DOTALL)[1]
     assert {find_task(name).name for name in re.findall(r"\w+", listed) if name in TASKS} == set(TASKS)
 
 

@@ -62,7 +62,7 @@ def test_several_names_are_not_one_class(value):
 )
 @pytest.mark.parametrize("task", ["classification", "multi_label"])
 def test_what_is_neither_a_name_nor_a_list_of_names_is_refused(task, value):
-    with pytest.raises(InputError, match=r"a.csv:2: the label is .*(cannot be read|in a list|not a name)"):
+    with pytest.raises(InputError, match=r"a.csv:2: the label is .*(cannot be read|objects in it|not a name)"):
         read(task, value)
 
 

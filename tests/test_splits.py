@@ -606,7 +606,7 @@ def test_swag_puts_the_start_of_the_second_sentence_before_every_ending(tmp_path
     assert plain(splits.dev["dev"]) == [(("B.", "She a", "She b", "She c", "She d"), 0, "0")]
     for bad, message in (
         ("4", "the label is 4, but the choices are 0 to 3"),
-        ("-2", "label -2, but"),
+        ("-2", "the label is -2, but"),
         ("b", "the label is 'b', not a whole"),
     ):
         write(tmp_path / "train.csv", header + f"1,B.,She,gold,a,b,c,d,{bad}\n")
@@ -881,7 +881,7 @@ def test_training_rows_are_capped_after_the_dev_rows_are_held_out(tmp_path):
 @pytest.mark.parametrize("dev_size", [0.01, 5, 6, 0.95])
 def test_a_share_that_leaves_no_rows_is_an_error(tmp_path, dev_size):
     path = write(tmp_path / "a.csv", numbered(5))
-    fails(f"--dev-size {dev_size:g} of 5 training rows leaves nothing", "classification", path, dev_size=dev_size)
+    fails(f"--dev-size {dev_size:g} of 5 training rows leaves none to train", "classification", path, dev_size=dev_size)
 
 
 def test_dev_and_test_rows_that_are_in_training_too_are_counted(tmp_path):

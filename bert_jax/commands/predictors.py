@@ -292,7 +292,7 @@ def _npy(path: str) -> Iterator[_Write]:
 
     temporary, shape = f"{path}.{os.getpid()}.tmp", (0, 0)
 
-    def write_header() -> None:  # of a length that does not depend on the number of rows
+    def write_header() -> None:  # its length does not depend on the number of rows
         file.seek(0)
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
 

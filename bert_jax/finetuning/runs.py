@@ -107,7 +107,7 @@ class Runs:
         self.trainer, self.members, self.directory = trainer, members, directory
         self.active = np.ones(len(members), bool)
         self.history: list[list[Evaluation]] = [[] for _ in members]
-        self.scored: dict[Member, Scored] = {}  # of the models that this process exported
+        self.scored: dict[Member, Scored] = {}  # for the models that this process exported
 
     def folder(self, number: int) -> Path:
         """Returns the folder of a run."""

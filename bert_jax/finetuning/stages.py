@@ -194,7 +194,7 @@ def fit_all(trainer: Trainer, workdir: Path, stop: loop.StopRequest) -> tuple[li
                 return outcomes, None
         runs.drop_checkpoints()
         outcomes += done
-        if (best := best_of(outcomes)) is not None and best in done:  # of one run only, because predictions may be large
+        if (best := best_of(outcomes)) is not None and best in done:  # for one run only, because predictions may be large
             scored = runs.scored.get(best.member)
     return outcomes, scored
 
