@@ -11,7 +11,7 @@ import pytest
 from bert_jax.config import InputError
 from bert_jax.data.finetuning import Encoded
 from bert_jax.data.records import Record
-from bert_jax.finetuning.finish import judge
+from bert_jax.finetuning.finetune import judge
 from bert_jax.finetuning.results import results
 from bert_jax.finetuning.runs import Outcome
 from bert_jax.inference import Answer

@@ -56,7 +56,7 @@ def evaluate(
     from bert_jax import compilation_cache, pretrained
     from bert_jax.finetuning import stages
     from bert_jax.finetuning.config import FinetuneConfig
-    from bert_jax.finetuning.finish import finish
+    from bert_jax.finetuning.finetune import finish
     from bert_jax.tasks.splits import load_splits
     from bert_jax.tasks.table import find_task
 

@@ -18,19 +18,12 @@ AT_FIRST = np.zeros(1, np.int32)
 
 @dataclass(frozen=True)
 class Layout:
-    """The layout of examples for a tokenizer and a model. Raises InputError where the model has no room for one.
-
-    Attributes:
-      tokenizer: the tokenizer.
-      cfg: the model's config.
-      limit: tokens of an example at most; None: as many as the model takes.
-      read: applied to each text of a record before it is tokenized, for example to add a prompt.
-    """
+    """The layout of examples for a tokenizer and a model. Raises InputError where the model has no room for one."""
 
     tokenizer: Tokenizer
     cfg: BertConfig
-    limit: int | None = None
-    read: Callable[[str], str] = str
+    limit: int | None = None  # tokens of an example at most; None: as many as the model takes
+    read: Callable[[str], str] = str  # applied to each text of a record before it is tokenized, for example to add a prompt
 
     def __post_init__(self) -> None:
         if self.cfg.max_length <= len(self.tokenizer.pair):

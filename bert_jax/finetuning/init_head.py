@@ -30,19 +30,13 @@ InitHead = Literal["auto", "fresh", "keep", "match"]
 
 @dataclass(frozen=True)
 class StartingModel:
-    """A model to fine-tune.
-
-    Attributes:
-      model: The model.
-      fresh: Paths of the parameters that each run draws by its own seed.
-      matched: Rows of these that come from a head of other classes: path -> (classes here, their values [C, ...]).
-      note: A line about the head in the file.
-    """
+    """A model to fine-tune."""
 
     model: Model
-    fresh: tuple[str, ...]
+    fresh: tuple[str, ...]  # paths of the parameters that each run draws by its own seed
+    # rows of these that come from a head of other classes: path -> (classes here, their values [C, ...])
     matched: dict[str, tuple[list[int], np.ndarray]]
-    note: str
+    note: str  # a line about the head in the file
 
     def params(self, seed: int) -> PyTree:
         """Returns the initial parameters of a run."""
@@ -108,19 +102,12 @@ def load_for_task(
 
 @dataclass(frozen=True)
 class _FoundHead:
-    """The head in a file, compared with the head of the task.
+    """The head in a file, compared with the head of the task."""
 
-    Attributes:
-      there: True if the file has a head of this kind.
-      labels: The names of its classes.
-      shared: The classes of the task that it has too, in the order of the task.
-      same: True if it is a head for the classes of the task.
-    """
-
-    there: bool
-    labels: tuple[str, ...]
-    shared: list[str]
-    same: bool
+    there: bool  # True if the file has a head of this kind
+    labels: tuple[str, ...]  # the names of its classes
+    shared: list[str]  # the classes of the task that it has too, in the order of the task
+    same: bool  # True if it is a head for the classes of the task
 
 
 def _found_head(

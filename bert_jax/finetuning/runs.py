@@ -56,28 +56,17 @@ class Evaluation(TypedDict):
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a run, as in run.json and results.json.
-
-    Attributes:
-      seed, learning_rate: the member.
-      steps: the number of steps.
-      best_step: the step whose weights are kept.
-      score: the score at that step that compares checkpoints.
-      scores: dev split -> metric -> value, at that step.
-      history: all evaluations; empty, as `scores`, where no weights are usable.
-      failed: the reason if the run diverged or learnt nothing.
-      seconds: the duration of training.
-    """
+    """The outcome of a run, as in run.json and results.json."""
 
     seed: int
     learning_rate: float
     steps: int
-    best_step: int
-    score: float
-    scores: dict[str, Scores]
-    history: list[Evaluation]
-    failed: str | None
-    seconds: float
+    best_step: int  # the step whose weights are kept
+    score: float  # the score at that step that compares checkpoints
+    scores: dict[str, Scores]  # dev split -> metric -> value, at that step
+    history: list[Evaluation]  # all evaluations; empty, as `scores`, where no weights are usable
+    failed: str | None  # the reason if the run diverged or learnt nothing
+    seconds: float  # the duration of training
 
     @property
     def member(self) -> Member:

@@ -33,31 +33,18 @@ StepFn = Callable[[steps.TrainState, steps.Batch, ArrayLike, ArrayLike], Stepped
 
 @dataclass(frozen=True)
 class Trainer:
-    """Trains a model on a task with any seed and learning rate.
+    """Trains a model on a task with any seed and learning rate."""
 
-    Attributes:
-      cfg: the config without unset values (`FinetuneConfig.resolved`).
-      task: the task.
-      options: the options of its kind.
-      start: the model that the runs start from.
-      batches: the training batches; None where nothing is trained.
-      dev: the dev splits.
-      evaluator: predicts and scores the splits.
-      devices: the devices of the training.
-      data_key: a key of the data; runs with other data have another one.
-      baseline: the score of a model that learnt nothing, where it is known.
-    """
-
-    cfg: FinetuneConfig
+    cfg: FinetuneConfig  # the config without unset values (`FinetuneConfig.resolved`)
     task: Task
-    options: Options
-    start: StartingModel
-    batches: Batches | None
+    options: Options  # the options of its kind
+    start: StartingModel  # the model that the runs start from
+    batches: Batches | None  # the training batches; None where nothing is trained
     dev: list[Split]
-    evaluator: Evaluator
+    evaluator: Evaluator  # predicts and scores the splits
     devices: parallel.Devices
-    data_key: str
-    baseline: float | None
+    data_key: str  # a key of the data; runs with other data have another one
+    baseline: float | None  # the score of a model that learnt nothing, where it is known
 
     @property
     def num_steps(self) -> int:

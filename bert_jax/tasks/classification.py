@@ -18,20 +18,9 @@ from bert_jax.data.records import Record, labels_of, with_labels
 from bert_jax.errors import InputError
 from bert_jax.inference import Classifier
 from bert_jax.pretrained import Model, ProblemType
+from bert_jax.tasks import figures
 from bert_jax.tasks import metrics as scoring
 from bert_jax.tasks.common import Logits, Numbers, calibration_of, class_loss, judged_classes, one_place
-from bert_jax.tasks.figures import (
-    Cell,
-    Chart,
-    Figure,
-    Listing,
-    Matrix,
-    class_figures,
-    example_cells,
-    furthest,
-    highest,
-    surest_mistakes,
-)
 from bert_jax.tasks.kind import Kind, Predict
 from bert_jax.tasks.labels import (
     FLAGS,
@@ -149,13 +138,13 @@ class Classification(_WithClasses[str]):
         """Writes NAME.tsv: the class of each text, and the probability of each class."""
         return write_choices(folder, predicted, predicted.labels)
 
-    def mistakes(self, predicted: Predicted[np.ndarray], details: Details) -> list[Figure]:
+    def mistakes(self, predicted: Predicted[np.ndarray], details: Details) -> list[figures.Figure]:
         labels, logits, right = predicted.labels, np.array(predicted.values), _class_ids(predicted)
         counts = scoring.confusion_matrix(logits.argmax(axis=-1), right, len(labels))
         few = len(labels) <= MOST_CLASSES
-        confused = Matrix("Confusion matrix", labels, counts) if few else _most_confused(labels, counts)
-        surest = surest_mistakes(predicted, logits, right, lambda record: record.texts, lambda _, label: labels[label])
-        return [*class_figures(details), confused, surest]
+        confused = figures.Matrix("Confusion matrix", labels, counts) if few else _most_confused(labels, counts)
+        surest = figures.surest_mistakes(predicted, logits, right, lambda record: record.texts, lambda _, label: labels[label])
+        return [*figures.class_figures(details), confused, surest]
 
 
 class MultiLabel(_WithClasses[tuple[str, ...]]):
@@ -257,18 +246,18 @@ class MultiLabel(_WithClasses[tuple[str, ...]]):
         names = (",".join(name for name, has in zip(labels, own, strict=True) if has) for own in given)
         return write_table(folder, predicted, zip(names, shares.tolist(), strict=True), labels)
 
-    def mistakes(self, predicted: Predicted[np.ndarray], details: Details) -> list[Figure]:
+    def mistakes(self, predicted: Predicted[np.ndarray], details: Details) -> list[figures.Figure]:
         labels, logits = predicted.labels, np.array(predicted.values)
         _, given, right = self.judged(predicted)
         limits = np.clip(np.array(predicted.tuned.label_thresholds or 0.5), 1e-6, 1 - 1e-6)
-        sure, rows = abs(logits - np.log(limits / (1 - limits))), list[list[Cell]]()
-        for place in highest((given != right).ravel(), sure.ravel()):
+        sure, rows = abs(logits - np.log(limits / (1 - limits))), list[list[figures.Cell]]()
+        for place in figures.highest((given != right).ravel(), sure.ravel()):
             i, j = divmod(place, len(labels))
             record, said = predicted.records[i], ["yes" if has[i, j] else "no" for has in (right, given)]
-            rows.append([*example_cells(record, record.texts), labels[j], *said, float(1 / (1 + np.exp(-logits[i, j])))])
+            rows.append([*figures.example_cells(record, record.texts), labels[j], *said, float(1 / (1 + np.exp(-logits[i, j])))])
         header = ["id", "text", "label", "right", "predicted", "probability of the label"]
         axes = ("probability of a label", "share that has it")
-        return [*class_figures(details, axes), Listing("Surest mistakes", header, rows)]
+        return [*figures.class_figures(details, axes), figures.Listing("Surest mistakes", header, rows)]
 
 
 class Regression(Numbers[float]):
@@ -296,10 +285,10 @@ class Regression(Numbers[float]):
         """Writes NAME.tsv: the value of each text."""
         return write_table(folder, predicted, ((f"{value:.6g}", []) for value in predicted.values))
 
-    def mistakes(self, predicted: Predicted[float], details: Details) -> list[Figure]:
+    def mistakes(self, predicted: Predicted[float], details: Details) -> list[figures.Figure]:
         guessed, right = np.array(predicted.values, np.float64), np.array(predicted.right, np.float64)
-        table = furthest("Largest differences", predicted.records, right, guessed, guessed - right)
-        return [Chart(np.array([right, guessed]), "right", "predicted", diagonal=True), table]
+        table = figures.furthest("Largest differences", predicted.records, right, guessed, guessed - right)
+        return [figures.Chart(np.array([right, guessed]), "right", "predicted", diagonal=True), table]
 
 
 def _class_ids(predicted: Predicted[np.ndarray]) -> np.ndarray:
@@ -352,9 +341,11 @@ def by_place(
 MOST_CLASSES = 20  # a larger confusion matrix is unreadable
 
 
-def _most_confused(labels: Sequence[str], counts: np.ndarray) -> Listing:
+def _most_confused(labels: Sequence[str], counts: np.ndarray) -> figures.Listing:
     """Returns the pairs of classes that are confused most often, from a confusion matrix [C, C]."""
     off = counts * (1 - np.eye(len(labels), dtype=int))
-    pairs = [divmod(place, len(labels)) for place in highest(off.ravel() > 0, off.ravel())]
-    rows: list[list[Cell]] = [[labels[i], labels[j], int(off[i, j]), f"{off[i, j] / counts[i].sum():.1%}"] for i, j in pairs]
-    return Listing("Most confused classes", ["right", "predicted", "examples", "of the right class"], rows)
+    pairs = [divmod(place, len(labels)) for place in figures.highest(off.ravel() > 0, off.ravel())]
+    rows: list[list[figures.Cell]] = [
+        [labels[i], labels[j], int(off[i, j]), f"{off[i, j] / counts[i].sum():.1%}"] for i, j in pairs
+    ]
+    return figures.Listing("Most confused classes", ["right", "predicted", "examples", "of the right class"], rows)

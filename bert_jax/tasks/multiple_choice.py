@@ -16,24 +16,14 @@ from bert_jax.data.layout import Text
 from bert_jax.data.records import Record, labels_of, texts_of
 from bert_jax.errors import InputError
 from bert_jax.pretrained import Model
+from bert_jax.tasks import common
 from bert_jax.tasks import metrics as scoring
-from bert_jax.tasks.cells import text_in
-from bert_jax.tasks.common import (
-    Logits,
-    by_item,
-    calibration_of,
-    check_same_size,
-    class_loss,
-    judged_classes,
-    of_items,
-    one_place,
-)
 from bert_jax.tasks.figures import Figure, class_figures, surest_mistakes
 from bert_jax.tasks.figures import Text as FigureText
 from bert_jax.tasks.kind import Kind, Predict
 from bert_jax.tasks.labels import LabelReader, whole_number
 from bert_jax.tasks.metrics import Details
-from bert_jax.tasks.parsing import Classes, Columns, Noted
+from bert_jax.tasks.parsing import Classes, Columns, Noted, text_in
 from bert_jax.tasks.predictions import write_choices
 from bert_jax.tasks.split import Predicted, Predictions
 from bert_jax.tasks.splits import Splits
@@ -79,7 +69,7 @@ class MultipleChoice(Kind[int, np.ndarray]):
         return ()
 
     def settle(self, options: Options, train: Sequence[Record]) -> tuple[Options, Sequence[Record], list[str]]:
-        check_same_size(train)
+        common.check_same_size(train)
         return options, train, []
 
     def target(self, label: int | None, labels: Sequence[str]) -> np.ndarray:
@@ -92,11 +82,11 @@ class MultipleChoice(Kind[int, np.ndarray]):
         return per_item(items, packed, count)
 
     def loss(self, outputs: dict[str, jax.Array], batch: Batch, options: Options, model: Model) -> dict[str, Sum]:
-        return class_loss(of_items(outputs["logits"], batch), batch, options)
+        return common.class_loss(common.of_items(outputs["logits"], batch), batch, options)
 
     def predictor(self, model: Model, limit: int) -> Predict[np.ndarray]:
-        logits = Logits(model)
-        return lambda split, params: Predictions(by_item(one_place(logits, split, params), split))
+        logits = common.Logits(model)
+        return lambda split, params: Predictions(common.by_item(common.one_place(logits, split, params), split))
 
     def guess(self, records: Sequence[Record], labels: Sequence[str]) -> Predictions[np.ndarray]:
         return Predictions(np.zeros(len(texts) - 1) for texts in texts_of(records))
@@ -108,8 +98,8 @@ class MultipleChoice(Kind[int, np.ndarray]):
         return scores | {"loss": float(np.mean(scoring.nats(logits, right)))}
 
     def details(self, predicted: Predicted[np.ndarray]) -> Details:
-        judged = judged_classes(np.array(predicted.values, np.float64), np.array(predicted.right))
-        return {"calibration": calibration_of(*judged)}
+        judged = common.judged_classes(np.array(predicted.values, np.float64), np.array(predicted.right))
+        return {"calibration": common.calibration_of(*judged)}
 
     def baseline(self, splits: Splits, metrics: Sequence[str]) -> float | None:
         return None

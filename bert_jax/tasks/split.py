@@ -38,19 +38,12 @@ class Predictions(list[P]):
 
 @dataclass(frozen=True)
 class Predicted(Generic[P]):
-    """A split with its predictions.
-
-    Attributes:
-      split: the records.
-      values: a prediction for each record, in the form that the kind of task describes.
-      labels: the names of the classes by id; empty where classes have no names.
-      tuned: the thresholds that turn predictions into labels and answers.
-    """
+    """A split with its predictions."""
 
     split: Split
-    values: Sequence[P]
-    labels: tuple[str, ...]
-    tuned: Tuned
+    values: Sequence[P]  # a prediction for each record, in the form that the kind of task describes
+    labels: tuple[str, ...]  # the names of the classes by id; empty where classes have no names
+    tuned: Tuned  # the thresholds that turn predictions into labels and answers
 
     @property
     def records(self) -> Sequence[Record]:

@@ -31,23 +31,14 @@ from bert_jax.tasks.task import Task, TaskData
 
 @dataclass(frozen=True)
 class Splits:
-    """Records of a task.
-
-    Attributes:
-      train: the training records.
-      dev: the records of each dev split by its name: "dev", or several as for MNLI.
-      test: the records of each test split.
-      labels: the classes by id; empty where the kind has no classes.
-      notes: lines to show about what was found, left out and held out; warnings start with "warning: ".
-      data_hash: hex SHA-256 of the bytes of the files, in the order train, dev, test.
-    """
+    """Records of a task."""
 
     train: Sequence[Record]
-    dev: dict[str, Sequence[Record]]
-    test: dict[str, Sequence[Record]]
-    labels: tuple[str, ...]
-    notes: list[str]
-    data_hash: str
+    dev: dict[str, Sequence[Record]]  # the records of each dev split by its name: "dev", or several as for MNLI
+    test: dict[str, Sequence[Record]]  # the records of each test split
+    labels: tuple[str, ...]  # the classes by id; empty where the kind has no classes
+    notes: list[str]  # lines to show about what was found, left out and held out; warnings start with "warning: "
+    data_hash: str  # hex SHA-256 of the bytes of the files, in the order train, dev, test
 
 
 def load_splits(task: Task, data: TaskData) -> Splits:

@@ -23,13 +23,12 @@ from bert_jax.errors import InputError, did_you_mean
 from bert_jax.inference import Predictor
 from bert_jax.pretrained import Model
 from bert_jax.tasks import metrics as scoring
-from bert_jax.tasks.cells import checked_text, value_in
 from bert_jax.tasks.common import class_loss
 from bert_jax.tasks.figures import Cell, Figure, Listing, RecordId, TaggedWords, class_figures, highest
 from bert_jax.tasks.kind import Kind, Predict
 from bert_jax.tasks.labels import LabelReader, are_numbers, count_classes, tokens, whole_number
 from bert_jax.tasks.metrics import Details
-from bert_jax.tasks.parsing import Classes, Columns, File, Noted
+from bert_jax.tasks.parsing import Classes, Columns, File, Noted, checked_text, value_in
 from bert_jax.tasks.predictions import tab_line
 from bert_jax.tasks.spans import Spans, checked_spans, read_spans
 from bert_jax.tasks.split import Predicted, Predictions, Split

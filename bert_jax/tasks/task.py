@@ -16,37 +16,24 @@ if TYPE_CHECKING:  # a kind imports jax, which a command line does not need
 
 @dataclass(frozen=True)
 class Task:
-    """One row of the table.
-
-    Attributes:
-      name: the name on the command line.
-      kind: the kind, which has the columns, head, loss and scores.
-      texts: the columns of the texts; empty where the user or the format names them.
-      label: the column of the label.
-      labels: the classes by id; empty: the sorted classes of the training data.
-      words: maps the spelling of a class in the files to its name in `labels`, where they differ ("1" -> "positive").
-      metrics: names in `metrics.METRICS`, whose mean chooses the best checkpoint.
-      defaults: fields of FinetuneConfig whose usual value for this task differs from the general one.
-      header: the columns of files without a header line; with "..." at the end, more may follow.
-      files: names of files for each split, in addition to train.*, dev.* and test.*.
-      stem: for multiple_choice, the column whose text begins every choice.
-      skip_ragged: leave out and count lines whose number of fields differs from the header's, instead of an error.
-      test_only: the task has no training data.
-    """
+    """One row of the table."""
 
     name: str
-    kind: Kind
-    texts: tuple[str, ...] = ()
+    kind: Kind  # the kind, which has the columns, head, loss and scores
+    texts: tuple[str, ...] = ()  # the columns of the texts; empty where the user or the format names them
     label: str = "label"
-    labels: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()  # the classes by id; empty: the sorted classes of the training data
+    # maps the spelling of a class in the files to its name in `labels`, where they differ ("1" -> "positive")
     words: Mapping[str, str] = field(default_factory=dict)
-    metrics: tuple[str, ...] = ("accuracy",)
+    metrics: tuple[str, ...] = ("accuracy",)  # names in `metrics.METRICS`, whose mean chooses the best checkpoint
+    # fields of FinetuneConfig whose usual value for this task differs from the general one
     defaults: Mapping[str, object] = field(default_factory=dict)
-    header: tuple[str, ...] = ()
+    header: tuple[str, ...] = ()  # the columns of files without a header line; with "..." at the end, more may follow
+    # names of files for each split, in addition to train.*, dev.* and test.*
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    stem: str | None = None
-    skip_ragged: bool = False
-    test_only: bool = False
+    stem: str | None = None  # for multiple_choice, the column whose text begins every choice
+    skip_ragged: bool = False  # leave out and count lines whose number of fields differs from the header's, instead of an error
+    test_only: bool = False  # the task has no training data
 
 
 @dataclass(frozen=True)
