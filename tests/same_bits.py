@@ -1,4 +1,4 @@
-"""What exact predictors say of many texts, as digests, in lists of several sizes and orders: for test_inference.py.
+"""What exact predictors say of many texts, as digests, in lists of several sizes and orders: for inference/test_exact.py.
 
     python tests/same_bits.py FOLDER COUNT SHUFFLES THREADS DEVICES SIZE...
 

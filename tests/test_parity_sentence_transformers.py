@@ -273,7 +273,7 @@ def scores(model):
     return np.array([list(found.scores.values()) for found in Classifier(model)(PAIRS)])
 
 
-# logits of several classes become probabilities, or are refused: tests/test_inference.py
+# logits of several classes become probabilities, or are refused: tests/inference/test_classifier.py
 @pytest.mark.parametrize(
     "num_labels, activation",
     [*((1, name) for name in ("Identity", "Sigmoid", "Tanh", "GELU", "SiLU", None)), (3, "Sigmoid"), (3, None)],

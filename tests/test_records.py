@@ -92,13 +92,13 @@ def test_keys_are_numbered_in_the_order_in_which_they_come_first(keys):
 ])  # fmt: skip
 def test_items_are_those_of_their_records_encoded_alone(kind, counts, tokenizer, monkeypatch):
     monkeypatch.setattr("bert_jax.data.finetuning._PORTION", 60)
-    rng, words, layout = random.Random(0), make_words(), Layout(tokenizer, CFG)
+    rng, words, layout = random.Random(0), make_words(), Layout(tokenizer, CFG, 16)
     labels = {"classification": ["a", "b", None], "multi_label": [("a",), (), ("a", "b")], "multiple_choice": [0, 1]}
     texts = [[" ".join(rng.choices(words, k=rng.randint(0, 12))) for _ in range(counts[i % len(counts)])] for i in range(12)]
     records = [Record(tuple(of), rng.choice(labels.get(kind, [0.5, 1.0])), str(i), f"f:{i}") for i, of in enumerate(texts)]
-    encoded = KINDS[kind].encode(stored(records), ("a", "b"), layout, 16)
+    encoded = KINDS[kind].encode(stored(records), ("a", "b"), layout)
     assert isinstance(encoded.items, Items)
-    alone = [KINDS[kind].encode([record], ("a", "b"), layout, 16) for record in records]
+    alone = [KINDS[kind].encode([record], ("a", "b"), layout) for record in records]
     assert encoded.lost == sum(one.lost for one in alone) > 0
     for items, place in ((encoded.items, 0), (encoded.read_from(9).items, 9)):
         assert len(items) == len(records)
@@ -119,7 +119,7 @@ def test_items_are_those_of_their_records_encoded_alone(kind, counts, tokenizer,
     flat = [example for item in encoded.items for example in item.sequences]
     assert [e.input_ids.tolist() for e in encoded.items.sequences] == [e.input_ids.tolist() for e in flat]
     assert encoded.items.lengths.tolist() == [max(len(e.input_ids) for e in item.sequences) for item in encoded.items]
-    assert len(KINDS[kind].encode(stored([]), ("a", "b"), layout, 16).items) == 0
+    assert len(KINDS[kind].encode(stored([]), ("a", "b"), layout).items) == 0
 
 
 @pytest.mark.parametrize("columns", [1, 2])

@@ -1,0 +1,36 @@
+"""Fixtures of the tests of predictors."""
+
+import pytest
+from inference_models import LABELS, model_of
+
+from bert_jax.inference import Answerer, Classifier, Embedder, FillMask, Tagger
+
+
+@pytest.fixture(scope="module")
+def fill(tokenizer):
+    return FillMask(model_of(tokenizer, "masked_lm"), top_k=3)
+
+
+@pytest.fixture(scope="module")
+def classifier(tokenizer):
+    return Classifier(model_of(tokenizer, "sequence_classification", ("no", "maybe", "yes")))
+
+
+@pytest.fixture(scope="module")
+def tagger(tokenizer):
+    return Tagger(model_of(tokenizer, "token_classification", LABELS))
+
+
+@pytest.fixture(scope="module")
+def answerer(tokenizer):
+    return Answerer(model_of(tokenizer, "question_answering"), max_question_length=24, stride=16, top_k=3)
+
+
+@pytest.fixture(scope="module")
+def embedder(tokenizer):
+    return Embedder(model_of(tokenizer, "encoder"))
+
+
+@pytest.fixture
+def predictor(request):
+    return request.getfixturevalue(request.param)
