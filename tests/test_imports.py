@@ -44,7 +44,7 @@ NEVER = {
     "bert_jax/model/": ["bert_jax.data", "bert_jax.training", "bert_jax.inference", *PROGRAMS],
     "bert_jax/training/": ["bert_jax.inference", "bert_jax.data", *PROGRAMS],
     "bert_jax/tasks/": PROGRAMS,
-    "bert_jax/report/": ["bert_jax.commands", "bert_jax.pretrain", "bert_jax.plan"],
+    "bert_jax/report/": ["bert_jax.commands", "bert_jax.finetuning", "bert_jax.pretrain", "bert_jax.plan"],
     "bert_jax/finetuning/": ["bert_jax.commands", "bert_jax.pretrain"],
     "bert_jax/inference/": ["bert_jax.training"],
     "bert_jax/formats/": ["jax", "bert_jax.model", "bert_jax.training", "bert_jax.inference"],
