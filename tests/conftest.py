@@ -15,14 +15,12 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_numpy_rank_promotion", "raise")  # arrays of different ranks meet by explicit axes
 
 import pytest  # noqa: E402
-from beartype import BeartypeConf, beartype  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 # Types and shapes in signatures are checked. Not in model/config.py: its own checks, which tests match, name the field.
 MODEL = Path(__file__).parent.parent / "bert_jax" / "model"
 CHECKED = [f"bert_jax.model.{path.stem}" for path in MODEL.iterdir() if path.stem not in ("__init__", "__pycache__", "config")]
-checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as it is to mypy
-install_import_hook([*CHECKED, "bert_jax.training"], "conftest.checked")
+install_import_hook([*CHECKED, "bert_jax.training"], "typechecker.checked")
 
 
 @pytest.fixture(scope="session")
