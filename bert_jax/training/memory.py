@@ -79,10 +79,10 @@ def activation_bytes(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare
     """
     size = 4.0 if compute.dtype == "float32" else 2.0
     tokens, last_layer = share.rows * share.length, share.slots / share.length or 1.0
-    d, m, scores = cfg.hidden_size / share.tensor, cfg.intermediate_size / share.tensor, _score_values(cfg, compute, share)
+    d, m = cfg.hidden_size / share.tensor, cfg.intermediate_size / share.tensor
     saved = tokens * (cfg.num_hidden_layers - 1 + last_layer) * _saved_per_token(cfg, compute, share)
     # In float32: attention scores and the intermediate layer; with a kernel its operands and their gradients.
-    attention_bytes, mlp_bytes = (4 + size) * scores or 24 * d, 12 * m
+    attention_bytes, mlp_bytes = (4 + size) * max(_score_values(cfg, compute, share)) or 24 * d, 12 * m
     if compute.scan_layers and compute.remat == "dots":  # some recomputed values live beside their gradients
         attention_bytes *= 1.5
     head_bytes = 6.5 * share.rows * share.slots * cfg.vocab_size / share.tensor
@@ -91,14 +91,14 @@ def activation_bytes(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare
 
 
 def _saved_per_token(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare) -> float:
-    """Returns the bytes per token that a layer saves for the backward pass.
+    """Returns the bytes per token that a layer saves for the backward pass, as a mean over the layers.
 
     Without a scan the compiler recomputes some cheap values on its own, but draws dropout (counted here as scores) once. Through
     a scan it can do neither: every value that the derivatives read is stacked.
     """
     size = 4.0 if compute.dtype == "float32" else 2.0
     whole, d, m = cfg.hidden_size, cfg.hidden_size / share.tensor, cfg.intermediate_size / share.tensor
-    scores = _score_values(cfg, compute, share)
+    scores = sum(_score_values(cfg, compute, share)) / cfg.num_hidden_layers
     if compute.remat == "full":  # the layer's input
         return size * whole + (0 if compute.scan_layers else 3 * scores)
     gated = cfg.form.gated_mlp  # a gate's output, its activation and their product are saved, too
@@ -110,8 +110,8 @@ def _saved_per_token(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare
     return 4 * scores + kernel + size * ((2 + 2 * gated) * m + 2 * whole + 3 * d)
 
 
-def _score_values(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare) -> float:
-    """Returns the attention scores per token that a layer holds in memory: none if a fused kernel computes attention."""
+def _score_values(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare) -> list[float]:
+    """Returns the attention scores per token that each layer holds in memory: none if a kernel computes them block by block."""
     rate, head_size = cfg.attention_probs_dropout_prob, cfg.hidden_size // cfg.num_attention_heads
     biased = cfg.form.relative_positions in ("bias", "disentangled")
     keys = []
@@ -119,7 +119,7 @@ def _score_values(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare) -
         args = compute.attention, share.platform, share.length, head_size, compute.dtype, rate, None, False, window, biased
         kernel, _ = attention.choose(*args)
         keys.append({"xla": share.length, "banded": 3 * (window or 0)}.get(kernel, 0))
-    return sum(keys) / len(keys) * cfg.num_attention_heads / share.tensor
+    return [number * cfg.num_attention_heads / share.tensor for number in keys]
 
 
 def _parameter_copies(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare) -> float:

@@ -1,0 +1,44 @@
+"""Estimates from a config alone agree with the models that it describes, in every family."""
+
+import math
+
+import jax
+import pytest
+
+from bert_jax.config import BertConfig, ComputeConfig, DataConfig, MaskingConfig, OptimConfig, TrainConfig
+from bert_jax.model.heads import Bert, parameter_shapes
+from bert_jax.training import flops, memory
+
+MODERN = BertConfig(model_type="modernbert", type_vocab_size=0, vocab_size=5000, hidden_size=256, num_hidden_layers=6,
+                    num_attention_heads=4, intermediate_size=384, max_position_embeddings=1024, local_attention=128,
+                    attention_probs_dropout_prob=0.0)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [BertConfig.preset("mini"), MODERN, BertConfig.preset("mini", model_type="albert", embedding_size=128, num_hidden_groups=1)],
+    ids=lambda cfg: cfg.model_type,
+)
+def test_parameters_are_counted_as_they_are(cfg):
+    shapes = jax.tree.leaves(parameter_shapes(Bert(cfg, "masked_lm")))
+    pooler = cfg.hidden_size**2  # counted, though this head has none
+    assert memory.num_parameters(cfg) == pytest.approx(sum(math.prod(x.shape) for x in shapes) + pooler, rel=0.01)
+
+
+def test_flops_of_gated_layers_with_windows_are_those_of_their_products():
+    cfg = TrainConfig(num_steps=1, batch_size=2, model=MODERN, data=DataConfig(max_seq_length=1024),
+                      masking=MaskingConfig(max_predictions_per_seq=100), optim=OptimConfig(warmup_steps=0))  # fmt: skip
+    d, m, tokens, predicted = 256, 384, 2 * 1024, 2 * 100
+    dense = 5 * tokens * 2 * (4 * d * d + 3 * d * m) + 2 * (tokens * 2 * d * d + predicted * (2 * d * d + 3 * d * m))
+    keys = [1024, 129, 129, 1024, 129]  # layers 0 and 3 attend to the whole row; the last one is below
+    attention = 4 * d * (tokens * sum(keys) + predicted * 129)
+    head = 2 * predicted * (d * d + d * 5000)
+    assert flops.step_flops(cfg) == 3 * (dense + attention + head)
+
+
+def test_layers_with_a_window_hold_fewer_scores():
+    how, share = ComputeConfig(remat="none", scan_layers=False), memory.DeviceShare(8, 1024, 100, "cpu")
+    whole = MODERN.replace(layer_types=("full_attention",))
+    difference = memory.activation_bytes(whole, how, share) - memory.activation_bytes(MODERN, how, share)
+    scores = 8 * 1024 * 4 * (1024 - 3 * 64)  # of a layer: rows, tokens, heads, keys
+    assert difference == pytest.approx(1.05 * 4 * scores * 4 / 6 * (5 + 100 / 1024), rel=1e-6)  # 4 of 6 layers have the window
