@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import math
 import re
+import runpy
 import traceback
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -397,20 +397,18 @@ def load_config_file(path: str | Path) -> TrainConfig:
     path = shipped.get(str(path), Path(path))
     if not path.is_file():
         nearby = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        names = f"; shipped configs: {', '.join(shipped)}" if path.name == str(path) or path.stem in shipped else ""
-        raise InputError(f"no config file {path}{did_you_mean(str(path), [*nearby, *shipped])}{names}")
-    spec = importlib.util.spec_from_file_location(f"bert_jax_config_{path.stem}", path)
-    if spec is None or spec.loader is None:
+        known = f"; shipped configs: {', '.join(shipped)}" if path.name == str(path) or path.stem in shipped else ""
+        raise InputError(f"no config file {path}{did_you_mean(str(path), [*nearby, *shipped])}{known}")
+    if path.suffix != ".py":
         raise InputError(f"{path} is not a Python file: a config is a .py file with get_config()")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        cfg = module.get_config() if hasattr(module, "get_config") else None
+        names = runpy.run_path(str(path), run_name=f"bert_jax_config_{path.stem}")
+        cfg = names["get_config"]() if "get_config" in names else None
     except SyntaxError as e:
         raise InputError(f"{path}:{e.lineno}: {e.msg}") from None
     except Exception as e:
         raise InputError(_mistake(path, e)) from None
-    if not hasattr(module, "get_config"):
+    if "get_config" not in names:
         raise InputError(f"{path} has no get_config() that returns a TrainConfig")
     if not isinstance(cfg, TrainConfig):
         raise InputError(f"{path}: get_config() returned a {type(cfg).__name__}, not a TrainConfig")

@@ -139,7 +139,7 @@ def check(cfg: TrainConfig, devices: parallel.Devices, begun: bool) -> None:
 
 
 def build(cfg: TrainConfig, devices: parallel.Devices, memory_bytes: int | None) -> Program:
-    """Returns the program of a run; recomputation and scan, where the config leaves them open, follow the devices.
+    """Returns the program of a run; recomputation and scan follow the devices if the config leaves them open.
 
     Args:
         cfg: The run.

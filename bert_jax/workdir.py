@@ -192,6 +192,12 @@ def _has_folders(folder: Path) -> bool:
     return folder.is_dir() and any(path.is_dir() for path in folder.iterdir())
 
 
+def unusable(checkpoints: str | epath.Path, reason: str, option: str = "--workdir") -> InputError:
+    """Returns the error of a folder of checkpoints that cannot be made, read or written."""
+    fix = f"make it a folder that you may write to, or give another {option}"
+    return InputError(f"checkpoint folder {checkpoints} cannot be used: {reason}; {fix}")
+
+
 def _hold_checkpoints(cfg: TrainConfig) -> None:
     """Locks the checkpoints' folder, which two work directories may name; an object store has no locks."""
     if "://" in cfg.checkpoints:
@@ -199,10 +205,8 @@ def _hold_checkpoints(cfg: TrainConfig) -> None:
     try:
         hold(Path(cfg.checkpoints).expanduser(), "--checkpoint-dir")
     except OSError as error:
-        raise InputError(
-            f"checkpoint folder {cfg.checkpoints} cannot be used: {error.strerror or error}; make it a folder that you may write "
-            f"to, or give another {'--checkpoint-dir' if cfg.checkpoint_dir else '--workdir'}"
-        ) from None
+        option = "--checkpoint-dir" if cfg.checkpoint_dir else "--workdir"
+        raise unusable(cfg.checkpoints, error.strerror or str(error), option) from None
 
 
 def _allow(cfg: TrainConfig, different: list[Change], reason: str) -> list[str]:

@@ -26,11 +26,11 @@ from jaxtyping import PyTree
 
 from bert_jax.config import InputError, Json
 from bert_jax.disk import seal
-from bert_jax.workdir import read_record
+from bert_jax.workdir import read_record, unusable
 
 
 class _Damaged(Exception):
-    """Raised where a checkpoint cannot be used; the text is the reason."""
+    """Raised if a checkpoint cannot be used; the text is the reason."""
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:
@@ -119,7 +119,7 @@ class Checkpointer:
       keep: The number of the newest checkpoints that are kept.
       best_metric: The entry of `metrics` that ranks checkpoints, lower being better; None ranks none.
       report: Receives a line for each damaged checkpoint.
-      read_only: Leaves the folder as it is, where a run may be saving.
+      read_only: Leaves the folder as it is, for one in which a run may be saving.
 
     Raises:
       InputError: `directory` cannot be created or read.
@@ -149,10 +149,7 @@ class Checkpointer:
             self._manager = ocp.CheckpointManager(self.directory, options=options)
             next(self.directory.iterdir(), None)  # Orbax takes a file for an empty folder
         except OSError as error:
-            raise InputError(
-                f"checkpoint folder {self.directory} cannot be used: {_reason(error)}; "
-                "make it a folder that you may write to, or give another --workdir"
-            ) from error
+            raise unusable(self.directory, _reason(error)) from error
         for step in self.steps:
             with contextlib.suppress(Exception):  # restore_latest reports a damaged record
                 self._metrics[step] = float(self._record(step)["metrics"][best_metric])

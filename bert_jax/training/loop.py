@@ -241,5 +241,5 @@ def evaluate_sums(
     total: dict[str, Sum] = jax.tree.map(lambda *parts: sum(parts), *sums)
     for name, expected in weights.items():
         if abs(float(total[name].weight) - expected) > 1e-3 * expected:
-            raise AssertionError(f"evaluation counted a weight of {total[name].weight} in {name}, where the set has {expected}")
+            raise AssertionError(f"evaluation counted a weight of {total[name].weight} in {name}, but the set has {expected}")
     return {name: float(s.total) / max(float(s.weight), 1e-9) for name, s in total.items()}

@@ -71,7 +71,7 @@ def pretraining_sums(outputs: Mapping[str, AnyArray], batch: Mapping[str, AnyArr
 
     Args:
       outputs: `masked_lm_logits` [B, P, V] and, with sentence pairs, `next_sentence_logits` [B, 2].
-      batch: `masked_ids` and `masked_weights` [B, P]; `next_sentence_label` [B], where a label below 0 is not counted.
+      batch: `masked_ids` and `masked_weights` [B, P]; `next_sentence_label` [B], of which labels below 0 do not count.
 
     Returns:
       Sums by name. The training loss adds up those whose names end in `_loss`.

@@ -72,7 +72,7 @@ class ScaleByBertAdamState(NamedTuple):
 def scale_by_adam(b1: float, b2: float, eps: float, bias_correction: bool) -> optax.GradientTransformationExtraArgs:
     """Returns Adam (Kingma and Ba, 2014), or google-research/bert's variant of it without bias correction.
 
-    Its `update` takes `ok`, a boolean: where it is false, the moments stay as they are. Unlike `optax.scale_by_adam`, it keeps
+    Its `update` takes `ok`, a boolean: if it is false, the moments stay as they are. Unlike `optax.scale_by_adam`, it keeps
     the updates behind an optimization barrier, so that XLA writes each moment in place, in one pass, and reads the written
     moments for the updates. Without the barrier XLA computes the moments twice and copies the old ones.
 

@@ -123,7 +123,7 @@ def _apply(
     loss: Float[Array, ""],
     finite: Bool[Array, ""],
 ) -> tuple[PyTree, PyTree, Bool[Array, ""]]:
-    """Returns parameters, optimizer state and whether the update was finite; the old parameters and state where it was not."""
+    """Returns parameters, optimizer state and whether the update was finite; the old ones if it was not."""
     extra = {"value": loss, "ok": finite} | ({} if learning_rate is None else {"learning_rate": learning_rate})
     updates, opt_state = optax.with_extra_args_support(optimizer).update(grads, state.opt_state, state.params, **extra)
     if not isinstance(optimizer, Guarded):
@@ -138,7 +138,7 @@ def _apply(
 def _warn_of_an_unused_rate(
     optimizer: optax.GradientTransformation, grads: PyTree, state: TrainState, extra: dict[str, Array]
 ) -> None:
-    """Warns where the optimizer ignores the learning rate: Optax silently drops extra arguments that it does not take."""
+    """Warns if the optimizer ignores the learning rate: Optax silently drops extra arguments that it does not take."""
     update = optax.with_extra_args_support(optimizer).update
     jaxpr = jax.make_jaxpr(lambda rate: update(grads, state.opt_state, state.params, **extra | {"learning_rate": rate}))(
         extra["learning_rate"]
