@@ -1,5 +1,6 @@
 """Every family and head against transformers: the same numbers from its files, and our files read by it key by key."""
 
+import copy
 import json
 from functools import cache
 from typing import get_args, get_type_hints
@@ -77,13 +78,13 @@ def make_batch(family, head):
     return {"input_ids": ids.astype(np.int32), "attention_mask": mask.copy(), "token_type_ids": types.astype(np.int32)}
 
 
-def their_outputs(model, batch, head):
+def their_outputs(model, batch, head, grad=False):
     import torch
 
     tensors = {name: torch.from_numpy(value).long() for name, value in batch.items()}
     if model.config.model_type in ("distilbert", "mpnet", "modernbert", "esm", "eurobert"):
         del tensors["token_type_ids"]
-    with torch.no_grad():
+    with torch.set_grad_enabled(grad):
         outputs = model(**tensors, output_hidden_states=True, output_attentions=True)
     renamed = {
         "encoder": {"pooler_output": "pooled_output"},
@@ -163,6 +164,44 @@ def test_outputs_are_those_of_transformers(family, head, saved):
 
 V2 = dict(position_buckets=-1, max_relative_positions=8, norm_rel_ebd="none", share_att_key=False, pos_att_type="c2p",
           position_biased_input=True, type_vocab_size=2, conv_kernel_size=3, conv_act="gelu", embedding_size=16)  # fmt: skip
+
+
+@pytest.mark.parametrize("family, head", [(family, head) for family, head in CASES if head != "encoder"])
+def test_gradients_are_those_of_transformers(family, head, saved, tmp_path):
+    """Of a sum that weighs each number of the head's outputs otherwise, with respect to every parameter."""
+    import torch
+
+    theirs, directory = saved(family, head)
+    theirs = copy.deepcopy(theirs)
+    if family != "modernbert":  # in float64, its windows give NaN at padding
+        theirs = theirs.double()
+    model, batch = load(directory), make_batch(family, head)
+    real = batch["attention_mask"].reshape(-1, L) > 0
+    expected = their_outputs(theirs, batch, head, grad=True)
+    names = [name for name in expected if "logits" in name]
+    weights = {}
+    for name in names:
+        weights[name] = np.random.default_rng(3).normal(size=expected[name].shape).astype(np.float32)
+        if weights[name].shape[:2] == real.shape:  # one for each token: those at padding mean nothing
+            weights[name] *= real.reshape(real.shape + (1,) * (weights[name].ndim - 2))
+    sum((expected[name] * torch.from_numpy(weights[name])).sum() for name in names).backward()
+    for parameter in theirs.parameters():  # written as a model is, for the names of the file
+        parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    theirs.save_pretrained(tmp_path)
+    given = load_file(tmp_path / "model.safetensors")
+
+    def total(params):
+        outputs = model.apply(params, batch)
+        return sum((outputs[name] * weights[name]).sum() for name in names)
+
+    ours = convert.to_hugging_face(jax.device_get(jax.jit(jax.grad(total))(model.params)), model.config, head)
+    largest = max(np.abs(gradient).max() for gradient in given.values())
+    for name, gradient in ours.items():
+        if "position_embeddings" in name and family == "ernie":
+            continue  # the task's embedding is a part of it
+        np.testing.assert_allclose(gradient, given[name], atol=1e-5 * largest, rtol=0, err_msg=name)
+
+
 ODD = [  # settings that published models of the family have, or that its config class allows
     (
         "modernbert",
