@@ -17,18 +17,19 @@ def program(**compute) -> Program:
     return build(cfg, parallel.make_devices(cfg.parallel.replace(num_devices=1)), None)
 
 
-def precisions(precision: str) -> set[str]:
+def precisions(**compute) -> set[str]:
     """The precisions of all matrix products of the training step, forward and backward."""
-    made = program(matmul_precision=precision)
+    made = program(**compute)
     text = made.train_step.lower(made.abstract_state, made.abstract_batch).as_text()
     products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
-    assert len(products) > 20
+    assert len(products) > 15
     return {found[1] if (found := re.search(r"precision = \[(\w+), \1\]", line)) else "none" for line in products}
 
 
+@pytest.mark.parametrize("more", [{}, {"remat": "full", "scan_layers": True}], ids=["plain", "recomputed, by a scan"])
 @pytest.mark.parametrize("precision", ["default", "high", "highest"])
-def test_every_matrix_product_of_a_step_has_the_precision_of_the_config(precision):
-    assert precisions(precision) == {precision.upper()}
+def test_every_matrix_product_of_a_step_has_the_precision_of_the_config(precision, more):
+    assert precisions(matmul_precision=precision, **more) == {precision.upper()}
 
 
 @pytest.mark.parametrize(
