@@ -126,7 +126,7 @@ class _Meter:
         if self.first_loss is not None and step == 1 and not abs(values["loss"] - self.first_loss) < 1:
             self.log.message(
                 f"warning: the first loss is {values['loss']:.2f}, where an untrained model has about {self.first_loss:.2f} "
-                "(guessing by chance): something is wrong with the weights or the labels"
+                "(guessing at random): something is wrong with the weights or the labels"
             )
         self.log.scalars(step, {f"train/{name}": value for name, value in values.items()})
         speed = self._speed()
