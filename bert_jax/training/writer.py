@@ -63,36 +63,30 @@ class Writer:
       workdir: The local folder of the run.
       num_steps: The last step.
       start_step: The step that was restored, 0 for a new run. TensorBoard drops later events, and the time left counts from it.
-      console: False shows nothing on the console.
-      tensorboard: False writes no TensorBoard events.
 
     Raises:
       InputError: `workdir` is not a local folder that can be written; so do all methods that write.
     """
 
-    def __init__(
-        self, workdir: str | os.PathLike[str], num_steps: int, start_step: int = 0, console: bool = True, tensorboard: bool = True
-    ) -> None:
+    def __init__(self, workdir: str | os.PathLike[str], num_steps: int, start_step: int = 0) -> None:
         if "://" in str(workdir):
             raise InputError(f"metrics.jsonl cannot grow in {workdir}: give a local --workdir")
         self.path, self._folder = Path(workdir) / "metrics.jsonl", Path(workdir) / "tensorboard"
         self._num_steps, self._start_step, self._start = num_steps, start_step, time.monotonic()
-        self._console, self._last_line = console, -math.inf
+        self._last_line = -math.inf
         self.lines = _recorded_lines(self.path)
         with _naming(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
-        self._events: RecordWriter | None = None
-        if tensorboard:
-            with _naming(self._folder):
-                self._folder.mkdir(exist_ok=True)
-                self._events = RecordWriter(str(self._folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"))
-            self._event(file_version="brain.Event:2")
-            if start_step:
-                self._event(step=start_step + 1, session_log=SessionLog(status=SessionLog.START))
+        with _naming(self._folder):
+            self._folder.mkdir(exist_ok=True)
+            self._events = RecordWriter(str(self._folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"))
+        self._event(file_version="brain.Event:2")
+        if start_step:
+            self._event(step=start_step + 1, session_log=SessionLog(status=SessionLog.START))
         screen = rich.console.Console(stderr=True)
         self._bar: Progress | None = None
-        if console and sys.stderr.isatty() and not screen.is_dumb_terminal:
+        if sys.stderr.isatty() and not screen.is_dumb_terminal:
             text = TextColumn("{task.fields[shown]}", markup=False)
             self._bar = Progress("step", MofNCompleteColumn(), BarColumn(bar_width=16), text, console=screen)
             self._task = self._bar.add_task("", total=num_steps, completed=start_step, shown="")
@@ -109,9 +103,8 @@ class Writer:
             self._event(step=step, summary=scalar(name, float(value)))
 
     def _event(self, **fields: object) -> None:
-        if self._events is not None:
-            with _naming(self._folder):
-                self._events.write(Event(wall_time=time.time(), **fields).SerializeToString())
+        with _naming(self._folder):
+            self._events.write(Event(wall_time=time.time(), **fields).SerializeToString())
 
     def scalars(self, step: int, values: Mapping[str, Number]) -> None:
         """Appends one line of metrics; the same metrics go to TensorBoard."""
@@ -128,7 +121,7 @@ class Writer:
         """Moves the bar, or prints a line: at first, at the end, after an evaluation, and every ten seconds."""
         now = time.monotonic()
         last = step >= self._num_steps
-        if not self._console or (self._bar is None and not last and now - self._last_line < SECONDS_BETWEEN_LINES):
+        if self._bar is None and not last and now - self._last_line < SECONDS_BETWEEN_LINES:
             return
         self._last_line = now
         parts = [f"{name.replace('_per_', '/').replace('_', ' ')} {_shown(v)}" for name, v in shown.items()]
@@ -144,7 +137,7 @@ class Writer:
         """Prints a line, above the bar if there is one."""
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        elif self._console:
+        else:
             with contextlib.suppress(OSError):  # a reader who has gone does not end the run
                 print(text, file=sys.stderr, flush=True)
 
@@ -152,9 +145,8 @@ class Writer:
         """Flushes metrics.jsonl to the disk; called before each checkpoint, so that no checkpoint is ahead of it."""
         with _naming(self.path):
             os.fsync(self._file.fileno())
-        if self._events is not None:
-            with _naming(self._folder):
-                self._events.flush()
+        with _naming(self._folder):
+            self._events.flush()
 
     def close(self) -> None:
         """Ends the bar and closes the files. A second call does nothing."""
@@ -165,9 +157,8 @@ class Writer:
                 self.flush()
             finally:
                 self._file.close()
-                if self._events is not None:
-                    with contextlib.suppress(OSError):
-                        self._events.close()
+                with contextlib.suppress(OSError):
+                    self._events.close()
 
 
 class Silent:
