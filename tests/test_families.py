@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bert_jax.config import ParallelConfig
 from bert_jax.errors import InputError
 from bert_jax.model import convert
 from bert_jax.model.config import BertConfig, ComputeConfig, ModelType
 from bert_jax.model.families import FAMILIES
 from bert_jax.model.heads import Bert, initialize
 from bert_jax.model.layers import rotary_angles
+from bert_jax.training import optim, parallel, steps
+from bert_jax.training.losses import pretraining_sums
 
 V, D, H, F = 61, 32, 4, 48
 SIZE = dict(vocab_size=V, hidden_size=D, num_attention_heads=H, intermediate_size=F, max_position_embeddings=64,
@@ -238,6 +241,33 @@ def test_however_the_layers_run_outputs_and_gradients_are_the_same(family):
         for (path, a), b in zip(convert.flatten({"loss": plain[0], **plain[1]}).items(),
                                 convert.flatten({"loss": other[0], **other[1]}).values(), strict=True):  # fmt: skip
             np.testing.assert_allclose(a, b, atol=2e-4 * max(1, np.abs(a).max()), err_msg=path)
+
+
+@pytest.mark.parametrize("layout", [dict(strategy="pmap"), dict(fsdp=2, tensor=2)], ids=["pmap", "2x2x2"])
+@pytest.mark.parametrize("family", ["modernbert", "mpnet", "eurobert", "deberta-v2"])
+def test_a_step_on_eight_devices_is_that_on_one(family, layout):
+    cfg = config(family, **(V2 if family == "deberta-v2" else {}))
+    batch = {name: np.tile(value, (8, 1))[:8] for name, value in make_batch(cfg).items()}
+    batch["masked_positions"] = np.tile(np.array([[0, 6], [17, 3], [10, 2]], np.int32), (8, 1))[:8]
+    batch["masked_ids"] = np.arange(16, dtype=np.int32).reshape(8, 2)
+    batch["masked_weights"] = (np.arange(16).reshape(8, 2) % 3 > 0).astype(np.float32)
+    module, optimizer = Bert(cfg, "masked_lm"), optim.scale_by_given_rate()
+
+    def sums(params, batch, key):
+        return pretraining_sums(module.apply({"params": params}, batch), batch)
+
+    def after(devices):
+        step = steps.make_train_step(sums, optimizer, lambda step: 1.0, 0, None, 1, devices.axis_name)
+        state = steps.init_state(random_params(cfg, "masked_lm"), optimizer)
+        state = devices.place(state)
+        state, metrics = devices.jit(step, state=devices.struct(jax.eval_shape(lambda: state)))(state, devices.put(batch))
+        return jax.device_get(metrics), devices.gather(state.params)
+
+    (metrics, params), (ours, cut) = (
+        after(parallel.make_devices(ParallelConfig(**how))) for how in (dict(num_devices=1), layout)
+    )
+    np.testing.assert_allclose(ours["masked_lm_loss"], metrics["masked_lm_loss"], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), cut, params)  # they moved by the gradient
 
 
 def test_the_list_of_types_of_models_is_that_of_the_table():
