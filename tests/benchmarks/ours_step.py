@@ -23,15 +23,18 @@ from bert_jax.config import BertConfig, DataConfig, OptimConfig, ParallelConfig,
 from bert_jax.program import build  # noqa: E402
 from bert_jax.training import parallel  # noqa: E402
 
+size = dict(
+    hidden_size=args.hidden,
+    num_hidden_layers=args.layers,
+    num_attention_heads=args.heads,
+    intermediate_size=args.intermediate,
+)
+if args.family == "modernbert":  # its published dropout is 0
+    model = BertConfig.of_family("modernbert", vocab_size=protocol.MODERN_VOCAB_SIZE, **size)
+else:
+    model = BertConfig(vocab_size=protocol.VOCAB_SIZE, max_position_embeddings=max(512, args.length), **size)
 config = TrainConfig(
-    model=BertConfig(
-        vocab_size=protocol.VOCAB_SIZE,
-        hidden_size=args.hidden,
-        num_hidden_layers=args.layers,
-        num_attention_heads=args.heads,
-        intermediate_size=args.intermediate,
-        max_position_embeddings=max(512, args.length),
-    ),
+    model=model,
     optim=OptimConfig(
         name="adamw",
         learning_rate=protocol.LEARNING_RATE,

@@ -1,4 +1,4 @@
-"""One pretraining step of PyTorch's BertForMaskedLM (transformers v5), timed on request (protocol.py).
+"""One pretraining step of PyTorch's BertForMaskedLM or ModernBertForMaskedLM (transformers v5), timed on request (protocol.py).
 
     python tests/benchmarks/peer_torch_step.py --layers 4 --hidden 256 --heads 4 --intermediate 1024 \
         --batch 16 --length 128 --predictions 20 --threads 2 --steps 5
@@ -40,18 +40,24 @@ def main() -> None:
     args = protocol.arguments(__doc__)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=protocol.VOCAB_SIZE,
+    size = dict(
         hidden_size=args.hidden,
         num_hidden_layers=args.layers,
         num_attention_heads=args.heads,
         intermediate_size=args.intermediate,
-        max_position_embeddings=max(512, args.length),
     )
-    model = transformers.BertForMaskedLM(config)
+    if args.family == "modernbert":
+        config = transformers.ModernBertConfig(vocab_size=protocol.MODERN_VOCAB_SIZE, **size)
+        model = transformers.ModernBertForMaskedLM(config)
+    else:
+        positions = max(512, args.length)
+        config = transformers.BertConfig(vocab_size=protocol.VOCAB_SIZE, max_position_embeddings=positions, **size)
+        model = transformers.BertForMaskedLM(config)
     arrays = protocol.random_batch(args)
     input_ids, labels = (torch.from_numpy(arrays[name]).long() for name in ("input_ids", "labels"))
-    others = dict(attention_mask=torch.ones_like(input_ids), token_type_ids=torch.zeros_like(input_ids))
+    others = dict(attention_mask=torch.ones_like(input_ids))
+    if args.family == "bert":
+        others["token_type_ids"] = torch.zeros_like(input_ids)
     step = training_step(model, dict(input_ids=input_ids, labels=labels, **others))
     protocol.serve(
         lambda: step().item(),

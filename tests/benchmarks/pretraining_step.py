@@ -26,6 +26,8 @@ import protocol
 PRESETS = {
     "mini": dict(layers=4, hidden=256, heads=4, intermediate=1024),
     "base": dict(layers=12, hidden=768, heads=12, intermediate=3072),
+    "ettin-17m": dict(layers=7, hidden=256, heads=4, intermediate=384, family="modernbert"),
+    "modern-base": dict(layers=22, hidden=768, heads=12, intermediate=1152, family="modernbert"),
 }
 SCRIPTS = {"ours": "ours_step.py", "torch": "peer_torch_step.py", "flax": "peer_flax_step.py", "sgemm": "sgemm_peak.py"}
 PARTICIPANTS = ("ours", "torch", "flax")
@@ -70,7 +72,9 @@ def main() -> None:
     rows = {}
     for name in args.participants:
         scored = args.predictions if name == "ours" else args.length
-        flops = protocol.training_flops(shape["layers"], shape["hidden"], shape["intermediate"], args.batch, args.length, scored)
+        modern = shape.get("family") == "modernbert"
+        sizes = shape["layers"], shape["hidden"], shape["intermediate"], args.batch, args.length, scored
+        flops = protocol.training_flops(*sizes, protocol.MODERN_VOCAB_SIZE if modern else protocol.VOCAB_SIZE, modern)
         rows[name] = {
             "median_seconds": median(seconds[name]),
             "fastest_seconds": min(seconds[name]),

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 VOCAB_SIZE = 30522
+MODERN_VOCAB_SIZE = 50368
 LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 1e-4, 0.01, 1.0
 SETTLE_SECONDS = 0.2  # idle OpenMP threads spin for a while after a step
 SENTENCE = "It was a bright cold day in April, and the clocks were striking thirteen."  # the first prediction of a process
@@ -36,6 +37,7 @@ def arguments(doc: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in dict(layers=4, hidden=256, heads=4, intermediate=1024, batch=16, length=128).items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--family", choices=("bert", "modernbert"), default="bert")
     parser.add_argument("--predictions", type=int, default=20, help="masked positions a row")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=0, help="run this many steps and leave; 0: read `step` from stdin")
@@ -103,13 +105,21 @@ def say(**facts: Any) -> None:
 
 
 def training_flops(
-    layers: int, hidden: int, intermediate: int, batch: int, length: int, scored: int, vocab_size: int = VOCAB_SIZE
-) -> float:
-    """Matrix-product FLOPs of a step with `scored` positions a row in the last layer and the head; backward = 2 forwards."""
-    asking = 2 * hidden * hidden + 2 * hidden * intermediate + 2 * length * hidden  # multiply-adds a token
+    layers: int, hidden: int, intermediate: int, batch: int, length: int, scored: int, vocab_size: int = VOCAB_SIZE,
+    modern: bool = False,
+) -> float:  # fmt: skip
+    """Matrix-product FLOPs of a step with `scored` positions a row in the last layer and the head; backward = 2 forwards.
+
+    `modern`: gated layers, and two in three see 129 tokens.
+    """
     keys = 2 * hidden * hidden  # and values
     head = hidden * hidden + hidden * vocab_size
-    return 3 * 2 * batch * (length * (layers - 1) * (asking + keys) + length * keys + scored * (asking + head))
+    total = scored * head
+    for i in range(layers):  # multiply-adds a row
+        seen = min(length, 129) if modern and i % 3 else length
+        asking = 2 * hidden * hidden + (2 + modern) * hidden * intermediate + 2 * seen * hidden
+        total += length * keys + (scored if i == layers - 1 else length) * asking
+    return 3 * 2 * batch * total
 
 
 class Participant:
