@@ -658,9 +658,9 @@ def test_a_tokenizer_that_puts_nothing_around_texts_serves_all_that_needs_nothin
     example = layout.example(wordpiece.encode_batch(["ann saw", "john"]))
     assert shown(wordpiece, example.input_ids) == "ann saw jo ##hn"
     assert example.token_type_ids.tolist() == [0, 0, 1, 1]
-    with pytest.raises(InputError, match="a text has no tokens, and this model's tokenizer puts none around it"):
+    with pytest.raises(InputError, match="a text has no tokens, and the tokenizer of this model adds no special tokens"):
         layout.examples(["ann", ""])
-    with pytest.raises(InputError, match=r'question answering needs a tokenizer that puts a token before .*"no answer" is there'):
+    with pytest.raises(InputError, match=r'question answering needs a tokenizer that begins pairs with a token .*"no answer"'):
         encode("question_answering", [record(("ann", "saw"), ())], (), layout, 64)
 
 

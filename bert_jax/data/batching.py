@@ -1,6 +1,6 @@
-"""Examples of any lengths -> batches of few shapes: packed, so that little padding is computed and few shapes are compiled.
+"""Packs examples of any lengths into batches with few shapes and little padding.
 
-Or exact (`exact_batches`): each example alone in its row, in a shape that follows from its length alone.
+`exact_batches` instead puts each example alone in its row, in a shape that follows from its length.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-_SHORTEST = 16  # tokens of the shortest row; each of the next ones is twice as long
-_PACKED = 64  # attention over 64 tokens costs little more than over 16: rows are shorter only where a call cannot fill one
+_SHORTEST = 16  # tokens of the shortest row; each longer row is twice as long
+_PACKED = 64  # attention over 64 tokens costs little more than over 16, so only calls that cannot fill such rows use shorter ones
 _MANY = 4  # full batches, after which a padded one costs less than the compilation of another shape
-_LOOKED_AT = 16  # rows of the same room: many of them may have no free slot, and each delays all later examples
+_LOOKED_AT = 16  # rows of the same room that are tried: many may have no free slot
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class PackedBatch:
 
 
 def row_lengths(lengths: Sequence[int], longest: int) -> list[int]:
-    """Returns the row lengths for examples of `lengths`, ascending; `longest` is the longest that may come.
+    """Returns the row lengths for examples of `lengths`, ascending; `longest` is the longest possible one.
 
     >>> row_lengths([9, 12, 100], 512), row_lengths([9], 512), row_lengths([9] * 100, 512)
     ([64, 128], [16], [64])
@@ -125,17 +125,17 @@ def batches(
     """Yields batches of about `tokens` tokens that hold every example once.
 
     Args:
-      examples: none longer than `longest`, none with more places than slots(its row's length).
-      longest: tokens of the longest example that may come.
+      examples: the examples, none longer than `longest` or with more places than the slots of its row.
+      longest: tokens of the longest possible example.
       tokens: rows x row length of a full batch.
-      slots: row length -> S, the places of a row where the head runs.
+      slots: row length -> S, the places of a row at which the head runs.
       pad_id: the token after the last example of a row.
       least_padding: the last rows are computed in small batches; otherwise in one of a shape that is compiled anyway.
     """
     if not examples:
         return
     ladder = row_lengths([len(e.input_ids) for e in examples], longest)
-    made, waiting = 0, list[list[int]]()  # batches so far; pairs of shorter rows that filled no batch, two in one row
+    made, waiting = 0, list[list[int]]()  # batches so far; shorter rows that filled no batch, two in one row
     packed = pack_rows(examples, ladder, slots)
     for length, longer in zip(ladder, [*ladder[1:], None], strict=True):
         rows = waiting + [indices for row_length, indices in packed if row_length == length]

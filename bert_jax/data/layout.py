@@ -50,23 +50,23 @@ class Layout:
     def example(self, parts: Sequence[np.ndarray], places: np.ndarray = AT_FIRST) -> Example:
         """Returns a text, or a pair, with the special tokens: `[CLS] a [SEP] b [SEP]`; the head runs at `places`.
 
-        Raises InputError for an id past the model's vocabulary, and where there is no token at all.
+        Raises InputError for an id past the vocabulary of the model, and for a text without any token.
         """
         t = self.tokenizer
         input_ids, types = self.template(len(parts)).lay_out(parts)
         if not len(input_ids):
-            raise InputError("a text has no tokens, and this model's tokenizer puts none around it: leave it out")
+            raise InputError("a text has no tokens, and the tokenizer of this model adds no special tokens: leave it out")
         if self.cfg.type_vocab_size < 2:
             types = np.zeros_like(types)
         if input_ids.max() >= self.cfg.vocab_size:
             raise InputError(
                 f"the tokenizer gives id {input_ids.max()} ({t.tokens([int(input_ids.max())])[0]!r}), past the model's "
-                f"vocabulary of {self.cfg.vocab_size}: it is not this model's tokenizer"
+                f"vocabulary of {self.cfg.vocab_size}: give the tokenizer of this model"
             )
         return Example(input_ids, types, places)
 
     def examples(self, texts: Sequence[Text], limit: int | None = None) -> tuple[list[Example], int]:
-        """Returns an example of at most `limit` tokens for each text, or pair of texts, and how many were cut."""
+        """Returns an example of at most `limit` tokens for each text or pair of texts, and the number that were cut."""
         both: list[tuple[str, ...]] = [tuple(text) if isinstance(text, (tuple, list)) else (text,) for text in texts]
         pairs = [len(parts) == 2 for parts in both]
         first = self.tokenizer.encode_batch([parts[0] for parts in both])
@@ -82,7 +82,7 @@ class Layout:
 
 
 def cut(parts: list[np.ndarray], room: int) -> list[np.ndarray]:
-    """Returns parts of at most `room` tokens together: the longer one loses its end (`parts` itself where all fit)."""
+    """Returns parts of at most `room` tokens together, the longer one without its end (`parts` itself where all fit)."""
     if sum(map(len, parts)) <= room:
         return parts
     if len(parts) == 1:
@@ -93,7 +93,7 @@ def cut(parts: list[np.ndarray], room: int) -> list[np.ndarray]:
 
 
 class Window(NamedTuple):
-    """Consecutive tokens of a text: number of the text, first token, and the token after the last."""
+    """Consecutive tokens of a text: the number of the text, the first token, and the token after the last."""
 
     text: int
     start: int
@@ -137,12 +137,12 @@ class Reading(NamedTuple):
 def read_windows(
     layout: Layout, pairs: Sequence[tuple[str, str]], max_length: int, stride: int, max_question_length: int
 ) -> Reading:
-    """Returns each question with stretches of its context, at most `max_length` tokens, one every `stride` tokens.
+    """Returns windows of at most `max_length` tokens: each question with a part of its context, one every `stride` tokens.
 
-    Raises InputError where no special token stands first: it stands for "no answer".
+    Raises InputError where a pair does not begin with a special token, which "no answer" needs.
     """
     if not layout.tokenizer.pair.ids[0]:
-        raise InputError('question answering needs a tokenizer that puts a token before a pair, as [CLS]: "no answer" is there')
+        raise InputError('question answering needs a tokenizer that begins pairs with a token such as [CLS], for "no answer"')
     questions = layout.tokenizer.encode_batch([question for question, _ in pairs])
     long = sum(len(ids) > max_question_length for ids in questions)
     questions = [ids[:max_question_length] for ids in questions]

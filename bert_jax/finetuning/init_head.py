@@ -21,7 +21,7 @@ from bert_jax.pooling import ACTIVATIONS, Pooling, read_pooling
 from bert_jax.pretrained import Model, ProblemType, convert_tensors, report
 from bert_jax.tuned import Tuned, read_tuned
 
-_CLASSIFIER: dict[Head, str] = {  # the layer of a head that belongs to one task
+CLASSIFIER: dict[Head, str] = {  # the layer of a head that belongs to one task
     "sequence_classification": "sequence_classifier", "token_classification": "token_classifier",
     "question_answering": "span_classifier", "multiple_choice": "choice_classifier",
 }  # fmt: skip
@@ -73,7 +73,7 @@ def load_for_task(
     """
     labels = tuple(labels)
     files = read(find(path_or_name))
-    ours = _CLASSIFIER.get(head, "")
+    ours = CLASSIFIER.get(head, "")
     layer = files.family.head(head).get(ours, "")
     found = _found_head(files, head, layer, labels, problem_type)
     _check_init_head(init_head, found, labels, str(files.path))

@@ -17,7 +17,7 @@ from bert_jax.data.records import Record
 from bert_jax.errors import InputError
 from bert_jax.finetuning.config import FinetuneConfig
 from bert_jax.finetuning.evaluation import Evaluator
-from bert_jax.finetuning.init_head import StartingModel, load_for_task
+from bert_jax.finetuning.init_head import CLASSIFIER, StartingModel, load_for_task
 from bert_jax.finetuning.runs import Member, Outcome, Runs, Scored, checksum
 from bert_jax.finetuning.trainer import Trainer
 from bert_jax.finetuning.weighting import class_weights
@@ -32,9 +32,6 @@ from bert_jax.training import loop, memory, multihost, parallel
 from bert_jax.tuned import Tuned
 
 Say = Callable[[str], None]
-_CLASSIFIER_PATHS = {
-    f"{name}/kernel" for name in ("sequence_classifier", "token_classifier", "span_classifier", "choice_classifier")
-}
 
 
 def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Say) -> tuple[Trainer, list[Split]]:
@@ -61,7 +58,7 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Say) -> tuple[
     evaluator = Evaluator(task, model, limit, options.null_threshold, options.label_threshold)
     _check_metric(cfg, evaluator, dev)
     batches = _batches(cfg, kind, train, model, devices, say) if train.encoded.items and cfg.num_epochs else None
-    if batches is None and _CLASSIFIER_PATHS & set(start.fresh):
+    if batches is None and {f"{name}/kernel" for name in CLASSIFIER.values()} & set(start.fresh):
         raise InputError(f"{cfg.model} has no head for {task.name}, and there is no training data: give a fine-tuned model")
     key = f"{splits.data_hash}-{holdout.digest(splits.train, splits.dev)}-{cfg.max_seq_length}"
     options = _weighted(cfg, kind, options, splits, say)
