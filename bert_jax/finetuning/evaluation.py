@@ -18,14 +18,7 @@ from bert_jax.tuned import Tuned
 
 
 class Evaluator:
-    """Predicts splits of one task, and scores the predictions.
-
-    Attributes:
-      task: the task.
-      kind: the kind of the task.
-      labels: the names of the classes.
-      tuned: the length and the given thresholds, which predictors use.
-    """
+    """Predicts splits of a task, and scores the predictions; `tuned` has the length and the given thresholds."""
 
     def __init__(
         self, task: Task, model: Model, limit: int, null_threshold: float | None = None, label_threshold: float | None = None

@@ -36,21 +36,14 @@ T = TypeVar("T")
 
 
 class LabelReader:
-    """Reads the label cells of one split.
-
-    Attributes:
-      task: the task.
-      separator: the text between two labels of a cell.
-      unlabelled: the number of cells for each mark that means "no label"; an empty cell, null and NaN count as "empty".
-      blank: the number of cells that are empty texts and have a label (no class applies).
-    """
+    """Reads the label cells of one split."""
 
     def __init__(self, task: Task, data: TaskData) -> None:
-        self.task, self.separator = task, data.label_separator
+        self.task, self.separator = task, data.label_separator  # between two labels of a cell
         given = None if data.unlabelled_mark is None else frozenset(map(_canonical, data.unlabelled_mark))
         self._marks = (task.kind.label_marks if given is None else given) - {*task.labels, *task.words}
-        self.unlabelled: Counter[str] = Counter()
-        self.blank = 0
+        self.unlabelled: Counter[str] = Counter()  # cells by mark for "no label"; an empty cell, null and NaN are "empty"
+        self.blank = 0  # cells that are empty texts and have a label: no class applies
 
     def __call__(self, value: object, place: str) -> object:
         """Returns the label, or None where there is none. Raises InputError for a cell that cannot be a label."""
