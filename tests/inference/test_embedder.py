@@ -88,7 +88,7 @@ def test_nearest_computes_in_floats_whatever_it_is_given():
 
 
 def test_vectors_of_two_models_and_no_neighbours_are_refused():
-    with pytest.raises(InputError, match="queries have 3 dimensions and the corpus 4"):
+    with pytest.raises(InputError, match="queries have 3 dimensions, the corpus 4"):
         nearest(np.ones((2, 3)), np.ones((5, 4)))
     with pytest.raises(InputError, match="top_k=0"):
         nearest(np.ones((2, 3)), np.ones((5, 3)), 0)
