@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import jax
 from jax.experimental import topologies
@@ -146,7 +147,8 @@ class Topology:
                 raise InputError(f"topology {self.name!r}: jax was started with {len(found)} simulated devices")
             return found[: self.shape[0]]
         if self.chip.gpu:
-            if importlib.util.find_spec("jax_plugins") is None or not (_plugin("12") or _plugin("13")):
+            names = ["jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13"] if importlib.util.find_spec("jax_plugins") else []
+            if not any(map(importlib.util.find_spec, names)):
                 raise InputError(f"the compiler for NVIDIA GPUs is not installed: pip install 'jax[cuda12]=={jax.__version__}'")
             target, shape = _TARGET.format(**self.chip.gpu), f"1x1x{self.shape[0]}"
             return topologies.get_topology_desc(self.name, "cuda", target_config=target, topology=shape).devices
@@ -160,10 +162,6 @@ class Topology:
         except jax.errors.JaxRuntimeError as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"topology {self.name!r} does not exist ({reason}); known are {KNOWN}") from None
-
-
-def _plugin(cuda: str) -> bool:
-    return importlib.util.find_spec(f"jax_plugins.xla_cuda{cuda}") is not None
 
 
 def libtpu_requirement() -> str:
@@ -317,11 +315,6 @@ class Plan:
         return not self.refusal and (chip is None or self.needed is None or self.needed <= chip.hbm)
 
     @property
-    def devices(self) -> int:
-        """The number of devices."""
-        return self.program.devices.mesh.size
-
-    @cached_property
     def flops(self) -> float:
         """The FLOPs of a step on all devices, without recomputation (`flops.step_flops`)."""
         return flops.step_flops(self.program.cfg)
@@ -329,40 +322,34 @@ class Plan:
     @cached_property
     def roofline(self) -> Roofline | None:
         """The least time of a step; None for simulated devices."""
-        chip, peak = self.topology.chip, flops.peak_flops(self.program.devices.kind)
+        chip, devices, cfg = self.topology.chip, self.program.devices, self.program.cfg
+        peak, links = flops.peak_flops(devices.kind), chip.links(self.topology.shape) if chip else 0
         if chip is None or peak is None:
             return None
-        work = self.flops + flops.recomputed_flops(self.program.cfg)
+        compute = (self.flops + flops.recomputed_flops(cfg)) / devices.mesh.size / peak
         moved = 2 * (self.sizes["parameters"] + self.sizes["optimizer state"]) + 2 * self.sizes["parameters"]
-        sent = sum(c.times * c.sent(self.devices) for c in self.crossing)
-        links = chip.links(self.topology.shape)
-        return Roofline(work / self.devices / peak, moved / chip.hbm_bandwidth, sent / (links * chip.link) if links else 0.0)
-
-    @property
-    def mfu(self) -> float | None:
-        """The share of peak FLOP/s that the roofline allows the model's own FLOPs."""
-        peak = flops.peak_flops(self.program.devices.kind)
-        return self.flops / self.devices / peak / self.roofline.step if peak and self.roofline else None
+        sent = sum(c.times * c.sent(devices.mesh.size) for c in self.crossing)
+        interconnect = sent / (links * chip.link) if links else 0.0
+        step = max(compute, interconnect) + moved / chip.hbm_bandwidth
+        return Roofline(compute, moved / chip.hbm_bandwidth, interconnect, step, self.flops / devices.mesh.size / peak / step)
 
 
-@dataclass(frozen=True)
-class Roofline:
-    """The least seconds that the parts of a step take.
+class Roofline(NamedTuple):
+    """The least seconds that a step and its parts take.
 
     Attributes:
       compute: Matrix products, recomputed ones too, at peak FLOP/s.
       update: Parameters and moments read and written once, gradients read twice (their norm comes before the first update).
       interconnect: Collectives, over the links of the worst placed chip.
+      step: Gradients cross while others are computed, and the update waits for all.
+      mfu: The share of peak FLOP/s that this allows the model's own FLOPs.
     """
 
     compute: float
     update: float
     interconnect: float
-
-    @property
-    def step(self) -> float:
-        """Gradients may cross while others are computed; the update waits for all."""
-        return max(self.compute, self.interconnect) + self.update
+    step: float
+    mfu: float
 
 
 def make(cfg: TrainConfig, topology: Topology) -> Plan:
@@ -418,15 +405,14 @@ def remedies(plan: Plan) -> list[tuple[str, float]]:
 
     These are the first of each kind that suffices, combined with full recomputation if none suffices alone.
     """
-    cfg, mesh, hbm = plan.program.cfg, plan.program.devices.mesh, plan.topology.chip.hbm if plan.topology.chip else math.inf
+    cfg, devices, hbm = plan.program.cfg, plan.program.devices, plan.topology.chip.hbm if plan.topology.chip else math.inf
 
     def fitting(base: TrainConfig) -> Iterator[tuple[str, float]]:
-        for options in _changes(base, mesh.size).values():
-            for option, changed in options:
+        for changes in _changes(base, devices.mesh.size):
+            for option, changed in changes:
                 fsdp, tensor = changed.parallel.fsdp, changed.parallel.tensor
-                share = memory.DeviceShare.of_run(changed, plan.program.devices.platform, mesh.size // tensor, fsdp, tensor)
-                need = memory.total_bytes(changed.model, changed.compute, share)
-                if need <= memory.USABLE * hbm:
+                share = memory.DeviceShare.of_run(changed, devices.platform, devices.mesh.size // tensor, fsdp, tensor)
+                if (need := memory.total_bytes(changed.model, changed.compute, share)) <= memory.USABLE * hbm:
                     yield option, need
                     break
 
@@ -434,20 +420,15 @@ def remedies(plan: Plan) -> list[tuple[str, float]]:
     return [*fitting(cfg)] or [(f"--compute.remat full {option}", need) for option, need in fitting(full)]
 
 
-def _changes(cfg: TrainConfig, devices: int) -> dict[str, list[tuple[str, TrainConfig]]]:
-    """Returns kinds of changes that need less memory: for each, from the least change on, the option and the changed run."""
+def _changes(cfg: TrainConfig, devices: int) -> Iterator[list[tuple[str, TrainConfig]]]:
+    """Yields, for each kind of change that needs less memory, options and the changed runs, from the least change on."""
     rows = cfg.batch_size * cfg.parallel.tensor // devices  # a device
-    parts = [n for n in range(cfg.gradient_accumulation_steps + 1, rows + 1) if rows % n == 0]
-    weaker = ("none", "dots", "full").index(cfg.compute.remat)
-    cuts = [n for n in range(2, devices + 1) if devices // cfg.parallel.tensor % n == 0 and cfg.model.hidden_size % n == 0]
-    fewer = [cfg.batch_size * n // rows for n in range(rows - 1, 0, -1)]
-    return {
-        "remat": [
-            (f"--compute.remat {how}", cfg.replace(compute=cfg.compute.replace(remat=how))) for how in ("dots", "full")[weaker:]
-        ],
-        "accumulation": [(f"--gradient-accumulation-steps {n}", cfg.replace(gradient_accumulation_steps=n)) for n in parts],
-        "batch": [(f"--batch-size {n}", cfg.replace(batch_size=n)) for n in fewer if n % cfg.gradient_accumulation_steps == 0],
-        "fsdp": [
-            (f"--parallel.fsdp {n}", cfg.replace(parallel=cfg.parallel.replace(fsdp=n))) for n in cuts if n > cfg.parallel.fsdp
-        ],
-    }
+    weaker, accumulated, cut = ("none", "dots", "full").index(cfg.compute.remat), cfg.gradient_accumulation_steps, cfg.parallel
+    remats = ("dots", "full")[weaker:]
+    yield [(f"--compute.remat {how}", cfg.replace(compute=cfg.compute.replace(remat=how))) for how in remats]
+    parts = [n for n in range(accumulated + 1, rows + 1) if rows % n == 0]
+    yield [(f"--gradient-accumulation-steps {n}", cfg.replace(gradient_accumulation_steps=n)) for n in parts]
+    fewer = [n for rest in range(rows - 1, 0, -1) if (n := cfg.batch_size * rest // rows) % accumulated == 0]
+    yield [(f"--batch-size {n}", cfg.replace(batch_size=n)) for n in fewer]
+    shards = [n for n in range(cut.fsdp + 1, devices + 1) if devices // cut.tensor % n == 0 and cfg.model.hidden_size % n == 0]
+    yield [(f"--parallel.fsdp {n}", cfg.replace(parallel=cut.replace(fsdp=n))) for n in shards]

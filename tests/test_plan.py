@@ -239,7 +239,7 @@ def test_a_step_is_bounded_by_products_links_and_memory(monkeypatch):
     assert made.roofline.interconnect == pytest.approx(2 * 2 * 7 / 8 * 8e9 / (2 * 50e9))
     assert made.roofline.update == pytest.approx((2 * (40 + 80) + 2 * 40) / 8.19e11)
     assert made.roofline.step == max(made.roofline.compute, made.roofline.interconnect) + made.roofline.update
-    assert made.mfu == pytest.approx(made.roofline.compute / made.roofline.step)
+    assert made.roofline.mfu == pytest.approx(made.roofline.compute / made.roofline.step)
     again = planned(SMALL.replace(compute=ComputeConfig(remat="full")), crossing=crossing)
     assert 1.2 < again.roofline.compute / made.roofline.compute < 4 / 3  # the layers' forward pass once more, not the head's
 

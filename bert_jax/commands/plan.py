@@ -98,7 +98,7 @@ def _report(made: Plan, remedies: list[tuple[str, float]]) -> str:
         parts = " + ".join(f"{1e3 * value:.1f} {name}" for name, value in seconds.items())
         tokens = cfg.batch_size * cfg.data.max_seq_length / roofline.step
         rows.append(("at best", f"{1e3 * roofline.step:.1f} ms a step ({parts}; crossing while computing)"))
-        rows.append(("", f"{made.mfu:.0%} MFU, {tokens:,.0f} tokens/s in all"))
+        rows.append(("", f"{roofline.mfu:.0%} MFU, {tokens:,.0f} tokens/s in all"))
     rows.append(("compiled in", f"{made.compile_seconds:.0f} s"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows)
@@ -113,14 +113,11 @@ def _fits(made: Plan) -> str:
 
 def _crossing(made: Plan) -> list[str]:
     """Returns a line for each kind of collective; those of a scan over layers are counted each time."""
-    times, sizes, looped = Counter[str](), Counter[str](), Counter[str]()
+    times, sizes = Counter[str](), Counter[str]()
     for each in made.crossing:
         times[each.kind] += each.times
         sizes[each.kind] += each.times * each.size
-        looped[each.kind] += each.times if each.times > 1 else 0
-    in_loops = {kind: f", {count} of them in loops" if count else "" for kind, count in looped.items()}
-    lines = [f"{count} {kind} of {sizes[kind] / _MIB:,.1f} MiB in all{in_loops[kind]}" for kind, count in times.items()]
-    return lines or ["nothing"]
+    return [f"{n} {kind} of {sizes[kind] / _MIB:,.1f} MiB in all" for kind, n in times.items()] or ["nothing"]
 
 
 def _size(size: float) -> str:
@@ -139,7 +136,7 @@ def _row(made: Plan) -> list[str]:
         (f"{made.needed / _GIB:.2f}" if made.needed else "?") + (f" of {chip.hbm / _GIB:.2f}" if chip else ""),
         "-" if made.refusal else f"{sum(each.times for each in made.crossing)}, {crossing:,.0f} MiB",
         f"{made.compile_seconds:.0f} s", f"{1e3 * roofline.step:.1f} ms" if roofline else "-",
-        f"{made.mfu:.0%}" if roofline else "-",
+        f"{roofline.mfu:.0%}" if roofline else "-",
     ]  # fmt: skip
 
 
