@@ -133,7 +133,7 @@ def test_a_file_that_can_not_be_evaluated_is_refused(model, finished, tmp_path):
     def evaluate(directory, file, *options):
         command(["evaluate", str(directory), "--data", str(run.workdir.parent / file), "--out", str(tmp_path / "out"), *options])
 
-    with pytest.raises(InputError, match=r"test\.tsv: no row has a label, so there is nothing to score; --label-column"):
+    with pytest.raises(InputError, match=r"test\.tsv: no row has a label, so there is nothing to score: give --label-column"):
         evaluate(run.export, "test.tsv")
     with pytest.raises(InputError, match=r"tiny does not name the task that it was fine-tuned on: give --task"):
         evaluate(model, "dev.tsv")

@@ -59,7 +59,7 @@ CLASSES = {"text_column": "text", "label_column": "label"}
             "sst2",
             sst2().files,
             {"max_seq_length": 200},
-            r"max_seq_length=200, but .*/tiny takes 128 .*: --max-seq-length 128",
+            r"max_seq_length=200, but .*/tiny takes at most 128 tokens: --max-seq-length 128",
         ),
         ("sst2", sst2().files, {"num_devices": 99}, r"num_devices=99, but there are 8 .*: choose 1 to 8"),
         ("sst2", sst2().files, {"freeze_layers": 3}, r"freeze_layers=3, but .*/tiny has 2 layers: choose 0 to 2"),
@@ -105,7 +105,7 @@ def test_an_unknown_metric_is_refused_before_training_with_those_there_are(model
     run = finished(build)
     with pytest.raises(InputError, match=r"--metric accuracies is not among the metrics of this task: ") as error:
         tune(model, run.case.task, workdir=tmp_path, metric="accuracies", **run.options)
-    assert str(error.value).partition("task's: ")[2].split(", ") == list(run.results["metrics"]["dev"])
+    assert str(error.value).partition("this task: ")[2].split(", ") == list(run.results["metrics"]["dev"])
     assert not (tmp_path / "metrics.jsonl").exists()
 
 

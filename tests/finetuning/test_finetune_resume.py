@@ -72,7 +72,9 @@ def test_the_same_files_split_in_another_way_are_refused(model, finished, tmp_pa
     else:
         shutil.copytree(run.workdir, tmp_path / "run")
     monkeypatch.setattr(stages.holdout, "digest", lambda train, dev: "of other rows")
-    with pytest.raises(InputError, match=r"or this version reads or splits them in another way. Restore them, or give another"):
+    with pytest.raises(
+        InputError, match=r"the way this version reads or splits them, have changed. Restore them, or give another"
+    ):
         tune(model, "sst2", run.workdir.parent, tmp_path / "run")
 
 
