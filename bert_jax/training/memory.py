@@ -2,8 +2,8 @@
 
 The coefficients come from the buffer assignments of the TPU compiler (libtpu 0.0.42, v5e; BERT-base at 512 x 8 to 32 and
 128 x 64, BERT-large at 512 x 8). The estimate of state and activations together is 2 % below to 9 % above what the compiler
-needs, and almost always above it. For GPUs (H100, CUDA plugin of jax 0.10.2, BERT-base at 512 x 32) it is 1 % above with
-dropout on attention's probabilities, and 13 % above without it, where cuDNN computes attention.
+needs, and almost always above it. For GPUs (H100, CUDA plugin of jax 0.10.2, BERT-base at 512 x 32, BERT-large at
+512 x 8) it is 2 % above with dropout on attention's probabilities, and 13 to 17 % above where cuDNN computes attention.
 """
 
 from __future__ import annotations
