@@ -18,7 +18,7 @@ NOT_NEEDED = (
     "grain", "tensorflow_datasets", "tyro", "tensorboardX", "array_record", "orbax", "sentencepiece", "pyarrow", "sklearn",
     "flatbuffers", "importlib_resources",
 )  # fmt: skip
-CASES = {"correctness": 8, "pretraining": 4, "embedding": 4, "finetuning": 1}
+CASES = {"correctness": 8, "pretraining": 5, "embedding": 4, "finetuning": 1}
 
 
 def run_without(modules, folder):

@@ -12,7 +12,8 @@ as it is there. The exit status is 1 if a check failed or a section did not end.
 
 Sections:
   correctness  packed rows = separate rows, gradients, jit = pmap, a curve of losses, exact predictions
-  pretraining  BERT-base at 128 and 512 (with and without dropout on attention's probabilities), BERT-large at 512
+  pretraining  BERT-base at 128 and 512 (with and without dropout on attention's probabilities), BERT-large at 512,
+               ModernBERT-base at 1,024
   embedding    MiniLM and BERT-base: sentences of 23 tokens from text to vectors, and rows of 512 tokens from ids
   finetuning   BERT-base on sentences as short as SST-2's, packed
 
@@ -52,13 +53,15 @@ from bert_jax.data.batching import Example, fill_rows, pack_rows  # noqa: E402
 
 CURVE = Path(__file__).with_name("gpu_curve.json")
 SIZES = {  # layers, hidden size, heads, intermediate size
-    "base": (12, 768, 12, 3072), "large": (24, 1024, 16, 4096), "minilm": (6, 384, 12, 1536), "tiny": (2, 64, 2, 128),
+    "base": (12, 768, 12, 3072), "large": (24, 1024, 16, 4096), "minilm": (6, 384, 12, 1536), "modernbert": (22, 768, 12, 1152),
+    "tiny": (2, 64, 2, 128),
 }  # fmt: skip
-PRETRAINING = {  # size, rows, length, dropout on attention's probabilities, layers by a scan
-    "base 128": ("base", 256, 128, 0.1, False),
-    "base 512": ("base", 64, 512, 0.0, False),
-    "base 512, dropout on attention": ("base", 64, 512, 0.1, False),
-    "large 512": ("large", 32, 512, 0.0, True),
+PRETRAINING = {  # size, rows, length, dropout on attention's probabilities, layers by a scan, share of tokens predicted
+    "base 128": ("base", 256, 128, 0.1, False, 0.15),
+    "base 512": ("base", 64, 512, 0.0, False, 0.15),
+    "base 512, dropout on attention": ("base", 64, 512, 0.1, False, 0.15),
+    "large 512": ("large", 32, 512, 0.0, True, 0.15),
+    "modernbert 1024": ("modernbert", 32, 1024, 0.0, True, 0.3),
 }
 EMBEDDING = {  # size, texts, words of a text, from text
     "minilm, sentences": ("minilm", 20_000, 21, True),
@@ -87,7 +90,7 @@ def sequences(rng: np.random.Generator, count: int, longest: int, vocab: int) ->
     return found
 
 
-def pretraining_batch(rows: int, length: int, vocab: int, seed: int = 0) -> dict[str, np.ndarray]:
+def pretraining_batch(rows: int, length: int, vocab: int, seed: int = 0, rate: float = 0.15) -> dict[str, np.ndarray]:
     """A batch as `data.pretraining` makes it: sequences packed in rows, tokens masked."""
     examples = sequences(np.random.default_rng(seed), rows * 4, length, vocab)
     packed = packing.pack([len(example) for example in examples], length)[:rows]
@@ -95,7 +98,7 @@ def pretraining_batch(rows: int, length: int, vocab: int, seed: int = 0) -> dict
     starts = np.arange(vocab) >= 0  # each token is a word
     vocabulary = masking.Vocabulary(vocab, 103, (0, 100, 101, 102, 103), starts)
     batch = packing.describe(input_ids, 101, 102, 0)
-    return batch | masking.mask_rows(input_ids, vocabulary, MaskingConfig(), seed, 0)
+    return batch | masking.mask_rows(input_ids, vocabulary, MaskingConfig(rate=rate), seed, 0)
 
 
 def sentences(count: int, words: int, vocab: int) -> list[str]:
@@ -122,10 +125,13 @@ def model_config(size: str, tiny: bool, **changes: Any) -> Any:
 
     layers, hidden, heads, intermediate = SIZES["tiny" if tiny else size]
     shape = dict(num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads, intermediate_size=intermediate)
-    return BertConfig(**{"vocab_size": vocab_size(tiny), **shape, **changes})
+    family = "modernbert" if size == "modernbert" else "bert"
+    return BertConfig.of_family(family, **{"vocab_size": vocab_size(tiny), **shape, **changes})
 
 
-def pretraining_program(model: Any, rows: int, length: int, compute: Any, strategy: str = "mesh", devices: int | None = 1) -> Any:
+def pretraining_program(
+    model: Any, rows: int, length: int, compute: Any, strategy: str = "mesh", devices: int | None = 1, rate: float = 0.15
+) -> Any:
     """The program of a pretraining run, as `bert_jax train` builds it."""
     from bert_jax.config import DataConfig, OptimConfig, ParallelConfig, TrainConfig
     from bert_jax.program import build
@@ -133,6 +139,7 @@ def pretraining_program(model: Any, rows: int, length: int, compute: Any, strate
 
     cfg = TrainConfig(
         model=model, compute=compute, data=DataConfig(max_seq_length=length), batch_size=rows, num_steps=10**6,
+        masking=MaskingConfig(rate=rate),
         optim=OptimConfig(name="adamw", learning_rate=1e-3, warmup_steps=0, weight_decay=protocol.WEIGHT_DECAY, eps=1e-8),
     )  # fmt: skip
     found = parallel.make_devices(ParallelConfig(strategy=strategy, num_devices=devices))
@@ -393,11 +400,13 @@ def pretraining(args: argparse.Namespace, peer: Peer) -> None:
 
     peak = matmul_peak(args.tiny)
 
-    def prepare(size: str, rows: int, length: int, dropout: float, scan: bool) -> tuple[Callable[[], Any], dict[str, Any]]:
+    def prepare(
+        size: str, rows: int, length: int, dropout: float, scan: bool, rate: float
+    ) -> tuple[Callable[[], Any], dict[str, Any]]:
         model = model_config(size, args.tiny, attention_probs_dropout_prob=dropout)
         compute = ComputeConfig(dtype=half(), scan_layers=scan)
-        program = pretraining_program(model, rows, length, compute)
-        batch = program.devices.put(pretraining_batch(rows, length, model.vocab_size))
+        program = pretraining_program(model, rows, length, compute, rate=rate)
+        batch = program.devices.put(pretraining_batch(rows, length, model.vocab_size, rate=rate))
         state = program.devices.place(numpy_state(program.abstract_state))
         compiled, seconds, peak_bytes = compiled_step(program.train_step, state, batch)
         steps = 1 if args.tiny else STEPS
