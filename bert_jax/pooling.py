@@ -27,7 +27,7 @@ _LEGACY: dict[str, PoolingMode] = {  # in the order that their vectors are conca
 _TRANSFORMERS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")  # as its files are called
 # Of sentence_bert_config.json: names that do not change a vector, or change it only where the value is another one.
 _HARMLESS = {"max_seq_length", "do_lower_case", "unpad_inputs"}
-_UNSET: dict[str, Any] = {
+_UNSET: dict[str, object] = {
     "query_length": None, "document_length": None, "query_expansion": None, "processing_kwargs": {},
     "tokenizer_name_or_path": None,
 }  # fmt: skip
@@ -44,7 +44,7 @@ ACTIVATIONS = {
 }
 
 
-def activation_name(named: Any, where: str) -> str:
+def activation_name(named: object, where: str) -> str:
     """The key of ACTIVATIONS for a class such as torch.nn.modules.activation.Tanh. Raises InputError for any other."""
     package, _, name = str(named).rpartition(".")
     if name not in ACTIVATIONS or package.partition(".")[0] not in ("", "torch"):
@@ -169,7 +169,7 @@ def _object(path: Path) -> dict[str, Any]:
     return read_json(path, dict) or {}
 
 
-def _typed(config: Mapping[str, Any], name: str, kind: type | tuple[type, ...], default: Any, path: Path) -> Any:
+def _typed(config: Mapping[str, object], name: str, kind: type | tuple[type, ...], default: Any, path: Path) -> Any:
     """config[name]; `default` where it is absent or null. Raises InputError where it is of another type."""
     value = config.get(name)
     if value is None:
@@ -244,7 +244,7 @@ def read_pooling(directory: Path) -> Pooling | None:
 
 
 def read_activation(directory: Path, config: Mapping[str, Any]) -> Any:
-    """The class behind the logits of a CrossEncoder: what config_sentence_transformers.json says, else config.json, else None."""
+    """Returns the activation on a CrossEncoder's logits, by config_sentence_transformers.json, else config.json, else None."""
     library = _object(directory / "config_sentence_transformers.json")
     followed = library.get("model_type") == "CrossEncoder" and (directory / "modules.json").is_file()
     of_library = config.get("sentence_transformers")
@@ -318,7 +318,7 @@ def _read_transformer(folder: Path, of: str) -> tuple[int | None, bool]:
     return length, _typed(config, "do_lower_case", bool, False, path)
 
 
-def _check_names(config: Mapping[str, Any], path: Path) -> None:
+def _check_names(config: Mapping[str, object], path: Path) -> None:
     """Raises InputError where a module reads or writes anything else than the embedding."""
     for name in ("module_input_name", "module_output_name"):
         if config.get(name) not in (None, "sentence_embedding"):
@@ -333,7 +333,7 @@ def _read_dense(folder: Path) -> Dense:
         raise InputError(f"{path}: use_residual is not supported")
     activation = activation_name(config.get("activation_function") or ACTIVATIONS["Tanh"], str(path))
     tensors, where = read_directory(folder)
-    wanted: dict[str, tuple[Any, ...]] = {"linear.weight": (config.get("out_features"), config.get("in_features"))}
+    wanted: dict[str, tuple[object, ...]] = {"linear.weight": (config.get("out_features"), config.get("in_features"))}
     if _typed(config, "bias", bool, True, path):
         wanted["linear.bias"] = (config.get("out_features"),)
     there = {name: tensor.shape for name, tensor in tensors.items()}
@@ -346,8 +346,8 @@ def _read_dense(folder: Path) -> Dense:
 # --- writing ---
 
 
-def _mode_keys(pooling: Pooling) -> dict[str, Any]:
-    """In the names that all versions know, where these say the order; what the first ones lack is left out at its default."""
+def _mode_keys(pooling: Pooling) -> Mapping[str, object]:
+    """Returns the keys that all versions know, if they express the order; keys that the first versions lack, if not default."""
     order = [mode for mode in _LEGACY.values() if mode in pooling.modes]
     prompt = {} if pooling.include_prompt else {"include_prompt": False}
     if order != list(pooling.modes):
@@ -371,7 +371,7 @@ def write_pooling(directory: Path, pooling: Pooling, cfg: BertConfig) -> None:
         "similarity_fn_name": pooling.similarity_fn_name,
         **({} if pooling.truncate_dim is None else {"truncate_dim": pooling.truncate_dim}),
     }
-    files: dict[str, Any] = {
+    files: dict[str, object] = {
         "1_Pooling/config.json": {"word_embedding_dimension": cfg.hidden_size, **_mode_keys(pooling)},
         "sentence_bert_config.json": {
             "max_seq_length": min(pooling.max_length or cfg.max_length, cfg.max_length),

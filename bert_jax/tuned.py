@@ -36,7 +36,7 @@ class Tuned:
     null_threshold: float | None = None
     label_thresholds: tuple[float, ...] = ()
 
-    def in_config(self) -> dict[str, Any]:
+    def in_config(self) -> dict[str, object]:
         """Returns the object "bert_jax" of config.json; empty where all is unset."""
         said = {"task": self.task, "null_threshold": self.null_threshold, "label_thresholds": list(self.label_thresholds)}
         return {name: value for name, value in said.items() if value not in (None, [])}
@@ -71,7 +71,7 @@ def read_tuned(directory: Path, config: Mapping[str, Any], num_labels: int | Non
     return Tuned(task, _model_max_length(directory), None if null is None else float(null), tuple(map(float, labels)))
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

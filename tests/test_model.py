@@ -516,7 +516,7 @@ def test_a_layer_has_dropout_at(place: str) -> None:
 def test_the_embeddings_have_dropout() -> None:
     def share_of_zeros(rates: dict[str, float]) -> float:
         cfg, batch = CFG.replace(**(OFF | rates)), make_batch()
-        inputs = [batch[name] for name in ("input_ids", "token_type_ids", "position_ids")]
+        inputs = [batch[name] for name in ENCODER_INPUTS]
         run = jax.jit(partial(Embeddings(cfg).apply, deterministic=False))
         out = run({"params": params()["encoder"]["embeddings"]}, *inputs, rngs={"dropout": KEYS[0]})
         return float(np.mean(np.asarray(out) == 0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,10 @@ from numpy.typing import ArrayLike
 from bert_jax.errors import InputError, did_you_mean
 from bert_jax.model.config import OF_FORM, OPTIONAL, BertConfig
 from bert_jax.model.families import ALIASES, FAMILIES, Family, Head, Names, join_fused, split_fused
+from bert_jax.model.families.row import Fields, Values
 
 Params = dict[str, Any]
-_ONLY: dict[str, tuple[Any, ...]] = {  # keys of config.json with the values that are covered, in all families
+_ONLY: dict[str, tuple[object, ...]] = {  # keys of config.json with the values that are covered, in all families
     "position_embedding_type": ("absolute",), "is_decoder": (False,), "add_cross_attention": (False,),
 }  # fmt: skip
 _TOKEN_TYPES = "encoder/embeddings/token_type_embeddings/embedding"
@@ -24,15 +25,15 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 _OLD_LEAVES = {"gamma": "weight", "beta": "bias"}  # LayerNorm's, in files of 2018 and 2019
 
 
-def flatten(params: Params, prefix: str = "") -> dict[str, Any]:
+def flatten(params: Params, prefix: str = "") -> Params:
     """Returns the leaves of a nested dict by path: {"a/b/c": leaf}."""
-    flat: dict[str, Any] = {}
+    flat: Params = {}
     for name, value in params.items():
         flat |= flatten(value, f"{prefix}{name}/") if isinstance(value, dict) else {prefix + name: value}
     return flat
 
 
-def unflatten(flat: Mapping[str, Any]) -> Params:
+def unflatten(flat: Mapping[str, object]) -> Params:
     """Returns the nested dict of leaves by path: the inverse of `flatten`."""
     params: Params = {}
     for path, value in flat.items():
@@ -69,7 +70,7 @@ def twins(cfg: BertConfig) -> Names:
     return {theirs: name for theirs, name in tied.items() if cfg.tie_word_embeddings or theirs.endswith("bias")}
 
 
-def their_names(paths: Mapping[str, Any], cfg: BertConfig, head: Head) -> dict[str, str]:
+def their_names(paths: Iterable[str], cfg: BertConfig, head: Head) -> dict[str, str]:
     """Returns our path -> their name, for each leaf of a flat parameter tree."""
     table = names(cfg, head)
 
@@ -80,7 +81,7 @@ def their_names(paths: Mapping[str, Any], cfg: BertConfig, head: Head) -> dict[s
     return {path: name(path) for path in paths}
 
 
-def saved_names(paths: Mapping[str, Any], cfg: BertConfig, head: Head) -> dict[str, str]:
+def saved_names(paths: Iterable[str], cfg: BertConfig, head: Head) -> dict[str, str]:
     """Returns `their_names` as files have them: those of an encoder alone have no prefix."""
     prefix = FAMILIES[cfg.model_type].prefix if head == "encoder" else ""
     return {path: name.removeprefix(prefix) for path, name in their_names(paths, cfg, head).items()}
@@ -159,7 +160,7 @@ def from_hugging_face(
     left_out, unused = _not_wanted(there, wanted, family)
     _check_fit(where, _misfits(there, tensors, wanted, shapes, family, cfg), fresh, unused, wanted, family)
 
-    flat: dict[str, Any] = {}
+    flat: Params = {}
     if _TOKEN_TYPES in fresh:
         fresh.remove(_TOKEN_TYPES)
         flat[_TOKEN_TYPES] = put(np.zeros(shapes[_TOKEN_TYPES], np.float32))
@@ -354,7 +355,7 @@ def from_flax(tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
     }
 
 
-def guess_head(tensor_names: Mapping[str, Any], family: Family) -> Head:
+def guess_head(tensor_names: Iterable[str], family: Family) -> Head:
     """Returns the head that the names of a file's tensors show; "encoder" for `classifier`, which texts and tokens share."""
     heads: tuple[Head, ...] = ("pretraining", "masked_lm", "replaced_token", "question_answering")
     for head in heads:
@@ -364,7 +365,7 @@ def guess_head(tensor_names: Mapping[str, Any], family: Family) -> Head:
     return "encoder"
 
 
-def config_from_hugging_face(values: Mapping[str, Any], where: str) -> BertConfig:
+def config_from_hugging_face(values: Values, where: str) -> BertConfig:
     """Returns the model that a config.json describes; one without a model_type (Google's bert_config.json) describes BERT.
 
     Raises:
@@ -381,7 +382,7 @@ def config_from_hugging_face(values: Mapping[str, Any], where: str) -> BertConfi
     for name, covered in (_ONLY | dict(family.only)).items():
         if covered and name in values and values[name] not in covered:
             raise InputError(f"{where}: {name}={values[name]!r} is not supported, only {covered[0]!r}")
-    fields: dict[str, Any] = {"model_type": model_type}
+    fields: Fields = {"model_type": model_type}
     for f in dataclasses.fields(BertConfig):
         key = next((key for key in family.keys(f.name) if key in values), None)
         if f.name in family.fixed:
@@ -406,7 +407,7 @@ def config_from_hugging_face(values: Mapping[str, Any], where: str) -> BertConfi
         raise InputError(f"{where}: {error}") from None
 
 
-def config_to_hugging_face(cfg: BertConfig, head: Head, pad_id: int) -> dict[str, Any]:
+def config_to_hugging_face(cfg: BertConfig, head: Head, pad_id: int) -> Fields:
     """Returns the config.json of a model, with the keys that transformers needs."""
     family = FAMILIES[cfg.model_type]
     values = dataclasses.asdict(cfg) | {name: getattr(cfg.form, name) for name in family.optional & OF_FORM}

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from bert_jax.model import disentangled
 from bert_jax.model.attention import Tokens, Wanted, attention, may_attend
 from bert_jax.model.config import BertConfig, ComputeConfig, LayerKind
+from bert_jax.model.convert import Params
 from bert_jax.model.layers import (
     ACTIVATIONS,
     PRODUCT,
@@ -275,7 +276,7 @@ class Encoder(nn.Module):
         kinds = [cfg.layer(i) for i in range(cfg.num_hidden_layers)]
         modules = {kind: EncoderLayer(cfg, kind, compute.attention, parent=None) for kind in dict.fromkeys(kinds)}
 
-        def initial(key: Array, kind: LayerKind) -> Any:
+        def initial(key: Array, kind: LayerKind) -> Params:
             return modules[kind].init(key, x, tokens, True)["params"]
 
         distinct = [self.param(f"layer_{i}", partial(initial, kind=kinds[i])) for i in range(groups)]
@@ -283,7 +284,7 @@ class Encoder(nn.Module):
         keys = jax.random.split(jax.random.key(0) if deterministic else self.make_rng("dropout"), len(kinds))
 
         def layer(kind: LayerKind, positions: Int[AnyArray, "B P"] | None = None) -> Run:
-            def run(x: Array, params_and_key: tuple[Any, Array]) -> tuple[Array, tuple[Array | None, Array | None]]:
+            def run(x: Array, params_and_key: tuple[Params, Array]) -> tuple[Array, tuple[Array | None, Array | None]]:
                 params, key = params_and_key
                 args = x, tokens, deterministic, positions, output_attentions
                 applied = modules[kind].apply({"params": params}, *args, rngs={"dropout": key})
@@ -346,10 +347,10 @@ class Encoder(nn.Module):
 
 
 Asked = tuple[Array | None, Array | None]  # a layer's output and its probabilities, where they are asked for
-Run = Callable[[Array, tuple[Any, Array]], tuple[Array, Asked]]
+Run = Callable[[Array, tuple[Params, Array]], tuple[Array, Asked]]
 
 
-def _scan(period: list[Run], x: Array, given: list[tuple[Any, Array]]) -> tuple[Array, list[Asked]]:
+def _scan(period: list[Run], x: Array, given: list[tuple[Params, Array]]) -> tuple[Array, list[Asked]]:
     """Runs layers of repeating kinds by one scan over the periods.
 
     Args:
@@ -363,7 +364,7 @@ def _scan(period: list[Run], x: Array, given: list[tuple[Any, Array]]) -> tuple[
     size = len(period)
     stacked = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *given[i::size]) for i in range(size)]
 
-    def body(x: Array, layers: list[tuple[Any, Array]]) -> tuple[Array, list[Asked]]:
+    def body(x: Array, layers: list[tuple[Params, Array]]) -> tuple[Array, list[Asked]]:
         kept = []
         for run, params_and_key in zip(period, layers, strict=True):
             x, asked = run(x, params_and_key)

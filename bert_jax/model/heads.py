@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.sharding import AxisType
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from bert_jax.errors import InputError
 from bert_jax.model.config import BertConfig, ComputeConfig
-from bert_jax.model.convert import flatten
+from bert_jax.model.convert import Params, flatten
 from bert_jax.model.encoder import Encoder
 from bert_jax.model.families import FAMILIES, Head
 from bert_jax.model.layers import (
@@ -152,7 +153,7 @@ def _check_shapes(batch: dict[str, Array]) -> None:
         raise InputError("input_ids lies on a mesh of explicit axes; make it with axis_types=(jax.sharding.AxisType.Auto, ...)")
 
 
-def _at_hand(given: Any) -> np.ndarray | None:
+def _at_hand(given: AnyArray | None) -> np.ndarray | None:
     """Returns the values; None for tracers and for arrays with parts on other hosts."""
     elsewhere = isinstance(given, jax.core.Tracer) or (isinstance(given, jax.Array) and not given.is_fully_addressable)
     return None if given is None or elsewhere else np.asarray(given)
@@ -181,12 +182,12 @@ def _check_values(batch: Batch, cfg: BertConfig, length: Any) -> None:
         )
 
 
-def _from_zero(position_ids: AnyArray, real: AnyArray) -> Any:
+def _from_zero(position_ids: AnyArray, real: AnyArray) -> AnyArray:
     """Returns for each row, [B, 1], if it has a token at position 0, as each sequence has; true for a row of padding."""
-    return (real & (position_ids == 0)).any(-1, keepdims=True) | ~real.any(-1, keepdims=True)
+    return cast(AnyArray, (real & (position_ids == 0)).any(-1, keepdims=True) | ~real.any(-1, keepdims=True))
 
 
-def _position_rows(full: dict[str, Any], given: Batch, cfg: BertConfig) -> Int[Array, "B L"]:
+def _position_rows(full: dict[str, Array], given: Batch, cfg: BertConfig) -> Int[Array, "B L"]:
     """Returns rows of the position table. `full` has sequence_ids; -1, which has no row, stands for an impossible position."""
     ids, of, offset = full["input_ids"], full["sequence_ids"], cfg.position_offset
     if "position_ids" in given:
@@ -203,7 +204,7 @@ def _position_rows(full: dict[str, Any], given: Batch, cfg: BertConfig) -> Int[A
     return place + offset
 
 
-def complete(batch: Batch, cfg: BertConfig) -> dict[str, Any]:
+def complete(batch: Batch, cfg: BertConfig) -> dict[str, Array]:
     """Returns the batch with the arrays that callers may leave out, and with rows of the position table as `position_ids`.
 
     `sequence_ids`: 1 where `attention_mask` is not 0, else ones. `position_ids`: from 0 in each sequence; without
@@ -362,7 +363,7 @@ class Bert(nn.Module):
         return outputs
 
 
-def initialize(module: Bert, seed: Any) -> dict[str, Any]:
+def initialize(module: Bert, seed: ArrayLike) -> Params:
     """Returns fresh parameters. Pure: it can be jitted and given to `jax.eval_shape`."""
     ids = jnp.zeros((1, 1, 1) if module.head == "multiple_choice" else (1, 1), jnp.int32)
     return module.init(jax.random.key(seed), {"input_ids": ids})["params"]
@@ -373,15 +374,15 @@ def _scanned(module: Bert) -> Bert:
     return module.clone(compute=module.compute.replace(scan_layers=True))
 
 
-def parameter_shapes(module: Bert) -> dict[str, Any]:
+def parameter_shapes(module: Bert) -> Params:
     """Returns the parameter tree as ShapeDtypeStructs; no device is touched."""
     return jax.eval_shape(partial(initialize, _scanned(module)), 0)
 
 
-def initial_values(module: Bert, paths: Sequence[str], seed: int = 0) -> dict[str, Any]:
+def initial_values(module: Bert, paths: Sequence[str], seed: int = 0) -> Params:
     """Returns the initial values of some parameters; no others are computed."""
 
-    def pick(seed: Any) -> dict[str, Any]:
+    def pick(seed: ArrayLike) -> Params:
         flat = flatten(initialize(_scanned(module), seed))
         return {path: flat[path] for path in paths}
 

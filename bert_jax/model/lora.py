@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-from bert_jax.model.convert import flatten, unflatten
+from bert_jax.model.convert import Params, flatten, unflatten
 
 _ADAPTED = re.compile(r"encoder/layer_\d+/attention/(query|value)/kernel")  # Hu et al., 2021, section 7.1
 
 
-def initialize(params: Any, rank: int, seed: Any) -> dict[str, dict[str, jax.Array]]:
+def initialize(params: Params, rank: int, seed: ArrayLike) -> dict[str, dict[str, jax.Array]]:
     """Path of a kernel [I, O] -> its adapter {a [I, rank], b [rank, O]}: a random, b zero, so that nothing changes at first."""
     keys = jax.random.key(seed)
     kernels = {path: x for path, x in flatten(params).items() if _ADAPTED.fullmatch(path)}
@@ -26,7 +26,7 @@ def initialize(params: Any, rank: int, seed: Any) -> dict[str, dict[str, jax.Arr
     }
 
 
-def merge(params: Any, adapters: dict[str, dict[str, Any]], scale: float) -> Any:
+def merge(params: Params, adapters: dict[str, dict[str, jax.Array]], scale: float) -> Params:
     """Parameters of the plain model: kernel + scale * a @ b (Hu et al., 2021, equation 3)."""
     flat = dict(flatten(params))
     for path, pair in adapters.items():

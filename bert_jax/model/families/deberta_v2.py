@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bert_jax.errors import InputError
-from bert_jax.model.families.row import COMMON_HEADS, EMBEDDINGS, LAYER, Family, Form, Values
+from bert_jax.model.families.row import COMMON_HEADS, EMBEDDINGS, LAYER, Family, Fields, Form, Values
 
 if TYPE_CHECKING:
     from bert_jax.model.config import BertConfig
@@ -14,12 +14,12 @@ _SPLIT = {"query": "query_proj", "key": "key_proj", "value": "value_proj", "posi
           "position_query": "pos_query_proj"}  # fmt: skip
 
 
-def _read(values: Values) -> dict[str, Any]:
+def _read(values: Values) -> Fields:
     if values.get("relative_attention") is not True:
         raise InputError(f"relative_attention={values.get('relative_attention')!r} is not supported, only True")
     types = values.get("pos_att_type") or ()
     types = types.lower().split("|") if isinstance(types, str) else types
-    fields: dict[str, Any] = {"pos_att_type": tuple(name for name in types if name in ("c2p", "p2c"))}
+    fields: Fields = {"pos_att_type": tuple(name for name in types if name in ("c2p", "p2c"))}
     for name in ("position_buckets", "max_relative_positions"):
         number = values.get(name)
         fields[name] = number if isinstance(number, int) and number > 0 else 0
@@ -37,7 +37,7 @@ def _read(values: Values) -> dict[str, Any]:
     return fields
 
 
-def _write(cfg: BertConfig) -> dict[str, Any]:
+def _write(cfg: BertConfig) -> Fields:
     form = cfg.form
     keys = {"conv_kernel_size": form.conv_kernel_size, "conv_act": form.conv_act} if form.conv_kernel_size else {}
     return keys | {

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from bert_jax.errors import InputError
-from bert_jax.model.families.row import LAYER, Family, Form, Values
+from bert_jax.model.families.row import LAYER, Family, Fields, Form, Values
 
 
-def _read(values: Values) -> dict[str, Any]:
+def _read(values: Values) -> Fields:
     if values.get("position_embedding_type") != "rotary" or values.get("emb_layer_norm_before"):
         raise InputError("only ESM-2 is supported: position_embedding_type='rotary', without emb_layer_norm_before")
     if values.get("is_folding_model"):

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bert_jax.errors import InputError
-from bert_jax.model.families.row import Family, Form, Values, default_rope
+from bert_jax.model.families.row import Family, Fields, Form, Values, default_rope
 
 if TYPE_CHECKING:
     from bert_jax.model.config import BertConfig
 
 
-def _read(values: Values) -> dict[str, Any]:
+def _read(values: Values) -> Fields:
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     default_rope(rope, "rope_parameters")
     if values.get("head_dim") not in (None, values.get("hidden_size", 768) / values.get("num_attention_heads", 12)):
         raise InputError(f"head_dim={values['head_dim']} is not supported, only hidden_size / num_attention_heads")
-    fields: dict[str, Any] = {"decoder_bias": bool(values.get("mlp_bias"))}
+    fields: Fields = {"decoder_bias": bool(values.get("mlp_bias"))}
     if (theta := rope.get("rope_theta", values.get("rope_theta"))) is not None:
         fields["rope_theta"] = theta
     if values.get("classifier_pooling", "late") == "bos":
@@ -26,7 +26,7 @@ def _read(values: Values) -> dict[str, Any]:
     return fields
 
 
-def _write(cfg: BertConfig) -> dict[str, Any]:
+def _write(cfg: BertConfig) -> Fields:
     pooling = "bos" if cfg.form.classifier_pooling == "cls" else cfg.form.classifier_pooling
     return {
         "rope_parameters": {"rope_type": "default", "rope_theta": cfg.form.rope_theta},

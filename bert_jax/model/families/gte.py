@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bert_jax.errors import InputError
-from bert_jax.model.families.row import EMBEDDINGS, Family, Form, Values, default_rope
+from bert_jax.model.families.row import EMBEDDINGS, Family, Fields, Form, Values, default_rope
 
 if TYPE_CHECKING:
     from bert_jax.model.config import BertConfig
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _POOLER = {"pooler/dense": "gte.pooler.dense"}
 
 
-def _read(values: Values) -> dict[str, Any]:
+def _read(values: Values) -> Fields:
     rope = values.get("rope_parameters") or {}
     scaling = values.get("rope_scaling") or {}
     kind = scaling.get("type", scaling.get("rope_type", "default"))
@@ -24,7 +24,7 @@ def _read(values: Values) -> dict[str, Any]:
     return ({} if theta is None else {"rope_theta": theta}) | ({"rope_ntk_factor": scaling["factor"]} if kind == "ntk" else {})
 
 
-def _write(cfg: BertConfig) -> dict[str, Any]:
+def _write(cfg: BertConfig) -> Fields:
     theta, factor = cfg.form.rope_theta, cfg.form.rope_ntk_factor
     if factor != 1:  # transformers has no such type: the keys are those of Alibaba's own code
         return {"rope_theta": theta, "rope_scaling": {"type": "ntk", "factor": factor}}

@@ -5,10 +5,10 @@ Its children have the same layers: Ettin, mmBERT, gte-modernbert, granite-embedd
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bert_jax.errors import InputError
-from bert_jax.model.families.row import Family, Form, Values, default_rope, layer_types_of
+from bert_jax.model.families.row import Family, Fields, Form, Values, default_rope, layer_types_of
 
 if TYPE_CHECKING:
     from bert_jax.model.config import BertConfig
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 _THETAS = {"full_attention": ("rope_theta", "global_rope_theta"), "sliding_attention": ("local_rope_theta", "local_rope_theta")}
 
 
-def _read(values: Values) -> dict[str, Any]:
+def _read(values: Values) -> Fields:
     every = values.get("global_attn_every_n_layers") or 3
     layers = values.get("num_hidden_layers", 22)
     if not isinstance(every, int) or not isinstance(layers, int) or every < 1:
         raise InputError(f"global_attn_every_n_layers={every!r} and num_hidden_layers={layers!r}: expected positive integers")
     types = values.get("layer_types") or ["sliding_attention" if i % every else "full_attention" for i in range(layers)]
-    fields: dict[str, Any] = {"layer_types": layer_types_of(types, layers)}
+    fields: Fields = {"layer_types": layer_types_of(types, layers)}
     parameters = values.get("rope_parameters") or {}
     for kind, (field, key) in _THETAS.items():
         rope = parameters.get(kind) or {}
@@ -32,7 +32,7 @@ def _read(values: Values) -> dict[str, Any]:
     return fields
 
 
-def _write(cfg: BertConfig) -> dict[str, Any]:
+def _write(cfg: BertConfig) -> Fields:
     thetas = {"full_attention": cfg.form.rope_theta, "sliding_attention": cfg.form.local_rope_theta}
     dropped = {"embedding_dropout": cfg.embedding_dropout_prob, "classifier_dropout": cfg.classifier_dropout}
     return {

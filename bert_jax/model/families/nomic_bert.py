@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bert_jax.errors import InputError
-from bert_jax.model.families.row import Family, Form, Values, default_rope
+from bert_jax.model.families.row import Family, Fields, Form, Values, default_rope
 
 if TYPE_CHECKING:
     from bert_jax.model.config import BertConfig
@@ -15,8 +15,8 @@ _NO = (False, None)
 _ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu"}  # by the names of the hub's own code
 
 
-def _read(values: Values) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
+def _read(values: Values) -> Fields:
+    fields: Fields = {}
     if values.get("activation_function") in _ACTIVATIONS and "hidden_act" not in values:
         fields["hidden_act"] = _ACTIVATIONS[values["activation_function"]]
     rope = values.get("rope_parameters") or {}
@@ -37,7 +37,7 @@ def _read(values: Values) -> dict[str, Any]:
     return fields
 
 
-def _write(cfg: BertConfig) -> dict[str, Any]:
+def _write(cfg: BertConfig) -> Fields:
     return {"rope_parameters": {"rope_type": "default", "rope_theta": cfg.form.rope_theta}}
 
 

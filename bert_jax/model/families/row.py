@@ -26,6 +26,7 @@ HEADS: tuple[Head, ...] = get_args(Head)
 LayerType = Literal["full_attention", "sliding_attention"]
 Names = dict[str, str]  # our path -> their name, of a module or of a single array; "Wqkv[1]" is the second part of Wqkv's rows
 Values = Mapping[str, Any]  # the content of a config.json
+Fields = dict[str, Any]  # fields of BertConfig, or keys of a config.json
 
 _CLASSES: dict[Head, str] = {
     "encoder": "Model",
@@ -183,13 +184,13 @@ class Family:
     renamed: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     fixed: Values = field(default_factory=dict)
     defaults: Values = field(default_factory=dict)
-    only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    only: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     other_prefixes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     folded: Names = field(default_factory=dict)
     renamed_tensors: Mapping[str, str] = field(default_factory=dict)
-    read: Callable[[Values], dict[str, Any]] = lambda values: {}
-    write: Callable[[BertConfig], dict[str, Any]] = lambda cfg: {}
+    read: Callable[[Values], Fields] = lambda values: {}
+    write: Callable[[BertConfig], Fields] = lambda cfg: {}
     pooler_activation: str = "tanh"
     masked_lm_activation: str | None = None
     dropout_before_pooler: bool = False
