@@ -51,6 +51,10 @@ NASTY = [
     "🙂" * 5 + "é" * 5,
 ]
 FAMILIES = ["bert", "electra", "distilbert", "roberta", "roberta-prefix", "xlm-roberta", "albert", "albert-cased"]
+FAMILIES += ["mpnet", "camembert", "deberta-v2", "deberta-v2-cut", "modernbert", "mmbert", "eurobert"]
+MODEL_TYPES = {"roberta-prefix": "roberta", "albert-cased": "albert", "deberta-v2-cut": "deberta-v2", "mmbert": "modernbert"}
+DOUBLED = ("roberta", "xlm-roberta", "mpnet", "camembert")
+TYPED = ("bert", "electra", "albert", "deberta-v2")
 ROLE_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -61,12 +65,12 @@ def random_texts(n):
     return [text for text in joined if not any(name in text for name in ("<s>", "</s>", "<pad>", "<unk>"))]
 
 
-def sentencepiece_model(path, **options):
+def sentencepiece_model(path, texts=TEXTS, **options):
     import sentencepiece
 
     model = io.BytesIO()
     options = {"model_type": "unigram", "vocab_size": 500, "num_threads": 1, "minloglevel": 2} | options
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(TEXTS), model_writer=model, **options)
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=model, **options)
     path.write_bytes(model.getvalue())
 
 
@@ -82,12 +86,12 @@ def wordpieces(lowercase):
     return [*dict.fromkeys([*ROLE_TOKENS, *letters, *(f"##{letter}" for letter in letters), *common, "##", "a##"])]
 
 
-def byte_level(directory):
-    """Byte-level BPE with 300 merges; ties go by the alphabet."""
+def byte_level_merges(texts):
+    """300 merges of byte-level BPE, and the alphabet; ties go by the alphabet."""
     from tokenizers import pre_tokenizers
 
     split = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    words = Counter(tuple(word) for text in TEXTS for word, _ in split.pre_tokenize_str(text))
+    words = Counter(tuple(word) for text in texts for word, _ in split.pre_tokenize_str(text))
     merges = []
     for _ in range(300):
         pairs = Counter()
@@ -103,26 +107,119 @@ def byte_level(directory):
                 merged.append(a + b if step == 2 else word[at])
                 at += step
             words[tuple(merged)] += words.pop(word)
-    tokens = ["<s>", "<pad>", "</s>", "<unk>", *sorted(split.alphabet()), *(a + b for a, b in merges), "<mask>"]
+    return merges, sorted(split.alphabet())
+
+
+def byte_level(directory, texts):
+    merges, alphabet = byte_level_merges(texts)
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *alphabet, *(a + b for a, b in merges), "<mask>"]
     (directory / "vocab.json").write_text(json.dumps({token: id for id, token in enumerate(dict.fromkeys(tokens))}))
     (directory / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
 
 
+def fast_tokenizer(directory, engine, roles, special, pair="C $A S $B:1 S:1", **config):
+    """A tokenizer.json with its template, and what states its roles, as published beside no other file."""
+    from tokenizers import AddedToken, processors
+
+    added = [AddedToken(name, lstrip=name == roles["mask_token"], normalized=False, special=True) for name in special]
+    engine.add_special_tokens(added)
+    names = {letter: roles.get(f"{role}_token", roles.get(f"{other}_token")) for letter, role, other in ROLE_LETTERS}
+    spelt = [" ".join(names.get(part[0], part[0]) + part[1:] for part in each.split()) for each in ("C $A S", pair)]
+    ids = [(name, engine.token_to_id(name)) for name in names.values()]
+    template = processors.TemplateProcessing(single=spelt[0], pair=spelt[1], special_tokens=ids)
+    if config.pop("trims", False):
+        template = processors.Sequence([processors.ByteLevel(trim_offsets=True), template])
+    engine.post_processor = template
+    engine.save(str(directory / "tokenizer.json"))
+    return config | roles | {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
+
+
+ROLE_LETTERS = (("C", "cls", "bos"), ("S", "sep", "eos"))
+LLAMA = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def modernbert(directory, texts):
+    """Byte-level BPE after NFC, as OLMo's: without token types, with runs of spaces as added tokens."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    merges, alphabet = byte_level_merges(texts)
+    tokens = dict.fromkeys([*alphabet, *(a + b for a, b in merges)])
+    engine = Tokenizer(models.BPE({token: id for id, token in enumerate(tokens)}, merges))
+    engine.normalizer, engine.decoder = normalizers.NFC(), decoders.ByteLevel()
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    engine.add_tokens([AddedToken(text, normalized=True) for text in ("|||IP_ADDRESS|||", "    ", "  ")])
+    roles = {f"{token.strip('[]').lower()}_token": token for token in ROLE_TOKENS}
+    return fast_tokenizer(directory, engine, roles, ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"])
+
+
+def mmbert(directory, texts):
+    """BPE over `▁` with byte fallback, as Gemma's."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    from bert_jax.data.sentencepiece import convert
+
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    ids = {"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3, "eos_piece": "<eos>", "bos_piece": "<bos>"}
+    path = directory.with_name(f"{directory.name}.model")
+    sentencepiece_model(
+        path,
+        texts,
+        model_type="bpe",
+        vocab_size=800,
+        byte_fallback=True,
+        control_symbols=["<mask>"],
+        character_coverage=0.98,
+        **ids,
+    )
+    model = json.loads(convert(path.read_bytes(), "model").to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    engine = Tokenizer(models.BPE(model["vocab"], merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    engine.normalizer = normalizers.Replace(" ", "▁")
+    engine.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    engine.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    roles = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>", "mask_token": "<mask>"}
+    return fast_tokenizer(directory, engine, roles | {"cls_token": "<bos>", "sep_token": "<eos>"}, special)
+
+
+def eurobert(directory, texts):
+    """Byte-level BPE cut by Llama 3's rule; no unknown token, and its first and last token are only bos and eos."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    merges, alphabet = byte_level_merges(texts)
+    tokens = dict.fromkeys([*alphabet, *(a + b for a, b in merges), "<s>", "<unk>", "world"])
+    engine = Tokenizer(models.BPE({token: id for id, token in enumerate(tokens)}, merges, ignore_merges=True))
+    byte = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    engine.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA), "isolated"), byte])
+    engine.decoder = decoders.ByteLevel()
+    roles = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>", "mask_token": "<|mask|>", "pad_token": "<|pad|>"}
+    return fast_tokenizer(directory, engine, roles, [*roles.values(), "<|reserved|>"], trims=True)
+
+
 ALBERT = {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1, "pad_piece": "<pad>"}
 ALBERT |= {"control_symbols": ["[CLS]", "[SEP]", "[MASK]"], "normalization_rule_name": "nfkc"}
+DEBERTA = {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3, "pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]"}
+DEBERTA |= {"unk_piece": "[UNK]", "user_defined_symbols": ["<u>", "(x"], "normalization_rule_name": "nmt_nfkc"}
 
 
-def write_files(directory, family):
-    """The files of `family` as they were published before tokenizer.json."""
-    model_type, config = family.split("-prefix")[0].split("-cased")[0], {}
+def write_files(directory, family, texts=TEXTS):
+    """The files of `family` as they were published: before tokenizer.json, or where there never were others, that alone."""
+    model_type, config = MODEL_TYPES.get(family, family), {}
     if model_type in ("bert", "electra", "distilbert"):
         config = {"do_lower_case": family != "electra"}
         (directory / "vocab.txt").write_text("\n".join(wordpieces(family != "electra")) + "\n", encoding="utf-8")
     elif model_type == "roberta":
-        byte_level(directory)
+        byte_level(directory, texts)
         config = {"add_prefix_space": family == "roberta-prefix"}
-    elif model_type == "xlm-roberta":
+    elif model_type == "mpnet":  # its vocabulary is BERT's with others in front, among them other special tokens
+        tokens = ["<s>", "<pad>", "</s>", "<unk>", *wordpieces(True), "<mask>"]
+        (directory / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    elif model_type in ("xlm-roberta", "camembert"):
         sentencepiece_model(directory / "sentencepiece.bpe.model", normalization_rule_name="nmt_nfkc")
+    elif model_type == "deberta-v2":
+        config = {"do_lower_case": True, "split_by_punct": True} if family == "deberta-v2-cut" else {}
+        sentencepiece_model(directory / "spm.model", **DEBERTA)
+    elif family in ("modernbert", "mmbert", "eurobert"):
+        config = {"modernbert": modernbert, "mmbert": mmbert, "eurobert": eurobert}[family](directory, texts)
     else:
         config = {"do_lower_case": True} if family == "albert" else {"do_lower_case": False, "keep_accents": True}
         sentencepiece_model(directory / "spiece.model", **ALBERT)
@@ -154,11 +251,24 @@ def without_prefixes(text, tokens, spans):
     """`spans`, but a lone `▁`, to which transformers gives the character after it, has none."""
     ends = [0]
     for token, (start, end) in zip(tokens, spans, strict=True):
-        lone = token == "▁" and "▁" not in text[start:end]
+        lone = not token.strip("▁") and "▁" not in text[start:end]
         ends.append(max(start, ends[-1]) if lone else end)
     return [(start, end) for (start, _), end in zip(spans, ends[1:], strict=True)]
 
 
+def without_spaces(text, tokens, spans):
+    """`spans`, but white space around what a token stands for, which no post-processor trims in these families, is outside."""
+    trimmed = []
+    for token, (start, end) in zip(tokens, spans, strict=True):
+        surface = text[start:end]
+        if surface.strip() or not token.strip("▁"):
+            start += len(surface) - len(surface.lstrip())
+            end = start + len(surface.strip())
+        trimmed.append((start, end))
+    return trimmed
+
+
+UNTRIMMED = ("camembert", "deberta-v2", "modernbert", "eurobert")
 ROUTES = ["old files", "written by transformers", "written by us"]
 
 
@@ -186,7 +296,11 @@ def test_ids_offsets_and_words_are_those_of_transformers(family, route):
         assert ids.tolist() == expected["input_ids"][i], text
         spans = list(map(tuple, encoding.offsets.tolist()))
         skip = prefixed and text.startswith(" ")  # transformers then leaves the space in the first token's span
-        assert spans[skip:] == without_prefixes(text, expected.tokens(i), expected["offset_mapping"][i])[skip:], text
+        theirs_spans = without_prefixes(text, expected.tokens(i), expected["offset_mapping"][i])
+        if model_type in UNTRIMMED:
+            theirs_spans = without_spaces(text, expected.tokens(i), expected["offset_mapping"][i])
+            theirs_spans = without_prefixes(text, expected.tokens(i), theirs_spans)
+        assert spans[skip:] == theirs_spans[skip:], text
         assert not skip or text[slice(*spans[0])].strip() == text[slice(*spans[0])]
         assert encoding.word_ids.tolist() == expected.word_ids(i), text
     assert ties < len(texts) / 200
@@ -196,7 +310,8 @@ def test_ids_offsets_and_words_are_those_of_transformers(family, route):
 def test_roles_and_special_ids_are_those_of_transformers(family, route):
     _, theirs, ours, _ = family
     for role in ("pad", "unk", "cls", "sep", "mask"):
-        assert getattr(ours[route], f"{role}_id") == getattr(theirs, f"{role}_token_id")
+        expected = getattr(theirs, f"{role}_token_id")  # EuroBERT's states no cls, sep and unk
+        assert expected is None or getattr(ours[route], f"{role}_id") == expected
     assert ours[route].mask_token == theirs.mask_token
     assert ours[route].vocab_size == len(theirs)
 
@@ -205,13 +320,13 @@ def test_roles_and_special_ids_are_those_of_transformers(family, route):
 def test_pairs_are_laid_out_as_transformers_does(family, route):
     model_type, theirs, ours, _ = family
     tokenizer = ours[route]
-    assert len(tokenizer.pair.ids[1]) == (2 if "roberta" in model_type else 1)
-    assert tokenizer.token_types == (model_type in ("bert", "electra", "albert"))
+    assert len(tokenizer.pair.ids[1]) == (2 if model_type in DOUBLED else 1)
+    assert tokenizer.token_types == (model_type in TYPED)
     for text_a, text_b in zip(NASTY[1:], reversed(NASTY[1:]), strict=True):  # to transformers an empty second text is none
         ids, types = (each.tolist() for each in tokenizer.pair.lay_out(tokenizer.encode_batch([text_a, text_b])))
         expected = theirs(text_a, text_b, return_token_type_ids=True)
         assert ids == expected["input_ids"]
-        if model_type != "distilbert":  # whose post-processor is BERT's; the model has no use for them
+        if model_type in TYPED + DOUBLED:  # the others' post-processor may be BERT's; the models have no use for its types
             assert types == expected["token_type_ids"]
 
 
@@ -256,6 +371,7 @@ def test_special_tokens_in_text_are_those_of_transformers(family, route, tmp_pat
 
     _, theirs, ours, _ = family
     names = [getattr(theirs, f"{role}_token") for role in ("pad", "unk", "cls", "sep", "mask")]
+    names = [name for name in names if name] + [theirs.eos_token] * (names[3] is None)
     patterns = [*MASKED, "a title@the abstract", "é@é@", "@@ @\u00a0x", "ﬁ@\u0301a"]
     texts = [pattern.replace("@", name) for pattern in patterns for name in [*names, *(n.lower() for n in names)]]
     texts += ["".join(names), " ".join(names), "a".join(names)]
@@ -306,7 +422,7 @@ ADDED = {
 
 
 @pytest.mark.parametrize("case", ADDED)
-@pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta", "albert"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta", "albert", "mpnet", "camembert", "deberta-v2"])
 def test_tokens_added_beside_a_file_are_those_of_transformers(tmp_path, name, case):
     from transformers import AddedToken, AutoTokenizer
 
@@ -315,6 +431,8 @@ def test_tokens_added_beside_a_file_are_those_of_transformers(tmp_path, name, ca
     config = json.loads((tmp_path / "tokenizer_config.json").read_text()) | ADDED[case]
     if "file" in config:
         stated = {token: plain.vocab_size + id for token, id in config.pop("file").items()}
+        if model_type == "deberta-v2":  # whose mask is no piece: these files state it
+            stated |= {"[MASK]": plain.mask_id}
         (tmp_path / "added_tokens.json").write_text(json.dumps(stated))
     if "added_tokens_decoder" in config:
         flags = {"normalized": True, "lstrip": False, "rstrip": False, "single_word": False, "special": False}
@@ -351,7 +469,7 @@ def assert_same_ids(theirs, ours):
         assert ids.tolist() == theirs_ids, text
 
 
-ROLE_NAMES = {"bert": ("[CLS]", "[SEP]", "[MASK]"), "albert": ("[CLS]", "[SEP]", "[MASK]")}
+ROLE_NAMES = dict.fromkeys(TYPED, ("[CLS]", "[SEP]", "[MASK]"))
 TEMPLATES = {
     "none": None,
     "empty": ("$A", "$A $B:1"),
@@ -362,7 +480,7 @@ TEMPLATES = {
 }
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta", "albert"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta", "albert", "mpnet", "camembert", "deberta-v2"])
 def test_templates_and_prefixes_of_a_tokenizer_json_are_those_of_transformers(tmp_path, name):
     import tokenizers
     from transformers import AutoTokenizer
@@ -394,7 +512,9 @@ def test_templates_and_prefixes_of_a_tokenizer_json_are_those_of_transformers(tm
         for texts in (["the  class"], ["the class", " a\tb "]):
             ids, types = (ours.single, ours.pair)[len(texts) - 1].lay_out(ours.encode_batch(texts))
             expected = theirs(*texts, return_token_type_ids=True)
-            assert (ids.tolist(), types.tolist()) == (expected["input_ids"], expected["token_type_ids"]), (template, stated)
+            assert ids.tolist() == expected["input_ids"], (template, stated)
+            # MPNet has no token types, also where a file's template would give some
+            assert model_type == "mpnet" or types.tolist() == expected["token_type_ids"], (template, stated)
 
 
 @pytest.mark.parametrize("beside", [None, "bert", "distilbert", "roberta"])
@@ -421,3 +541,84 @@ def test_the_normaliser_of_a_tokenizer_json_is_the_one_that_transformers_takes(t
             theirs, ours = AutoTokenizer.from_pretrained(folder), Tokenizer.load(folder)
             assert ours._engine.normalizer.__getstate__() == theirs._tokenizer.normalizer.__getstate__(), keys
             assert ours.encode_batch([text])[0].tolist() == theirs(text, add_special_tokens=False)["input_ids"]
+
+
+LETTERS = ["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>"]
+
+
+def test_esm_is_cut_at_its_letters_as_in_transformers(tmp_path):
+    from transformers import AutoTokenizer
+
+    (tmp_path / "vocab.txt").write_text("\n".join(LETTERS))
+    (tmp_path / "config.json").write_text('{"model_type": "esm"}')
+    theirs, ours = AutoTokenizer.from_pretrained(tmp_path), Tokenizer.load(tmp_path)
+    ours.save(tmp_path / "saved")
+    (tmp_path / "saved" / "config.json").write_text('{"model_type": "esm"}')
+    saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    texts = [
+        *NASTY,
+        *(text.replace("@", "<mask>") for text in MASKED),
+        "MKTAYIAKQR",
+        "M K\x1cT \x85A",
+        "mkta<null_1>YI.-",
+        "<cls>A<eos>",
+    ]
+    rng = random.Random(0)
+    texts += ["".join(rng.choice([*LETTERS, " ", "x", "é", "<", "<n", "null_1>", "\n"]) for _ in range(20)) for _ in range(500)]
+    expected = theirs(texts)["input_ids"]
+    assert saved(texts)["input_ids"] == expected
+    assert [ours.single.lay_out([ids])[0].tolist() for ids in ours.encode_batch(texts)] == expected
+    ids, types = ours.pair.lay_out(ours.encode_batch(["MK", "AY"]))
+    assert (ids.tolist(), ours.token_types, any(types)) == (theirs("MK", "AY")["input_ids"], False, False)
+    assert set(saved("MK", "AY")) == set(theirs("MK", "AY")) == {"input_ids", "attention_mask"}
+    for role, other in {"pad": "pad", "unk": "unk", "cls": "cls", "sep": "eos", "mask": "mask"}.items():
+        assert getattr(ours, f"{role}_id") == getattr(theirs, f"{other}_token_id")
+
+
+@pytest.mark.parametrize("add", [True, False, None])
+@pytest.mark.parametrize("name", ["eurobert", "mmbert"])
+def test_a_tokenizer_json_keeps_its_template_whatever_its_config_says_of_bos_and_eos(tmp_path, name, add):
+    from transformers import AutoTokenizer
+
+    model_type = write_files(tmp_path, name)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"add_bos_token": add, "add_eos_token": add}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    theirs, ours = AutoTokenizer.from_pretrained(tmp_path), Tokenizer.load(tmp_path, model_type=model_type)
+    ids = ours.pair.lay_out(ours.encode_batch(["the class", "a b"]))[0].tolist()
+    assert ids == theirs("the class", "a b")["input_ids"]
+    assert (ids[0], ids[-1]) == (ours.cls_id, ours.sep_id)
+
+
+KINDS = {
+    "ernie": "bert",
+    "megatron-bert": "bert",
+    "nomic_bert": "bert",
+    "data2vec-text": "roberta",
+    "gte": "xlm-roberta",
+    "xlm-roberta-xl": "xlm-roberta",
+    "modernbert": "bert",
+}
+
+
+@pytest.mark.parametrize("stated", [None, "own", "BertTokenizer", "PreTrainedTokenizerFast"])
+@pytest.mark.parametrize("model_type", KINDS)
+def test_families_that_share_a_tokenizer_read_it_as_transformers_does(tmp_path, model_type, stated):
+    """From a tokenizer.json whose settings ask for lower case, which only a class may follow."""
+    from transformers import AutoTokenizer
+
+    old, folder = tmp_path / "old", tmp_path / "saved"
+    old.mkdir()
+    write_files(old, KINDS[model_type])
+    AutoTokenizer.from_pretrained(old).save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    config = json.loads((folder / "tokenizer_config.json").read_text()) | {"do_lower_case": False}
+    if stated != "own":
+        config["tokenizer_class"] = stated
+    if stated == "BertTokenizer" and KINDS[model_type] != "bert" and model_type != "xlm-roberta-xl":
+        pytest.skip("transformers makes no BertTokenizer of such a file")
+    (folder / "tokenizer_config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    theirs, ours = AutoTokenizer.from_pretrained(folder), Tokenizer.load(folder)
+    expected = theirs(NASTY, NASTY[::-1])["input_ids"][1:]
+    for (a, b), theirs_ids in zip(itertools.islice(zip(NASTY, NASTY[::-1], strict=True), 1, None), expected, strict=True):
+        ids = ours.pair.lay_out(ours.encode_batch([a, b]))[0].tolist()
+        assert ids == theirs_ids or not b or tied(ours, ids, theirs_ids), a

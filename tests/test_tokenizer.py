@@ -433,7 +433,7 @@ def write_config(directory, name="tokenizer_config.json", **config):
         ("subword_tokenizer_type", "character"),
         ("do_basic_tokenize", False),
         ("tokenizer_class", "BertJapaneseTokenizer"),
-        ("tokenizer_class", "MPNetTokenizerFast"),
+        ("tokenizer_class", "FunnelTokenizerFast"),
     ],
 )
 def test_a_directory_whose_config_says_other_rules_is_refused_by_key(tmp_path, key, value):
@@ -806,8 +806,12 @@ def write_family(directory, model_type):
     """Small files of a family, as they were published before tokenizer.json."""
     if model_type == "roberta":
         byte_level(directory)
-    elif model_type == "xlm-roberta":
+    elif model_type in ("xlm-roberta", "camembert"):
         sentencepiece_model(directory / "sentencepiece.bpe.model", pad_id=-1)
+    elif model_type == "mpnet":
+        vocab_file(directory, ["<s>", "<pad>", "</s>", "<unk>", *VOCAB, "<mask>"])
+    elif model_type == "deberta-v2":
+        sentencepiece_model(directory / "spm.model", **ALL_ROLES | {"control_symbols": []})
     elif model_type == "albert":
         roles = {"pad_piece": "<pad>", "pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1}
         sentencepiece_model(directory / "spiece.model", control_symbols=["[CLS]", "[SEP]", "[MASK]"], **roles)
@@ -816,7 +820,10 @@ def write_family(directory, model_type):
     return directory
 
 
-@pytest.fixture(scope="module", params=["bert", "electra", "distilbert", "roberta", "xlm-roberta", "albert"])
+FAMILIES = ["bert", "electra", "distilbert", "roberta", "xlm-roberta", "albert", "mpnet", "camembert", "deberta-v2"]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tmp_path_factory):
     directory = write_family(tmp_path_factory.mktemp("family"), request.param)
     return request.param, directory, Tokenizer.load(directory, model_type=request.param)
@@ -826,8 +833,8 @@ def test_each_family_has_its_template_and_keeps_it(family, tmp_path):
     import tokenizers
 
     model_type, _, tokenizer = family
-    cls, sep, t = tokenizer.cls_id, tokenizer.sep_id, int(model_type in ("bert", "electra", "albert"))
-    between = (sep, sep) if model_type in ("roberta", "xlm-roberta") else (sep,)
+    cls, sep, t = tokenizer.cls_id, tokenizer.sep_id, int(model_type in ("bert", "electra", "albert", "deberta-v2"))
+    between = (sep, sep) if model_type in ("roberta", "xlm-roberta", "mpnet", "camembert") else (sep,)
     tokenizer.save(tmp_path)
     for again in (tokenizer, pickle.loads(pickle.dumps(tokenizer)), Tokenizer.load(tmp_path)):
         assert again.single == (((cls,), (sep,)), ((0,), (0,)), (0,))
@@ -855,7 +862,8 @@ def test_a_directory_has_a_tokenizer_if_one_of_its_files_is_one(family, tmp_path
 
 def test_each_family_has_its_mask(family):
     model_type, _, tokenizer = family
-    assert tokenizer.mask_token == ("<mask>" if "roberta" in model_type else "[MASK]")
+    angled = "roberta" in model_type or model_type in ("mpnet", "camembert")
+    assert tokenizer.mask_token == ("<mask>" if angled else "[MASK]")
     assert tokenizer.tokens([tokenizer.mask_id]) == [tokenizer.mask_token]
 
 
@@ -950,6 +958,107 @@ def test_xlm_roberta_has_the_ids_of_fairseq(tmp_path):
     texts = [" ".join(line.split()) for line in LINES if "==" not in line]
     expected = [[3 if id == 0 else id + 1 for id in ids] for ids in theirs.encode(texts)]
     assert [ids.tolist() for ids in tokenizer.encode_batch(texts)] == expected
+
+
+def test_mpnet_has_its_own_special_tokens_though_those_of_bert_are_in_its_vocabulary(tmp_path):
+    write_family(tmp_path, "mpnet")
+    for beside in ({"tokenizer_class": "MPNetTokenizerFast"}, {}):
+        write_config(tmp_path, **beside)
+        write_config(tmp_path, "config.json", model_type="mpnet")
+        tokenizer = Tokenizer.load(tmp_path)
+        assert (tokenizer.cls_id, tokenizer.pad_id, tokenizer.sep_id, tokenizer.unk_id) == (0, 1, 2, 5)
+        assert tokenizer.special_ids == (0, 1, 2, 5, tokenizer.mask_id)
+        ids = tokenizer.encode_batch(["The  <mask> plays zz"])[0].tolist()  # the mask takes the spaces before it
+        assert tokenizer.tokens(ids) == ["the", "<mask>", "play", "##s", "[UNK]"]
+        assert not tokenizer.token_types
+    write_config(tmp_path, do_lower_case=False)
+    assert Tokenizer.load(tmp_path).encode_batch(["The"])[0].tolist() == [5]
+
+
+def test_camembert_has_the_ids_of_fairseq(tmp_path):
+    write_family(tmp_path, "camembert")
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "sentencepiece.bpe.model"))
+    tokenizer = Tokenizer.load(tmp_path, model_type="camembert")
+    names = ["<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "<s>", "</s>", theirs.id_to_piece(3)]
+    assert tokenizer.tokens(range(8)) == names
+    assert (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id, tokenizer.unk_id) == (5, 6, 1, 3)
+    assert tokenizer.mask_id == tokenizer.vocab_size - 1 == theirs.vocab_size() + 4
+    texts = [" ".join(line.split()) for line in LINES if "==" not in line]
+    expected = [[3 if id == 0 else id + 4 for id in ids] for ids in theirs.encode(texts)]
+    assert [ids.tolist() for ids in tokenizer.encode_batch(texts)] == expected
+
+
+def test_deberta_has_the_ids_of_sentencepiece_and_a_mask_behind_them(tmp_path):
+    path = sentencepiece_model(tmp_path / "spm.model", **ALL_ROLES | {"control_symbols": [], "user_defined_symbols": ["<u>"]})
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    tokenizer = Tokenizer.load(tmp_path, model_type="deberta-v2")
+    assert tokenizer.mask_id == tokenizer.vocab_size - 1 == theirs.vocab_size()
+    texts = [" ".join(line.split()) for line in LINES if "==" not in line and line.isascii()]
+    assert [ids.tolist() for ids in tokenizer.encode_batch(texts)] == theirs.encode(texts)
+
+    def tokens(text, lowercase=None, **config):
+        write_config(tmp_path, tokenizer_class="DebertaV2Tokenizer", **config)
+        tokenizer = Tokenizer.load(tmp_path, lowercase)
+        return tokenizer.tokens(tokenizer.encode_batch([text])[0])
+
+    assert "".join(tokens("The  x\n\uff21 ")) == "▁The▁x▁[UNK]"  # only white space is changed and composed, not \uff21
+    assert "".join(tokens("The", do_lower_case=True)) == "".join(tokens("The", lowercase=True)) == "▁the"
+    assert tokens("a <u>b") == [*tokens("a"), "<u>", *tokens("b")]
+    assert tokens("to.the", split_by_punct=True) == [*tokens("to"), *tokens(".", add_prefix_space=True), *tokens("the")]
+
+
+LETTERS = ["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>"]
+
+
+def test_esm_is_cut_at_its_letters(tmp_path):
+    tokenizer = Tokenizer.load(vocab_file(tmp_path, LETTERS), model_type="esm")
+    assert (tokenizer.cls_id, tokenizer.pad_id, tokenizer.sep_id, tokenizer.unk_id, tokenizer.mask_id) == (0, 1, 2, 3, 32)
+    tokenizer.save(tmp_path / "saved")
+    for each in (tokenizer, Tokenizer.load(tmp_path / "saved")):
+        ids = [ids.tolist() for ids in each.encode_batch(["MKT", "M K\tT ", "mk M.T", "M<mask>-<null_1>", ""])]
+        assert ids == [[20, 15, 11], [20, 15, 11], [3, 20, 29, 11], [20, 32, 30, 31], []]
+        assert each.pair == (((0,), (2,), (2,)), ((0,), (0,), (0,)), (0, 0))
+    as_text = tokenizer.replace(special_tokens="text")
+    assert not {0, 32} & set(as_text.encode_batch(["<cls>M<mask>"])[0].tolist())
+
+
+def without_roles(directory, **config):
+    """A tokenizer.json of byte-level BPE whose config names a first, a last, a padding and a mask token, as EuroBERT's does."""
+    Tokenizer.load(byte_level(directory)).save(directory / "saved")
+    spec = json.loads((directory / "saved" / "tokenizer.json").read_text())
+    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] != "<unk>"]
+    (directory / "saved" / "tokenizer.json").write_text(json.dumps(spec))
+    write_config(directory / "saved", bos_token="<s>", eos_token="</s>", pad_token="<pad>", mask_token="<mask>", **config)
+    return directory / "saved"
+
+
+def test_bos_and_eos_are_the_first_and_last_token_where_no_other_is_stated_and_bytes_need_no_unknown_one(tmp_path):
+    tokenizer = Tokenizer.load(without_roles(tmp_path), model_type="eurobert")
+    assert (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id, tokenizer.unk_id) == (0, 2, 1, 1)
+    assert 3 not in tokenizer.special_ids  # `<unk>` is a piece of the vocabulary like others
+    tokenizer.save(tmp_path / "again")
+    assert "unk_token" not in json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())
+    again = Tokenizer.load(tmp_path / "again", model_type="eurobert")
+    assert (again.unk_id, again.fingerprint()) == (1, tokenizer.fingerprint())
+
+
+@pytest.mark.parametrize("model_type", ["modernbert", "eurobert"])
+def test_a_vocab_json_of_a_family_whose_rules_only_a_tokenizer_json_holds_is_refused(tmp_path, model_type):
+    byte_level(tmp_path)
+    with pytest.raises(InputError, match=rf"/vocab.json: a {model_type} is read from its tokenizer.json, .*; add it"):
+        Tokenizer.load(tmp_path, model_type=model_type)
+    write_config(tmp_path, tokenizer_class="RobertaTokenizer")
+    Tokenizer.load(tmp_path, model_type=model_type)
+
+
+@pytest.mark.parametrize(
+    "model_type, follows", [("modernbert", False), ("xlm-roberta-xl", False), ("nomic_bert", True), (None, True)]
+)
+def test_the_tokenizer_json_of_some_families_counts_whatever_class_is_stated(tmp_path, model_type, follows):
+    Tokenizer.load(vocab_file(tmp_path, [*VOCAB, "The"]), lowercase=False).save(tmp_path / "saved")
+    write_config(tmp_path / "saved", tokenizer_class="BertTokenizer", do_lower_case=True)
+    tokenizer = Tokenizer.load(tmp_path / "saved", model_type=model_type)
+    assert tokenizer.tokens(tokenizer.encode_batch(["The"])[0]) == ["the" if follows else "The"]
 
 
 def test_a_family_is_read_from_the_tokenizer_class_beside_the_file(tmp_path):

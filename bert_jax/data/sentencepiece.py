@@ -1,7 +1,7 @@
 """SentencePiece .model files as `tokenizers.Tokenizer`.
 
-Three conversions: `convert` follows SentencePiece itself; `convert_fairseq` (XLM-R) and `convert_albert` follow what Hugging
-Face builds around the pieces for these two families, because their published models are used that way.
+`convert` follows SentencePiece itself; `convert_fairseq` (XLM-R, CamemBERT), `convert_albert` and `convert_deberta` follow what
+Hugging Face builds around the pieces for these families, because their published models are used that way.
 """
 
 from __future__ import annotations
@@ -139,10 +139,14 @@ def words_as_hugging_face(add_prefix_space: bool = True) -> pre_tokenizers.PreTo
     return pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), prefix])
 
 
-def _pieces_over_words(parsed: _Model, source: str, scored: list[tuple[str, float]], unk_id: int) -> tokenizers.Tokenizer:
-    """Makes a unigram tokenizer over `words_as_hugging_face`, whose mask takes the space before it."""
+def _require_unigram(parsed: _Model, source: str) -> None:
     if parsed.model_type != _UNIGRAM:
         raise InputError(f"{source}: a model of this family is of type unigram")
+
+
+def _pieces_over_words(parsed: _Model, source: str, scored: list[tuple[str, float]], unk_id: int) -> tokenizers.Tokenizer:
+    """Makes a unigram tokenizer over `words_as_hugging_face`, whose mask takes the space before it."""
+    _require_unigram(parsed, source)
     engine = tokenizers.Tokenizer(models.Unigram(scored, unk_id, False))
     engine.pre_tokenizer = words_as_hugging_face()
     engine.decoder = decoders.Metaspace(prepend_scheme="always")
@@ -152,11 +156,17 @@ def _pieces_over_words(parsed: _Model, source: str, scored: list[tuple[str, floa
     return engine
 
 
-def convert_fairseq(model: bytes, source: str) -> tokenizers.Tokenizer:
-    """Converts XLM-R's sentencepiece.bpe.model, with fairseq's ids.
+XLM_ROBERTA = ("<s>", "<pad>", "</s>", "<unk>"), 3
+CAMEMBERT = ("<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED"), 1
+"""Fairseq's first tokens, and the first piece of the model that follows them."""
 
-    `<s>` `<pad>` `</s>` `<unk>` are 0 to 3, piece i of the model is i + 1, `<mask>` is the last. Ids are those that
-    transformers v5 gives from this file, except for unigram segmentations that tie to within float32.
+
+def convert_fairseq(model: bytes, source: str, specials: tuple[tuple[str, ...], int] = XLM_ROBERTA) -> tokenizers.Tokenizer:
+    """Converts XLM-R's or CamemBERT's sentencepiece.bpe.model, with fairseq's ids.
+
+    `<s>` `<pad>` `</s>` `<unk>` are 0 to 3, piece i of the model is i + 1, `<mask>` is the last. In CamemBERT piece i is i + 4,
+    behind tokens that no text gives. Ids are those that transformers v5 gives from this file, except for unigram
+    segmentations that tie to within float32.
 
     Raises:
       InputError: `model` is no unigram SentencePiece model whose first pieces are `<unk>` `<s>` `</s>`.
@@ -164,8 +174,9 @@ def convert_fairseq(model: bytes, source: str) -> tokenizers.Tokenizer:
     parsed = _parse(model, source)
     if parsed.names[:3] != ["<unk>", "<s>", "</s>"]:
         raise InputError(f"{source}: fairseq's models begin with <unk> <s> </s>, this one with {' '.join(parsed.names[:3])}")
-    scored = [(name, 0.0) for name in ("<s>", "<pad>", "</s>", "<unk>")]
-    scored += [*zip(parsed.names[3:], parsed.scores[3:], strict=True), ("<mask>", 0.0)]
+    first, start = specials
+    scored = [(name, -100.0 * (name == "<unk>NOTUSED")) for name in first]
+    scored += [*zip(parsed.names[start:], parsed.scores[start:], strict=True), ("<mask>", 0.0)]
     engine = _pieces_over_words(parsed, source, scored, unk_id=3)
     if parsed.charsmap:
         engine.normalizer = normalizers.Precompiled(parsed.charsmap)
@@ -185,6 +196,22 @@ def convert_albert(model: bytes, source: str, lowercase: bool, keep_accents: boo
     parsed = _parse(model, source)
     engine = _pieces_over_words(parsed, source, [*zip(parsed.names, parsed.scores, strict=True)], parsed.unk_id)
     engine.normalizer = albert_normalizer(parsed.charsmap, lowercase, keep_accents)
+    return engine
+
+
+def convert_deberta(model: bytes, source: str) -> tokenizers.Tokenizer:
+    """Converts the pieces of DeBERTa-v2's spm.model, with SentencePiece's own ids, without normalizer and pre-tokenizer.
+
+    Control and user-defined pieces are added tokens, which cut a text wherever they stand in it.
+
+    Raises:
+      InputError: `model` is no unigram SentencePiece model.
+    """
+    parsed = _parse(model, source)
+    _require_unigram(parsed, source)
+    engine = tokenizers.Tokenizer(models.Unigram([*zip(parsed.names, parsed.scores, strict=True)], parsed.unk_id, False))
+    engine.add_special_tokens(parsed.of_type(_UNKNOWN, _CONTROL))
+    engine.add_tokens([AddedToken(name, normalized=False) for name in parsed.of_type(_USER_DEFINED)])
     return engine
 
 

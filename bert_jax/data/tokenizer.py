@@ -246,7 +246,7 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
             "split_special_tokens": self.special_tokens == "text",
             "model_input_names": ["input_ids", *["token_type_ids"] * self.token_types, "attention_mask"],
-            **{f"{role}_token": name for role, name in self._roles.items()},
+            **{f"{role}_token": name for role, name in self._roles.items() if role != "unk" or self.unk_id != self.pad_id},
         }
         texts = {"tokenizer.json": self._json(), "tokenizer_config.json": json.dumps(config, ensure_ascii=False, indent=2)}
         for name, text in texts.items():
@@ -270,9 +270,11 @@ class Tokenizer:
 
         Ids are those of transformers' AutoTokenizer (v5): the tokens that tokenizer_config.json or added_tokens.json add count
         too, and a tokenizer.json whose `tokenizer_class` (with none stated, `model_type`) is BERT's, DistilBERT's, ELECTRA's,
-        RoBERTa's, XLM-R's or ALBERT's, and which is of the kind that this class makes, is normalized, cut into words and
-        put between special tokens as the class does by the keys of tokenizer_config.json (`do_lower_case`, `strip_accents`,
-        `tokenize_chinese_chars`, `add_prefix_space`). For any other class the file alone decides. `dropout` of BPE is off.
+        MPNet's, RoBERTa's, XLM-R's, CamemBERT's, ALBERT's or DeBERTa-v2's, and which is of the kind that this class makes, is
+        normalized, cut into words and put between special tokens as the class does by the keys of tokenizer_config.json
+        (`do_lower_case`, `strip_accents`, `tokenize_chinese_chars`, `add_prefix_space`, `split_by_punct`). For any other class,
+        and for ModernBERT and XLM-R XL, the file alone decides. `dropout` of BPE is off. One exception: the .model of an XLM-R
+        XL has XLM-R's ids, which transformers does not give.
         Words longer than 100 letters are unknown to a vocab.txt; longer than 200 where bert_config.json stands beside it and
         neither config.json nor tokenizer_config.json does, as in Google's code.
 
@@ -284,10 +286,10 @@ class Tokenizer:
           lowercase: for BERT's own normalization and ALBERT's: True is uncased. None asks the files: see above for a
             tokenizer.json; else `do_lower_case`, and without it uncased unless an entry of a vocab.txt has an upper-case
             letter.
-          model_type: `model_type` of a config.json, one of `tokenizer_files.MODEL_TYPES`. Decides what the file leaves open: the
-            ids and normalization of a .model (else SentencePiece's own), the template where a file has none, and no token types
-            for distilbert. None asks `tokenizer_class` of a tokenizer_config.json or config.json beside, then the config.json's
-            `model_type`.
+          model_type: `model_type` of a config.json, one of `tokenizer_files.MODEL_TYPES`. Decides what the file leaves open where
+            no `tokenizer_class` is stated: the ids and normalization of a .model (else SentencePiece's own), the template, the
+            names of the special tokens. DistilBERT, MPNet, ModernBERT, ESM and EuroBERT have no token types. None: that of the
+            config.json beside.
           special_tokens: "read" or "text", see the attribute. None: by `split_special_tokens` of tokenizer_config.json,
             else "read".
 
@@ -369,7 +371,12 @@ def _spans(text: str, encoding: tokenizers.Encoding) -> np.ndarray:
 
 def _guard(engine: tokenizers.Tokenizer, names: list[str]) -> None:
     """Makes special tokens unreachable from text, where Unigram would match `<s>` as it matches any piece."""
-    leaks = [n for n in names if len(n) > 1 and token_id(engine, n) in engine.encode(n, add_special_tokens=False).ids]
-    pattern = "|".join(f"{re.escape(n[0])}(?={re.escape(n[1:])})" for n in leaks)
-    if leaks and isinstance(engine.model, models.Unigram) and json.dumps(pattern) not in engine.to_str():
-        sentencepiece.split_after(engine, pattern)
+    state = engine.to_str()
+    cuts = {name: f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in names if len(name) > 1}
+    leaks = [
+        cut for name, cut in cuts.items()
+        if token_id(engine, name) in engine.encode(name, add_special_tokens=False).ids
+        and json.dumps(cut, ensure_ascii=False)[1:-1] not in state
+    ]  # fmt: skip
+    if leaks and isinstance(engine.model, (models.Unigram, models.WordLevel)):
+        sentencepiece.split_after(engine, "|".join(leaks))

@@ -7,13 +7,14 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from bert_jax.config import InputError, did_you_mean
 from bert_jax.data import sentencepiece
@@ -23,7 +24,6 @@ from bert_jax.disk import check_regular, read_json
 Settings = dict[str, Any]
 """JSON of the files beside a tokenizer, by key. `_check_types` holds the types of the keys that are read."""
 
-MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "distilbert", "albert", "electra")
 BERT_ROLES = {role: names[0] for role, names in ROLES.items()}
 _PATTERNS = ("tokenizer.json", "vocab.txt", "*.model", "vocab.json")
 """The files of a directory; the first found counts."""
@@ -32,24 +32,29 @@ _MOST_BYTES = 256 << 20
 _MOST_GROWTH = 100
 """The most characters that a normalizer or decoder may make of one."""
 
-_BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
-# Values of `tokenizer_class`, without a final `Fast`.
-_READ_CLASSES = {*_BERT_CLASSES, "RobertaTokenizer", "XLMRobertaTokenizer", "AlbertTokenizer", "PreTrainedTokenizer",
-                 "TokenizersBackend"}  # fmt: skip
-"""The classes that read a vocab.txt, vocab.json or .model as this module does."""
 _PYTHON_CLASSES = {
     f"{name}Tokenizer"
     for name in ("BertJapanese", "Bertweet", "Canine", "Flaubert", "Phobert", "ProphetNet", "RoCBert", "RoFormer", "Tapas", "XLM")
 }
-"""The classes that cut text in Python, by rules that no tokenizer.json holds."""
-_CLASS_OF = {"bert": "BertTokenizer", "distilbert": "BertTokenizer", "electra": "BertTokenizer", "roberta": "RobertaTokenizer",
-             "xlm-roberta": "XLMRobertaTokenizer", "albert": "AlbertTokenizer"}  # fmt: skip
-"""The class that transformers takes for a model_type where no `tokenizer_class` is stated."""
+"""The classes that cut text in Python, by rules that no tokenizer.json holds. Values of `tokenizer_class` lose a final `Fast`."""
+_CLASS_OF = {
+    **dict.fromkeys(("bert", "distilbert", "electra", "ernie", "megatron-bert", "nomic_bert"), "BertTokenizer"),
+    **dict.fromkeys(("roberta", "data2vec-text"), "RobertaTokenizer"),
+    **dict.fromkeys(("xlm-roberta", "xlm-roberta-xl", "gte", "new"), "XLMRobertaTokenizer"), "camembert": "CamembertTokenizer",
+    "albert": "AlbertTokenizer", "mpnet": "MPNetTokenizer", "deberta-v2": "DebertaV2Tokenizer", "esm": "EsmTokenizer",
+    "modernbert": "", "eurobert": "",
+}  # fmt: skip
+"""By `model_type`, the class that counts where no `tokenizer_class` is stated; none: a tokenizer.json decides alone."""
+MODEL_TYPES = tuple(_CLASS_OF)
+_FILE_DECIDES = ("modernbert", "xlm-roberta-xl")
+"""The model types whose tokenizer.json counts as it is, whatever class is stated."""
+_WITHOUT_TYPES = ("distilbert", "mpnet", "modernbert", "esm", "eurobert")
+"""The model types that have no table of token types and whose classes in transformers take none."""
 
 _ROLE_KEYS = {f"{name}_token" for name in (*ROLES, "bos", "eos")}
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space", "keep_accents",
-                     "split_special_tokens", "do_basic_tokenize"), (bool,)),
+                     "split_special_tokens", "do_basic_tokenize", "split_by_punct"), (bool,)),
     **dict.fromkeys(_ROLE_KEYS, (str, dict)), "tokenizer_class": (str,), "model_input_names": (list,),
     "added_tokens_decoder": (dict,), "extra_special_tokens": (list, dict), "additional_special_tokens": (list,),
 }  # fmt: skip
@@ -66,6 +71,37 @@ class Loaded(NamedTuple):
 
 
 @dataclass(frozen=True)
+class _Class:
+    """A tokenizer class of transformers: the file that it reads, and what it sets whatever a tokenizer.json holds.
+
+    Attributes:
+      kind: the file that it reads where there is no tokenizer.json, one of `_PATTERNS`.
+      read: makes the tokenizer of that file.
+      rebuild: sets the normalizer and the cutting into words of a tokenizer.json by the settings. Returns False, and changes
+        nothing, for a file of another kind than the class makes.
+      template: makes the post-processor; a file that has one keeps it if `keeps_template`.
+      roles: names of special tokens that are tried before the usual ones.
+      special: special tokens of a tokenizer.json whose settings state none besides the roles.
+      spaced_mask: the mask takes the space before it unless the settings state its flags.
+      added_mask: the mask need not be in the vocabulary; it is added behind it.
+      cases: `read` follows `do_lower_case`.
+      token_types: the second text of a pair has its own token type, unless the settings or the template say otherwise.
+    """
+
+    kind: str
+    read: Callable[[_Source], tokenizers.Tokenizer]
+    rebuild: Callable[[tokenizers.Tokenizer, _Source], bool]
+    template: Callable[[tokenizers.Tokenizer, dict[str, str]], processors.PostProcessor]
+    roles: dict[str, str]
+    special: tuple[str, ...] = ()
+    keeps_template: bool = False
+    spaced_mask: bool = False
+    added_mask: bool = False
+    cases: bool = False
+    token_types: bool = True
+
+
+@dataclass(frozen=True)
 class _Source:
     """A tokenizer file with everything that decides how it is read. `kind` is one of `_PATTERNS`."""
 
@@ -74,22 +110,25 @@ class _Source:
     settings: Settings
     model_type: str | None
     lowercase: bool | None
+    rules: _Class
 
 
 def read(path: Path, lowercase: bool | None, model_type: str | None) -> Loaded:
     """Reads a tokenizer file and the files beside it; `Tokenizer.load` describes the arguments."""
     source = _describe(path, lowercase, model_type)
-    engine = _read_engine(source)
-    rebuilt = source.kind != "tokenizer.json" or _follow_class(engine, source)
+    rules, settings, from_json = source.rules, source.settings, source.kind == "tokenizer.json"
+    engine = _read_tokenizer_json(source) if from_json else rules.read(source)
+    rebuilt = rules.rebuild(engine, source) if from_json else True
+    if rules.spaced_mask and not from_json and engine.token_to_id(settings["mask_token"]["content"]) is not None:
+        engine.add_special_tokens([_added_token(settings["mask_token"], path.with_name(_CONFIG), special=True)])
     if lowercase is not None:
         _set_lowercase(engine, source, lowercase)
     roles = _add_tokens_beside(engine, source)
-    if rebuilt and not (engine.post_processor and _class_name(source) == "AlbertTokenizer"):  # this class keeps the file's
-        doubled = source.kind == "vocab.json" or (source.kind != "vocab.txt" and source.model_type in ("roberta", "xlm-roberta"))
-        engine.post_processor = post_processor(engine, roles, doubled)
-    takes_types = "token_type_ids" in source.settings.get("model_input_names", ["token_type_ids"])
-    split = bool(source.settings.get("split_special_tokens"))
-    return Loaded(engine, roles, takes_types and source.model_type != "distilbert", split)
+    if rebuilt and not (engine.post_processor and rules.keeps_template):
+        engine.post_processor = rules.template(engine, roles)
+    takes_types = "token_type_ids" in settings.get("model_input_names", ["token_type_ids"] * rules.token_types)
+    split = bool(settings.get("split_special_tokens"))
+    return Loaded(engine, roles, takes_types and source.model_type not in _WITHOUT_TYPES, split)
 
 
 # --- the file and its settings ---
@@ -123,10 +162,11 @@ def _describe(path: Path, lowercase: bool | None, model_type: str | None) -> _So
     model_type = _model_type(model_type, settings)
     if not kind:
         raise InputError(f"{path}: expected a directory, tokenizer.json, vocab.txt, vocab.json or *.model")
-    if kind == "vocab.json":  # the mask of byte-level BPE takes the space before it unless the settings say otherwise
-        mask = settings.get("mask_token") or "<mask>"
-        settings["mask_token"] = {"lstrip": True} | (mask if isinstance(mask, dict) else {"content": mask})
-    return _Source(path, kind, settings, model_type, lowercase)
+    rules = _rules(path, kind, settings, model_type)
+    if rules.spaced_mask and kind != "tokenizer.json":
+        stated = settings.get("mask_token") or rules.roles["mask"]
+        settings["mask_token"] = {"lstrip": True} | (stated if isinstance(stated, dict) else {"content": stated})
+    return _Source(path, kind, settings, model_type, lowercase, rules)
 
 
 def _object(file: Path) -> Settings:
@@ -163,8 +203,15 @@ def _stated_class(settings: Settings) -> str:
     return str(settings["tokenizer_class"] or "").removesuffix("Fast")
 
 
-def _class_name(source: _Source) -> str:
-    return _stated_class(source.settings) or _CLASS_OF.get(source.model_type or "", "")
+def _rules(path: Path, kind: str, settings: Settings, model_type: str | None) -> _Class:
+    """Returns the class that counts: the stated one, else that of the model type, else the usual one for this kind of file."""
+    stated, usual = _stated_class(settings), _CLASS_OF.get(model_type or "")
+    if kind == "tokenizer.json":
+        return _CLASSES.get(stated or usual or "", _FILE) if model_type not in _FILE_DECIDES else _FILE
+    if kind == "vocab.json" and usual == "" and not stated:
+        raise InputError(f"{path}: a {model_type} is read from its tokenizer.json, which holds the rules of cutting text; add it")
+    classes = [_CLASSES[name] for name in (stated, usual or "") if name in _CLASSES]
+    return next((each for each in classes if each.kind == kind), _USUAL[kind])
 
 
 def _refuse_other_rules(path: Path, kind: str, settings: Settings) -> None:
@@ -174,7 +221,7 @@ def _refuse_other_rules(path: Path, kind: str, settings: Settings) -> None:
         refused = {"tokenizer_class": name in _PYTHON_CLASSES}
     else:
         refused = {
-            "tokenizer_class": bool(name) and name not in _READ_CLASSES,
+            "tokenizer_class": bool(name) and name not in (*_CLASSES, "PreTrainedTokenizer", "TokenizersBackend"),
             "word_tokenizer_type": settings.get("word_tokenizer_type") not in (None, "basic"),
             "subword_tokenizer_type": settings.get("subword_tokenizer_type") not in (None, "wordpiece"),
             "do_basic_tokenize": settings.get("do_basic_tokenize") is False,
@@ -188,11 +235,9 @@ def _refuse_other_rules(path: Path, kind: str, settings: Settings) -> None:
 
 
 def _model_type(model_type: str | None, settings: Settings) -> str | None:
-    """Returns `model_type`, else the family that `tokenizer_class` names, else that of the config.json, else None."""
+    """Returns `model_type`, which must be known, else that of the config.json if it is."""
     if model_type is None:
-        named = _stated_class(settings).removesuffix("Tokenizer").lower()
-        beside = settings["model_type"] if settings["model_type"] in MODEL_TYPES else None
-        return {name.replace("-", ""): name for name in MODEL_TYPES}.get(named, beside)
+        return settings["model_type"] if settings["model_type"] in MODEL_TYPES else None
     if model_type not in MODEL_TYPES:
         nearest = did_you_mean(model_type, MODEL_TYPES)
         raise InputError(f"model_type={model_type!r}: expected one of {', '.join(MODEL_TYPES)}{nearest}")
@@ -200,11 +245,6 @@ def _model_type(model_type: str | None, settings: Settings) -> str | None:
 
 
 # --- one reader for each kind of file ---
-
-
-def _read_engine(source: _Source) -> tokenizers.Tokenizer:
-    readers = {"tokenizer.json": _read_tokenizer_json, "vocab.txt": _read_vocab_txt, "vocab.json": _read_byte_level}
-    return readers.get(source.kind, _read_sentencepiece)(source)
 
 
 def _read_text(path: Path) -> str:
@@ -295,15 +335,37 @@ def _longest_word(path: Path) -> int:
     return 200 if googles and not any(path.with_name(name).is_file() for name in ("config.json", _CONFIG)) else 100
 
 
-def _read_sentencepiece(source: _Source) -> tokenizers.Tokenizer:
+def _read_letters(source: _Source) -> tokenizers.Tokenizer:
+    """Reads ESM's vocabulary: each entry found in a text is a token; what is between them, cut at white space, is unknown."""
+    lines = [line.strip() for line in _read_text(source.path).splitlines()]
+    vocab = {line: number for number, line in enumerate(lines)}
+    engine = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token=_find_role("unk", vocab, source)))
+    longest_first = "|".join(map(re.escape, sorted(filter(None, vocab), key=len, reverse=True)))
+    spaces = pre_tokenizers.Split(Regex(r"[\s\x1c-\x1f]+"), "removed")  # as str.split does
+    engine.pre_tokenizer = pre_tokenizers.Sequence([spaces, pre_tokenizers.Split(Regex(longest_first), "isolated")])
+    return engine
+
+
+def _read_sentencepiece(convert: Callable[[bytes, str], tokenizers.Tokenizer], source: _Source) -> tokenizers.Tokenizer:
     check_regular(source.path, _MOST_BYTES)
-    model, name, settings = source.path.read_bytes(), str(source.path), source.settings
-    if source.model_type == "xlm-roberta":
-        return sentencepiece.convert_fairseq(model, name)
-    if source.model_type == "albert":
-        lowercase = settings.get("do_lower_case", True) if source.lowercase is None else source.lowercase
-        return sentencepiece.convert_albert(model, name, bool(lowercase), settings.get("keep_accents", False))
-    return sentencepiece.convert(model, name)
+    return convert(source.path.read_bytes(), str(source.path))
+
+
+def _read_albert(source: _Source) -> tokenizers.Tokenizer:
+    keep_accents = source.settings.get("keep_accents", False)
+    convert = partial(sentencepiece.convert_albert, lowercase=_lowercase(source, True), keep_accents=keep_accents)
+    return _read_sentencepiece(convert, source)
+
+
+def _read_deberta(source: _Source) -> tokenizers.Tokenizer:
+    engine = _read_sentencepiece(sentencepiece.convert_deberta, source)
+    _as_deberta(engine, source)
+    return engine
+
+
+def _lowercase(source: _Source, default: bool) -> bool:
+    """Returns what `Tokenizer.load` was told about lower case, else `do_lower_case`."""
+    return bool(source.settings.get("do_lower_case", default)) if source.lowercase is None else source.lowercase
 
 
 def _read_byte_level(source: _Source) -> tokenizers.Tokenizer:
@@ -323,54 +385,91 @@ def _read_byte_level(source: _Source) -> tokenizers.Tokenizer:
         raise InputError(f"{path} with {merges.name}: not a byte-level BPE vocabulary: {error}") from error
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(settings.get("add_prefix_space", False)))
     engine.decoder = decoders.ByteLevel()
-    mask = settings["mask_token"]
-    if engine.token_to_id(mask["content"]) is not None:
-        engine.add_special_tokens([AddedToken(mask["content"], lstrip=mask["lstrip"], special=True)])
     return engine
 
 
 # --- changes after reading ---
 
 
-def _follow_class(engine: tokenizers.Tokenizer, source: _Source) -> bool:
-    """Sets the parts of a tokenizer.json that its class sets by the settings, not by the file. Returns False if there are none.
+# Each returns False, and changes nothing, for a tokenizer.json of another kind than its class makes, which would be spoilt.
+# (transformers changes any file.)
 
-    transformers does so to any file. A file of another kind than the class makes would be spoilt, and is left as it is.
-    """
-    name, settings = _class_name(source), source.settings
-    model, normalizer = engine.model, engine.normalizer
-    if name in _BERT_CLASSES:
-        if not isinstance(model, models.WordPiece) or not isinstance(normalizer, normalizers.BertNormalizer):
-            return False
-        engine.normalizer = _bert_normalizer(settings, bool(settings.get("do_lower_case", True)))
-        model.max_input_chars_per_word = 100
-    elif name == "RobertaTokenizer":
-        byte_level = isinstance(engine.pre_tokenizer, pre_tokenizers.ByteLevel)
-        if not isinstance(model, models.BPE) or not byte_level or normalizer is not None:
-            return False
-        engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(settings.get("add_prefix_space", False)))
-    elif name in ("XLMRobertaTokenizer", "AlbertTokenizer"):
-        own = {"Precompiled", "Replace"} | ({"NFKD", "StripAccents", "Lowercase"} if name == "AlbertTokenizer" else set())
-        steps = json.loads(_state(normalizer)) or {"normalizers": []}
-        steps = steps.get("normalizers", [steps])
-        words = "Metaspace" in _state(engine.pre_tokenizer)
-        if not isinstance(model, models.Unigram) or not words or not {step["type"] for step in steps} <= own:
-            return False
-        charsmap = next((base64.b64decode(step["precompiled_charsmap"]) for step in steps if step["type"] == "Precompiled"), b"")
-        if name == "AlbertTokenizer":
-            lowercase, keep_accents = bool(settings.get("do_lower_case", True)), bool(settings.get("keep_accents", False))
-            engine.normalizer = sentencepiece.albert_normalizer(charsmap, lowercase, keep_accents)
-        else:
-            engine.normalizer = normalizers.Precompiled(charsmap) if charsmap else None
-        engine.pre_tokenizer = sentencepiece.words_as_hugging_face(bool(settings.get("add_prefix_space", True)))
-    else:
+
+def _as_it_is(engine: tokenizers.Tokenizer, source: _Source) -> bool:
+    return False
+
+
+def _as_bert(engine: tokenizers.Tokenizer, source: _Source) -> bool:
+    model = engine.model
+    if not isinstance(model, models.WordPiece) or not isinstance(engine.normalizer, normalizers.BertNormalizer):
         return False
+    engine.normalizer = _bert_normalizer(source.settings, bool(source.settings.get("do_lower_case", True)))
+    model.max_input_chars_per_word = 100
+    return True
+
+
+def _as_roberta(engine: tokenizers.Tokenizer, source: _Source) -> bool:
+    byte_level = isinstance(engine.pre_tokenizer, pre_tokenizers.ByteLevel)
+    if not isinstance(engine.model, models.BPE) or not byte_level or engine.normalizer is not None:
+        return False
+    prefix = bool(source.settings.get("add_prefix_space", False))
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    return True
+
+
+def _unigram_steps(engine: tokenizers.Tokenizer, own: Collection[str]) -> list[Settings] | None:
+    """Returns the steps of the normalizer, None unless they are among `own` and the model is Unigram over `▁` words."""
+    steps = json.loads(_state(engine.normalizer)) or {"normalizers": []}
+    steps = steps.get("normalizers", [steps])
+    words = "Metaspace" in _state(engine.pre_tokenizer)
+    fits = isinstance(engine.model, models.Unigram) and words and {step["type"] for step in steps} <= {*own}
+    return steps if fits else None
+
+
+def _charsmap(steps: list[Settings]) -> bytes:
+    return next((base64.b64decode(step["precompiled_charsmap"]) for step in steps if step["type"] == "Precompiled"), b"")
+
+
+def _as_fairseq(engine: tokenizers.Tokenizer, source: _Source) -> bool:
+    if (steps := _unigram_steps(engine, ("Precompiled", "Replace"))) is None:
+        return False
+    charsmap = _charsmap(steps)
+    engine.normalizer = normalizers.Precompiled(charsmap) if charsmap else None
+    engine.pre_tokenizer = sentencepiece.words_as_hugging_face(bool(source.settings.get("add_prefix_space", True)))
+    return True
+
+
+def _as_albert(engine: tokenizers.Tokenizer, source: _Source) -> bool:
+    settings = source.settings
+    if (steps := _unigram_steps(engine, ("Precompiled", "Replace", "NFKD", "StripAccents", "Lowercase"))) is None:
+        return False
+    lowercase, keep_accents = bool(settings.get("do_lower_case", True)), bool(settings.get("keep_accents", False))
+    engine.normalizer = sentencepiece.albert_normalizer(_charsmap(steps), lowercase, keep_accents)
+    engine.pre_tokenizer = sentencepiece.words_as_hugging_face(bool(settings.get("add_prefix_space", True)))
+    return True
+
+
+def _as_deberta(engine: tokenizers.Tokenizer, source: _Source) -> bool:
+    """Sets what transformers v5 does for DeBERTa-v2, which leaves the compatibility characters of the .model as they are."""
+    settings = source.settings
+    if (
+        source.kind == "tokenizer.json"
+        and _unigram_steps(engine, ("Precompiled", "Replace", "Strip", "Lowercase", "NFC")) is None
+    ):
+        return False
+    steps: list[normalizers.Normalizer] = [normalizers.Lowercase()] if _lowercase(source, False) else []
+    spaces = normalizers.Replace(Regex(r"\s{2,}|[\n\r\t]"), " ")
+    engine.normalizer = normalizers.Sequence([*steps, spaces, normalizers.NFC(), normalizers.Strip(left=False, right=True)])
+    scheme = "always" if settings.get("add_prefix_space", True) else "first"
+    punctuation = [pre_tokenizers.Punctuation("isolated")] if settings.get("split_by_punct") else []
+    engine.pre_tokenizer = pre_tokenizers.Sequence([*punctuation, pre_tokenizers.Metaspace(prepend_scheme=scheme)])
+    engine.decoder = decoders.Metaspace(prepend_scheme=scheme)
     return True
 
 
 def _set_lowercase(engine: tokenizers.Tokenizer, source: _Source, lowercase: bool) -> None:
-    """Sets BERT's own normalization in a tokenizer.json. The readers of a vocab.txt and of ALBERT's .model have done it."""
-    if source.kind == "vocab.txt" or (source.kind == "*.model" and source.model_type == "albert"):
+    """Sets BERT's own normalization in a tokenizer.json. The readers of other files have done it."""
+    if source.kind != "tokenizer.json" and source.rules.cases:
         return
     if not isinstance(engine.normalizer, normalizers.BertNormalizer):
         raise InputError(f"{source.path}: lowercase={lowercase} does not apply: the file has its own rule")
@@ -393,6 +492,16 @@ def post_processor(engine: tokenizers.Tokenizer, roles: dict[str, str], doubled:
         return template
     trim = processors.ByteLevel(trim_offsets=True, add_prefix_space=prefix[1] == "true")
     return processors.Sequence([trim, template])
+
+
+def _doubled(engine: tokenizers.Tokenizer, roles: dict[str, str]) -> processors.PostProcessor:
+    return post_processor(engine, roles, doubled=True)
+
+
+def _roberta_processing(engine: tokenizers.Tokenizer, roles: dict[str, str]) -> processors.PostProcessor:
+    """Makes MPNet's: RoBERTa's template, and a `Ġ` in front of a token is no part of its span."""
+    sep, cls = ((roles[role], token_id(engine, roles[role])) for role in ("sep", "cls"))
+    return processors.RobertaProcessing(sep, cls, True, False)
 
 
 # --- added tokens and roles ---
@@ -423,12 +532,13 @@ def _tokens_with_ids(source: _Source) -> tuple[Path, list[tuple[int, AddedToken]
             pairs = [(int(id), value) for id, value in decoder.items()]
         else:  # added_tokens.json states ids alone; the settings hold the flags of a role
             roles = [settings.get(f"{role}_token") for role in ROLES]
-            flags = {role.get("content"): role for role in roles if isinstance(role, dict)}
+            unstated = {name: {"content": name, "normalized": True} for name in source.rules.roles.values() if name not in roles}
+            flags = unstated | {role.get("content"): role for role in roles if isinstance(role, dict)}
             file = source.path.with_name("added_tokens.json")
             pairs = [(int(id), flags.get(name, name)) for name, id in _object(file).items()]
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{file}: added tokens without ids: {error}") from error
-    as_it_comes = source.kind == "*.model" and source.model_type not in ("xlm-roberta", "albert")  # found before normalization
+    as_it_comes = source.rules is _SENTENCEPIECE  # found before normalization
     forced = {"normalized": False} if as_it_comes else {}
     return file, [(id, _added_token(value, file, **forced)) for id, value in sorted(pairs, key=lambda pair: pair[0])]
 
@@ -438,10 +548,13 @@ def _special_tokens(source: _Source) -> list[AddedToken]:
     settings = source.settings
     extra, older = (settings.get(f"{kind}_special_tokens") or [] for kind in ("extra", "additional"))
     extra = [*extra.values(), *older] if isinstance(extra, dict) else extra or older
+    if not extra and source.kind == "tokenizer.json":
+        extra = source.rules.special
     own = [
         value for key, value in settings.items() if key.endswith("_token") and isinstance(value, str) and key not in _ROLE_KEYS
     ]
-    values = (settings.get("bos_token"), settings.get("eos_token"), *own, *extra)
+    mask = [settings.get("mask_token") or source.rules.roles["mask"]] * source.rules.added_mask
+    values = (settings.get("bos_token"), settings.get("eos_token"), *mask, *own, *extra)
     return [_added_token(value, source.path.with_name(_CONFIG), special=True) for value in values if value]
 
 
@@ -455,11 +568,15 @@ def _add_tokens_beside(engine: tokenizers.Tokenizer, source: _Source) -> dict[st
     file, with_ids = _tokens_with_ids(source)
     others = _special_tokens(source)
     vocab = engine.get_vocab(with_added_tokens=True)
-    names = {*vocab, *(token.content for _, token in with_ids)}
-    roles = {role: _find_role(role, names, source) for role in ROLES}
+    names = {*vocab, *(token.content for _, token in with_ids), *(token.content for token in others)}
+    bpe = engine.model if source.rules is _FILE and isinstance(engine.model, models.BPE) else None
+    without_unk = bpe is not None and not bpe.unk_token and not source.settings.get("unk_token")
+    roles = {role: _find_role(role, names, source) for role in ROLES if role != "unk" or not without_unk}
+    known = {token.content for token in engine.get_added_tokens_decoder().values()}
+    if without_unk:  # byte-level BPE knows every text
+        roles["unk"] = next((name for name in ROLES["unk"] if name in known), roles["pad"])
     states_flags = file.name == _CONFIG
     special = {*roles.values(), *(token.content for token in others if not states_flags)}
-    known = {token.content for token in engine.get_added_tokens_decoder().values()}
     size = max(vocab.values()) + 1
     for id, token in [*with_ids, *((None, token) for token in others)]:
         token.special = token.special or token.content in special
@@ -477,9 +594,11 @@ def _add_tokens_beside(engine: tokenizers.Tokenizer, source: _Source) -> dict[st
 
 def _find_role(role: str, vocab: Collection[str], source: _Source) -> str:
     """Returns the token of a role: the one that the settings name, else the first usual name that the vocabulary has."""
-    named = source.settings.get(f"{role}_token")
-    named = named["content"] if isinstance(named, dict) else named
-    candidates = (named,) if named else ROLES[role]
+    settings, rules = source.settings, source.rules
+    other = {"cls": "bos_token", "sep": "eos_token"}.get(role, "") if rules is _FILE else ""
+    stated = settings.get(f"{role}_token") or settings.get(other)
+    named = stated["content"] if isinstance(stated, dict) else stated
+    candidates = (named,) if named else tuple(dict.fromkeys([rules.roles[role], *ROLES[role]]))
     for name in candidates:
         if name in vocab:
             return name
@@ -488,3 +607,35 @@ def _find_role(role: str, vocab: Collection[str], source: _Source) -> str:
         f"{source.path}: no {role} token ({' or '.join(candidates)}) among its {len(vocab)} tokens; name the one it has"
         f' as "{role}_token" in a tokenizer_config.json beside it, or add it to the vocabulary{hint}'
     )
+
+
+# --- the classes of transformers ---
+
+_ANGLED = {role: names[1] for role, names in ROLES.items()}
+_BERT = _Class("vocab.txt", _read_vocab_txt, _as_bert, post_processor, BERT_ROLES, cases=True)
+_ROBERTA = _Class("vocab.json", _read_byte_level, _as_roberta, _doubled, _ANGLED, spaced_mask=True)
+_SENTENCEPIECE = _Class("*.model", partial(_read_sentencepiece, sentencepiece.convert), _as_it_is, post_processor, BERT_ROLES)
+_FILE = replace(_SENTENCEPIECE, kind="tokenizer.json")
+"""No class: a tokenizer.json counts as it is."""
+_XLM_ROBERTA = _Class("*.model", partial(_read_sentencepiece, sentencepiece.convert_fairseq), _as_fairseq, _doubled, _ANGLED)
+_CLASSES = {
+    "BertTokenizer": _BERT,
+    "ElectraTokenizer": _BERT,
+    "DistilBertTokenizer": replace(_BERT, token_types=False),
+    "MPNetTokenizer": replace(
+        _BERT, template=_roberta_processing, roles=_ANGLED | {"unk": "[UNK]"}, spaced_mask=True, token_types=False
+    ),
+    "RobertaTokenizer": _ROBERTA,
+    "XLMRobertaTokenizer": _XLM_ROBERTA,
+    "CamembertTokenizer": replace(
+        _XLM_ROBERTA,
+        read=partial(_read_sentencepiece, partial(sentencepiece.convert_fairseq, specials=sentencepiece.CAMEMBERT)),
+        special=("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"),
+    ),
+    "AlbertTokenizer": _Class("*.model", _read_albert, _as_albert, post_processor, BERT_ROLES, keeps_template=True, cases=True),
+    "DebertaV2Tokenizer": _Class("*.model", _read_deberta, _as_deberta, post_processor, BERT_ROLES, added_mask=True, cases=True),
+    "EsmTokenizer": _Class(
+        "vocab.txt", _read_letters, _as_it_is, post_processor, _ANGLED | {"cls": "<cls>", "sep": "<eos>"}, token_types=False
+    ),
+}
+_USUAL = {each.kind: each for each in (_BERT, _ROBERTA, _SENTENCEPIECE)}
