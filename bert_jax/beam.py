@@ -1,11 +1,11 @@
-"""The token cache by Apache Beam, for corpora past one machine: `corpus.make` by its workers, with the same bytes.
+"""Makes the token cache by the workers of Apache Beam, with the same bytes as `corpus.make` on one machine.
 
-A pipeline returns nothing to the process that launched it. So the items for the workers and their results pass through files in
-a folder of the cache directory, which all of them see:
+A pipeline returns nothing to the process that launched it. The items for the workers and their results therefore pass through
+files in a folder of the cache directory, which all of them see:
 
     beam-ID/tokenizer/*         the tokenizer, from the launcher's disk
     beam-ID/scan/items-0.pkl    names of files to scan, some hundreds a file (a job's own description must be small)
-    beam-ID/scan/7.json         the result of the call for item 7, or the error in its text
+    beam-ID/scan/7.json         the result for item 7, or the error in its text
     beam-ID/tokenize/...        the same for shards
 
 A call that is made twice (a bundle is retried, or slow) writes the same bytes to the same names; a lost one writes nothing.
@@ -23,12 +23,18 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, TypeVar
 
-from bert_jax.config import DataConfig, InputError
+from bert_jax.config import DataConfig
 from bert_jax.data import corpus, store
 from bert_jax.data.store import AnyPath, RemotePath, as_path
+from bert_jax.errors import InputError
 
+if TYPE_CHECKING:
+    from apache_beam import Pipeline
+
+T = TypeVar("T")
+R = TypeVar("R")
 _ITEMS_A_FILE = 500
 _IN_PROCESS = "--runner=FnApiRunner"  # Beam's DirectRunner would first fetch another from the network
 
@@ -43,32 +49,29 @@ def check(cache_dir: str | Path, flags: Sequence[str]) -> None:
 
 
 def make(cfg: DataConfig, tokenizer_folder: Path, cache_dir: str | Path, flags: Sequence[str]) -> AnyPath:
-    """Makes the cache by the workers of Beam's runner, and returns its folder, the same as one machine would make.
+    """Makes the cache by the workers of Beam's runner, and returns its folder.
 
     Args:
-      cfg: its files must be seen by the workers, as the same names.
-      tokenizer_folder: what Tokenizer.save wrote, on this machine's disk.
+      cfg: the workers must see its files by the same names.
+      tokenizer_folder: a tokenizer that Tokenizer.save wrote, on this machine's disk.
       cache_dir: a local folder or URL that this machine and the workers see.
       flags: Beam's own (`["--runner", "DataflowRunner", ...]`); without any, it runs in this process.
-
-    Raises:
-      InputError: as `corpus.make`; work that was lost on the way, which the same call then makes.
     """
     passage = as_path(cache_dir) / f"beam-{uuid.uuid4().hex}"
     try:
         store.make_folder(passage / "tokenizer")
         for file in tokenizer_folder.iterdir():
             store.write(passage / "tokenizer" / file.name, partial(_copy, file))
-        return corpus.make(cfg, str(passage / "tokenizer"), cache_dir, partial(_run, passage=passage, flags=flags))
+        return corpus.make(cfg, str(passage / "tokenizer"), cache_dir, partial(_run, passage=passage, flags=flags))[0]
     finally:
         store.remove_folder(passage)
 
 
-def _copy(path: Path, file: Any) -> None:
+def _copy(path: Path, file: IO[bytes]) -> None:
     file.write(path.read_bytes())
 
 
-def _pipeline(flags: Sequence[str]) -> Any:
+def _pipeline(flags: Sequence[str]) -> Pipeline:
     try:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
@@ -80,8 +83,8 @@ def _pipeline(flags: Sequence[str]) -> Any:
         raise InputError(f"Beam: {str(error).strip()}") from None
 
 
-def _run(function: Callable[[Any], Any], items: Sequence[Any], what: str, passage: AnyPath, flags: Sequence[str]) -> list[Any]:
-    """Returns [function(item) ...], by Beam's workers (`workers.Run`). Results pass through JSON."""
+def _run(function: Callable[[T], R], items: Sequence[T], what: str, passage: AnyPath, flags: Sequence[str]) -> Sequence[R | None]:
+    """Computes `workers.Run` by Beam's workers. Results pass through JSON."""
     if not items:
         return []
     pipeline = _pipeline(flags)
@@ -104,29 +107,29 @@ def _run(function: Callable[[Any], Any], items: Sequence[Any], what: str, passag
     )
     try:
         pipeline.run().wait_until_finish()
-    except Exception:  # each runner has errors of its own; what was lost is found by what is missing
+    except Exception:  # each runner has errors of its own; lost results are missed below
         traceback.print_exc()
     return _results(folder, len(items))
 
 
-def _read_items(file: str) -> Iterator[tuple[int, Any]]:
+def _read_items(file: str) -> Iterator[tuple[int, object]]:
     yield from pickle.loads(as_path(file).read_bytes())
 
 
-def _call(numbered: tuple[int, Any], function: Callable[[Any], Any], folder: str, environment: dict[str, str]) -> None:
-    """Writes the result of one call. An error in the text is a result too: another try would find the same."""
+def _call(numbered: tuple[int, T], function: Callable[[T], object], folder: str, environment: dict[str, str]) -> None:
+    """Writes the result of one call. An error in the text is a result too, because another try would find the same."""
     number, item = numbered
     for name, value in environment.items():
         os.environ.setdefault(name, value)
     try:
-        result = {"value": function(item)}
+        result: dict[str, object] = {"value": function(item)}
     except InputError as error:
         result = {"error": str(error)}
     store.write(as_path(folder) / f"{number}.json", lambda f: f.write(json.dumps(result).encode()))
 
 
-def _results(folder: AnyPath, count: int) -> list[Any]:
-    """Returns the results in the order of the items, None for a lost one. Raises the first item's InputError, if any."""
+def _results(folder: AnyPath, count: int) -> list:
+    """Returns the results in the order of the items, None for a lost one. Raises the InputError of the first item with one."""
     files = [file for file in folder.iterdir() if file.name.endswith(".json")]
     numbers = [int(file.name.removesuffix(".json")) for file in files]
     found = dict(zip(numbers, store.each(lambda file: json.loads(file.read_bytes()), files), strict=True))

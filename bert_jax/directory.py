@@ -1,4 +1,4 @@
-"""Reads what a pretrained directory or a work directory holds: config, weights, head and labels."""
+"""Reads the config, weights, head and labels of a pretrained directory or a work directory."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Directory:
     """The content of a directory, before a model is made of it.
 
     Attributes:
-      path: The directory.
-      values: The content of config.json.
-      config: The encoder that config.json describes.
-      tensors: Tensors by their names in the Hugging Face layout; values are read when asked for.
-      where: The file of the tensors, for messages.
-      home: The folder of the tokenizer's files.
-      library: The folder of sentence-transformers' files.
+      path: the directory.
+      values: the content of config.json.
+      config: the encoder that config.json describes.
+      tensors: tensors by their names in the Hugging Face layout, read lazily.
+      where: the file of the tensors, for messages.
+      home: the folder of the tokenizer's files.
+      library: the folder of sentence-transformers' files.
     """
 
     path: Path
@@ -56,11 +56,7 @@ class Directory:
         return FAMILIES[self.config.model_type]
 
     def head(self, wanted: Head | None) -> Head:
-        """Returns the head that is wanted, or that of config.json's `architectures`, or the one that the tensors show.
-
-        Raises:
-          InputError: the family has no such head, or `architectures` names a class that is not known.
-        """
+        """Returns the head that is wanted, or that of config.json's `architectures`, or the one that the tensors belong to."""
         if wanted is not None:
             if wanted not in HEADS:
                 raise InputError(f"no head {wanted!r}{did_you_mean(str(wanted), HEADS)}; known: {', '.join(HEADS)}")
@@ -71,7 +67,11 @@ class Directory:
             said = f"architectures is {str(architectures)[:80]!r}, not a list of class names"
             raise InputError(f"{self.path}/config.json: {said}")
         if not architectures:
-            return self._guessed_head()
+            guessed = convert.guess_head(self.tensors, self.family)
+            if guessed == "encoder" and any(name.startswith("classifier.") for name in self.tensors):
+                heads = " or ".join(f"head={name!r}" for name in LABELLED_HEADS)
+                print(f"{self.where}: has a classifier, but config.json does not say its kind: give {heads}", file=sys.stderr)
+            return guessed
         head = self.family.head_of(str(architectures[0]))
         if head is None:
             known = ", ".join(self.family.architecture(head) for head in self.family.heads)
@@ -81,19 +81,8 @@ class Directory:
             )
         return head
 
-    def _guessed_head(self) -> Head:
-        guessed = convert.guess_head(self.tensors, self.family)
-        if guessed == "encoder" and any(name.startswith("classifier.") for name in self.tensors):
-            heads = " or ".join(f"head={name!r}" for name in LABELLED_HEADS)
-            print(f"{self.where}: a classifier is there, but config.json does not say of what: give {heads}", file=sys.stderr)
-        return guessed
-
     def labels(self) -> tuple[str, ...]:
-        """Returns the names of the classes by id.
-
-        Raises:
-          InputError: id2label does not name the classes 0, 1, ..., or num_labels is another number.
-        """
+        """Returns the names of the classes by id."""
         named, count = self.values.get("id2label"), self.values.get("num_labels")
         if not (count is None or (isinstance(count, int) and 0 < count <= _MOST_LABELS)):
             raise InputError(f"{self.path}: num_labels={count!r}; expected a number of classes, at most {_MOST_LABELS}")
@@ -123,11 +112,7 @@ def check_labels(labels: Sequence[str], head: Head) -> None:
 
 
 def read(path: Path) -> Directory:
-    """Reads a directory in the Hugging Face layout, one of Google's TF1 checkpoints, or a work directory.
-
-    Raises:
-      InputError: the directory is none of these, or a file of it is damaged.
-    """
+    """Reads a directory in the Hugging Face layout, one of Google's TF1 checkpoints, or a work directory."""
     if not path.is_dir():
         raise InputError(f"no directory {path}{nearest(path)}")
     directory = path
@@ -150,7 +135,6 @@ def read(path: Path) -> Directory:
 
 
 def _read_config(directory: Path, names: Sequence[str]) -> tuple[dict[str, Any], BertConfig]:
-    """Returns the content of the first of these files that is there, and the encoder that it describes."""
     path = next((directory / name for name in names if (directory / name).is_file()), None)
     if path is None:
         raise InputError(

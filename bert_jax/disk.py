@@ -8,12 +8,17 @@ import math
 import os
 import re
 import stat
+import uuid
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bert_jax.config import InputError
+from bert_jax.errors import InputError
+
+J = TypeVar("J", dict[str, Any], list[Any])
+MOST_JSON = 16 << 20  # bytes
+_TEMPORARY = re.compile(r".+\.\d+\.tmp|\.tokenizer(_config)?\.json\.\d+")  # names of unfinished files, also of earlier versions
 
 
 def seal(record: dict[str, Any]) -> int:
@@ -21,12 +26,8 @@ def seal(record: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
-J = TypeVar("J", dict[str, Any], list[Any])
-MOST_JSON = 16 << 20  # bytes
-
-
 def check_regular(path: Path, most: int) -> None:
-    """Raises InputError unless `path` is a file (a pipe would be waited for) of at most `most` bytes, OSError without one."""
+    """Raises InputError unless `path` is a regular file (a pipe would block) of at most `most` bytes."""
     info = path.stat()
     if not stat.S_ISREG(info.st_mode):
         raise InputError(f"{path} is a {'folder' if stat.S_ISDIR(info.st_mode) else 'pipe or device'}, not a file")
@@ -35,13 +36,13 @@ def check_regular(path: Path, most: int) -> None:
 
 
 def read_json(path: Path, kind: type[J], fix: str = "") -> J | None:
-    """Returns the dict or list (`kind`) that a JSON file holds, None without the file. A byte order mark is skipped.
+    """Returns the dict or list (`kind`) of a JSON file, None without the file. A byte order mark is skipped.
 
     Memory: at most 16 MiB are read, and JSON of that size takes up to 25 times as much.
 
     Raises:
-        InputError: The file cannot be read, is too large, is not UTF-8 or JSON, is nested too deeply, or holds another kind of
-            value. `fix` ends the message.
+      InputError: the file cannot be read, is too large, is not UTF-8 or JSON, is nested too deeply, or holds another kind of
+        value. `fix` ends the message.
     """
     try:
         check_regular(path, MOST_JSON)
@@ -60,16 +61,18 @@ def read_json(path: Path, kind: type[J], fix: str = "") -> J | None:
     return value
 
 
-def put(path: Path, text: str | Iterable[str]) -> None:
-    """Writes a file in UTF-8, several parts one by one, and makes its folder. Raises OSError if it cannot be written."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+def beside(path: Path) -> Path:
+    """Returns a temporary name next to `path` that no other process or thread, on any host, uses."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().int}.tmp")
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yields a temporary file to write, in the folder of `path`. It becomes `path` at the end; after an error it is removed."""
+    temporary = beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(text, str):
-            temporary.write_text(text, encoding="utf-8")
-        else:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.writelines(text)
+        yield temporary
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -77,19 +80,26 @@ def put(path: Path, text: str | Iterable[str]) -> None:
         raise
 
 
-_TEMPORARY = re.compile(r".+\.\d+\.tmp|\.tokenizer(_config)?\.json\.\d+")  # the names of files that are being written
-
-
 def remove_temporary(folder: Path) -> None:
-    """Removes the unfinished files of killed processes from a folder that this process holds, so that nobody writes there."""
+    """Removes the unfinished files of killed processes from a folder that only this process writes to."""
     for path in folder.rglob("*"):
         if _TEMPORARY.fullmatch(path.name) and path.is_file():
             with contextlib.suppress(OSError):
                 path.unlink()
 
 
+def put(path: Path, text: str | Iterable[str]) -> None:
+    """Writes a file in UTF-8, several parts one by one. Raises OSError if it cannot be written."""
+    with whole(path) as temporary:
+        if isinstance(text, str):
+            temporary.write_text(text, encoding="utf-8")
+        else:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.writelines(text)
+
+
 def write_text(path: Path, text: str | Iterable[str]) -> Path:
-    """Writes a file as `put` does; returns its path. Raises InputError if it cannot be written."""
+    """Writes a file as `put` does, and returns its path. Raises InputError if it cannot be written."""
     try:
         put(path, text)
     except OSError as error:
@@ -97,12 +107,12 @@ def write_text(path: Path, text: str | Iterable[str]) -> Path:
     return path
 
 
-def write_json(path: Path, content: Any) -> Path:
-    """Writes JSON; numbers that are not finite, which JSON lacks, become strings: "nan", "inf", "-inf", as in metrics.jsonl."""
+def write_json(path: Path, content: object) -> Path:
+    """Writes JSON. Numbers that are not finite, which JSON lacks, become "nan", "inf" and "-inf", as in metrics.jsonl."""
     return write_text(path, json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, dict):
         return {name: _plain(v) for name, v in value.items()}
     if isinstance(value, list | tuple):
@@ -110,6 +120,6 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def as_numbers(values: dict[str, Any]) -> dict[str, Any]:
+def as_numbers(values: Mapping[str, object]) -> dict[str, object]:
     """Returns the values of an object that `write_json` wrote, with "nan", "inf" and "-inf" as numbers again."""
-    return {name: float(v) if v in ("nan", "inf", "-inf") else v for name, v in values.items()}
+    return {name: float(v) if isinstance(v, str) and v in ("nan", "inf", "-inf") else v for name, v in values.items()}

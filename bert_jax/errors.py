@@ -16,19 +16,16 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e
 
 
 def printable(text: str, longest: int = 2000) -> str:
-    """Returns `text` as a terminal may show it.
-
-    Control characters other than line ends and tabs are escaped. A line longer than `longest` characters loses its middle.
-    """
+    """Returns `text` with control characters escaped and the middle of lines over `longest` characters left out."""
     lines = _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text).split("\n")
     half = longest // 2 - 2
     return "\n".join(line if len(line) <= longest else f"{line[:half]}...{line[-half:]}" for line in lines)
 
 
 class InputError(ValueError):
-    """The user's input is at fault: the message names the thing, the place and the fix. Entry points print it alone.
+    """An error in the user's input. The message names the thing, the place and the fix; programs print it without a traceback.
 
-    Messages quote what files hold; it is made `printable`.
+    The message is made `printable`, because it may quote a file.
     """
 
     def __init__(self, message: str) -> None:
@@ -36,13 +33,13 @@ class InputError(ValueError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest known name, else the empty string."""
+    """Returns `; did you mean 'x'?` for the nearest known name, or the empty string."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _accepts(value: Any, kind: Any) -> bool:
-    """Returns whether `value` is of the annotated type `kind` (the few forms that configs use)."""
+def _accepts(value: object, kind: Any) -> bool:
+    """Returns True if `value` has the annotated type `kind` (of the few forms that configs use)."""
     origin = typing.get_origin(kind)
     if origin is Literal:
         return value in typing.get_args(kind)
@@ -59,7 +56,7 @@ def _accepts(value: Any, kind: Any) -> bool:
 
 @dataclass(frozen=True)
 class Checked:
-    """Base of the config classes: the types of its fields are checked when one is built."""
+    """The base of config classes, which checks the types of the fields."""
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
@@ -75,5 +72,5 @@ class Checked:
             raise InputError(f"{type(self).__name__}: {message}")
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with `changes`, checked anew."""
+        """Returns a copy with `changes`, which is checked too."""
         return dataclasses.replace(self, **changes)

@@ -1,15 +1,13 @@
-r"""GLUE's leaderboard submission, a zip of eleven TSV files: made of the predictions of fine-tuned tasks, and checked.
+r"""Writes and checks submissions to GLUE's leaderboard: a zip of eleven TSV files with the predictions of fine-tuned tasks.
 
     work directory of rte, predictions/test.tsv   "id\tprediction\n0\tnot_entailment\n1\tentailment\n..."
     RTE.tsv in the zip                            "index\tprediction\n0\tnot_entailment\n1\tentailment\n..."
 
-Classes are spelled as in GLUE's own files ("1" for cola's "acceptable"): `Task.words`, the other way round.
+Classes are spelled as in GLUE's own files ("1" for cola's "acceptable"), by the inverse of `Task.words`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import reprlib
 import zipfile
@@ -18,7 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bert_jax.disk import read_json
+from bert_jax import disk
+from bert_jax.data.files import read_table
 from bert_jax.errors import InputError, did_you_mean
 from bert_jax.tasks.table import TASKS
 from bert_jax.tasks.task import Task
@@ -28,11 +27,11 @@ class GlueFile(NamedTuple):
     """One file of a submission.
 
     Attributes:
-      name: its name in the zip.
-      task: the task that it is made of.
+      name: the name in the zip.
+      task: the task whose predictions it holds.
       predictions: the file in the folder `predictions` of the task's work directory.
       rows: the number of examples in GLUE's test file.
-      filler: the prediction for every row where the task was not run: the commonest class of the training set (the first of
+      filler: the prediction for every row of a task that was not run: the commonest class of the training set (the first of
         several), or the middle of the scale.
     """
 
@@ -60,7 +59,6 @@ NUM_ROWS = sum(file.rows for file in FILES)
 _HEADER = "index\tprediction"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)  # narrower than float(), which reads 1_0 and inf
 _MOST_BYTES = 64 << 20  # in all files together: a submission has 8 MB
-_MTIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold: equal predictions give equal bytes
 
 
 def spellings(task: Task) -> dict[str, str]:
@@ -69,7 +67,7 @@ def spellings(task: Task) -> dict[str, str]:
 
 
 def _parse(word: str) -> float | None:
-    """Returns the number that `word` is; None for another word, and for a number that is not finite."""
+    """Returns the number of a word, None for a word that is no finite number."""
     number = float(word) if _NUMBER.fullmatch(word) else float("inf")
     return number if abs(number) < float("inf") else None
 
@@ -78,19 +76,17 @@ def _parse(word: str) -> float | None:
 
 
 def write_zip(workdirs: Sequence[str | Path], out: str | Path, fill_missing: bool = False) -> list[str]:
-    """Writes the submission of some work directories of finetune.py; the file appears when it is whole and right, or not at all.
+    """Writes the submission of work directories of finetune.py, whole and checked or not at all.
+
+    Scores of STS-B are clipped to 0..5 and rounded to three decimals.
 
     Args:
-      workdirs: one for each of the ten tasks. AX.tsv is made of one of task ax, or of `predictions/ax.tsv` in mnli's.
-      out: the zip; one that is there is replaced.
-      fill_missing: write `GlueFile.filler` in every row of a task that was not run.
+      workdirs: one for each of the ten tasks. AX.tsv comes from one of task ax, or from `predictions/ax.tsv` in mnli's.
+      out: the zip, which replaces an older one.
+      fill_missing: whether every row of a task that was not run gets `GlueFile.filler`.
 
     Returns:
-      A line to show for each file. Scores of STS-B are clipped to 0..5 and have three decimals.
-
-    Raises:
-      InputError: a directory is not of a GLUE task, or two are of the same; a task is missing and not to be filled in; a file
-        of predictions is missing, or its number of rows or its labels are not those of GLUE's test file.
+      A line to show for each file.
     """
     found = _find_predictions([Path(workdir) for workdir in workdirs])
     missing = [file for file in FILES if file.name not in found]
@@ -127,70 +123,56 @@ def _task_of(workdir: Path) -> str:
     path, known = workdir / "results.json", list(dict.fromkeys(file.task for file in FILES))
     if not path.is_file():
         raise InputError(f"{workdir} is not a finished work directory of finetune.py: there is no {path}")
-    task = (read_json(path, dict) or {}).get("task")
+    task = (disk.read_json(path, dict) or {}).get("task")
     if task not in known:
         raise InputError(f"{path}: task {task!r} is not one of GLUE's, {', '.join(known)}: leave this directory out")
     return str(task)
 
 
 def _read_predictions(file: GlueFile, path: Path) -> list[str]:
-    """Returns the column `prediction`, as GLUE spells it."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; finetune.py writes it where the task's data has a test file")
-    data = path.read_bytes()
-    try:
-        rows = data.decode().removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8") from None
-    if rows[0].split("\t")[:2] != ["id", "prediction"]:
-        raise InputError(f"{path}:1: expected the columns id and prediction, found {reprlib.repr(rows[0])}")
-    if len(rows) - 1 != file.rows:
-        raise InputError(f"{path}: {len(rows) - 1} predictions, expected {file.rows}: predict the whole of GLUE's test file")
-    known = spellings(TASKS[file.task])
-    words = []
-    for number, row in enumerate(rows[1:], 2):
-        prediction = row.partition("\t")[2].partition("\t")[0]
-        word = known.get(prediction) if known else _clipped(prediction)
-        if word is None:
+    table = read_table(str(path), "none")
+    if table.columns[:2] != ("id", "prediction"):
+        raise InputError(f"{path}:1: expected the columns id and prediction, found {reprlib.repr(', '.join(table.columns))}")
+    rows = list(table.rows)
+    if len(rows) != file.rows:
+        raise InputError(f"{path}: {len(rows)} predictions, expected {file.rows}: predict the whole of GLUE's test file")
+    known, words = spellings(TASKS[file.task]), []
+    for place, values in rows:
+        prediction = values["prediction"]
+        if prediction in known:
+            words.append(known[prediction])
+        elif not known and (score := _parse(prediction)) is not None:
+            words.append(f"{min(max(0.0, score), 5.0):.3f}")
+        else:
             allowed = f"one of {', '.join(known)}" if known else "a finite number"
-            raise InputError(f"{path}:{number}: {reprlib.repr(prediction)} is not {allowed} (task {file.task})")
-        words.append(word)
+            raise InputError(f"{place}: {reprlib.repr(prediction)} is not {allowed} (task {file.task})")
     return words
 
 
-def _clipped(prediction: str) -> str | None:
-    score = _parse(prediction)
-    return None if score is None else f"{min(max(0.0, score), 5.0):.3f}"
-
-
 def _write(out: Path, members: Mapping[str, str]) -> None:
-    temporary = Path(f"{out}.{os.getpid()}.tmp")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(temporary, "w") as archive:
-            for name, text in members.items():
-                info = zipfile.ZipInfo(name, _MTIME)
-                info.create_system, info.external_attr = 3, 0o644 << 16  # as Unix writes it, on every system
-                archive.writestr(info, text, zipfile.ZIP_DEFLATED)
-        if problems := check_zip(temporary):
-            raise InputError("\n  ".join([f"{out}: what was written does not read back right; is the disk sound?", *problems]))
-        os.replace(temporary, out)
+        with disk.whole(out) as temporary:
+            with zipfile.ZipFile(temporary, "w") as archive:
+                for name, text in members.items():
+                    info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))  # the earliest: equal predictions give equal bytes
+                    info.create_system, info.external_attr = 3, 0o644 << 16  # as Unix writes it, on every system
+                    archive.writestr(info, text, zipfile.ZIP_DEFLATED)
+            if problems := check_zip(temporary):
+                raise InputError("\n  ".join([f"{out}: the zip does not read back right; is the disk sound?", *problems]))
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 # --- checking ---
 
 
 def check_zip(path: str | Path) -> list[str]:
-    """Returns a line for each thing that the leaderboard would refuse or misread in a zip; empty where it is right.
+    """Returns a line for each fault that makes the leaderboard refuse or misread a zip; an empty list if there is none.
 
-    It is strict where readers differ: no quotes, no byte order mark, only line feeds at the ends of lines. Where several lines
-    have the same fault, the first is named. Raises InputError where the zip is not there, or may not be read.
+    It is strict where readers differ: no quotes, no byte order mark, only line feeds at the ends of lines. Of several lines with
+    the same fault, the first is named. Raises InputError where the zip cannot be read.
     """
     try:
         archive = zipfile.ZipFile(path)
@@ -227,7 +209,6 @@ def _check_names(names: Sequence[str]) -> Iterator[str]:
 
 
 def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> tuple[bytes, str]:
-    """Returns the bytes of a member, and its fault or ""."""
     try:
         with archive.open(info) as member:
             data = member.read(most + 1)

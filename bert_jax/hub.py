@@ -1,4 +1,4 @@
-"""Finds a pretrained model: a directory here, or a name on the Hugging Face hub, whose files are fetched. No jax in here."""
+"""Finds a pretrained model: a local directory, or a name on the Hugging Face hub, whose files are fetched. No jax in here."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ _OTHER_FILES = ("*.json", "*.txt", "*.model", "*/config.json")
 
 
 def find(path_or_name: str | Path) -> Path:
-    """Returns the directory of a model; one that is not here is looked for on the hub (offline: in its cache).
+    """Returns the directory of a model, from the hub (offline: its cache) if there is no such directory here.
 
-    Raises:
-      InputError: the path is a file, or the hub did not give the model. A path that cannot be a name is returned as it is.
+    A path that does not exist and cannot be a name on the hub is returned as it is.
     """
     path, name = Path(path_or_name), str(path_or_name)
     if path.is_file() or Path(f"{path}.index").is_file():  # the second: a prefix of a TF1 checkpoint
@@ -51,12 +50,9 @@ def find(path_or_name: str | Path) -> Path:
 
 
 def _module_folders(directory: Path) -> list[str]:
-    """Returns the folders of sentence-transformers' modules that have weights of their own."""
     with contextlib.suppress(InputError):  # read_pooling reports it
-        modules = read_modules(directory)
-        return [
-            str(path.relative_to(directory)) for kind, path in modules if kind in ("Transformer", "Dense") and path != directory
-        ]
+        weighted = [path for kind, path in read_modules(directory) if kind in ("Transformer", "Dense") and path != directory]
+        return [str(path.relative_to(directory)) for path in weighted]
     return []
 
 

@@ -23,30 +23,32 @@ from bert_jax.formats.tensors import write_safetensors
 from bert_jax.hub import find
 from bert_jax.model import convert
 from bert_jax.model.config import BertConfig, ComputeConfig
+from bert_jax.model.convert import Params
 from bert_jax.model.families import FAMILIES, Head
 from bert_jax.model.heads import Bert, initial_values, parameter_shapes
 from bert_jax.pooling import Pooling, read_activation, read_pooling, write_pooling
 from bert_jax.tuned import Tuned, read_tuned
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+Array = np.ndarray | jax.Array
 
 
 @dataclass(frozen=True, eq=False)
 class Untrained:
-    """A head, or a part of one, that the weights' file lacked.
+    """A head, or a part of one, that the file of the weights lacked.
 
     Attributes:
-      where: The file.
-      initial: Our path -> the value that stands for the missing parameter.
-      unused: Names of the tensors in the file that were not read.
+      where: the file.
+      initial: {path: initial value} of the missing parameters.
+      unused: names of the tensors in the file that were not read.
     """
 
     where: str
     initial: dict[str, np.ndarray]
     unused: tuple[str, ...]
 
-    def warning(self, params: Any) -> str | None:
-        """Returns a warning for predictions by `params`, or None once each of the missing parameters has been trained."""
+    def warning(self, params: Params) -> str | None:
+        """Returns a warning for predictions by `params`, or None once all missing parameters have been trained."""
         flat = convert.flatten(params)
         same = {path.rpartition("/")[0] for path, x in self.initial.items() if path in flat and np.array_equal(flat[path], x)}
         if not same:
@@ -60,28 +62,28 @@ class Untrained:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A pretrained model: how it is configured, its parameters (a plain nested dict) and its tokenizer.
+    """A pretrained model: its config, its parameters (a plain nested dict) and its tokenizer.
 
     Two models are equal only if they are the same object: compare `config`, `head` and the leaves of `params` instead.
 
     Attributes:
-      config: The encoder.
+      config: the encoder.
       params: {encoder, pooler?, <head>}, float32.
-      tokenizer: The tokenizer, which predictions need; None where the directory had none that could be read.
-      head: The head on the encoder.
-      labels: Names of the classes, where the head has classes.
-      problem_type: The meaning of a sequence classifier's logits; None: single_label_classification, or regression if there is
+      tokenizer: the tokenizer, which predictions need; None if the directory had none that could be read.
+      head: the head on the encoder.
+      labels: names of the classes, if the head has classes.
+      problem_type: the meaning of a sequence classifier's logits; None: single_label_classification, or regression if there is
         one logit.
-      pooling: How sentence-transformers makes embeddings, where its files say so; a str says why they cannot be followed.
-      activation: The class of torch.nn that sentence-transformers' CrossEncoder applies to the logits, where its files say so.
-      untrained: The parameters of the head that the file lacked; predictors that read the head warn.
-      tuned: Lengths and thresholds of fine-tuning, which predictors follow.
-      no_tokenizer: Why the tokenizer's files were not read, where there are any.
-      compute: How the model is computed: `dataclasses.replace(model, compute=ComputeConfig(dtype="bfloat16"))`.
+      pooling: sentence-transformers' settings for embeddings, if there are any; a str is the reason why they are not supported.
+      activation: the class of torch.nn that sentence-transformers' CrossEncoder applies to the logits, if its files name one.
+      untrained: the parameters of the head that the file lacked; predictors that use the head warn.
+      tuned: lengths and thresholds from fine-tuning, which predictors follow.
+      no_tokenizer: the reason why the tokenizer's files were not read, if there are any.
+      compute: the way the model is computed: `dataclasses.replace(model, compute=ComputeConfig(dtype="bfloat16"))`.
     """
 
     config: BertConfig
-    params: dict[str, Any] = field(repr=False)
+    params: Params = field(repr=False)
     tokenizer: Tokenizer | None
     head: Head = "masked_lm"
     labels: tuple[str, ...] = ()
@@ -95,19 +97,19 @@ class Model:
 
     @property
     def max_length(self) -> int:
-        """Tokens of a sequence that predictors read by default: the length in fine-tuning, at most the model's limit."""
+        """Tokens of a sequence for predictors: the length in fine-tuning, at most the model's limit."""
         return min(self.tuned.max_length or self.config.max_length, self.config.max_length)
 
     def need_tokenizer(self) -> Tokenizer:
-        """Returns the tokenizer. Raises InputError, with the reason, where there is none."""
+        """Returns the tokenizer. Raises InputError, with the reason, if there is none."""
         if self.tokenizer is None:
-            nothing_there = "this model has no tokenizer: put its tokenizer.json or vocab.txt beside its config.json"
-            raise InputError(self.no_tokenizer or nothing_there)
+            fix = "put its tokenizer.json or vocab.txt beside its config.json"
+            raise InputError(self.no_tokenizer or f"this model has no tokenizer: {fix}")
         return self.tokenizer
 
     @property
     def window(self) -> int:
-        """Tokens of a question and a window of its context: as in fine-tuning; 384 for models that were not fine-tuned."""
+        """Tokens of a question and a window of its context: as in fine-tuning, or 384."""
         return self.max_length if self.tuned.task else min(384, self.max_length)
 
     @property
@@ -115,20 +117,23 @@ class Model:
         """The Flax module that `params` belong to."""
         return Bert(self.config, self.head, max(1, len(self.labels)), self.compute)
 
-    def apply(self, params: Any, batch: Mapping[str, Any], **flags: Any) -> dict[str, Any]:
+    def apply(
+        self, params: Params, batch: Mapping[str, Array], rngs: dict[str, jax.Array] | None = None, **flags: Any
+    ) -> dict[str, Any]:
         """Returns hidden states and the head's outputs (see `Bert`): a pure function of `params` and `batch`.
 
         Args:
-          params: A tree like `self.params`.
-          batch: Integer arrays: `input_ids` [B, L] and, where rows are padded, `attention_mask`.
-          **flags: `output_hidden_states=True`, `output_attentions=True`; `deterministic=False` with `rngs={"dropout": key}`.
+          params: a tree like `self.params`.
+          batch: integer arrays: `input_ids` [B, L] and, if rows are padded, `attention_mask`.
+          rngs: `{"dropout": key}`, with `deterministic=False`.
+          **flags: `output_hidden_states=True`, `output_attentions=True`, `deterministic=False`.
         """
-        rngs = flags.pop("rngs", None)
         return cast(dict[str, Any], self.module.apply({"params": params}, batch, rngs=rngs, **flags))
 
     def encode(
-        self, params: Any, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None, position_ids: Any = None
-    ) -> jax.Array:
+        self, params: Params, input_ids: Array, attention_mask: Array | None = None, token_type_ids: Array | None = None,
+        position_ids: Array | None = None,
+    ) -> jax.Array:  # fmt: skip
         """Returns the hidden states [B, L, D] of token ids [B, L]: a pure function.
 
         Hidden states at padding are finite and mean nothing. `attention_mask` [B, L] is 1 (or True) at tokens and 0 at padding;
@@ -146,13 +151,13 @@ def load(
     """Reads a pretrained model.
 
     Args:
-      path_or_name: A directory in the Hugging Face layout (model.safetensors, pytorch_model.bin or flax_model.msgpack, whole or
-        in shards), one of Google's TF1 checkpoints (bert_config.json, bert_model.ckpt.*,
-        vocab.txt), a work directory of `train.py` (its newest checkpoint) or of `finetune.py`, or a name on the Hugging Face hub.
-      head: The head; default: that of config.json's `architectures`, else the one that the tensors show. A head that the file
-        lacks is initialised, with a line on stderr.
-      labels: Names of the classes of a new classification head, instead of config.json's.
-      special_tokens: Whether the characters `[SEP]` in a text are that token ("read") or text like any other ("text"). Default:
+      path_or_name: a directory in the Hugging Face layout (model.safetensors, pytorch_model.bin or flax_model.msgpack, whole or
+        in shards), one of Google's TF1 checkpoints (bert_config.json, bert_model.ckpt.*, vocab.txt), a work directory of
+        `train.py` (its newest checkpoint) or of `finetune.py`, or a name on the Hugging Face hub.
+      head: the head; default: that of config.json's `architectures`, else the one that the tensors belong to. A head that the
+        file lacks is initialised, with a line on stderr.
+      labels: names of the classes of a new classification head, instead of config.json's.
+      special_tokens: whether the characters `[SEP]` in a text are that token ("read") or text like any other ("text"). Default:
         as the tokenizer's files say, which is "read" except for models that were fine-tuned with "text".
 
     Returns:
@@ -178,17 +183,22 @@ def _load(
     report(converted, files.where)
     tuned = read_tuned(files.home, files.values, None if known is None else len(known))
     tokenizer, no_tokenizer = _read_tokenizer(files, special_tokens)
-    problem_type = _problem_type(files, head)
+    problem_type = files.values.get("problem_type") if head == "sequence_classification" else None
+    if problem_type not in (None, *get_args(ProblemType)):
+        raise InputError(f"{files.path}: {problem_type=} is not known; known: {', '.join(get_args(ProblemType))}")
     pooling, activation = _read_library(files)
+    flat, untrained = convert.flatten(converted.params), None
+    if converted.fresh:  # copies, because the arrays may be donated
+        initial = {path: np.array(flat[path]) for path in converted.fresh}
+        untrained = Untrained(files.where, initial, tuple(converted.left_out + converted.unused))
     model = Model(
-        files.config, converted.params, tokenizer, head, names, problem_type, pooling, activation,
-        _untrained(converted, files.where), tuned, no_tokenizer,
-    )  # fmt: skip
+        files.config, converted.params, tokenizer, head, names, problem_type, pooling, activation, untrained, tuned, no_tokenizer
+    )
     return model, converted
 
 
 def describe(path_or_name: str | Path) -> Model:
-    """Returns what `load` would, without parameters and tokenizer; no device is touched."""
+    """Returns the model of `load` without parameters and tokenizer, and without touching a device."""
     files = read(find(path_or_name))
     head = files.head(None)
     labels = files.labels() if head in LABELLED_HEADS else ()
@@ -200,11 +210,11 @@ def describe(path_or_name: str | Path) -> Model:
 
 
 def convert_tensors(files: Directory, tensors: Mapping[str, np.ndarray], head: Head, num_labels: int) -> convert.Converted:
-    """Makes parameters of `tensors`, on the default device; those that a head lacks have their initial values."""
+    """Makes parameters from `tensors` on the default device; those that a head lacks have their initial values."""
     module = Bert(files.config, head, max(1, num_labels))
 
     def put(array: np.ndarray) -> jax.Array:
-        return jax.block_until_ready(jax.device_put(array))  # one copy under way at a time, however busy the machine
+        return jax.block_until_ready(jax.device_put(array))  # one copy at a time, to bound memory
 
     return convert.from_hugging_face(
         tensors, parameter_shapes(module), files.config, head, files.where, partial(initial_values, module), put
@@ -212,7 +222,7 @@ def convert_tensors(files: Directory, tensors: Mapping[str, np.ndarray], head: H
 
 
 def report(converted: convert.Converted, where: str) -> None:
-    """Prints to stderr what the file lacked or had too much, and which weights are no numbers."""
+    """Prints to stderr the tensors that the file lacked, those that are not used, and those with weights that are not finite."""
     for note in converted.notes:
         print(printable(f"{where}: {note}"), file=sys.stderr)
     if converted.fresh:
@@ -228,39 +238,23 @@ def _read_tokenizer(files: Directory, special_tokens: SpecialTokens | None) -> t
         return None, None
     try:
         return Tokenizer.load(files.home, model_type=files.config.model_type, special_tokens=special_tokens), None
-    except InputError as error:  # the weights are as good
+    except InputError as error:  # the weights can still be used
         print(f"no tokenizer, and so no predictions from texts: {error}", file=sys.stderr)
         return None, str(error)
 
 
-def _problem_type(files: Directory, head: Head) -> ProblemType | None:
-    problem_type = files.values.get("problem_type") if head == "sequence_classification" else None
-    if problem_type not in (None, *get_args(ProblemType)):
-        raise InputError(f"{files.path}: {problem_type=} is not known; known: {', '.join(get_args(ProblemType))}")
-    return problem_type
-
-
 def _read_library(files: Directory) -> tuple[Pooling | str | None, str | None]:
-    """Returns the pooling (or why it cannot be followed) and the activation that sentence-transformers' files give."""
     try:
         return read_pooling(files.library), read_activation(files.library, files.values)
     except InputError as error:
         return str(error), None
 
 
-def _untrained(converted: convert.Converted, where: str) -> Untrained | None:
-    if not converted.fresh:
-        return None
-    flat = convert.flatten(converted.params)
-    initial = {path: np.array(flat[path]) for path in converted.fresh}  # copies: the arrays may be given away
-    return Untrained(where, initial, tuple(converted.left_out + converted.unused))
-
-
 # --- writing ---
 
 
 def convert_directory(source: str | Path, out: str | Path, head: Head | None, tensor_by_tensor: bool) -> list[str]:
-    """Loads a model, saves it, and returns lines about it; with `tensor_by_tensor`, one about each tensor's names."""
+    """Loads a model, saves it, and returns lines about it, with `tensor_by_tensor` one for each tensor."""
     model, converted = _load(source, head, None)
     save(model, out)
     cfg = model.config
@@ -284,7 +278,7 @@ def convert_directory(source: str | Path, out: str | Path, head: Head | None, te
 
 
 def check_padding(cfg: BertConfig, tokenizer: Tokenizer) -> None:
-    """Raises InputError for a padding id other than the one from which the model counts positions."""
+    """Raises InputError unless padding has the id from which the model counts positions."""
     if cfg.position_offset and tokenizer.pad_id != cfg.position_offset - 1:
         raise InputError(
             f"model_type={cfg.model_type!r} needs a tokenizer whose padding has id {cfg.position_offset - 1}; "
@@ -293,20 +287,20 @@ def check_padding(cfg: BertConfig, tokenizer: Tokenizer) -> None:
 
 
 def save(model: Model, directory: str | Path) -> None:
-    """Writes a directory that `load` and transformers read, and sentence-transformers where the model has a pooling.
+    """Writes a directory that `load`, transformers and, if the model has a pooling, sentence-transformers read.
 
     The directory holds config.json, model.safetensors, the tokenizer's and sentence-transformers' files. Each file appears whole
     or not at all.
 
     Raises:
-      InputError: the directory cannot be written, the parameters are not those of the model's config and head, or the model was
-        read with modules of sentence-transformers that are not supported and would be lost.
+      InputError: the directory cannot be written, the parameters are not those of the model's config and head, or the model has
+        modules of sentence-transformers that are not supported and would be lost.
     """
     if isinstance(model.pooling, str):
         raise InputError(f"{model.pooling}; to write the model without it: dataclasses.replace(model, pooling=None)")
     _check_params(model)
     if model.untrained and (warning := model.untrained.warning(model.params)):
-        print(f"{directory}: {warning}; whoever reads them from here is not told", file=sys.stderr)
+        print(f"{directory}: {warning}; the files there do not say so", file=sys.stderr)
     directory = Path(directory)
     pad_id = max(0, model.config.position_offset - 1)
     if model.tokenizer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from bert_jax import directory as directories
 from bert_jax.config import TrainConfig, differences, from_dict, to_dict, upgrade
@@ -14,12 +13,13 @@ from bert_jax.formats.tensors import has_weights
 from bert_jax.hub import find
 from bert_jax.model import convert
 from bert_jax.model.config import CHOSEN_BY_RUN, BertConfig
+from bert_jax.model.convert import Params
 from bert_jax.model.heads import Bert
 from bert_jax.pretrained import report
 
 
 def architecture(path: str | Path) -> BertConfig:
-    """Returns the model of a pretrained directory's config.json, or of a run's; no device is touched."""
+    """Returns the model of the config.json of a pretrained directory or of a run, without touching a device."""
     directory = find(path)
     if has_weights(directory) or not (directory / "checkpoints").is_dir():
         return directories.read(directory).config
@@ -43,12 +43,8 @@ def check_start(path: str | Path, cfg: BertConfig) -> BertConfig:
     return theirs
 
 
-def start_from(path: str | Path, module: Bert, fresh: dict[str, Any]) -> dict[str, Any]:
-    """Returns the parameters of a pretrained directory for a new run; heads that it lacks stay as in `fresh`, with a warning.
-
-    Raises:
-      InputError: its config.json describes another model than `module`'s.
-    """
+def start_from(path: str | Path, module: Bert, fresh: Params) -> Params:
+    """Returns the parameters of a pretrained directory for a new run; heads that it lacks stay as in `fresh`, with a warning."""
     theirs, files = check_start(path, module.cfg), directories.read(find(path))
     flat = convert.flatten(fresh)
     converted = convert.from_hugging_face(

@@ -661,8 +661,8 @@ def test_processes_that_tokenize_end_with_the_one_that_started_them(tmp_path, nu
         finally:
             process.kill()  # none outlives the test
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, None: 1}.get(number, -(number or 0))
-    killed = "error: a process that was to tokenize was killed, for want of memory maybe: set --data.num-workers lower; the same "
-    wanted = {signal.SIGINT: "interrupted; the same command continues\n", None: f"{killed}command keeps what was made\n"}
+    killed = "error: a process that was to tokenize was killed, perhaps for lack of memory: set --data.num-workers lower; the "
+    wanted = {signal.SIGINT: "interrupted; the same command continues\n", None: f"{killed}same command keeps what was made\n"}
     if number != signal.SIGKILL:  # then Python's own cleaner has its word
         assert said == wanted.get(number, "")
 

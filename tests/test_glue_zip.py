@@ -207,7 +207,7 @@ def test_predictions_that_do_not_fit_the_test_file_are_refused(tmp_path, name, c
 @pytest.mark.parametrize(
     "data, message",
     [
-        (b"", r"test\.tsv:1: expected the columns id and prediction, found ''"),
+        (b"", r"test\.tsv: is empty"),
         (b"index\tprediction\n", r"test\.tsv:1: expected the columns id and prediction, found 'index"),
         (b"id\tprediction\n0\t\xff\n", r"test\.tsv:2: byte 0xff is not UTF-8"),
     ],
@@ -222,7 +222,7 @@ def test_files_that_are_no_predictions_are_refused(tmp_path, data, message):
 def test_a_zip_that_cannot_be_written_leaves_nothing_behind_and_the_old_one_whole(workdirs, tmp_path, monkeypatch):
     (tmp_path / "x.zip").write_bytes(b"old")
     monkeypatch.setattr("bert_jax.glue_zip.check_zip", lambda path: ["RTE.tsv: damaged"])
-    with pytest.raises(InputError, match=r"x\.zip: what was written does not read back right.*\n  RTE\.tsv: damaged"):
+    with pytest.raises(InputError, match=r"x\.zip: the zip does not read back right.*\n  RTE\.tsv: damaged"):
         write_zip([workdirs["wnli"]], tmp_path / "x.zip", True)
     assert (tmp_path / "x.zip").read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["x.zip"]

@@ -232,7 +232,7 @@ def test_the_unigram_loss_of_equal_counts_is_the_log_of_the_vocabulary():
 
 def test_a_tokenizer_with_more_ids_than_the_table_has_rows_is_refused(config, tmp_path):
     small = config.replace(workdir=str(tmp_path), model=config.model.replace(vocab_size=279))
-    with pytest.raises(InputError, match=r"280 ids and model\.vocab_size=279.*--model\.vocab-size 280"):
+    with pytest.raises(InputError, match=r"280 ids, more than model\.vocab_size=279 .*--model\.vocab-size 280"):
         load_data(small, quiet)
 
 

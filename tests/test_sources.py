@@ -388,9 +388,9 @@ def test_a_file_that_has_changed_since_the_scan_is_named(tmp_path):
 
 
 def test_reader_refuses_unknown_choices():
-    with pytest.raises(InputError, match=r"Reader.documents='lines': not one of blank_line, line, file"):
+    with pytest.raises(InputError, match=r"Reader: documents='lines' is a str; expected .*blank_line.*line.*file"):
         Reader(documents="lines")
-    with pytest.raises(InputError, match=r"Reader.on_error='ignore'"):
+    with pytest.raises(InputError, match=r"Reader: on_error='ignore'"):
         Reader(on_error="ignore")
 
 

@@ -1,12 +1,12 @@
-"""Text -> an indexed cache of token rows, made once, in parallel.
+"""The token cache: rows of token ids with an index, made once from the text, in parallel.
 
 The cache is a folder named by a hash of the text, the tokenizer and the options. Each shard (consecutive documents, about
 SHARD_BYTES of text) becomes two files (`shards`), each written whole or not at all. `index.json`, written last, makes the
-folder a cache; without it, whole shards are kept and the others made. No row crosses a shard, so the rows do not depend on
-what made them: the processes of this machine, or Beam's workers (`bert_jax.beam`).
+folder a cache; without it, whole shards are kept and the others made. No row crosses a shard, so the rows are the same whether
+processes of this machine or Beam's workers (`bert_jax.beam`) made them.
 
 index.json has a checksum of each shard and of itself. A shard is checked when it is first read, which costs no more than
-reading it; a damaged one is made again from the text, the same to the byte.
+reading it; a damaged one is made again from the text, with the same bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from bert_jax.config import DataConfig, InputError
+from bert_jax.config import DataConfig
 from bert_jax.data import files, sources, store, tokenizer_training
 from bert_jax.data.repeats import Sample
 from bert_jax.data.shards import (
@@ -45,18 +45,20 @@ from bert_jax.data.store import AnyPath, RemotePath, as_path, write
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.data.workers import Progress, Run, run_in_processes
 from bert_jax.disk import seal
+from bert_jax.errors import InputError
 
-FORMAT = 1  # the version of the cache: raise it when the same text would give other rows
+FORMAT = 1  # the version of the cache, which changes when the same text would give other rows
 SHARD_BYTES = 4 << 20
+Index = dict[str, Any]  # the content of index.json
 
 
 @dataclass
 class Rows:
     """Rows of token ids by index, over memory-mapped shards."""
 
-    shards: list[tuple[Path, int, int]]  # file, rows [start, stop) of it
+    shards: list[tuple[Path, int, int]]  # a file and its rows [start, stop)
     length: int
-    check: Callable[[Path], None] = lambda path: None  # called with a shard before it is read
+    check: Callable[[Path], None] = lambda path: None  # called before a shard is read
     _ends: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,35 +79,29 @@ class Rows:
         return rows
 
 
-@lru_cache(maxsize=128)  # each holds a file open, and the limit may be 256
+@lru_cache(maxsize=128)  # each keeps a file open, and the limit may be 256
 def _open_rows(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r")
 
 
-class _Checks:
-    """Compares each shard with its checksum when it is first read, and has damaged ones made again."""
+def _check_shard(path: Path, left: dict[Path, int], make: Callable[[Path], None]) -> None:
+    """Compares a shard with its checksum when it is first read, and makes it again if it is damaged."""
+    if (expected := left.get(path)) is None:
+        return
+    if not _is_whole(path, expected):
+        print(f"{path} is damaged: it is made again from the text", file=sys.stderr)
+        make(path)
+        _open_rows.cache_clear()
+        if not _is_whole(path, expected):
+            raise InputError(f"{path} is damaged, and the text no longer gives what it held: restore the text of the run")
+    left.pop(path, None)
 
-    def __init__(self, sums: dict[Path, int], make: Callable[[Path], None]) -> None:
-        self._left, self._make = sums, make
 
-    def __call__(self, path: Path) -> None:
-        expected = self._left.get(path)
-        if expected is None:
-            return
-        if not self._is_whole(path, expected):
-            print(f"{path} is damaged: it is made again from the text", file=sys.stderr)
-            self._make(path)
-            _open_rows.cache_clear()
-            if not self._is_whole(path, expected):
-                raise InputError(f"{path} is damaged, and the text no longer gives what it held: restore the text of the run")
-        self._left.pop(path, None)
-
-    @staticmethod
-    def _is_whole(path: Path, expected: int) -> bool:
-        try:
-            return zlib.crc32(np.memmap(path, np.uint8, "r").data) == expected
-        except (OSError, ValueError):  # it is not there, or empty
-            return False
+def _is_whole(path: Path, expected: int) -> bool:
+    try:
+        return zlib.crc32(np.memmap(path, np.uint8, "r").data) == expected
+    except (OSError, ValueError):  # it is not there, or empty
+        return False
 
 
 @dataclass
@@ -115,7 +111,7 @@ class Corpus:
     train: Rows
     held_out: Rows
     token_counts: np.ndarray  # int64 [V], of the training rows; 0 for special tokens, which are never predicted
-    summary: dict[str, Any]
+    summary: Index
     sentences: Sample  # hashes of its sentences, or of a share of them
 
 
@@ -128,21 +124,18 @@ def prepare(
     cfg: DataConfig, tokenizer_path: str | Path, cache_dir: str | Path, progress: Progress, copies: Path | None = None,
     begun: tuple[str, str] | None = None,
 ) -> Corpus:  # fmt: skip
-    """Tokenizes on this machine what is not in the cache yet, and opens the cache; a remote one from its copy in `copies`.
+    """Tokenizes on this machine what is not in the cache yet, and opens the cache, or the copy in `copies` of a remote one.
 
-    `begun` is (key, run) of a run that continues: before anything is tokenized, the text must prove to be its text.
-
-    Raises:
-      InputError: unreadable text, a source without documents, too few documents to hold some out, another text than `begun`'s.
+    `begun` is (key, run) of a run that continues. Its text is checked before anything is tokenized.
     """
     run = partial(run_in_processes, workers=cfg.num_workers, progress=progress)
     for attempt in (1, 2):
-        directory, tasks = _make(cfg, tokenizer_path, cache_dir, run, begun)
+        directory, tasks = make(cfg, tokenizer_path, cache_dir, run, begun)
         if isinstance(directory, RemotePath):
             if copies is None:
                 raise InputError(f"the token cache {directory} cannot be memory-mapped: give a local folder for its copy")
             if not (copies / directory.name / "index.json").exists():
-                store.remove_folder(copies / directory.name)  # an unfinished one of this machine
+                store.remove_folder(copies / directory.name)  # unfinished
             directory = store.fetch(directory, copies, progress)
         try:
             return _open(directory, tasks)
@@ -154,19 +147,14 @@ def prepare(
     raise AssertionError("unreachable")
 
 
-def make(cfg: DataConfig, tokenizer_path: str | Path, cache_dir: str | Path, run: Run) -> AnyPath:
-    """Tokenizes what is not in the cache yet, by `run`, and returns the folder of the finished cache. Paths may be URLs.
-
-    Raises:
-      InputError: as `prepare`; shards that are missing after `run`.
-    """
-    return _make(cfg, tokenizer_path, cache_dir, run, None)[0]
-
-
-def _make(
-    cfg: DataConfig, tokenizer_path: str | Path, cache_dir: str | Path, run: Run, begun: tuple[str, str] | None
+def make(
+    cfg: DataConfig, tokenizer_path: str | Path, cache_dir: str | Path, run: Run, begun: tuple[str, str] | None = None
 ) -> tuple[AnyPath, list[ShardTask]]:
-    """Returns the folder of the finished cache, and the tasks that make its shards."""
+    """Tokenizes what is not in the cache yet, by `run`. Paths may be URLs.
+
+    Returns:
+      The folder of the finished cache, and the tasks that make its shards.
+    """
     files = sources.list_files(cfg.source, sources.reader_of(cfg))
     tokenizer = load_tokenizer(str(tokenizer_path), cfg.special_tokens)
     cache = as_path(cache_dir)
@@ -184,13 +172,13 @@ def _make(
         store.make_folder(directory)
         rule = hold_out(cfg, tuple(segments))
         run(make_shard, [dataclasses.replace(task, rule=rule) for task in tasks], "tokenize")
-        if not (directory / "index.json").exists():  # no other run has made the same cache meanwhile
+        if not (directory / "index.json").exists():  # else another run has made the same cache meanwhile
             _write_index(directory, len(tasks), files, cfg, tokenizer, rule)
     return directory, tasks
 
 
 def _has_index(directory: AnyPath) -> bool:
-    """Tells whether the cache is finished. Removes an index that is damaged or older than checksums: all is then made again."""
+    """Returns True for a finished cache. Removes an index that is damaged or older than checksums: all is then made again."""
     index = directory / "index.json"
     if not index.exists():
         return False
@@ -203,13 +191,13 @@ def _has_index(directory: AnyPath) -> bool:
     return True
 
 
-def _read_index(directory: AnyPath) -> dict[str, Any]:
+def _read_index(directory: AnyPath) -> Index:
     """Reads index.json. Raises ValueError and the like where it is damaged or older than checksums."""
-    summary: dict[str, Any] = json.loads((directory / "index.json").read_bytes())
+    summary: Index = json.loads((directory / "index.json").read_bytes())
     if "checksums" not in summary:
         raise ValueError("it has no checksums")
     if "repeats" not in summary:
-        raise ValueError("it does not say what repeats in the text")
+        raise ValueError("it has no counts of repeated text")
     if summary.pop("crc32") != seal(summary):
         raise ValueError("index.json does not match its checksum")
     return summary
@@ -218,17 +206,18 @@ def _read_index(directory: AnyPath) -> dict[str, Any]:
 def read_texts(cfg: DataConfig, progress: Progress) -> Iterator[str]:
     """Yields the text that a vocabulary is trained on: the documents of `cfg.source` that are not held out.
 
-    Where these are more than `cfg.tokenizer_sample_mb`, yields about so much of them: lines from all over the text, drawn by
-    their hash, so the same ones each time.
+    Of more than `cfg.tokenizer_sample_mb`, it yields about that much: lines from all over the text, drawn by their hash, so
+    they are the same each time.
     """
-    report, files = sources.ReadReport(), sources.list_files(cfg.source, sources.reader_of(cfg))
-    scanned = run_in_processes(partial(_scan_file, sources.reader_of(cfg), SHARD_BYTES), files, "scan", cfg.num_workers, progress)
+    report, reader = sources.ReadReport(), sources.reader_of(cfg)
+    files = sources.list_files(cfg.source, reader)
+    scanned = run_in_processes(partial(_scan_file, reader, SHARD_BYTES), files, "scan", cfg.num_workers, progress)
     segments = [sources.Segment(*values) for found, _ in scanned for values in found]
     rule = hold_out(cfg, tuple(segments))
     every, share = _sampling(sum(segment.num_bytes for segment in segments), cfg.tokenizer_sample_bytes)
     some = segments[::every]
     for segment in progress(some, len(some), "read"):
-        texts = sources.read(segment, sources.reader_of(cfg), report)
+        texts = sources.read(segment, reader, report)
         for text, _, held_out in (part for whole in texts for part in rule.parts(whole, cfg.sentences)):
             if held_out:
                 continue
@@ -239,7 +228,7 @@ def read_texts(cfg: DataConfig, progress: Progress) -> Iterator[str]:
 
 
 def _sampling(num_bytes: int, most_bytes: int | None) -> tuple[int, float]:
-    """Returns (read every n-th segment, take this share of its lines) to have about `most_bytes` of `num_bytes`.
+    """Returns n and a share: about `most_bytes` of `num_bytes` are that share of the lines of every n-th segment.
 
     >>> _sampling(100, 200), _sampling(400, 200), _sampling(8000, 200)
     ((1, 1.0), (1, 0.5), (10, 0.25))
@@ -255,16 +244,17 @@ def _sampling(num_bytes: int, most_bytes: int | None) -> tuple[int, float]:
 
 
 def _scan(files: Sequence[str], cfg: DataConfig, cache: AnyPath, run: Run) -> tuple[list[sources.Segment], list[str]]:
-    """Returns segments and content hash of every file. Files that have not changed since the last time are not read again."""
+    """Returns the segments and content hash of every file. Files that have not changed since the last time are not read."""
     kept = cache / "scan.json"
     try:
         record = json.loads(kept.read_bytes())
         known = record["files"] if record.pop("crc32") == seal(record) else {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         known = {}
-    names = store.each(partial(_unchanged_name, cfg=cfg), files)
+    reader = sources.reader_of(cfg)
+    names = store.each(partial(_unchanged_name, reader=reader), files)
     new = [path for path, name in zip(files, names, strict=True) if name not in known]
-    scanned = dict(zip(new, run(partial(_scan_file, sources.reader_of(cfg), SHARD_BYTES), new, "scan"), strict=True))
+    scanned = dict(zip(new, run(partial(_scan_file, reader, SHARD_BYTES), new, "scan"), strict=True))
     if lost := [path for path, found in scanned.items() if found is None]:
         raise InputError(f"{len(lost):,} of {len(new):,} files were read, {lost[0]} first, and what was found {_lost(cache)}")
     segments, hashes = [], []
@@ -281,21 +271,20 @@ def _scan(files: Sequence[str], cfg: DataConfig, cache: AnyPath, run: Run) -> tu
     return segments, hashes
 
 
-def _scan_file(reader: sources.Reader, segment_bytes: int, path: str) -> tuple[list[tuple[Any, ...]], str]:
-    """Returns segments, as plain values, and content hash of one file."""
+def _scan_file(reader: sources.Reader, segment_bytes: int, path: str) -> tuple[list[tuple[str, int, int, int, int, int]], str]:
     segments, content_hash = sources.scan(path, reader=reader, segment_bytes=segment_bytes)
     return [dataclasses.astuple(segment) for segment in segments], content_hash
 
 
-def _unchanged_name(path: str, cfg: DataConfig) -> str:
-    """Returns a name that differs for a file that has changed or is cut in another way; empty for a source that is no file."""
+def _unchanged_name(path: str, reader: sources.Reader) -> str:
+    """Returns a name that changes with the file and with the way it is cut; empty for a source that is no file."""
     if not (state := files.state(path)):
         return ""
-    return json.dumps([path, *state, dataclasses.astuple(sources.reader_of(cfg)), SHARD_BYTES, FORMAT])
+    return json.dumps([path, *state, dataclasses.astuple(reader), SHARD_BYTES, FORMAT])
 
 
 def plan_shards(segments: Sequence[sources.Segment]) -> list[Shard]:
-    """Groups consecutive segments to about SHARD_BYTES: many small files share a shard, a large one has several."""
+    """Groups consecutive segments into shards of about SHARD_BYTES."""
     shards: list[list[sources.Segment]] = []
     size = SHARD_BYTES
     for segment in segments:
@@ -315,15 +304,6 @@ def _cache_key(hashes: Sequence[str], tokenizer: Tokenizer, cfg: DataConfig) -> 
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def _require_shards(directory: AnyPath, num_shards: int) -> None:
-    """Raises InputError where a shard is missing: a worker that is lost with its work reports nothing."""
-    there = {path.name for path in directory.iterdir()}
-    missing = [str(i) for i in range(num_shards) if not there.issuperset(shard_files(i))]
-    if missing:
-        more = f" and {len(missing) - 10:,} more" if missing[10:] else ""
-        raise InputError(f"shards {', '.join(missing[:10])}{more} of {num_shards:,}: what was made {_lost(directory)}")
-
-
 def _lost(place: AnyPath) -> str:
     return f"was lost before it came to {place}, which all workers must see; run the same command again: it keeps what is there"
 
@@ -331,11 +311,14 @@ def _lost(place: AnyPath) -> str:
 def _write_index(
     directory: AnyPath, num_shards: int, files: Sequence[str], cfg: DataConfig, tokenizer: Tokenizer, rule: HoldOut
 ) -> None:
-    """Adds up the counts of the shards, checks them, and makes the folder a cache."""
-    _require_shards(directory, num_shards)
+    """Adds up the counts of the shards, and writes the index."""
+    there = {path.name for path in directory.iterdir()}
+    if missing := [str(i) for i in range(num_shards) if not there.issuperset(shard_files(i))]:  # a lost worker reports nothing
+        more = f" and {len(missing) - 10:,} more" if missing[10:] else ""
+        raise InputError(f"shards {', '.join(missing[:10])}{more} of {num_shards:,}: what was made {_lost(directory)}")
     counts_paths = [directory / shard_files(i)[1] for i in range(num_shards)]
     counted = Counted(len(files))
-    for first in range(0, num_shards, 64):  # at a time: a store far away is read by several threads
+    for first in range(0, num_shards, 64):  # at a time: several threads read a remote store
         counted.add(store.each(read_counts, counts_paths[first : first + 64]))
     documents, held_out = counted.number["documents"], counted.number["held_out_documents"]
     if cfg.eval_fraction and held_out in (0, documents):
@@ -366,7 +349,7 @@ def _write_index(
 
 
 def _open(directory: Path, tasks: Sequence[ShardTask]) -> Corpus:
-    """Opens the finished cache, without touching its shards. Raises OSError, ValueError ... where it is damaged."""
+    """Opens the finished cache without reading its shards. Raises OSError, ValueError ... where it is damaged."""
     summary = _read_index(directory)
     with open(directory / "counts.npz", "rb") as f:
         counts = dict(np.load(f))
@@ -380,9 +363,8 @@ def _open(directory: Path, tasks: Sequence[ShardTask]) -> Corpus:
         write_shard(dataclasses.replace(task, rule=rule), path, counts_path)
         counts_path.unlink(missing_ok=True)
 
-    check = _Checks(dict(zip(paths, summary["checksums"], strict=True)), remake)
+    check = partial(_check_shard, left=dict(zip(paths, summary["checksums"], strict=True)), make=remake)
     train = [(path, 0, n) for path, n in zip(paths, summary["train_rows"], strict=True)]
-    held_out = [(p, a, b) for p, a, b in zip(paths, summary["train_rows"], summary["rows"], strict=True)]
-    columns = summary["columns"]
-    sides = Rows(train, columns, check), Rows(held_out, columns, check)
-    return Corpus(*sides, token_counts, summary, Sample(**counts, halvings=halvings))
+    held_out = list(zip(paths, summary["train_rows"], summary["rows"], strict=True))
+    train_rows, held_out_rows = (Rows(shards, summary["columns"], check) for shards in (train, held_out))
+    return Corpus(train_rows, held_out_rows, token_counts, summary, Sample(**counts, halvings=halvings))

@@ -1,10 +1,10 @@
-"""Checks of the text, the vocabulary and the masks of a run: why it might not learn."""
+"""Checks the text, the vocabulary and the masks of a run for reasons why it might not learn."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -17,14 +17,14 @@ from bert_jax.data.pretraining import BatchSource, PretrainingData
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Counts, as (name, value) to show, and warnings."""
+    """Facts as (name, value) to show, and warnings."""
 
     facts: list[tuple[str, str]]
     warnings: list[str]
 
 
 def examine(data: PretrainingData, cfg: TrainConfig, source: BatchSource) -> Diagnosis:
-    """Returns facts and warnings about a run's data. Changes nothing and touches no device."""
+    """Returns facts and warnings about a run's data, without touching a device."""
     facts, warnings = _text(data.training)
     facts += _predictions(data.training, cfg)
     warnings += _repeats(data.training)
@@ -44,11 +44,10 @@ def _share(part: float, whole: float) -> str:
 
 
 def _worst(corpus: Corpus, worst: list[list[int]]) -> str:
-    """Returns the names of files that are given by number, each with its count."""
     return ", ".join(f"{corpus.summary['files'][i]} ({count:,})" for i, count in worst)
 
 
-def _number(found: dict[str, Any]) -> str:
+def _number(found: repeats.Repeats) -> str:
     return f"{'about ' * found['estimated']}{found['count']:,}"
 
 
@@ -72,22 +71,24 @@ def _text(corpus: Corpus) -> tuple[list[tuple[str, str]], list[str]]:
         worst = _worst(corpus, s["repeats"]["unknown"])
         share = f"{s['unknown_tokens']:,} tokens ({_share(s['unknown_tokens'], s['text_tokens'])})"
         warnings.append(f"{share} are unknown, most in {worst}: is this the text's vocabulary?")
-    worst_skipped = sorted(s["skipped"].items(), key=lambda item: -item[1])
-    for path, count in worst_skipped[:10]:
-        warnings.append(f"{count:,} documents of {path} were skipped; the first: {s['skipped_first'][path]}")
-    if rest := worst_skipped[10:]:
-        warnings.append(f"{sum(n for _, n in rest):,} documents of {len(rest):,} more files were skipped")
-    worst_empty = sorted(s.get("empty", {}).items(), key=lambda item: -item[1])  # older caches did not count them
-    for path, count in worst_empty[:10]:
-        warnings.append(f"{count:,} records of {path} have no text (null, empty or blank) and are left out")
-    if rest := worst_empty[10:]:
-        warnings.append(f"{sum(n for _, n in rest):,} records of {len(rest):,} more files have no text and are left out")
+    skipped, first = s["skipped"], s["skipped_first"]
+    warnings += _by_file("documents", skipped, lambda path: f"were skipped; the first: {first[path]}", "were skipped")
+    left_out = "have no text (null, empty or blank) and are left out"
+    warnings += _by_file("records", s.get("empty", {}), lambda path: left_out, "have no text and are left out")  # older: none
     if s["columns"] > s["max_seq_length"] and s["documents"] < 4 * len(s["rows"]):
         warnings.append(
             f"{s['documents']:,} documents in {len(s['rows']):,} shards: random next sentences come from the same shard, so "
             "often from the same document; cut the text into more documents (data.documents), or use full_sentences"
         )
     return facts, warnings
+
+
+def _by_file(what: str, counts: dict[str, int], note: Callable[[str], str], more: str) -> list[str]:
+    """Returns a warning for each of the ten files with the largest counts, and one for the others."""
+    worst = sorted(counts.items(), key=lambda item: -item[1])
+    warnings = [f"{count:,} {what} of {path} {note(path)}" for path, count in worst[:10]]
+    rest = worst[10:]
+    return warnings + [f"{sum(n for _, n in rest):,} {what} of {len(rest):,} more files {more}"] * bool(rest)
 
 
 def _predictions(corpus: Corpus, cfg: TrainConfig) -> list[tuple[str, str]]:
@@ -125,7 +126,6 @@ def _leaks(data: PretrainingData) -> list[str]:
 
 
 def _masks(source: BatchSource, cfg: TrainConfig) -> tuple[list[tuple[str, str]], list[str]]:
-    """Measures masking on a few real batches."""
     tokens = predicted = masked = changed = 0
     for step in range(4):
         batch = source.train(step)

@@ -1,4 +1,4 @@
-"""Documents -> examples. An example is a short int32 array `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`."""
+"""Cuts documents into sentences and examples. An example is an int32 array `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 
 Tokens = np.ndarray  # int32 [n]
 MAX_SENTENCE_CHARS = 4096  # a longer sentence is cut at white space: tokenizers need memory in proportion
-MOST_EMPTY = 16  # a sentence that does not fit may leave so many tokens of a row unused
+MOST_EMPTY = 16  # a sentence that does not fit may leave this many tokens of a row unused
 
-# A full stop, question or exclamation mark with closing quotes, then white space and what starts a sentence.
+# A full stop, question or exclamation mark with closing quotes, then white space and the start of a sentence.
 _BOUNDARY = re.compile(r"""(?<=[.!?…])(?:["'”’)\]]*)\s+(?=["'“‘(\[]*[A-Z0-9])""")
 _SPACE = re.compile(r"\s")
 _ABBREVIATION = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|St|Prof|Rev|Gen|Col|Capt|Sen|Hon|No|vs|etc|Fig|Eq|i\.e|e\.g)|\b[A-Z])\.$")
@@ -32,19 +32,19 @@ def fold(text: str, block: int = 1 << 20) -> str:
 
 
 def split_sentences(text: str, ends: str = "punctuation") -> list[str]:
-    """Returns a document's sentences; joined by spaces they are the text again, white space apart.
+    r"""Returns a document's sentences, which are the whole text but for white space.
 
     `ends="line"`: each non-blank line is one. `"punctuation"`: lines are joined, and a sentence ends at `.`, `!` or `?`
-    before a capital or digit, common abbreviations and initials apart. Sentences over MAX_SENTENCE_CHARS are cut.
+    before a capital or digit, except after common abbreviations and initials. Sentences over MAX_SENTENCE_CHARS are cut.
 
-    >>> split_sentences("Mr. Fox ran.\\nHe hid! Why?")
+    >>> split_sentences("Mr. Fox ran.\nHe hid! Why?")
     ['Mr. Fox ran.', 'He hid!', 'Why?']
     """
     return list(iterate_sentences(text, ends))
 
 
 def iterate_sentences(text: str, ends: str = "punctuation") -> Iterator[str]:
-    """Yields what `split_sentences` returns."""
+    """Yields the sentences of `split_sentences`."""
     parts = (line.strip() for line in text.splitlines()) if ends == "line" else _at_punctuation(fold(text))
     return (piece for part in parts for piece in _cut(part) if piece)
 
@@ -73,8 +73,8 @@ def _cut(sentence: str) -> Iterator[str]:
 def full_sentences(sentences: Iterable[Tokens], max_seq_length: int, cls_id: int, sep_id: int) -> list[Tokens]:
     """Returns runs of consecutive sentences, `[CLS] x [SEP]`, each as long as fits (RoBERTa's FULL-SENTENCES within a document).
 
-    A sentence that does not fit begins the next run, unless it would leave MOST_EMPTY tokens or more unused (padding that
-    would cost a tenth of a run at length 128): then it is cut. No token is lost.
+    A sentence that does not fit begins the next run. It is cut where that would leave MOST_EMPTY or more tokens unused, which
+    would be padding for a tenth of a run at length 128. No token is lost.
 
     >>> [x.tolist() for x in full_sentences([np.array([5, 6]), np.array([7, 8, 9]), np.array([10])], 6, 1, 2)]
     [[1, 5, 6, 2], [1, 7, 8, 9, 10, 2]]
@@ -102,21 +102,17 @@ def full_sentences(sentences: Iterable[Tokens], max_seq_length: int, cls_id: int
 
 
 def sentence_pairs(
-    documents: Sequence[Sequence[Tokens]],
-    max_seq_length: int,
-    cls_id: int,
-    sep_id: int,
-    short_seq_prob: float,
+    documents: Sequence[Sequence[Tokens]], max_seq_length: int, cls_id: int, sep_id: int, short_seq_prob: float,
     rng: np.random.Generator,
-) -> tuple[list[Tokens], list[int]]:
+) -> tuple[list[Tokens], list[int]]:  # fmt: skip
     """Returns BERT's next-sentence examples `[CLS] a [SEP] b [SEP]`, and labels 0 (b follows a) or 1 (b is from elsewhere).
 
-    After create_instances_from_document (google-research/bert, create_pretraining_data.py): chunks of sentences up to
-    the target length (a random shorter one with `short_seq_prob`); a is a random prefix of the chunk; b is the rest, or
-    with probability 1/2, and always where the chunk is a single sentence, text of another document, and then the rest of
-    the chunk is used again. Unlike there, a chunk is never longer than a row, so no text is truncated away: sentences
-    over half a row are cut, and a chunk takes two sentences wherever the document has them.
-    Where there is one document only, "elsewhere" is another place of it.
+    The method is that of create_instances_from_document (google-research/bert, create_pretraining_data.py). A chunk has
+    sentences up to the target length (a random shorter one with `short_seq_prob`), and a is a random prefix of it. With
+    probability 1/2, and always where the chunk is a single sentence, b is text of another document, and the rest of the chunk is
+    used again; else b is the rest. Unlike there, a chunk is never longer than a row, so no text is truncated: sentences over
+    half a row are cut, and a chunk takes two sentences wherever the document has them. If there is only one document,
+    "elsewhere" is another place in it.
     """
     room = max_seq_length - 3
     half = room // 2
@@ -149,7 +145,7 @@ def sentence_pairs(
 
 
 def _elsewhere(documents: Sequence[Sequence[Tokens]], own: int, following: int, wanted: int, rng: np.random.Generator) -> Tokens:
-    """Returns at least `wanted` tokens, if there are so many, from a random sentence on of a random document but `own`."""
+    """Returns `wanted` tokens or more, if there are so many, from a random sentence of a random document other than `own`."""
     if len(documents) > 1:
         other = int(rng.integers(len(documents) - 1))
         document = documents[other + (other >= own)]

@@ -1,12 +1,12 @@
-"""Records of a task -> items of token ids with their targets -> training batches: packed or padded, in few shapes.
+"""Encodes the records of a task, and makes training batches of few shapes, packed or padded.
 
-    encode_texts(records, ...)       Items: the sequences of each item, and its target             host, ragged
+    encode_texts(records, ...)       Items: the sequences of each item, and its target             ragged
     Batches(items, ...).train([seed], step)
                                      int32 input_ids, token_type_ids, position_ids, sequence_ids [B, L], cls_positions [B, S],
-                                     and the targets: float32 or int32 labels, float32 weights      host, few shapes
+                                     and the targets: float32 or int32 labels, float32 weights      few shapes
 
-The kind of a task says where the targets stand: `per_sequence` [B, S, ...], `per_token` [B, L] or `per_item` [N], with
-`slots` [N, k]: which of the B x S sequences item n consists of.
+The kind of a task decides the layout of the targets: `per_sequence` [B, S, ...], `per_token` [B, L] or `per_item` [N], with
+`slots` [N, k], the numbers of the sequences (of B x S) of each item.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, Literal, NamedTuple, overload
+from typing import Literal, NamedTuple, overload
 
 import grain
 import numpy as np
 
 from bert_jax.data.batching import Example, PackedBatch, fill_rows, pack_rows
 from bert_jax.data.layout import AT_FIRST, Layout, Reading, Text, Window
-from bert_jax.data.records import Record, labels_of, texts_of
+from bert_jax.data.records import Label, Record, labels_of, texts_of
 from bert_jax.data.tokenizer import Tokenizer, in_portions
 
 IGNORED = -100  # the label of a token that is not trained on
 _LOOKED_AT = 512  # batches that decide the shapes
 _LEAST_LENGTH = 64  # tokens of a packed row: attention over 64 tokens costs little more than over 16
-_PLANNED = 2**62  # a seed that no run has: the shapes follow from its order
-_PORTION = 1 << 17  # characters that are encoded at a time; each takes 200 bytes meanwhile
+_PLANNED = 2**62  # a seed that no run has, whose order decides the shapes
+_PORTION = 1 << 17  # characters that are encoded at a time, in 200 bytes each
 
 
 class Item(NamedTuple):
-    """The unit of training: its sequences (one; of choices and pairs several) and its target."""
+    """The unit of training: its sequences (several for choices and pairs of embeddings) and its target."""
 
     sequences: tuple[Example, ...]
     target: np.ndarray
@@ -43,12 +43,12 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Items(Sequence[Item]):
-    """Many items in few arrays, which take 2 or 4 bytes a token; an Item is made on access.
+    """Many items in few arrays, which take 2 or 4 bytes a token. An Item is made on access.
 
     Attributes:
       input_ids: uint16 or int32 [T], the tokens of all sequences.
       token_type_ids: uint8 [at most T]; zeros at the end are left out.
-      ends: int64 [S + 1], where each sequence starts in these, and where the last one ends.
+      ends: int64 [S + 1], the starts of the sequences, and the end of the last one.
       firsts: the first sequence of each item, and S.
       targets: [N, ...].
       place: the token of each sequence that the head reads (the last one of a shorter sequence).
@@ -113,14 +113,14 @@ class _Sequences(Sequence[Example]):
 
 @dataclass(frozen=True)
 class Encoded:
-    """The items of a split, in the records' order; a text that is read in windows has one for each.
+    """The items of a split, in the order of the records, one for each window of a text that is read in windows.
 
     Attributes:
       items: the sequences and targets.
       lost: the number of records that were cut.
-      windows: where each item stands in its text, if texts are read in windows.
+      windows: the window of each item, if texts are read in windows.
       reading: the windows of questions, for predictions.
-      first_tokens: for each record the first token of each of its words, -1 for a word without tokens.
+      first_tokens: the first token of each word of each record, -1 for a word without tokens.
     """
 
     items: Sequence[Item]
@@ -135,15 +135,15 @@ class Encoded:
         return self.items.sequences if isinstance(self.items, Items) else [x for item in self.items for x in item.sequences]
 
     def read_from(self, place: int) -> Encoded:
-        """Returns the same with the head at this place of each sequence (see `Example.read_from`)."""
+        """Returns the same with the head at this place of each sequence; see `Example.read_from`."""
         if isinstance(self.items, Items):
             return replace(self, items=replace(self.items, place=place))
         moved = [item._replace(sequences=tuple(each.read_from(place) for each in item.sequences)) for item in self.items]
         return replace(self, items=moved)
 
 
-def portions(records: Sequence[Record], read: Callable[[str], str]) -> Iterator[list[tuple[tuple[str, ...], Any]]]:
-    """Yields (texts as `read` gives them, label) of the records, as many at a time as are encoded together."""
+def portions(records: Sequence[Record], read: Callable[[str], str]) -> Iterator[list[tuple[tuple[str, ...], Label]]]:
+    """Yields (texts, each passed through `read`, and label) of as many records as are encoded together."""
     rows = ((tuple(map(read, texts)), label) for texts, label in zip(texts_of(records), labels_of(records), strict=True))
     return in_portions(rows, lambda row: sum(map(len, row[0])), _PORTION)
 
@@ -154,16 +154,14 @@ def as_one(texts: tuple[str, ...]) -> list[Text]:
 
 
 def encode_texts(
-    records: Sequence[Record],
-    layout: Layout,
-    target: Callable[[Any], np.ndarray | np.generic],
+    records: Sequence[Record], layout: Layout, target: Callable[[Label], np.ndarray | np.generic],
     sequences: Callable[[tuple[str, ...]], list[Text]] = as_one,
-) -> Encoded:
-    """Tokenizes records whose texts are cut where they are too long.
+) -> Encoded:  # fmt: skip
+    """Tokenizes records, and cuts texts that are too long.
 
     Args:
-      records: with any labels.
-      layout: of the tokenizer and the model.
+      records: the records.
+      layout: the layout of the tokenizer and the model.
       target: label -> target of the item.
       sequences: texts of a record -> the texts, or pairs of texts, that become the sequences of its item.
     """
@@ -173,7 +171,7 @@ def encode_texts(
         groups = [sequences(texts) for texts, _ in portion]
         examples, cut = layout.examples([text for group in groups for text in group])
         own = np.concatenate([example.token_type_ids for example in examples]).astype(np.uint8)
-        if own.any():  # the types of single texts, which are 0, are not kept
+        if own.any():  # the types of single texts, which are 0, are not stored
             types += bytes(len(ids) - len(types)) + own.tobytes()
         ends.frombytes((len(ids) + np.cumsum([len(example.input_ids) for example in examples])).tobytes())
         ids.frombytes(np.concatenate([example.input_ids for example in examples]).astype(ids.typecode).tobytes())
@@ -181,7 +179,7 @@ def encode_texts(
         targets.append(np.array([target(label) for _, label in portion]))
         lost += cut
     each = int(counts[0][0]) if counts else 1
-    firsts: range | np.ndarray = range(0, len(ends) + each - 1, each)  # which takes no memory
+    firsts: range | np.ndarray = range(0, len(ends) + each - 1, each)  # takes no memory
     if any((own != each).any() for own in counts):
         firsts = np.cumsum(np.concatenate([np.zeros(1, np.int32), *counts]))
     stacked = np.concatenate(targets) if targets else np.zeros(0, np.int32)
@@ -190,9 +188,9 @@ def encode_texts(
 
 
 def special_tokens_in(records: Sequence[Record], tokenizer: Tokenizer) -> dict[str, int]:
-    """Returns special tokens whose characters stand in texts, the most frequent first, with the number of records; at most three.
+    """Returns {special token: records whose texts have its characters} for the three most frequent.
 
-    Empty where the tokenizer reads them as special tokens.
+    The dict is empty where the tokenizer reads them as special tokens.
     """
     names = [name for name in tokenizer.tokens(tokenizer.special_ids) if len(name) > 1]
     if tokenizer.special_tokens == "read" or not names:
@@ -202,7 +200,7 @@ def special_tokens_in(records: Sequence[Record], tokenizer: Tokenizer) -> dict[s
     return dict(found.most_common(3))
 
 
-# --- targets of a batch: (its items, where their sequences stand, items of a full batch) -> arrays ---
+# --- targets of a batch: (its items, the places of their sequences, the items of a full batch) -> arrays ---
 
 Targets = Callable[[Sequence[Item], PackedBatch, int], dict[str, np.ndarray]]
 
@@ -252,7 +250,7 @@ class Shape(NamedTuple):
 
 
 def _ladder(longest: int, step: int, packed: bool) -> list[int]:
-    """Returns row lengths, ascending, up to one that holds `longest` tokens: few for packed rows, which are full anyway.
+    """Returns row lengths, ascending, up to one that holds `longest` tokens; few for packed rows, which are full anyway.
 
     >>> _ladder(289, 16, True), _ladder(40, 16, True), _ladder(40, 16, False), _ladder(289, 128, False)
     ([64, 128, 256, 304], [64], [16, 32, 48], [64, 128, 256, 384])
@@ -270,10 +268,10 @@ def choose_shapes(needs: Sequence[dict[int, int]], hidden_size: int, most: int, 
     """Returns at most `most` shapes that hold all batches with little padding.
 
     Args:
-      needs: for each batch: row length -> rows that it takes; lengths that are too short for it are left out.
-      hidden_size: of the encoder; with attention, a token of a row of L tokens costs 1 + L / (6 hidden_size).
-      most: shapes at most; each is compiled by itself.
-      granule: rows are a multiple of it (the devices that rows are divided over).
+      needs: for each batch {row length: rows that it takes}, without lengths that are too short for it.
+      hidden_size: the encoder's; with attention, a token of a row of L tokens costs 1 + L / (6 hidden_size).
+      most: the most shapes; each is compiled.
+      granule: the number of devices that share the rows, which are a multiple of it.
 
     >>> choose_shapes([{64: 7}, {64: 8}, {64: 8}, {64: 12}], 384, most=2)
     [Shape(rows=8, length=64), Shape(rows=12, length=64)]
@@ -292,7 +290,7 @@ def choose_shapes(needs: Sequence[dict[int, int]], hidden_size: int, most: int, 
     )
 
     def best_beside(others: list[int]) -> tuple[float, int]:
-        """Returns the cost of all batches with the best candidate added, infinite where a batch fits nowhere, and its index."""
+        """Returns the cost of all batches with the best candidate added, infinite if a batch fits no shape, and its index."""
         there = price[:, others].min(axis=1, initial=np.inf)
         totals = (np.minimum(price, there[:, None]) * counts[:, None]).sum(axis=0)
         return float(totals.min()), int(totals.argmin())
@@ -302,7 +300,7 @@ def choose_shapes(needs: Sequence[dict[int, int]], hidden_size: int, most: int, 
     while len(kept) < most and (found := best_beside(kept))[0] < total:
         total, kept = found[0], [*kept, found[1]]
     improved = True
-    while improved:  # another candidate takes the place of one
+    while improved:  # replace one by a better candidate
         improved = False
         for i in range(len(kept)):
             found = best_beside(kept[:i] + kept[i + 1 :])
@@ -312,36 +310,26 @@ def choose_shapes(needs: Sequence[dict[int, int]], hidden_size: int, most: int, 
 
 
 class Batches:
-    """Training batches of items: batch = f(seed, step).
+    """Training batches, as a function of seed and step, of few shapes that are the same for every seed.
 
-    A batch has `batch_size` items, the last one of an epoch fewer. Shapes are few, and the same for every seed.
+    A batch has `batch_size` items; the last one of an epoch may have fewer.
+
+    Args:
+      items: the training set.
+      batch_size: items of a batch.
+      batching: packed: several sequences in a row; padded: one; by_length: one, with items of similar length together.
+      hidden_size: the encoder's, which decides the cost of a shape.
+      pad_id: the token after the last sequence of a row.
+      granule: the number of devices that share the rows, which are a multiple of it.
+      length_step: row lengths are a multiple of it, or 64.
+      most_shapes: the most shapes; each is compiled.
+      targets: makes the targets of a batch.
     """
 
     def __init__(
-        self,
-        items: Sequence[Item],
-        batch_size: int,
-        batching: Batching,
-        hidden_size: int,
-        pad_id: int,
-        granule: int = 1,
-        length_step: int = 16,
-        most_shapes: int = 6,
-        targets: Targets = per_sequence,
-    ) -> None:
-        """Plans the batches.
-
-        Args:
-          items: the training set.
-          batch_size: items of a batch.
-          batching: packed: several sequences in a row; padded: one; by_length: one, with items of similar length together.
-          hidden_size: of the encoder, which decides what a shape costs.
-          pad_id: the token after the last sequence of a row.
-          granule: rows are a multiple of it (the devices that rows are divided over).
-          length_step: row lengths are a multiple of it, or 64.
-          most_shapes: each is compiled by itself.
-          targets: lays the targets of a batch out.
-        """
+        self, items: Sequence[Item], batch_size: int, batching: Batching, hidden_size: int, pad_id: int, granule: int = 1,
+        length_step: int = 16, most_shapes: int = 6, targets: Targets = per_sequence,
+    ) -> None:  # fmt: skip
         self.items, self.batch_size = items, batch_size
         self.batching, self._pad_id = batching, pad_id
         each = items.lengths if isinstance(items, Items) else [max(len(e.input_ids) for e in i.sequences) for i in items]
@@ -350,11 +338,12 @@ class Batches:
         self._granule, self._targets = granule, targets
         self.steps_per_epoch = -(-len(items) // batch_size)
         self._epochs: dict[int, tuple[int, np.ndarray]] = {}  # seed -> (epoch, its order)
-        looked_at = [self._needs(self.order(_PLANNED, step)) for step in range(_LOOKED_AT)]
-        self.shapes = choose_shapes(looked_at, hidden_size, most_shapes, granule)
+        looked_at = [self._rows(self.order(_PLANNED, step), self.ladder) for step in range(_LOOKED_AT)]
+        needs = [{length: len(rows) for length, rows in each.items()} for each in looked_at]
+        self.shapes = choose_shapes(needs, hidden_size, most_shapes, granule)
 
     def order(self, seed: int, step: int) -> list[int]:
-        """Returns the items of batch `step`. Each epoch has all items, in an order of its own."""
+        """Returns the indices of the items of batch `step`. Each epoch has all items in an order of its own."""
         epoch, number = divmod(step, self.steps_per_epoch)
         known = self._epochs.get(seed)
         if known is None or known[0] != epoch:
@@ -365,28 +354,24 @@ class Batches:
     def _epoch(self, seed: int, epoch: int) -> np.ndarray:
         rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
         order = rng.permutation(len(self.items))
-        if self.batching == "by_length":
-            order = self._by_length(order, rng)
+        if self.batching == "by_length":  # sort by length within pools of 50 batches, then shuffle the full batches
+            pool = 50 * self.batch_size
+            pools = [order[i : i + pool] for i in range(0, len(order), pool)]
+            order = np.concatenate([some[np.argsort(-self._lengths[some], kind="stable")] for some in pools])
+            full = len(order) // self.batch_size
+            head = order[: full * self.batch_size].reshape(full, -1)
+            order = np.concatenate([head[rng.permutation(full)].reshape(-1), order[full * self.batch_size :]])
         return order.astype(np.int32)
 
-    def _by_length(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Sorts by length within pools of 50 batches, and then shuffles the full batches."""
-        pool = 50 * self.batch_size
-        pools = [order[i : i + pool] for i in range(0, len(order), pool)]
-        order = np.concatenate([some[np.argsort(-self._lengths[some], kind="stable")] for some in pools])
-        full = len(order) // self.batch_size
-        head = order[: full * self.batch_size].reshape(full, -1)
-        return np.concatenate([head[rng.permutation(full)].reshape(-1), order[full * self.batch_size :]])
-
     def _slots(self, length: int) -> int:
-        return 1 if self.batching != "packed" else max(1, length // 8)  # the last layer runs only at these
+        return 1 if self.batching != "packed" else max(1, length // 8)  # the last layer runs only at these places
 
     def _sequences(self, indices: Sequence[int]) -> list[Example]:
-        """Returns the sequences of the items of a batch; the head runs at the first token of each."""
+        """Returns the sequences of a batch, with the head at the first token of each."""
         return [Example(e.input_ids, e.token_type_ids, AT_FIRST) for i in indices for e in self.items[i].sequences]
 
     def _rows(self, indices: Sequence[int], lengths: Iterable[int]) -> dict[int, list[list[int]]]:
-        """Returns, for each row length that is not too short, the sequences in each row of the batch."""
+        """Returns the sequences in each row of the batch, for each row length that holds the longest one."""
         sequences, longest = self._sequences(indices), self._lengths[indices].max()
         alone = [[i] for i in range(len(sequences))]
         return {
@@ -395,19 +380,16 @@ class Batches:
             if length >= longest
         }
 
-    def _needs(self, indices: Sequence[int]) -> dict[int, int]:
-        return {length: len(rows) for length, rows in self._rows(indices, self.ladder).items()}
-
     def _shape(self, several: Sequence[dict[int, list[list[int]]]]) -> Shape:
         """Returns the cheapest shape that holds each of several batches, given their rows by length."""
         for shape in self.shapes:  # cheapest first
             if all(len(rows.get(shape.length, range(shape.rows + 1))) <= shape.rows for rows in several):
                 return shape
-        length, step = self.ladder[-1], 4 * self._granule  # rare: a batch larger than those that decided the shapes
+        length, step = self.ladder[-1], 4 * self._granule  # rare: a batch is larger than those that decided the shapes
         return Shape(-(-max(len(rows[length]) for rows in several) // step) * step, length)
 
     def train(self, seeds: Sequence[int], step: int) -> dict[str, np.ndarray]:
-        """Returns the batch of `step` (see the docstring of the module); for several seeds, theirs stacked on a first axis."""
+        """Returns the batch of `step` (see the module's docstring); the batches of several seeds are stacked on a first axis."""
         orders = [self.order(seed, step) for seed in seeds]
         lengths = sorted({self.ladder[-1], *(shape.length for shape in self.shapes)})
         several = [self._rows(order, lengths) for order in orders]

@@ -1,7 +1,7 @@
-"""Masked-language-model masking of whole batches: a pure function of (seed, step, rows). NumPy only.
+"""Masks batches for masked language modelling: a pure function of (seed, step, rows).
 
-All random bits of a global batch come from one counter-based generator, Philox(seed, step), with a fixed number of
-draws a row: host h of H advances it to its own first row, so the masks do not depend on how many hosts there are.
+The random bits of a global batch come from one counter-based generator, Philox(seed, step), with a fixed number of draws a row.
+A host advances it to its own first row, so the masks do not depend on the number of hosts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from bert_jax.config import MaskingConfig
 
 Rows = dict[str, np.ndarray]
-_BLOCK = 8  # uint32 draws a Philox counter step: rows begin at a whole one
+_BLOCK = 8  # uint32 draws of a Philox counter step; rows begin at a whole step
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Vocabulary:
 
 
 def random_bits(seed: int, step: int, first_row: int, num_rows: int, draws: int) -> np.ndarray:
-    """Returns uint32 [num_rows, draws]: rows [first_row, first_row + num_rows) of the random table of (seed, step)."""
+    """Returns uint32 [num_rows, draws]: rows from `first_row` of the random table of (seed, step)."""
     blocks = -(-draws // _BLOCK)
     generator = np.random.Philox(key=np.array([seed, step], np.uint64))
     generator.advance(first_row * blocks)
@@ -36,54 +36,45 @@ def random_bits(seed: int, step: int, first_row: int, num_rows: int, draws: int)
 
 
 def target_counts(lengths: np.ndarray, rate: float) -> np.ndarray:
-    """Returns the predictions for rows of `lengths` tokens: max(1, round(length * rate)), special tokens counted in the length
-    as BERT does (create_pretraining_data.py, create_masked_lm_predictions)."""
+    """Returns max(1, round(length * rate)), the number of predictions for rows of `lengths` tokens.
+
+    Special tokens count as tokens, as in BERT (create_pretraining_data.py, create_masked_lm_predictions).
+    """
     return np.maximum(1, np.rint(lengths * rate)).astype(np.int64)
 
 
 def mask_rows(
-    input_ids: np.ndarray,
-    vocabulary: Vocabulary,
-    cfg: MaskingConfig,
-    seed: int,
-    step: int,
-    first_row: int = 0,
-    pad_id: int = 0,
+    input_ids: np.ndarray, vocabulary: Vocabulary, cfg: MaskingConfig, seed: int, step: int, first_row: int = 0, pad_id: int = 0
 ) -> Rows:
     """Replaces some tokens of `input_ids` [B, L], and returns the rows with the positions and ids to predict.
 
-    Returns int32 `input_ids` [B, L] (80 % of the chosen become [MASK], 10 % a random token of the whole vocabulary, 10 %
-    stay, by `cfg`), int32 `masked_positions` and `masked_ids` [B, P] in the order of positions, and float32
-    `masked_weights` [B, P], 0 in unused slots. Special tokens ([UNK] too, which teaches
-    nothing) and padding are never chosen.
+    By default 80 % of the chosen tokens become [MASK], 10 % a random token of the whole vocabulary, and 10 % stay. Special
+    tokens (also [UNK], which teaches nothing) and padding are never chosen. `first_row` is the index of row 0 in the global
+    batch; a row's masks do not depend on B.
 
-    `first_row` is the index of row 0 in the global batch. Nothing depends on `B`.
+    Returns:
+      int32 `input_ids` [B, L], int32 `masked_positions` and `masked_ids` [B, P] in the order of positions, and float32
+      `masked_weights` [B, P], 0 in unused slots.
     """
     num_rows, length = input_ids.shape
     slots = cfg.num_slots(length)
     bits = random_bits(seed, step, first_row, num_rows, length + 2 * slots)
-    candidates = _candidates(input_ids, vocabulary.special_ids, pad_id)
+    candidates = input_ids != pad_id
+    for special in vocabulary.special_ids:
+        candidates &= input_ids != special
     wanted = np.minimum(target_counts((input_ids != pad_id).sum(1), cfg.rate), slots)
     choose = _choose_words if cfg.whole_word else _choose_tokens
     positions = choose(bits[:, :length], candidates, vocabulary.starts_word[input_ids], wanted, slots, cfg)
     return _replace(input_ids, positions, bits[:, length:], vocabulary, cfg)
 
 
-def _candidates(input_ids: np.ndarray, special_ids: tuple[int, ...], pad_id: int) -> np.ndarray:
-    """Returns bool [B, L]: the tokens that may be chosen."""
-    allowed = input_ids != pad_id
-    for special in special_ids:
-        allowed &= input_ids != special
-    return allowed
-
-
 _NONE = np.uint32(2**32 - 1)  # sorts after every key
 
 
 def _random_keys(bits: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.uint32]:
-    """Returns uint32 [B, L] sort keys in random order, and the mask of the low bits that hold the position.
+    """Returns random sort keys, uint32 [B, L], and the mask of their low bits, which hold the position.
 
-    As keys hold the position they are distinct: no tie is left to the sorting routine of the machine.
+    The positions make keys distinct, so the order does not depend on the machine's sorting routine.
     """
     low = np.uint32((1 << (bits.shape[1] - 1).bit_length()) - 1)
     keys = (bits >> np.uint32(1) & ~low) | np.arange(bits.shape[1], dtype=np.uint32)  # below 2**31, so never _NONE
@@ -107,7 +98,7 @@ def _choose_tokens(
 def _choose_words(
     bits: np.ndarray, candidates: np.ndarray, starts: np.ndarray, wanted: np.ndarray, slots: int, cfg: MaskingConfig
 ) -> np.ndarray:
-    """Chooses as `_choose_tokens`, by whole words in random order; skips a word that would exceed the count."""
+    """Returns positions as `_choose_tokens`, of whole words in random order; a word that would exceed the count is skipped."""
     num_rows, length = bits.shape
     after_gap = np.concatenate([np.ones((num_rows, 1), bool), ~candidates[:, :-1]], axis=1)
     starts = candidates & (starts | after_gap)
@@ -131,7 +122,7 @@ def _choose_words(
 
 
 def _replace(input_ids: np.ndarray, positions: np.ndarray, bits: np.ndarray, vocabulary: Vocabulary, cfg: MaskingConfig) -> Rows:
-    """Puts [MASK], a random token or the token itself at `positions` [B, P] (L: unused), by 2P random words a row."""
+    """Puts [MASK], a random token or the token itself at `positions` [B, P] (L: unused), by `bits` [B, 2P]."""
     used = positions < input_ids.shape[1]
     positions = np.where(used, positions, 0).astype(np.int32)
     rows = np.arange(len(input_ids))[:, None]

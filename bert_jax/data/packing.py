@@ -1,4 +1,4 @@
-"""Examples -> fixed rows; and from a row, the example, the position and the part of each token."""
+"""Packs examples into rows of one length, and describes the tokens of such rows."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 
 
 def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
-    """Returns the indices of the examples in each row: first fit over examples in the order of their length, longest first.
+    """Returns the indices of the examples in each row, placed longest first in the fullest row that takes them.
 
-    Rows are then put in the order of their first example, so that text stays near its neighbours.
+    Rows are in the order of their first example, so that text stays near its neighbours.
 
     >>> pack([3, 8, 5, 1], row_length=8)
     [[0, 2], [1], [3]]
@@ -43,8 +43,7 @@ def describe(input_ids: np.ndarray, cls_id: int, sep_id: int, pad_id: int) -> di
     """Returns the int32 arrays [B, L] that follow from rows of `[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]` examples.
 
     `sequence_ids`: 1, 2, ... for the examples of a row, 0 at padding. `position_ids`: from 0 in each example.
-    `token_type_ids`: 1 after an example's first [SEP]. Special tokens in the text are never parsed as
-    special tokens, so each [CLS] begins an example.
+    `token_type_ids`: 1 after an example's first [SEP]. Text has no [CLS], so each one begins an example.
 
     >>> {k: v[0].tolist() for k, v in describe(np.array([[1, 7, 2, 8, 2, 1, 9, 2, 0]]), 1, 2, 0).items()}
     ... # doctest: +NORMALIZE_WHITESPACE

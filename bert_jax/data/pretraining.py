@@ -1,4 +1,4 @@
-"""From a config to the stream of masked batches: the global batch of a step is a function of (seed, step) alone."""
+"""Masked batches of a pretraining run. The global batch of a step is a function of (seed, step) alone."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import grain
 import numpy as np
 
-from bert_jax.config import TRAINED, DataConfig, InputError, MaskingConfig, TrainConfig
+from bert_jax.config import TRAINED, DataConfig, MaskingConfig, TrainConfig
 from bert_jax.data import corpus, masking, packing
 from bert_jax.data.corpus import Corpus, Rows
 from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.data.tokenizer_training import VocabularyKind
 from bert_jax.data.workers import Progress
+from bert_jax.errors import InputError
 
 Batch = dict[str, np.ndarray]
 _EVALUATION = 2**63  # added to the step: held-out masks share no random bits with training's
@@ -25,7 +27,7 @@ _EVALUATION = 2**63  # added to the step: held-out masks share no random bits wi
 
 @dataclass(frozen=True)
 class PretrainingData:
-    """A run's tokenizer, training rows and held-out rows (of one corpus, or of two where data.eval_source is given)."""
+    """A run's tokenizer, training rows and held-out rows, from one corpus or, with data.eval_source, from two."""
 
     tokenizer: Tokenizer
     training: Corpus
@@ -43,20 +45,19 @@ class PretrainingData:
 
 
 def load_data(
-    cfg: TrainConfig, progress: Progress, begun: Mapping[str, Any] | None = None, start: Path | None = None
+    cfg: TrainConfig, progress: Progress, begun: Mapping[str, str] | None = None, start: Path | None = None
 ) -> PretrainingData:
     """Returns the tokenizer, read or trained once and kept in the work directory, and the tokenized text.
 
     Args:
       cfg: the run's config.
       progress: shows items as they pass.
-      begun: what the run wrote next to its newest checkpoint, if it has one: the names of its rows, `data`, and the
-        tokenizer's fingerprint, `tokenizer`.
+      begun: the names of the rows, `data`, and the tokenizer's fingerprint, `tokenizer`, at the run's newest checkpoint.
       start: the folder of the tokenizer of the weights of init_from.
 
     Raises:
-      InputError: text or a tokenizer that cannot be read or, before any text is tokenized, is not that of `begun` or `start`;
-        a tokenizer with more ids than model.vocab_size; a text of fill_masks without a mask.
+      InputError: the text or tokenizer cannot be read or, checked before any text is tokenized, is not that of `begun` or
+        `start`; the tokenizer has more ids than model.vocab_size; a text of fill_masks has no mask.
     """
     tokenizer, kept = load_tokenizer(cfg, progress, begun, start), tokenizer_folder(cfg)
     copies = Path(cfg.workdir) / "cache"
@@ -74,7 +75,7 @@ def load_data(
 
 
 def texts(data: DataConfig) -> list[DataConfig]:
-    """Returns the texts that are prepared apart: all of it, or that of training and data.eval_source."""
+    """Returns the data of each corpus: one, or those of training and of data.eval_source."""
     if not data.eval_source:
         return [data]
     return [data.replace(eval_fraction=0.0), data.replace(source=data.eval_source, eval_fraction=0.0)]
@@ -91,9 +92,9 @@ def tokenizer_folder(cfg: TrainConfig) -> Path:
 
 
 def load_tokenizer(
-    cfg: TrainConfig, progress: Progress, begun: Mapping[str, Any] | None = None, start: Path | None = None
+    cfg: TrainConfig, progress: Progress, begun: Mapping[str, str] | None = None, start: Path | None = None
 ) -> Tokenizer:
-    """Returns a run's tokenizer, read or trained once and kept in `tokenizer_folder`. Raises InputError as `load_data` does."""
+    """Returns a run's tokenizer, read or trained once and kept in `tokenizer_folder`; see `load_data`."""
     data, kept = cfg.data, tokenizer_folder(cfg)
     if not data.source:
         raise InputError("no text: give --data.source FILE... (globs, tfds:NAME), or set it in the config file")
@@ -104,8 +105,8 @@ def load_tokenizer(
         if given:
             tokenizer = Tokenizer.load(given)
         else:
-            training_texts = corpus.read_texts(texts(data)[0], progress)
-            tokenizer = Tokenizer.train(training_texts, cfg.model.vocab_size, data.tokenizer, data.lowercase)  # type: ignore[arg-type]
+            kind = cast(VocabularyKind, data.tokenizer)
+            tokenizer = Tokenizer.train(corpus.read_texts(texts(data)[0], progress), cfg.model.vocab_size, kind, data.lowercase)
         _as_rows_are(tokenizer, data).replace(special_tokens="read").save(kept, model_max_length=cfg.model.max_length)
     tokenizer = Tokenizer.load(kept, special_tokens=data.special_tokens)
     _check_kept(cfg, tokenizer, begun or {})
@@ -113,8 +114,8 @@ def load_tokenizer(
         _check_start(cfg, tokenizer, _as_rows_are(Tokenizer.load(start, special_tokens=data.special_tokens), data))
     if tokenizer.vocab_size > cfg.model.vocab_size:
         raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size} ids and model.vocab_size={cfg.model.vocab_size}: ids past the table would "
-            f"be read from nowhere; set --model.vocab-size {tokenizer.vocab_size} or more"
+            f"the tokenizer has {tokenizer.vocab_size} ids, more than model.vocab_size={cfg.model.vocab_size} embeddings: "
+            f"set --model.vocab-size {tokenizer.vocab_size} or more"
         )
     for i, text in enumerate(cfg.fill_masks):
         if tokenizer.mask_id not in tokenizer.replace(special_tokens="read").encode_batch([text])[0]:
@@ -123,13 +124,13 @@ def load_tokenizer(
 
 
 def _as_rows_are(tokenizer: Tokenizer, data: DataConfig) -> Tokenizer:
-    """Returns the tokenizer with the template of the run's examples: so the exported model is used as it was trained."""
+    """Returns the tokenizer with the template of the run's examples, so that the exported model is used as it was trained."""
     as_bert = tokenizer.lays_out_as_bert(pairs=data.examples == "sentence_pairs")
     return tokenizer if as_bert else tokenizer.replace(bert_template=True)
 
 
-def _check_kept(cfg: TrainConfig, tokenizer: Tokenizer, begun: Mapping[str, Any]) -> None:
-    """Raises InputError where the work directory's tokenizer is neither that of its checkpoints nor that of the given file."""
+def _check_kept(cfg: TrainConfig, tokenizer: Tokenizer, begun: Mapping[str, str]) -> None:
+    """Raises InputError unless the work directory's tokenizer is that of its checkpoints and of the given file."""
     kept, given, fix = tokenizer_folder(cfg), cfg.data.tokenizer, "begin anew with another --workdir"
     if begun.get("tokenizer", fingerprint := tokenizer.fingerprint()) != fingerprint:
         raise InputError(f"the tokenizer in {kept} is not what {cfg.workdir} was begun with: restore it, or {fix}")
@@ -141,7 +142,7 @@ def _check_start(cfg: TrainConfig, tokenizer: Tokenizer, theirs: Tokenizer) -> N
     """Raises InputError where the weights of init_from have another vocabulary; warns where they have other rules."""
     if other := tokenizer.difference(theirs):
         raise InputError(
-            f"--init-from {cfg.init_from} has another vocabulary than {cfg.data.tokenizer}: {other}. Its weights would stand for "
+            f"--init-from {cfg.init_from} has another vocabulary than {cfg.data.tokenizer}: {other}. Its weights would belong to "
             "other tokens: leave --data.tokenizer out, and its own is taken"
         )
     if tokenizer.fingerprint() != theirs.fingerprint():
@@ -153,8 +154,11 @@ def _check_start(cfg: TrainConfig, tokenizer: Tokenizer, theirs: Tokenizer) -> N
 
 @dataclass(frozen=True)
 class BatchSource:
-    """Makes batches of `rows`: int32 `input_ids, token_type_ids, position_ids, sequence_ids` [B, L], `masked_positions,
-    masked_ids` [B, P], float32 `masked_weights` [B, P], and int32 `next_sentence_label` [B] where rows have one."""
+    """Makes masked batches of rows.
+
+    A batch has int32 `input_ids, token_type_ids, position_ids, sequence_ids` [B, L] and `masked_positions, masked_ids` [B, P],
+    float32 `masked_weights` [B, P], and int32 `next_sentence_label` [B] where rows have one.
+    """
 
     rows: Rows
     tokenizer: Tokenizer
@@ -173,13 +177,13 @@ class BatchSource:
         return cls(rows, tokenizer, cfg.masking, cfg.data.max_seq_length, cfg.batch_size, cfg.seed)
 
     def train(self, step: int, of: slice = slice(None)) -> Batch:
-        """Returns the batch of `step`, or the rows `of` it: the order changes with each epoch, the masks with each step."""
+        """Returns the batch of `step`, or the rows `of` it. The order changes with each epoch, the masks with each step."""
         places = range(step * self.batch_size, (step + 1) * self.batch_size)[of]
         rows = self.rows[[self._order[i] for i in places]]  # type: ignore[attr-defined]
         return self._batch(rows, step, places[0] - step * self.batch_size)
 
     def evaluation(self, number: int) -> Batch:
-        """Returns batch `number` of the rows in their own order, with fixed masks; the last is filled up with weight 0."""
+        """Returns batch `number` of the rows in their own order, with fixed masks. The last batch is padded with weight 0."""
         first = number * self.batch_size
         rows = self.rows[np.arange(first, min(first + self.batch_size, len(self.rows)))]
         batch = self._batch(rows, _EVALUATION + number)
@@ -194,7 +198,7 @@ class BatchSource:
         return min(most, -(-len(self.rows) // self.batch_size))
 
     def stream(self, start: int, stop: int, of: slice = slice(None)) -> Iterator[Batch]:
-        """Yields the training batches of steps [start, stop), or the rows `of` them, made ahead in a thread."""
+        """Returns the training batches of steps [start, stop), or the rows `of` them, made ahead in a thread."""
         steps = grain.MapDataset.range(start, stop).map(partial(self.train, of=of))
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
@@ -209,10 +213,9 @@ class BatchSource:
 
 
 def unigram_loss(token_counts: np.ndarray, batches: Iterator[Batch]) -> float:
-    """Returns the nats a masked token that a model without context can reach.
+    """Returns the loss of a model without context, in nats a masked token.
 
-    It is the cross-entropy of the batches' masked tokens under the training text's token frequencies, with one added to every
-    count.
+    It is the cross-entropy of the batches' masked tokens under the token frequencies of the training text plus one.
     """
     log_p = np.log(token_counts + 1.0) - np.log((token_counts + 1.0).sum())
     total = weight = 0.0

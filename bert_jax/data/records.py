@@ -1,11 +1,11 @@
-"""Many records in little memory: their texts in one buffer, a few numbers for each record, and a Record when one is read.
+"""Records of a task's files, stored in little memory: texts in one buffer, and a few numbers for each record.
 
     records = Records()
     records.append(Record(("A fine film.",), "positive", "0", "a.csv:2"))
     records[0]                          an equal record
     take(records, [0])                  the records at these places; the buffer is shared
 
-The functions below take lists of records too. Reading labels or texts alone is faster than making records.
+The functions below take lists of records too. Reading only labels or texts is faster than making records.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from typing import Any, overload
 
 import numpy as np
 
-_TEXT, _FIELD = b"\xff", b"\xfe"  # between texts; between texts, id, group and place. UTF-8 has no such bytes
-_SHARED = 1 << 16  # different labels that are shared
+Label = Any  # its type depends on the kind of task: see Record
+_TEXT, _FIELD = b"\xff", b"\xfe"  # between texts; between texts, id, group and place. UTF-8 does not have these bytes
+_SHARED = 1 << 16  # the most labels that are kept once
 
 
 @dataclass(frozen=True)
@@ -35,21 +36,21 @@ class Record:
         question_answering: a tuple of answers (text, start), empty where there is no answer.
       id: the id in the file, else the number of the record in its split, from 0.
       place: `file:line` (or row, for parquet; `file: id` in JSON), for messages.
-      group: the value of the group column, None without one: records of one group are held out together.
+      group: the value of the group column, None without one. Records of one group are held out together.
     """
 
     texts: tuple[str, ...]
-    label: Any
+    label: Label
     id: str
     place: str
     group: str | None = None
 
 
 class Records(Sequence[Record]):
-    """Records that are stored in columns: about 30 bytes each, and the bytes of their texts in UTF-8.
+    """Records stored in columns: about 30 bytes each, and the bytes of their texts in UTF-8.
 
-    A place is kept as its number where it is the first place with another number; an id is kept where it is not the number of
-    the record. Equal labels are kept once.
+    A place that differs from the first one only by its number is stored as that number. An id is stored only where it is not
+    the number of the record. Equal labels are stored once.
     """
 
     def __init__(self) -> None:
@@ -59,11 +60,11 @@ class Records(Sequence[Record]):
         self._prefix: str | None = None
         self._rows: Sequence[int] = range(0)
         self._groups = False
-        self._known: dict[Any, Any] = {}
-        self.labels: list[Any] = []
+        self._known: dict[tuple[type, Label], Label] = {}
+        self.labels: list[Label] = []
 
     def append(self, record: Record) -> None:
-        """Adds a record at the end; not for records that `take` or `with_labels` returned."""
+        """Adds a record at the end. Not for records that `take` or `with_labels` returned, which share their buffer."""
         row, id, place, group = len(self._numbers), record.id, record.place, record.group
         prefix = place.rstrip("0123456789")
         number = place[len(prefix) :]
@@ -79,8 +80,8 @@ class Records(Sequence[Record]):
         self._rows = range(row + 1)
         self.labels.append(self._shared(record.label))
 
-    def _shared(self, label: Any) -> Any:
-        """Returns an equal label that is known; of a tuple, such as the tags of a sentence, the items are shared too."""
+    def _shared(self, label: Label) -> Label:
+        """Returns an equal label that is stored already. The items of a tuple, as the tags of a sentence, are shared too."""
         if isinstance(label, tuple):
             label = type(label)(map(self._shared, label))
         if not isinstance(label, str | tuple) or len(self._known) >= _SHARED:
@@ -90,7 +91,7 @@ class Records(Sequence[Record]):
     def _fields(self, row: int) -> list[bytearray]:
         return self._data[self._ends[row] : self._ends[row + 1]].split(_FIELD)
 
-    def _record(self, row: int, label: Any) -> Record:
+    def _record(self, row: int, label: Label) -> Record:
         texts, *more = self._fields(row)
         id, group, place = map(_decoded, more) if more else (str(row), "", "")
         number = self._numbers[row]
@@ -121,27 +122,10 @@ class Records(Sequence[Record]):
     def __repr__(self) -> str:
         return f"<{len(self)} records>"
 
-    def texts(self) -> Iterator[tuple[str, ...]]:
-        """Returns the texts of each record."""
-        return (_texts(self._fields(row)[0]) for row in self._rows)
-
-    def groups(self) -> Iterator[str | None]:
-        """Returns the group of each record."""
-        return (record.group for record in self) if self._groups else repeat(None, len(self))
-
-    def _like(self, rows: Sequence[int], labels: list[Any]) -> Records:
+    def _like(self, rows: Sequence[int], labels: list[Label]) -> Records:
         other = Records()
         vars(other).update(vars(self) | {"_rows": rows, "labels": labels})
         return other
-
-    def take(self, indices: np.ndarray) -> Records:
-        """Returns the records at these places, int [n]."""
-        rows, own = (array("i", np.asarray(at, np.int32).tobytes()) for at in (np.asarray(self._rows)[indices], indices))
-        return self._like(rows, [self.labels[i] for i in own])
-
-    def with_labels(self, labels: list[Any]) -> Records:
-        """Returns the same records with other labels."""
-        return self._like(self._rows, labels)
 
 
 def _encoded(text: str) -> bytes:
@@ -156,41 +140,49 @@ def _texts(joined: bytearray) -> tuple[str, ...]:
     return tuple([_decoded(text) for text in joined.split(_TEXT)])
 
 
-def labels_of(records: Sequence[Record]) -> list[Any]:
+def labels_of(records: Sequence[Record]) -> list[Label]:
     """Returns the label of each record; do not change the list."""
     return records.labels if isinstance(records, Records) else [record.label for record in records]
 
 
 def texts_of(records: Sequence[Record]) -> Iterator[tuple[str, ...]]:
     """Returns the texts of each record."""
-    return records.texts() if isinstance(records, Records) else (record.texts for record in records)
+    if isinstance(records, Records):
+        return (_texts(records._fields(row)[0]) for row in records._rows)
+    return (record.texts for record in records)
 
 
 def groups_of(records: Sequence[Record]) -> Iterator[str | None]:
     """Returns the group of each record."""
-    return records.groups() if isinstance(records, Records) else (record.group for record in records)
+    if isinstance(records, Records) and not records._groups:
+        return repeat(None, len(records))
+    return (record.group for record in records)
 
 
 def take(records: Sequence[Record], indices: Sequence[int] | np.ndarray) -> Sequence[Record]:
     """Returns the records at these places."""
-    return records.take(np.asarray(indices, np.int64)) if isinstance(records, Records) else [records[i] for i in indices]
+    if not isinstance(records, Records):
+        return [records[i] for i in indices]
+    own = np.asarray(indices, np.int64)
+    rows, places = (array("i", at.astype(np.int32).tobytes()) for at in (np.asarray(records._rows)[own], own))
+    return records._like(rows, [records.labels[i] for i in places])
 
 
-def with_labels(records: Sequence[Record], labels: Sequence[Any]) -> Sequence[Record]:
+def with_labels(records: Sequence[Record], labels: Sequence[Label]) -> Sequence[Record]:
     """Returns the same records with other labels, one each."""
     if isinstance(records, Records):
-        return records.with_labels(list(labels))
+        return records._like(records._rows, list(labels))
     both = zip(records, labels, strict=True)
     return [record if record.label is label else dataclasses.replace(record, label=label) for record, label in both]
 
 
 def hashes(keys: Iterable[Hashable], count: int = -1) -> np.ndarray:
-    """Returns int64 [N], equal for equal keys: of a million keys, two share a hash by chance in 1 of 3e7 processes."""
+    """Returns int64 [N], equal for equal keys. Of a million keys, two share a hash by chance in 1 of 3e7 processes."""
     return np.fromiter(map(hash, keys), np.int64, count)
 
 
 def numbered(keys: Iterable[Hashable], count: int = -1) -> np.ndarray:
-    """Returns int32 [N]: the number of each key among the different keys, in the order in which they come first.
+    """Returns int32 [N], the number of each key among the different keys in the order of their first occurrence.
 
     >>> numbered(["b", "a", "b", "c"]).tolist()
     [0, 1, 0, 2]

@@ -1,7 +1,7 @@
-"""Counts of repeated text in bounded memory: copies of documents and sentences, and held-out text that is trained on.
+"""Counts repeated text in bounded memory: copies of documents and sentences, and held-out text that is also trained on.
 
-All copies of a text have the same hash. A sample by hash therefore has all copies of a text or none of them, and estimates the
-shares of the whole without bias. A text of at most MOST entries is its own sample.
+All copies of a text have the same hash. A sample by hash therefore has all copies of a text or none, and estimates shares without
+bias. A text of at most MOST entries is its own sample.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Sample:
       hashes: uint64 [n], in the order of the text.
       files: int32 [n], the number of the file of each entry.
       held_out: bool [n].
-      halvings: how often the range of hashes was halved.
+      halvings: the number of times the range of hashes was halved.
     """
 
     hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
@@ -32,13 +32,13 @@ class Sample:
     halvings: int = 0
 
     def at(self, halvings: int) -> Sample:
-        """Returns the entries that are left after this many halvings, at least as many as its own."""
+        """Returns the entries that are left after `halvings` halvings in all."""
         kept = self.hashes >> np.uint64(64 - halvings) == 0 if halvings else slice(None)
         return Sample(self.hashes[kept], self.files[kept], self.held_out[kept], halvings)
 
 
 def joined(samples: Sequence[Sample]) -> Sample:
-    """Returns the sample of a text from the samples of its consecutive parts."""
+    """Returns the sample of a text, given the samples of its consecutive parts."""
     halvings = max(sample.halvings for sample in samples)
     parts = [sample.at(halvings) for sample in samples]
     hashes, files, held_out = (np.concatenate([getattr(p, name) for p in parts]) for name in ("hashes", "files", "held_out"))
@@ -49,14 +49,9 @@ def joined(samples: Sequence[Sample]) -> Sample:
 
 
 class Repeats(TypedDict):
-    """Repeated entries in a whole text.
+    """The `count` of repeated entries among the `of` entries of a text.
 
-    Attributes:
-      count: their number.
-      of: the number of entries that could be repeated.
-      share: count / of.
-      worst: [file, count] of the three files that have most of them.
-      estimated: the sample is smaller than the text.
+    `worst` is [file, count] of the three files with the most, and `estimated` is True if the sample is smaller than the text.
     """
 
     count: int
@@ -67,7 +62,7 @@ class Repeats(TypedDict):
 
 
 def found(sample: Sample, repeated: np.ndarray, among: np.ndarray | None = None) -> Repeats:
-    """Returns what the entries `repeated` (bool [n]) of a sample say about the whole text; `among`: the entries that count."""
+    """Returns the repeats of a text, given the entries of its sample that are `repeated` and, if not all, those `among` them."""
     scale = 1 << sample.halvings
     counts = np.bincount(sample.files[repeated], minlength=1)
     worst = [[int(i), int(counts[i]) * scale] for i in np.argsort(-counts, kind="stable")[:3] if counts[i]]
@@ -77,14 +72,14 @@ def found(sample: Sample, repeated: np.ndarray, among: np.ndarray | None = None)
 
 
 def copies(sample: Sample) -> Repeats:
-    """Returns the entries that are copies of earlier ones."""
+    """Counts the entries that are copies of earlier ones."""
     copied = np.ones(len(sample.hashes), bool)
     copied[np.unique(sample.hashes, return_index=True)[1]] = False
     return found(sample, copied)
 
 
 def leaked(trained: Sample, held_out: Sample) -> Repeats:
-    """Returns the held-out entries of `held_out` that are trained on in `trained`, which may be the same text."""
+    """Counts the held-out entries of `held_out` that are training entries of `trained`, which may be the same text."""
     halvings = max(trained.halvings, held_out.halvings)
     trained, held_out = trained.at(halvings), held_out.at(halvings)
     shared = held_out.held_out & np.isin(held_out.hashes, trained.hashes[~trained.held_out])

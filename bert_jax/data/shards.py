@@ -1,7 +1,7 @@
-"""One shard of the token cache: the text of its segments -> rows of token ids, training rows before held-out ones, and counts.
+"""Shards of the token cache: rows of token ids from the text of some segments, and counts.
 
-A shard becomes two files: `shard-00000.npy`, the rows [n, L], and `shard-00000.npz`, the counts. Its rows depend on nothing but
-its text, its number, the tokenizer and the options, so any process of any machine makes the same.
+A shard becomes two files: `shard-00000.npy`, the rows [n, L], training rows first, and `shard-00000.npz`, the counts. Its rows
+depend only on its text, its number, the tokenizer and the options, so any process on any machine makes the same.
 """
 
 from __future__ import annotations
@@ -20,30 +20,31 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
-from bert_jax.config import DataConfig, InputError
+from bert_jax.config import DataConfig
 from bert_jax.data import examples, packing, repeats, sources, store
 from bert_jax.data.repeats import Sample
 from bert_jax.data.store import AnyPath, RemotePath, as_path, write
 from bert_jax.data.tokenizer import SpecialTokens, Tokenizer, in_portions
+from bert_jax.errors import InputError
 
 Shard = tuple[sources.Segment, ...]
 
 
 def document_hash(text: str) -> int:
-    """Returns 64 bits of a hash of a document's text, white space folded."""
+    """Returns a 64-bit hash of a document's text with white space folded."""
     return int.from_bytes(hashlib.blake2b(examples.fold(text).encode(), digest_size=8).digest(), "little")
 
 
 def is_held_out(document: int, fraction: float) -> bool:
-    """Tells whether the document of this hash is among the share `fraction` of all that is held out from training."""
+    """Returns True if the document with this hash is in the share `fraction` that is held out from training."""
     return document % 1_000_000 < fraction * 1_000_000
 
 
-PASSAGE_CHARS = 2000  # length of the runs of sentences that are held out together
+PASSAGE_CHARS = 2000  # the length of runs of sentences that are held out together
 
 
 def _passages(text: str, ends: str) -> Iterator[str]:
@@ -52,13 +53,13 @@ def _passages(text: str, ends: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class HoldOut:
-    """The rule of what is held out: a share `fraction` of the documents, or of their `passages`, by their hash."""
+    """The rule that holds out a share `fraction` of the documents, or of their `passages`, by their hash."""
 
     fraction: float
     passages: bool = False
 
     def parts(self, text: str, ends: str) -> Iterator[tuple[str, int, bool]]:
-        """Yields (text, hash, held out?) of a document, or of each run of its passages on one side; `ends` is data.sentences."""
+        """Yields (text, hash, held out?) of a document, or of each run of its passages on one side; `ends`: data.sentences."""
         if not self.passages:
             hash = document_hash(text)
             yield text, hash, is_held_out(hash, self.fraction)
@@ -71,15 +72,9 @@ class HoldOut:
 
 @lru_cache(maxsize=4)
 def hold_out(cfg: DataConfig, segments: tuple[sources.Segment, ...]) -> HoldOut:
-    """Returns the rule for a text: documents where that leaves some on both sides; else passages, at least one.
-
-    Raises:
-      InputError: a text that is too short for that.
-    """
+    """Returns the rule for a text: by documents if that leaves some on both sides, else by passages."""
     rule, count = HoldOut(cfg.eval_fraction), sum(segment.stop - segment.start for segment in segments)
-    if (
-        not rule.fraction or count * min(rule.fraction, 1 - rule.fraction) > 20
-    ):  # both sides have some, with odds of over 1e8 to 1
+    if not rule.fraction or count * min(rule.fraction, 1 - rule.fraction) > 20:  # odds of over 1e8 to 1 for both sides
         return rule
     sides = set[bool]()
     for text in _texts(cfg, segments):
@@ -97,13 +92,13 @@ def hold_out(cfg: DataConfig, segments: tuple[sources.Segment, ...]) -> HoldOut:
 
 
 def _texts(cfg: DataConfig, segments: Iterable[sources.Segment]) -> Iterator[str]:
-    return itertools.chain.from_iterable(
-        sources.read(segment, sources.reader_of(cfg), sources.ReadReport()) for segment in segments
-    )
+    reader = sources.reader_of(cfg)
+    for segment in segments:
+        yield from sources.read(segment, reader, sources.ReadReport())
 
 
 def one_sided(held_out: int, count: int, cfg: DataConfig) -> str:
-    """Returns the message for a text that has documents on one side alone."""
+    """Returns the message for a text that has documents on one side only."""
     return (
         f"{held_out} of {count} documents of {', '.join(cfg.source)} are held out by data.eval_fraction={cfg.eval_fraction}, and "
         "they are too short, or too much alike, to hold out passages: change it, set it to 0, give more text, or data.eval_source"
@@ -112,7 +107,7 @@ def one_sided(held_out: int, count: int, cfg: DataConfig) -> str:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard to make, with all that a worker process needs."""
+    """A shard to make, with all that a worker process needs."""
 
     number: int
     shard: Shard
@@ -124,17 +119,14 @@ class ShardTask:
 
 
 def load_tokenizer(path: str, special_tokens: SpecialTokens) -> Tokenizer:
-    """Reads a tokenizer of a local folder or a URL."""
-    if isinstance(remote := as_path(path), RemotePath):
-        with tempfile.TemporaryDirectory() as folder:
+    """Reads a tokenizer from a local folder or a URL."""
+    with tempfile.TemporaryDirectory() as folder:
+        if isinstance(remote := as_path(path), RemotePath):
             path = str(store.fetch(remote, Path(folder), lambda items, *_: items))
-            return Tokenizer.load(path, special_tokens=special_tokens)
-    return Tokenizer.load(path, special_tokens=special_tokens)
+        return Tokenizer.load(path, special_tokens=special_tokens)
 
 
-@lru_cache(maxsize=2)
-def _tokenizer(path: str, special_tokens: SpecialTokens) -> Tokenizer:
-    return load_tokenizer(path, special_tokens)
+_tokenizer = lru_cache(maxsize=2)(load_tokenizer)
 
 
 def make_shard(task: ShardTask) -> None:
@@ -150,7 +142,7 @@ def make_shard(task: ShardTask) -> None:
 
 
 def write_shard(task: ShardTask, rows_path: AnyPath, counts_path: AnyPath) -> None:
-    """Writes the rows of a shard, and then its counts with the checksum of the rows."""
+    """Writes the rows of a shard, then its counts with the checksum of the rows."""
     cfg, tokenizer = task.cfg, _tokenizer(task.tokenizer_path, task.cfg.special_tokens)
     small = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
     text = _ShardText(task)
@@ -172,7 +164,7 @@ def write_shard(task: ShardTask, rows_path: AnyPath, counts_path: AnyPath) -> No
 
 
 class _ShardText:
-    """The text of a shard, read once, sentence after sentence, and its counts."""
+    """The text of a shard, read once, sentence by sentence, and its counts."""
 
     def __init__(self, task: ShardTask) -> None:
         self.number, self._task, self._report = task.number, task, sources.ReadReport()
@@ -181,15 +173,15 @@ class _ShardText:
         self._tokens = self.examples = 0
 
     def documents(self, tokenizer: Tokenizer) -> Iterator[tuple[bool, Iterator[np.ndarray]]]:
-        """Yields (held out?, ids of its sentences) of each document, to be consumed in this order."""
+        """Yields (held out?, ids of its sentences) of each document; consume the ids before the next document."""
         for number, each in itertools.groupby(self._encoded(tokenizer), key=lambda pair: pair[0]):
             yield self._held_out[number], (ids for _, ids in each)
 
     def _read(self) -> Iterator[tuple[int, str]]:
         """Yields (number of its document, sentence)."""
-        cfg = self._task.cfg
+        cfg, reader = self._task.cfg, sources.reader_of(self._task.cfg)
         for segment, file_number in zip(self._task.shard, self._task.file_numbers, strict=True):
-            texts = sources.read(segment, sources.reader_of(cfg), self._report)
+            texts = sources.read(segment, reader, self._report)
             for text, hash, held_out in (part for whole in texts for part in self._task.rule.parts(whole, cfg.sentences)):
                 self._hashes.append(hash)
                 self._held_out.append(held_out)
@@ -202,18 +194,22 @@ class _ShardText:
                     yield len(self._hashes) - 1, sentence
 
     def _encoded(self, tokenizer: Tokenizer) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields (number of its document, ids) of each sentence that has any."""
+        """Yields (number of its document, ids) of each sentence that has ids."""
         for portion in in_portions(self._read(), lambda pair: len(pair[1])):
             for (number, sentence), ids in zip(portion, tokenizer.encode_batch([text for _, text in portion]), strict=True):
-                if self._task.cfg.special_tokens == "read":
-                    _check_special_tokens(ids, sentence, tokenizer)
+                structure = {tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id}
+                if self._task.cfg.special_tokens == "read" and (found := structure & set(ids.tolist())):
+                    raise InputError(
+                        f"the text has the special token {tokenizer.tokens(found)[0]}, which has a meaning of its own in "
+                        f"pretraining: {sentence[:80]!r}; remove it, or read special tokens as text (--data.special-tokens text)"
+                    )
                 self._tokens += len(ids)
                 self._unknown[number] += int((ids == tokenizer.unk_id).sum())
                 if len(ids):
                     yield number, ids
 
     def counts(self) -> dict[str, np.ndarray]:
-        """Returns the counts, once all has been read."""
+        """Returns the counts, once all the text has been read."""
         return {
             "document_hashes": np.array(self._hashes, np.uint64),
             "document_files": np.array(self._files, np.int32),
@@ -230,20 +226,8 @@ class _ShardText:
         }  # fmt: skip
 
 
-def _check_special_tokens(ids: np.ndarray, sentence: str, tokenizer: Tokenizer) -> None:
-    """Raises InputError where the text has a special token that begins, divides or pads examples."""
-    if found := {tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id} & set(ids.tolist()):
-        raise InputError(
-            f"the text has the special token {tokenizer.tokens(found)[0]}, which has a meaning of its own in pretraining: "
-            f"{sentence[:80]!r}; remove it, or read special tokens as text (--data.special-tokens text)"
-        )
-
-
 def _examples(text: _ShardText, cfg: DataConfig, tokenizer: Tokenizer) -> list[np.ndarray]:
-    """Returns rows [n, L] of the training and of the held-out documents.
-
-    With sentence pairs they are [n, L + 1]: the last column is the next-sentence label.
-    """
+    """Returns rows of the training and of the held-out documents: [n, L], with sentence pairs [n, L + 1] for their label."""
     length, ids = cfg.max_seq_length, (tokenizer.cls_id, tokenizer.sep_id)
     if cfg.examples == "full_sentences":
         pieces: tuple[list[np.ndarray], ...] = [], []
@@ -275,18 +259,27 @@ def shard_files(number: int) -> tuple[str, str]:
 
 
 def read_counts(path: AnyPath) -> dict[str, np.ndarray]:
-    """Reads what `write_shard` counted."""
+    """Returns the counts of a shard."""
     return dict(np.load(io.BytesIO(path.read_bytes())))
 
 
+class Found(TypedDict):
+    """Repeated and unknown text, which the doctor reports; `unknown` is [file, tokens] of the worst three files."""
+
+    documents: repeats.Repeats
+    sentences: repeats.Repeats
+    leaked: repeats.Repeats
+    unknown: list[list[int]]
+
+
 class Counted:
-    """The sums of the counts of shards, which are added one after the other: memory is that of the sums."""
+    """The sums of the counts of shards, added one by one, in the memory of the sums."""
 
     def __init__(self, num_files: int) -> None:
         self.documents, self.sentences = Sample(), Sample()
         self.rows, self.train_rows, self.checksums = list[int](), list[int](), list[int]()
         self.number, self.skipped, self.empty = Counter[str](), Counter[str](), Counter[str]()
-        self.sums, self.first = dict[str, Any](), dict[str, str]()
+        self.sums, self.first = dict[str, np.ndarray](), dict[str, str]()
         self._unknown = np.zeros(num_files)
 
     def add(self, shards: Sequence[Mapping[str, np.ndarray]]) -> None:
@@ -298,21 +291,18 @@ class Counted:
             sentences.append(Sample(shard["sentence_hashes"], np.repeat(files, each), np.repeat(held_out, each)))
             self._unknown += np.bincount(files, shard["document_unknown"], len(self._unknown))
             self.number.update(documents=len(files), held_out_documents=int(held_out.sum()))
-            self._add_counts(shard)
+            self.rows.append(int(shard["num_rows"]))
+            self.train_rows.append(int(shard["num_train"]))
+            self.checksums.append(int(shard["crc32"]))
+            self.number.update({name: int(shard[name]) for name in ("text_tokens", "unknown_tokens", "real_tokens", "examples")})
+            self.sums = {name: shard[name] + self.sums.get(name, 0) for name in ("row_lengths", "token_counts")}
+            self.skipped.update(json.loads(str(shard["skipped"])))
+            self.empty.update(json.loads(str(shard["empty"])) if "empty" in shard else {})  # older shards did not count them
+            self.first = json.loads(str(shard["skipped_first"])) | self.first
         self.documents, self.sentences = repeats.joined(documents), repeats.joined(sentences)
 
-    def _add_counts(self, shard: Mapping[str, np.ndarray]) -> None:
-        self.rows.append(int(shard["num_rows"]))
-        self.train_rows.append(int(shard["num_train"]))
-        self.checksums.append(int(shard["crc32"]))
-        self.number.update({name: int(shard[name]) for name in ("text_tokens", "unknown_tokens", "real_tokens", "examples")})
-        self.sums = {name: shard[name] + self.sums.get(name, 0) for name in ("row_lengths", "token_counts")}
-        self.skipped.update(json.loads(str(shard["skipped"])))
-        self.empty.update(json.loads(str(shard["empty"])) if "empty" in shard else {})  # older shards did not count them
-        self.first = json.loads(str(shard["skipped_first"])) | self.first
-
-    def repeats(self) -> dict[str, Any]:
-        """Returns what the doctor reports about the text, computed once a cache."""
+    def repeats(self) -> Found:
+        """Returns the repeated and unknown text."""
         worst = np.argsort(-self._unknown, kind="stable")[:3]
         return {
             "documents": repeats.copies(self.documents),

@@ -17,16 +17,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 from bert_jax.config import DataConfig, TextFormat
 from bert_jax.data import files
 from bert_jax.data.files import Bad
-from bert_jax.errors import InputError, did_you_mean
+from bert_jax.errors import Checked, InputError, did_you_mean
 
 
 @dataclass(frozen=True)
-class Reader:
+class Reader(Checked):
     """The way files are read.
 
     Attributes:
@@ -40,12 +40,6 @@ class Reader:
     text_column: str = "text"
     on_error: Literal["raise", "skip"] = "raise"
     format: TextFormat = "auto"
-
-    def __post_init__(self) -> None:
-        values = {"documents": ("blank_line", "line", "file"), "on_error": ("raise", "skip"), "format": get_args(TextFormat)}
-        for name, known in values.items():
-            if getattr(self, name) not in known:
-                raise InputError(f"Reader.{name}={getattr(self, name)!r}: not one of {', '.join(known)}")
 
 
 def reader_of(cfg: DataConfig) -> Reader:
@@ -80,21 +74,17 @@ class ReadReport:
 
 
 def list_files(sources: Sequence[str], reader: Reader | None = None) -> list[str]:
-    """Returns the files that sources name, sorted, each once.
-
-    Raises:
-      InputError: a source matches nothing (with the nearest names there are), or `reader` cannot read a file.
-    """
+    """Returns the files that sources name, sorted, each once."""
     found = files.list_files(sources)
     if not found:
         raise InputError("no text: --data.source names no file")
+    reader = reader or Reader()
     for path in found:
-        _format(path, reader or Reader())
+        _format(path, reader)
     return found
 
 
 def _format(path: str, reader: Reader) -> str:
-    """Returns the name of a path's format."""
     if reader.format != "auto" and not path.startswith(("tfds:", "stdlib:")):
         return reader.format
     fix = "; name text files only, with a pattern such as 'folder/**/*.txt', or give their format: --data.format txt"
@@ -135,10 +125,6 @@ def scan(path: str, reader: Reader, segment_bytes: int) -> tuple[list[Segment], 
         scan("a.txt", Reader(), 100) -> ([Segment("a.txt", 0, 3, 0, 117), Segment("a.txt", 3, 5, 119, 64)], "9f86d0...")
 
     The hash is the hex SHA-256 of the file's bytes; of the texts, for `tfds:` and `stdlib:`.
-
-    Raises:
-      InputError: the file is missing, unreadable or has no document; a record is malformed and `on_error` is "raise" (`read`
-        finds faults in the characters of a document).
     """
     hasher, segments = hashlib.sha256(), []
     start = stop = offset = size = bad = empty = 0
@@ -173,9 +159,6 @@ def read(segment: Segment, reader: Reader, report: ReadReport) -> Iterator[str]:
         list(read(Segment("a.txt", 0, 2, 0, 13), Reader(), ReadReport())) -> ["one\ntwo", "three"]
 
     Documents that are skipped, and records without a text, are counted in `report`.
-
-    Raises:
-      InputError: the file is missing or has changed since `scan`; a document is binary, not UTF-8 or malformed.
     """
     path, index = segment.path, segment.start
     if segment.empty:

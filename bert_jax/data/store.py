@@ -1,9 +1,9 @@
-"""The store of a token cache: a local folder, or one of an object store by its URL, used alike.
+"""The store of a token cache: a local folder, or a folder of an object store by its URL.
 
     as_path("runs/cache")             Path("runs/cache")
     as_path("gs://bucket/cache")      RemotePath("gs://bucket/cache"), with the part of pathlib.Path that the cache uses
 
-Any URL works that fsspec knows, if its store shows a file only once it is whole, as gs:// and s3:// do.
+A store must show a file only once it is whole, as gs:// and s3:// do.
 """
 
 from __future__ import annotations
@@ -12,26 +12,18 @@ import contextlib
 import io
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
 
-from bert_jax.config import InputError
+from bert_jax import disk
 from bert_jax.data import files
 from bert_jax.data.workers import Progress
+from bert_jax.errors import InputError
 
-
-@contextlib.contextmanager
-def _input_errors(url: str) -> Iterator[None]:
-    """Turns every error but a missing file into an InputError: credentials, network; each backend has errors of its own."""
-    try:
-        yield
-    except (FileNotFoundError, InputError):
-        raise
-    except Exception as error:
-        raise InputError(f"{url}: {type(error).__name__}: {error}") from None
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class RemotePath:
@@ -47,40 +39,41 @@ class RemotePath:
     def __truediv__(self, name: str) -> RemotePath:
         return RemotePath(f"{self._url}/{name}")
 
-    @property
-    def files(self) -> Any:
-        """Returns fsspec's file system, without its cached listing of this folder: others write there too."""
-        found = files.filesystem(self._url)
-        found.invalidate_cache(self._url)
-        return found
+    def _call(self, method: str, *args: object, **options: object) -> Any:
+        """Calls a method of the file system, without its cached listing of this folder because others write there too.
+
+        Every error but a missing file (credentials, network; each backend has errors of its own) becomes an InputError.
+        """
+        try:
+            system = files.filesystem(self._url)
+            system.invalidate_cache(self._url)
+            return getattr(system, method)(self._url, *args, **options)
+        except (FileNotFoundError, InputError):
+            raise
+        except Exception as error:
+            raise InputError(f"{self._url}: {type(error).__name__}: {error}") from None
 
     def exists(self) -> bool:
-        with _input_errors(self._url):
-            return bool(self.files.exists(self._url))
+        return bool(self._call("exists"))
 
     def iterdir(self) -> Iterator[RemotePath]:
-        with _input_errors(self._url):
-            names = self.files.ls(self._url, detail=False)
-        yield from (
-            self / name.rpartition("/")[2] for name in names if not name.endswith("/")
-        )  # a name that ends with a slash is the folder itself
+        names = self._call("ls", detail=False)  # a name that ends with a slash is the folder itself
+        yield from (self / name.rpartition("/")[2] for name in names if not name.endswith("/"))
 
     def read_bytes(self) -> bytes:
-        with _input_errors(self._url):
-            return bytes(self.files.cat_file(self._url))
+        return bytes(self._call("cat_file"))
 
     def write_bytes(self, content: bytes) -> None:
-        with _input_errors(self._url):
-            self.files.pipe_file(self._url, content)
+        self._call("pipe_file", content)
 
     def unlink(self) -> None:
-        with _input_errors(self._url):
-            self.files.rm_file(self._url)
+        self._call("rm_file")
+
+    def remove(self) -> None:
+        self._call("rm", recursive=True)
 
     def download(self, path: Path) -> None:
-        """Writes the file's bytes to a local one."""
-        with _input_errors(self._url):
-            self.files.get_file(self._url, str(path))
+        self._call("get_file", str(path))
 
 
 AnyPath = Path | RemotePath
@@ -92,8 +85,8 @@ def as_path(path: str | os.PathLike[str]) -> AnyPath:
     return RemotePath(text) if "://" in text else Path(text)
 
 
-def each(function: Callable[[Any], Any], paths: Sequence[Any]) -> list[Any]:
-    """Returns [function(path) ...]; for URLs many at a time, as each waits for an answer."""
+def each(function: Callable[[T], R], paths: Sequence[T]) -> list[R]:
+    """Returns [function(path) ...]; many at a time for URLs, whose answers take long."""
     if not any("://" in str(path) for path in paths):
         return list(map(function, paths))
     with ThreadPoolExecutor(32) as pool:
@@ -114,42 +107,32 @@ def remove_folder(path: AnyPath) -> None:
     if isinstance(path, Path):
         shutil.rmtree(path, ignore_errors=True)
         return
-    with contextlib.suppress(OSError, InputError), _input_errors(str(path)):
-        path.files.rm(str(path), recursive=True)
+    with contextlib.suppress(OSError, InputError):
+        path.remove()
 
 
-def write(path: AnyPath, save: Callable[[Any], Any]) -> None:
-    """Writes a file whole or not at all: what `save` writes to the file object it is given. Raises InputError."""
+def write(path: AnyPath, save: Callable[[IO[bytes]], object]) -> None:
+    """Writes a file whole or not at all, by `save`, which writes to the file object it is given. Raises InputError."""
     try:
         if isinstance(path, RemotePath):
             buffer = io.BytesIO()
             save(buffer)
             path.write_bytes(buffer.getvalue())
             return
-        temporary = _beside(path)
-        try:
-            with open(temporary, "wb") as f:
-                save(f)
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(temporary, path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        with disk.whole(path) as temporary, open(temporary, "wb") as f:
+            save(f)
+            f.flush()
+            os.fsync(f.fileno())
     except OSError as e:
         raise _unwritable(path, e) from None
 
 
 def fetch(folder: RemotePath, into: Path, progress: Progress) -> Path:
-    """Returns a local copy of a remote folder of files, to be memory-mapped. It is made once in the folder `into`, whole or not.
-
-    Raises:
-      InputError: a folder that cannot be read or written.
-    """
+    """Returns a local copy, which can be memory-mapped, of a remote folder of files. It is made once, whole, in `into`."""
     local = into / folder.name
     if local.exists():
         return local
-    temporary = _beside(local)
+    temporary = disk.beside(local)
     try:
         temporary.mkdir(parents=True)
         files = list(folder.iterdir())
@@ -163,11 +146,6 @@ def fetch(folder: RemotePath, into: Path, progress: Progress) -> Path:
     finally:
         remove_folder(temporary)
     return local
-
-
-def _beside(path: Path) -> Path:
-    """A name next to `path` that no other process or thread, of whatever host, writes to."""
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 def _unwritable(path: AnyPath, error: OSError) -> InputError:

@@ -1,4 +1,4 @@
-"""Schemes of tags: entities in one of the usual schemes, or a class for each word, as parts of speech; and entities as tags.
+"""Reads schemes of tags (entities in one of the usual schemes, or a class for each word), and makes tags of entities.
 
 entity_tags(["O", "PER-B", "PER-I"])          {"O": "O", "PER-B": "B-PER", "PER-I": "I-PER"}
 entity_tags(["NOUN", "VERB"])                 None: each word has a class
@@ -21,10 +21,9 @@ _AFTER = re.compile(r"(.+)[-_]([BIESLUMW])", re.DOTALL)
 def entity_tags(tags: Collection[str], outside: str = "O") -> dict[str, str] | None:
     """Returns each tag of a set in the form that `metrics.entities` reads (O, B-, I-, E-, S-); None where words have classes.
 
-    Schemes: all tags have a letter before the type (B-PER, B_PER; IO, IOB, BIO, BIOES, BILOU, BMES, with or without a type) or
-    after it (PER-B); or, where `outside` is in the set, tags are types alone (PER), or some have letters and some have not:
-    adjacent words of one type are one entity, as with I-. A set without `outside` whose tags are not all of one scheme has no
-    entities.
+    Either all tags have a letter before the type (B-PER, B_PER; IO, IOB, BIO, BIOES, BILOU, BMES, with or without a type) or
+    after it (PER-B); or, where `outside` is in the set, some or all are types without a letter (PER), whose adjacent words are
+    one entity, as with I-. A set without `outside` whose tags are not all of one scheme has no entities.
 
     >>> entity_tags(["O", "PER"]), entity_tags(["PER", "LOC"])
     ({'O': 'O', 'PER': 'I-PER'}, None)
@@ -56,13 +55,13 @@ def _by_letter_after(tag: str) -> str | None:
 def tagged_words(text: str, spans: Iterable[tuple[int, int, str]]) -> tuple[list[str], list[str]]:
     """Returns the words of a text, and their BIO tags by spans (start, end, type) of characters, which do not overlap.
 
-    Words are cut at blanks, around punctuation and Chinese and Japanese characters, as BERT's tokenizers cut them, and where a
-    span starts or ends.
+    Words are cut at blanks, around punctuation and Chinese and Japanese characters, as in BERT's tokenizers, and at the ends of
+    spans.
     """
     ordered = sorted(spans)
     edges = {edge for start, end, _ in ordered for edge in (start, end)}
     words, tags = list[str](), list[str]()
-    at, before = 0, -1  # the span that may be next, and that of the word before
+    at, before = 0, -1  # the next span, and that of the previous word
     for start, end in _cuts(text, edges):
         while at < len(ordered) and ordered[at][1] <= start:
             at += 1
@@ -74,7 +73,7 @@ def tagged_words(text: str, spans: Iterable[tuple[int, int, str]]) -> tuple[list
 
 
 def without_overlaps(spans: Sequence[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
-    """Returns the spans without those that overlap a longer one, or an earlier one of the same length: a word has one tag."""
+    """Returns the spans without those that overlap a longer one, or an earlier one of the same length."""
     kept: list[tuple[int, int, str]] = []
     for start, end, kind in sorted(spans, key=lambda span: (span[0] - span[1], span[0])):
         if all(end <= other[0] or other[1] <= start for other in kept):

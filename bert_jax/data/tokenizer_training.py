@@ -1,4 +1,4 @@
-"""Training of vocabularies: SentencePiece's unigram and bpe, and WordPiece."""
+"""Trains vocabularies: SentencePiece's unigram and bpe, and WordPiece."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, kind: str, lowerc
         try:
             yield from training_lines(texts)
         except (Exception, KeyboardInterrupt) as error:
-            failed.append(error)  # SentencePiece passes on its text alone
+            failed.append(error)  # SentencePiece keeps only its text
             raise
 
     try:
@@ -77,7 +77,7 @@ def _require_size(vocab_size: int, possible: int) -> None:
 
 
 def training_lines(texts: Iterable[str]) -> Iterator[str]:
-    """Yields the `lines` of all texts. Raises InputError if there is none."""
+    """Yields the `lines` of all texts. Raises InputError if there are none."""
     empty = True
     for text in texts:
         for line in lines(text):
@@ -88,16 +88,16 @@ def training_lines(texts: Iterable[str]) -> Iterator[str]:
 
 
 def lines(text: str, longest: int = 1000) -> Iterator[str]:
-    """Yields lines of at most `longest` characters, cut at white space, without what makes SentencePiece skip a line.
+    """Yields lines of at most `longest` characters, cut at white space.
 
-    It skips lines of more than 4192 bytes, with NUL, and with `▅`, its own sign for unknown characters.
+    SentencePiece would skip lines of more than 4192 bytes, with NUL, or with `▅`, its sign for unknown characters.
     """
     for line in text.replace("\x00", " ").replace("▅", " ").splitlines():
         yield from (piece for piece in _cut_line(line, longest) if piece.strip())
 
 
 def _cut_line(line: str, longest: int) -> Iterator[str]:
-    """Yields pieces of at most `longest` characters, cut before white space, which is left out there."""
+    """Yields pieces of at most `longest` characters, cut at white space, which is left out there."""
     start = 0
     while len(line) - start > longest:
         cut = max(line.rfind(" ", start + 1, start + longest), line.rfind("\t", start + 1, start + longest))

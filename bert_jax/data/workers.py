@@ -11,21 +11,33 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
-from typing import Any
+from types import FrameType
+from typing import Protocol, TypeVar
 
-from bert_jax.config import InputError
+from bert_jax.errors import InputError
 
-Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]  # (items, how many, what) -> the items, shown as they pass
-# (function, items, what) -> [function(item) ...], with None for what was lost on the way
-Run = Callable[[Callable[[Any], Any], Sequence[Any], str], list[Any]]
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Progress(Protocol):
+    """Shows items as they pass; returns them."""
+
+    def __call__(self, items: Iterable[T], total: int, description: str, /) -> Iterable[T]: ...
+
+
+class Run(Protocol):
+    """Returns [function(item) ...], with None for a result that was lost."""
+
+    def __call__(self, function: Callable[[T], R], items: Sequence[T], what: str, /) -> Sequence[R | None]: ...
 
 
 def run_in_processes(
-    function: Callable[[Any], Any], items: Sequence[Any], what: str, workers: int | None, progress: Progress
-) -> list[Any]:
-    """Returns [function(item) ...], computed by several processes where there is work for them.
+    function: Callable[[T], R], items: Sequence[T], what: str, workers: int | None, progress: Progress
+) -> list[R]:
+    """Returns [function(item) ...], computed by several processes where that is worth it.
 
-    They start fresh (spawn), for JAX's threads must not be forked.
+    The processes are spawned, because JAX's threads must not be forked.
     """
     workers = min(workers or os.cpu_count() or 1, len(items))
     if workers <= 1 or len(items) < 4:
@@ -37,22 +49,21 @@ def run_in_processes(
                 futures = [pool.submit(function, item) for item in items]
             return list(progress((future.result() for future in futures), len(items), what))
         except BaseException as error:
-            # shutdown() alone would wait for the current items; and a pool whose processes end while it has cancelled futures,
+            # shutdown() alone would wait for the current items, and a pool whose processes end while it has cancelled futures,
             # as map() leaves them, raises an error of its own.
-            started: Any = getattr(pool, "_processes", None) or {}
-            for worker in list(started.values()):
+            for worker in list((getattr(pool, "_processes", None) or {}).values()):
                 worker.terminate()
             if isinstance(error, BrokenProcessPool):
                 raise InputError(
-                    f"a process that was to {what} was killed, for want of memory maybe: set --data.num-workers lower; the same "
-                    "command keeps what was made"
+                    f"a process that was to {what} was killed, perhaps for lack of memory: set --data.num-workers lower; the "
+                    "same command keeps what was made"
                 ) from None
             raise
 
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Processes that are started inside ignore Ctrl-C, which a terminal sends to all: this process ends them."""
+    """Makes processes that are started inside ignore Ctrl-C, which a terminal sends to all; this process ends them."""
     if not hasattr(signal, "pthread_sigmask"):  # not a POSIX system
         yield
         return
@@ -65,9 +76,9 @@ def _uninterrupted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM inside raises SystemExit, so that this process cleans up, unless another handler is set."""
+    """Makes SIGTERM raise SystemExit, so that this process cleans up, unless another handler is set."""
 
-    def stop(number: int, frame: Any) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -81,7 +92,7 @@ def _terminable() -> Iterator[None]:
 
 
 def _end_with_parent() -> None:
-    """Ends this process when the one that started it has ended, even if it was killed."""
+    """Ends this process when the process that started it has ended, even if that was killed."""
     parent = parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()

@@ -1,6 +1,6 @@
-"""CRC-32C (Castagnoli; RFC 3720, appendix B.4), which guards TensorFlow's files, in NumPy at 2 GB/s and more.
+"""CRC-32C (Castagnoli; RFC 3720, appendix B.4), the checksum of TensorFlow's files, in NumPy at 2 GB/s and more.
 
-The one installed package that has it, tensorboardX, computes 9 MB/s in Python.
+The only installed package that has it, tensorboardX, computes 9 MB/s in Python.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Parameters that Flax saved (flax.serialization.to_bytes: nested maps of names and arrays in msgpack), read without Flax.
+"""Reads parameters that Flax saved (flax.serialization.to_bytes: nested maps of names and arrays in msgpack) without Flax.
 
-The format is in the specification of msgpack (github.com/msgpack/msgpack, spec.md) and in flax/serialization.py. The `msgpack`
-package, which Flax uses, copies every array where this reader gives views of the mapped file, and does not bound the number of
-values: 8 MB of empty maps take it 550 MB.
+The format is defined in the specification of msgpack (github.com/msgpack/msgpack, spec.md) and in flax/serialization.py. The
+`msgpack` package, which Flax uses, copies arrays where this reader gives views of the mapped file, and does not bound the number
+of values: 8 MB of empty maps take it 550 MB.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import mmap
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import ml_dtypes
 import numpy as np
 
-from bert_jax.config import InputError
+from bert_jax.errors import InputError
 from bert_jax.formats.mapped import map_file
 
 _INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
@@ -31,24 +31,16 @@ _SIZED = {
 """The first byte of a value -> (kind, bytes of its length or count). Short forms have the length in the first byte itself."""
 _NUMBERS = {0xCA: ">f", 0xCB: ">d", **{0xCC + i: f">{kind}" for i, kind in enumerate("BHIQbhiq")}}
 _CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
-_ARRAYS = (1, 3)
-"""The extension types of an array and of a NumPy scalar."""
-_CHUNKED = "__msgpack_chunked_array__"
-"""A key that marks an array in pieces, as Flax writes those of more than 1 GiB."""
+_ARRAYS = (1, 3)  # the extension types of an array and of a NumPy scalar
+_CHUNKED = "__msgpack_chunked_array__"  # the key that marks an array in pieces, as Flax writes those of more than 1 GiB
 _MOST_VALUES, _DEEPEST, _LONGEST_NAME, _MOST_NAMES = 2**18, 32, 1000, 2**26
 
 
 def read_flax(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads a file that Flax saved, such as transformers' flax_model.msgpack.
+    """Returns {"a/b/c": array} of a file that Flax saved, such as transformers' flax_model.msgpack.
 
     The arrays are read-only views, perhaps unaligned, of the mapped file; only those of more than 1 GiB, which Flax keeps in
-    pieces, are copied. Everything else takes at most 200 MB for any file.
-
-    Returns:
-      `a/b/c` -> array. Numbers, strings and None are left out.
-
-    Raises:
-      InputError: the file is missing, damaged or cut short, or holds no tree of arrays.
+    pieces, are copied. Everything else takes at most 200 MB for any file. Numbers, strings and None are left out.
     """
     mapped = map_file(path, mmap.mmap)
     try:
@@ -70,8 +62,7 @@ def read_flax(path: str | Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (path, array) of each array."""
+def _leaves(tree: dict[str, object], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
     for name, value in tree.items():
         if isinstance(value, dict) and _CHUNKED in value:
             value = _joined(value)
@@ -81,7 +72,7 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, np.nd
             yield prefix + name, value
 
 
-def _joined(value: dict[str, Any]) -> np.ndarray:
+def _joined(value: dict[str, object]) -> np.ndarray:
     """Returns the array of {"shape": {"0": n, ...}, "chunks": {"0": array, ...}}."""
     shape, chunks = value.get("shape"), value.get("chunks")
     if not isinstance(shape, dict) or not isinstance(chunks, dict) or not all(isinstance(x, np.ndarray) for x in chunks.values()):
@@ -98,7 +89,6 @@ class _Reader:
         self.data, self.at, self.count = data, 0, 0
 
     def skip(self, size: int) -> tuple[int, int]:
-        """Returns (start, stop) of the next bytes and passes over them."""
         if self.at + size > len(self.data):
             raise ValueError(f"it ends at byte {len(self.data)}, and needs {size} after {self.at}")
         self.at += size
@@ -107,8 +97,8 @@ class _Reader:
     def take(self, size: int) -> bytes:
         return self.data[slice(*self.skip(size))]
 
-    def value(self, depth: int = 0) -> Any:
-        """Returns the next value; for bytes their (start, stop)."""
+    def value(self, depth: int = 0) -> object:
+        """Returns the next value; for bytes, their (start, stop)."""
         self.count += 1
         if self.count > _MOST_VALUES or depth > _DEEPEST:
             raise ValueError("it has too many values, or too deep ones, for a file of weights")
@@ -118,7 +108,7 @@ class _Reader:
         if code in _CONSTANTS:
             return _CONSTANTS[code]
         if code in _NUMBERS:
-            return struct.unpack(_NUMBERS[code], self.take(struct.calcsize(_NUMBERS[code])))[0]
+            return cast(object, struct.unpack(_NUMBERS[code], self.take(struct.calcsize(_NUMBERS[code])))[0])
         kind, size = self.kind(code)
         if kind == "bytes":
             return self.skip(size)

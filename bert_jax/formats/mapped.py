@@ -1,4 +1,4 @@
-"""Files as memory that is read where it is used."""
+"""Memory-mapped files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import mmap
 from pathlib import Path
 from typing import TypeVar
 
-from bert_jax.config import InputError
+from bert_jax.errors import InputError
 
 M = TypeVar("M", bound=mmap.mmap)
 

@@ -1,7 +1,7 @@
-"""The wire format of protobuf messages, read without their classes.
+"""Reads the wire format of protobuf messages without their classes.
 
-The generated module of the `sentencepiece` package refuses every protobuf runtime older than the one it was built with, such as
-those of notebooks, and no installed package has the messages of a TensorFlow checkpoint.
+The generated module of the `sentencepiece` package refuses protobuf runtimes older than its own, as those of notebooks, and no
+installed package has the messages of a TensorFlow checkpoint.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from __future__ import annotations
 import struct
 from collections import defaultdict
 from typing import Any
+
+Message = defaultdict[int, list[Any]]
+"""Field number -> values in their order, [] for a field that is absent; bytes, or numbers."""
 
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
@@ -26,21 +29,12 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
     return value, at
 
 
-def fields(message: bytes, fixed32: str = "<f") -> dict[int, list[Any]]:
-    """Reads a protobuf message (protobuf.dev/programming-guides/encoding).
+def fields(message: bytes, fixed32: str = "<f") -> Message:
+    """Reads a message (protobuf.dev/programming-guides/encoding). Raises ValueError if it is damaged or cut short.
 
-    Args:
-      message: its bytes.
-      fixed32: the struct format of 32-bit values.
-
-    Returns:
-      Field number -> values in their order, [] for a field that is absent. Varints are unsigned ints, 32-bit values as `fixed32`
-      reads them, all others bytes.
-
-    Raises:
-      ValueError: the message is damaged or cut short.
+    Varints become unsigned ints, 32-bit values numbers by the struct format `fixed32`, all others bytes.
     """
-    found: dict[int, list[Any]] = defaultdict(list)
+    found: Message = defaultdict(list)
     at = 0
     while at < len(message):
         key, at = varint(message, at)

@@ -1,11 +1,9 @@
-"""The weights of a directory, in any file format, as views that are read when they are used."""
+"""Reads the weights of a directory in any file format, as views of mapped files."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import mmap
-import os
 import re
 import stat
 from collections.abc import Callable
@@ -16,8 +14,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from bert_jax.config import InputError
-from bert_jax.disk import read_json
+from bert_jax.disk import read_json, whole
+from bert_jax.errors import InputError
 from bert_jax.formats.flax_msgpack import read_flax
 from bert_jax.formats.mapped import map_file
 from bert_jax.formats.torch_bin import read_torch
@@ -29,15 +27,9 @@ _DTYPES: dict[str, type[np.generic]] = {
 
 
 def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads a file as read-only views of its map (safetensors' own reader copies, and NumPy alone has no bfloat16).
+    """Returns {name: read-only view of the mapped file} (safetensors' own reader copies, and NumPy alone has no bfloat16).
 
     Memory: the header, at most 100 MB, is read twice; the arrays stay in the file.
-
-    Returns:
-      Tensor name -> array.
-
-    Raises:
-      InputError: the file is missing, damaged or cut short, or holds a type that weights do not have.
     """
     try:
         with safe_open(path, "np"):  # the library's own checks of header, offsets and length
@@ -64,24 +56,12 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Writes contiguous arrays, whole or not at all, with the permissions of any other new file.
-
-    The library makes files that their owner alone can read.
-
-    Raises:
-      OSError, SafetensorError: it cannot be written.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    """Writes contiguous arrays, whole or not at all. Raises OSError or SafetensorError if they cannot be written."""
+    with whole(path) as temporary:
         temporary.touch()
         mode = stat.S_IMODE(temporary.stat().st_mode)
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        save_file(tensors, temporary, metadata={"format": "pt"})  # makes files that only their owner can read
         temporary.chmod(mode)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError):
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 _FILES: list[tuple[str, Callable[[Path], dict[str, np.ndarray]]]] = [
@@ -89,7 +69,7 @@ _FILES: list[tuple[str, Callable[[Path], dict[str, np.ndarray]]]] = [
     ("pytorch_model.bin", read_torch),
     ("flax_model.msgpack", read_flax),
 ]
-"""The files that a pretrained directory may hold, each with its reader; the first found counts."""
+"""The files that a pretrained directory may hold, each with its reader. The first that is there is read."""
 
 
 def has_weights(directory: Path) -> bool:
@@ -98,14 +78,7 @@ def has_weights(directory: Path) -> bool:
 
 
 def read_directory(directory: Path) -> tuple[dict[str, np.ndarray], Path]:
-    """Reads the weights of a directory, whole or in shards with an index.
-
-    Returns:
-      (tensors, their file).
-
-    Raises:
-      InputError: there are no weights, a shard is missing, or a file is damaged.
-    """
+    """Returns the weights of a directory, whole or in shards with an index, and their file."""
     for name, read in _FILES:
         if (directory / name).is_file():
             return read(directory / name), directory / name
@@ -120,18 +93,15 @@ _NOT_READ = {
     "adapter_*.*": "an adapter of PEFT: merge it into its model, merge_and_unload() and save_pretrained(DIR) in Python",
     "tf_model*.h5": "Keras weights: from_pretrained(DIR, from_tf=True) and save_pretrained(DIR) in transformers 4",
     "*.h5": "Keras weights, perhaps: save them by save_pretrained(DIR) of transformers 4",
-    "*.onnx": "a graph to be run: get the model.safetensors that it was made from",
-    "onnx/*.onnx": "a graph to be run: get the model.safetensors that it was made from",
+    **dict.fromkeys(("*.onnx", "onnx/*.onnx"), "a graph to be run: get the model.safetensors that it was made from"),
     "*.ot": "weights for rust-bert: get the model.safetensors that they were made from",
     "*.gguf": "quantized weights: get the model.safetensors that they were made from",
     "*.npz": "arrays of NumPy: save them by safetensors.numpy.save_file(arrays, 'model.safetensors')",
     "*.safetensors": "rename it model.safetensors, if it is this model's",
     "*.ckpt": "a checkpoint of Lightning: torch.save(torch.load(PATH)['state_dict'], 'pytorch_model.bin') in Python",
-    "*.pt": "rename it pytorch_model.bin, if torch.save wrote it of a state dict",
-    "*.pth": "rename it pytorch_model.bin, if torch.save wrote it of a state dict",
-    "*.bin": "rename it pytorch_model.bin, if torch.save wrote it of a state dict",
+    **dict.fromkeys(("*.pt", "*.pth", "*.bin"), "rename it pytorch_model.bin, if torch.save wrote it of a state dict"),
 }
-"""Patterns of files that are not read, and for each its kind and how to get a file that is read."""
+"""Patterns of files that are not read, each with its kind and how to get a file that is read."""
 _OF_TRAINING = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)")
 
 

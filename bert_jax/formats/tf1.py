@@ -1,4 +1,4 @@
-"""TensorFlow 1 checkpoints (the V2 format: PREFIX.index and PREFIX.data-0000i-of-0000n), read without TensorFlow.
+"""Reads TensorFlow 1 checkpoints (the V2 format: PREFIX.index and PREFIX.data-0000i-of-0000n) without TensorFlow.
 
 The index is a LevelDB table: blocks of (name, BundleEntryProto) in the order of names, each block with a CRC; a block of
 their offsets; a footer. The data shards hold the tensors' bytes. The format is defined in tensorflow/core/lib/io/format.cc and
@@ -14,36 +14,28 @@ import os.path
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import ml_dtypes
 import numpy as np
 
-from bert_jax.config import InputError
+from bert_jax.errors import InputError
 from bert_jax.formats.crc32c import crc32c, masked
-from bert_jax.formats.protobuf import fields, varint
+from bert_jax.formats.protobuf import Message, fields, varint
 
 T = TypeVar("T", int, bytes)
 _DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 5: "<i2", 6: "i1", 9: "<i8", 10: "?", 14: ml_dtypes.bfloat16, 19: "<f2"}
 """DataType (tensorflow/core/framework/types.proto) -> NumPy's type."""
 _MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
-_FOOTER = 48
-"""Bytes of two block handles, zeros and the magic number."""
-_TRAILER = 5
-"""Bytes after a block: its type and its CRC."""
+_FOOTER = 48  # bytes of two block handles, zeros and the magic number
+_TRAILER = 5  # bytes after a block: its type and its CRC
 
 
 def read_tf1(prefix: str | Path) -> dict[str, np.ndarray]:
-    """Reads the checkpoint PREFIX, such as `bert_model.ckpt`.
+    """Returns {variable: array} of the checkpoint PREFIX, such as `bert_model.ckpt`, in the order of names.
 
-    The arrays are read-only views, perhaps unaligned, of the mapped files. The CRC of each is checked, so all its bytes are read
-    from the disk once; none are held.
-
-    Args:
-      prefix: the path without `.index`.
-
-    Returns:
-      Variable name -> array, in the order of names. Variables that are not numbers (strings, a TF2 object graph) are left out.
+    The arrays are read-only views, perhaps unaligned, of the mapped files. The CRC of each is checked, so all bytes are read from
+    the disk once; none are held. Variables that are not numbers (strings, a TF2 object graph) are left out.
 
     Raises:
       InputError: a file is missing, damaged or cut short; no variable is left; or it is not supported: V1 checkpoints,
@@ -70,7 +62,7 @@ def read_tf1(prefix: str | Path) -> dict[str, np.ndarray]:
         try:
             arrays[name] = array = _array(entry, shards[shard])
             claimed += array.nbytes
-            if claimed > sum(map(len, shards.values())):  # a small index could have the same bytes read for hours
+            if claimed > sum(map(len, shards.values())):  # a small index could make us read the same bytes for hours
                 raise ValueError("shares its bytes with others; the index is damaged")
             if masked(crc32c(array.reshape(-1).view(np.uint8))) != _last(entry, 6, 0):
                 raise ValueError("its bytes do not match their CRC: the file is damaged, fetch it again")
@@ -82,10 +74,7 @@ def read_tf1(prefix: str | Path) -> dict[str, np.ndarray]:
 def find_tf1(directory: Path) -> Path | None:
     """Returns the prefix of the TensorFlow checkpoint in a directory, None without one.
 
-    That is bert_model.ckpt, or the only one, or the one that the text file `checkpoint` calls the newest.
-
-    Raises:
-      InputError: there are several and that file does not choose one of them.
+    Of several checkpoints, it is bert_model.ckpt, or the one that the text file `checkpoint` names as the newest.
     """
     found = [path.with_name(path.name[: -len(".index")]) for path in sorted(directory.glob("?*.index")) if path.is_file()]
     usual = directory / "bert_model.ckpt"
@@ -101,7 +90,6 @@ def find_tf1(directory: Path) -> Path | None:
 
 
 def _map(path: Path) -> np.ndarray:
-    """Maps a file as read-only bytes, uint8 [size]."""
     try:
         if not os.path.isfile(path):  # unlike Path.is_file, it raises nothing
             raise InputError(f"no {path}")
@@ -112,12 +100,12 @@ def _map(path: Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8)
 
 
-def _last(message: dict[int, list[Any]], number: int, default: T) -> T:
-    """Returns the value of a field that is not repeated. A value of another type is an unknown field, as always in protobuf."""
+def _last(message: Message, number: int, default: T) -> T:
+    """Returns the value of a field that is not repeated. As always in protobuf, a value of another type is an unknown field."""
     return next((value for value in reversed(message[number]) if type(value) is type(default)), default)
 
 
-def _read_index(index: np.ndarray) -> tuple[int, dict[str, dict[int, list[Any]]]]:
+def _read_index(index: np.ndarray) -> tuple[int, dict[str, Message]]:
     """Returns the number of data shards, and the BundleEntryProto of each variable of numbers."""
     rows = _table(index)
     key, value = next(rows, (b"?", b""))
@@ -137,7 +125,7 @@ def _read_index(index: np.ndarray) -> tuple[int, dict[str, dict[int, list[Any]]]
 
 
 def _table(index: np.ndarray) -> Iterator[tuple[bytes, bytes]]:
-    """Yields each (key, value) of a table in order. It ends, because blocks and keys must ascend, as TensorFlow writes them."""
+    """Yields each (key, value) of a table. Blocks and keys must ascend, as TensorFlow writes them, so that it ends."""
     footer = index[-_FOOTER:].tobytes()
     if not footer.endswith(_MAGIC):
         raise ValueError("not the index of a TensorFlow checkpoint, or cut short")
@@ -156,14 +144,13 @@ def _table(index: np.ndarray) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _handle(data: bytes, at: int = 0) -> tuple[int, int, int]:
-    """Returns offset and size of a block, and the offset after its handle."""
     offset, at = varint(data, at)
     size, at = varint(data, at)
     return offset, size, at
 
 
 def _block(index: np.ndarray, offset: int, size: int) -> bytes:
-    """Returns the contents of a block, checked."""
+    """Returns the contents of a block, and checks its CRC."""
     end = offset + size + 1  # the type is under the CRC
     if offset + size + _TRAILER > len(index):
         raise ValueError(f"a block of {size} bytes at {offset} is past its end")
@@ -176,7 +163,7 @@ def _block(index: np.ndarray, offset: int, size: int) -> bytes:
 
 
 def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yields each (key, value) of a block, where a key is stored as the length it shares with the one before, and the rest."""
+    """Yields each (key, value) of a block, which stores a key as the length it shares with the one before, and the rest."""
     end = len(block) - 4 - 4 * int.from_bytes(block[-4:], "little")  # the offsets of whole keys follow
     if end < 0:
         raise ValueError("a block is too short")
@@ -195,7 +182,7 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
             raise ValueError("its names are longer than their bytes allow")
 
 
-def _array(entry: dict[int, list[Any]], shard: np.ndarray) -> np.ndarray:
+def _array(entry: Message, shard: np.ndarray) -> np.ndarray:
     """Returns the view of `shard` that a BundleEntryProto describes."""
     if entry[7]:
         raise ValueError("partitioned variables are not supported: save it in one piece")

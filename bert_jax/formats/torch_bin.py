@@ -1,4 +1,4 @@
-"""PyTorch state dicts (pytorch_model.bin, *.pt), read without torch and without running what their pickles ask for.
+"""Reads PyTorch state dicts (pytorch_model.bin, *.pt) without torch, and without running the code in their pickles.
 
 torch/serialization.py has two formats: a zip file (`_save`, since torch 1.6) of data.pkl and one record per storage, and before
 that (`_legacy_save`) five pickles in a row (magic number, protocol, system, object, storage keys) followed by the storages.
@@ -26,20 +26,17 @@ from typing import IO, Any, TypeVar, cast
 import ml_dtypes
 import numpy as np
 
-from bert_jax.config import InputError
+from bert_jax.errors import InputError
 from bert_jax.formats.mapped import map_file
 
 T = TypeVar("T")
 Record = tuple[mmap.mmap | bytes, int, int]
 """The bytes of a storage: (buffer, offset, length)."""
 
-_LIMIT = 1 << 21
-"""The longest pickle or zip directory that is read, in bytes: about 10,000 tensors."""
-_INFLATION = 16
-"""A file may unpack to this many times its size. Weights hardly compress."""
+_LIMIT = 1 << 21  # bytes of the longest pickle or zip directory that is read, for about 10,000 tensors
+_INFLATION = 16  # a file may unpack to this many times its size; weights hardly compress
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-_NESTED = ("state_dict", "model_state_dict", "model")
-"""The entries of a training checkpoint that may hold the state dict."""
+_NESTED = ("state_dict", "model_state_dict", "model")  # the entries of a training checkpoint that may hold the state dict
 _TYPES: dict[str, np.dtype] = {
     f"torch.{name}": np.dtype(ours)
     for names, ours in [
@@ -54,7 +51,7 @@ _A_TYPE = re.compile(r"torch\.(\w+\.)?(\w*Storage|(b?float|complex|q?u?int|bits)
 _REBUILD = {
     "torch._utils._rebuild_tensor": 0, "torch._utils._rebuild_tensor_v2": 2, "torch._utils._rebuild_tensor_v3": 3,
 }  # fmt: skip
-"""Functions of torch/_utils.py that make a tensor, and how many arguments stand between its stride and its metadata."""
+"""Functions of torch/_utils.py that make a tensor, with the number of arguments between its stride and its metadata."""
 _PARAMETER = {
     "torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state", "torch.nn.parameter.Parameter",
 }  # fmt: skip
@@ -66,8 +63,7 @@ _LITERALS = {
 _CONSTANTS = {"NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _TAKES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}
 """The number of values that an opcode takes from the stack; others take all since the last MARK."""
-_BITS, _MOST_ARGUMENTS = 128, 16
-"""The longest integer, and the most arguments of a call."""
+_BITS, _MOST_ARGUMENTS = 128, 16  # limits for an integer and for a call
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +75,7 @@ class _Global:
 class _Storage:
     key: str
     dtype: np.dtype
-    first: int
-    """Elements of the record before the storage: 0, except in views that old versions of torch wrote."""
+    first: int  # elements of the record before the storage: 0, except in views that old versions of torch wrote
     count: int
 
 
@@ -105,19 +100,16 @@ class _Map(mmap.mmap):
 
 
 def read_torch(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads a state dict that `torch.save` wrote, by itself or in a training checkpoint.
+    """Returns {name: array} of a state dict that `torch.save` wrote, by itself or in a training checkpoint.
 
-    The arrays are read-only views, perhaps strided or unaligned, of the mapped file: their bytes are read when they are used.
-    Only compressed members of a zip file are unpacked, to at most 16 times the file's size. All arrays together have at most 16
-    times the file's size. Everything else takes at most 400 MB for any file.
-
-    Returns:
-      Tensor name -> array. Numbers, strings and None beside the tensors are left out.
+    The arrays are read-only views, perhaps strided or unaligned, of the mapped file. Only compressed members of a zip file are
+    unpacked. All arrays together have at most 16 times the file's size; everything else takes at most 400 MB for any file.
+    Numbers, strings and None beside the tensors are left out.
 
     Raises:
-      InputError: the file is missing, damaged or cut short; it asks for anything to be imported or called, which is never done;
-        or it is not supported: TorchScript, tar files of torch before 0.1.10, big-endian files, quantized, sparse or complex
-        tensors, contents other than one dict of tensors.
+      InputError: the file is missing, damaged or cut short; its pickle would import or call anything; or it is not supported:
+        TorchScript, tar files of torch before 0.1.10, big-endian files, quantized, sparse or complex tensors, contents other
+        than one dict of tensors.
     """
     mapped = map_file(path, _Map)
     try:
@@ -137,7 +129,7 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
 
 def _open_zip(mapped: _Map) -> tuple[object, Callable[[str], Record]]:
     """Returns the unpickled object, and a function from the key of a storage to its record."""
-    with zipfile.ZipFile(cast(IO[bytes], mapped)) as archive:  # for its directory alone: zipfile would copy the members
+    with zipfile.ZipFile(cast(IO[bytes], mapped)) as archive:  # only its directory: zipfile would copy the members
         members = {info.filename: info for info in archive.infolist()}
     tops = [name.removesuffix("data.pkl") for name in members if re.fullmatch(r"[^/]*/data\.pkl", name)]
     if len(tops) != 1:
@@ -165,7 +157,7 @@ def _open_zip(mapped: _Map) -> tuple[object, Callable[[str], Record]]:
 
 
 def _member(mapped: _Map, info: zipfile.ZipInfo) -> Record:
-    """Locates a member's bytes, which follow a header of their own, whose length the directory does not tell."""
+    """Locates a member's bytes, which follow a header of a length that the directory does not hold."""
     header = mapped[info.header_offset : info.header_offset + 30]
     start = info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     if header[:4] != b"PK\3\4" or start + info.compress_size > len(mapped):
@@ -182,7 +174,7 @@ def _member(mapped: _Map, info: zipfile.ZipInfo) -> Record:
 
 
 def _open_legacy(mapped: _Map) -> tuple[object, Callable[[str], Record]]:
-    """Returns the same as `_open_zip`, for pickles in a row."""
+    """Returns the same as `_open_zip`, for a file of pickles in a row."""
     if mapped[257:262] == b"ustar":
         raise InputError("a tar file, of torch before 0.1.10: load it in torch and save the state dict anew")
     stream = io.BytesIO(mapped[:_LIMIT])
@@ -244,7 +236,9 @@ def _unpickle(stream: io.BytesIO, dtypes: dict[str, np.dtype]) -> object:
                 _a(list, stack[-1]).extend(items)
             case "SETITEM" | "SETITEMS" as name:
                 items = take(name)
-                _fill(_a(dict, stack[-1]), items[::2], items[1::2])
+                pairs = zip(items[::2], items[1::2], strict=True)
+                # Keys that are no strings are an optimizer's numbers, or numbers that were made to collide.
+                _a(dict, stack[-1]).update((key, value) for key, value in pairs if isinstance(key, str))
             case "GLOBAL" | "INST":  # INST would also call it; here it gives the name
                 stack.append(_global(arg.replace(" ", ".", 1)))
             case "STACK_GLOBAL":
@@ -274,11 +268,6 @@ def _a(kind: type[T], value: object) -> T:
     return value
 
 
-def _fill(target: dict[str, object], keys: list[object], values: list[object]) -> None:
-    """Sets items whose keys are strings. Others are an optimizer's numbers, or numbers that were made to collide."""
-    target.update((key, value) for key, value in zip(keys, values, strict=True) if isinstance(key, str))
-
-
 def _global(name: str) -> _Global:
     """Returns the inert name of a global that state dicts have."""
     if name in _NAMES:
@@ -292,7 +281,7 @@ def _global(name: str) -> _Global:
 
 
 def _call(name: str, args: object) -> object:
-    """Returns the value that a call of a global stands for (torch/_utils.py)."""
+    """Returns the value of a call of a global (torch/_utils.py)."""
     if not isinstance(args, tuple) or len(args) > _MOST_ARGUMENTS:  # more would be copied at each call
         raise InputError(f"its pickle calls {name} with arguments that are not supported")
     match args:
@@ -308,13 +297,13 @@ def _call(name: str, args: object) -> object:
             return {}
         case (list() as pairs,) if name == "collections.OrderedDict":  # as Python 2 wrote it
             items = {key: value for key, value in (_a(list, pair) for pair in pairs) if isinstance(key, str)}
-            pairs.clear()  # or one list, given again and again, would take quadratic time
+            pairs.clear()  # the same list, given again and again, would take quadratic time
             return items
     raise InputError(f"its pickle calls {name} with arguments that are not supported")
 
 
 def _storage(reference: object) -> _Storage:
-    """Reads a persistent id: ("storage", type, key, device, elements), in the legacy format with a view's place or None."""
+    """Reads a persistent id: ("storage", type, key, device, elements), in the legacy format followed by a view or None."""
     match reference:
         case ("storage", _Global() as kind, str() as key, _, int() as count, *view) if kind.name in _TYPES:
             match view:
@@ -345,7 +334,7 @@ def _array(name: str, tensor: _Tensor, locate: Callable[[str], Record]) -> np.nd
 
 
 def _state_dict(found: object) -> dict[str, _Tensor]:
-    """Finds the one dict of tensors: the whole object, or a nested dict that holds nothing else."""
+    """Returns the only dict of tensors: the whole object, or a nested dict of nothing but tensors."""
     entries: dict[str, object] = found if isinstance(found, dict) else {}
     inner = [value for name in _NESTED if isinstance(value := entries.get(name), dict) and value]
     nested = [each for each in inner if all(isinstance(value, _Tensor) for value in each.values())]

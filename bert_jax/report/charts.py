@@ -1,4 +1,4 @@
-"""Line charts and scatter plots as SVG."""
+"""Draws line charts and scatter plots as SVG."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Line(NamedTuple):
 
 
 def draw_chart(figure: Chart) -> Html:
-    """Returns a chart of a kind of task, below its caption; a scatter plot is thinned to MOST_POINTS."""
+    """Returns a chart with its caption; a scatter plot is thinned to MOST_POINTS."""
     points = figure.points
     if not figure.joined:
         points = points[:, :: -(-points.shape[1] // MOST_POINTS)]
@@ -39,7 +39,7 @@ def draw_chart(figure: Chart) -> Html:
 
 
 def chart(lines: Sequence[Line], x_name: str, y_name: str, diagonal: bool = False) -> Html:
-    """Returns lines over shared axes; points that are not finite are left out, `diagonal` adds the line on which x is y."""
+    """Returns lines over shared axes, without points that are not finite; `diagonal` adds the line on which x is y."""
     lines = [line._replace(line=finite(line.line), points=finite(line.points)) for line in lines]
     points = np.concatenate([part for line in lines for part in (line.line, line.points)], axis=1)
     if not points.size:
@@ -61,12 +61,10 @@ class _Axes(NamedTuple):
     high: np.ndarray
 
     def path(self, points: np.ndarray | Sequence[Sequence[float]], between: str = "L") -> str:
-        """Returns points [2, N] as pixels."""
         x, y = (np.asarray(points, np.float64).T - self.low).T * (_SIDES / (self.high - self.low))[:, None]
         return between.join(f"{_LEFT + a:.1f},{_EDGE + _SIDES[1] - b:.1f}" for a, b in zip(x, y, strict=True))
 
     def grid(self) -> list[str]:
-        """Returns a line and a number for each tick of both axes."""
         (left, bottom), (right, top), drawn = self.low, self.high, []
         for x in ticks(left, right):
             drawn.append(f'<path class="grid" d="M{self.path([[x, x], [bottom, top]])}"/>')
@@ -79,7 +77,6 @@ class _Axes(NamedTuple):
         return drawn
 
     def diagonal(self) -> list[str]:
-        """Returns the line on which x is y, where it crosses the chart."""
         ends = [self.low.max(), self.high.min()]
         dashed = f'<path class="grid" stroke-dasharray="5 4" d="M{self.path([ends, ends])}"/>'
         return [dashed] * bool(ends[0] < ends[1])

@@ -1,4 +1,4 @@
-"""HTML for a page that needs nothing but itself; whatever is not `Html` is escaped where it enters the page."""
+"""Makes the HTML of a self-contained page. All text that is not `Html` is escaped."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import pairwise
 
-from bert_jax.tasks.figures import Cell, Listing, Matrix, Nothing, RecordId, TaggedWords, Text
+from bert_jax.tasks.figures import Cell, Matrix, Nothing, RecordId, TaggedWords, Text
 
 LONGEST = 300  # characters of a text that are shown
 _NEAR, _MOST_WORDS = 8, 100  # words shown on each side of a wrong tag, and at most
 
 
 class Html(str):
-    """A text that is HTML already."""
+    """Text that is HTML already."""
 
 
 def tag(name: str, content: object, **attributes: object) -> Html:
@@ -30,16 +30,11 @@ def joined(parts: Iterable[Html], between: str = "") -> Html:
 
 
 def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[Cell | Html]]) -> Html:
-    """Returns a table below its caption; one that is wider than the screen scrolls by itself."""
+    """Returns a table with a caption; a table wider than the screen has a scroll bar."""
     head = [tag("tr", joined(tag("th", name) for name in header))] if header else []
     body = [tag("tr", joined(tag("td", _cell(cell)) for cell in row)) for row in rows]
     wide = tag("div", tag("table", joined([*head, *body])), _class="wide")
     return joined([tag("h3", caption), wide]) if caption else wide
-
-
-def draw_table(figure: Listing) -> Html:
-    """Returns a table of a kind of task."""
-    return table(figure.caption, figure.header, figure.rows)
 
 
 def draw_matrix(figure: Matrix) -> Html:

@@ -1,7 +1,6 @@
-"""report.html of a fine-tuning run: scores, curves, and what the model gets wrong.
+"""Writes report.html of a fine-tuning run: scores, curves and mistakes.
 
-The page needs nothing but itself: no script, no font and no picture from elsewhere (its Content-Security-Policy forbids them). It
-is for phones too, and for light and dark screens.
+The page loads no script, font or picture (its Content-Security-Policy forbids them), and fits phones, and light and dark screens.
 """
 
 from __future__ import annotations
@@ -16,53 +15,50 @@ import numpy as np
 
 from bert_jax.disk import write_text
 from bert_jax.report.charts import COLOURS, MOST_POINTS, Line, chart, draw_chart, finite
-from bert_jax.report.html import Html, draw_matrix, draw_table, joined, table, tag, whole_page
+from bert_jax.report.html import Html, draw_matrix, joined, table, tag, whole_page
 from bert_jax.tasks.figures import Chart, Figure, Matrix
 from bert_jax.training import writer
 
+Results = Mapping[str, Any]  # the content of results.json, or a run in it
 
-def write_report(workdir: Path, results: Mapping[str, Any], mistakes: Mapping[str, Sequence[Figure]]) -> Path:
+
+def write_report(workdir: Path, results: Results, mistakes: Mapping[str, Sequence[Figure]]) -> Path:
     """Writes WORKDIR/report.html, whole or not at all; returns its path.
 
     Args:
-      workdir: the folder in which the runs left their metrics.jsonl.
+      workdir: the folder with the runs' metrics.jsonl.
       results: the content of results.json.
-      mistakes: for each split that is shown its tables and charts (`Kind.mistakes`).
-
-    Raises:
-      InputError: a metrics.jsonl is missing or damaged, or the page cannot be written.
+      mistakes: tables and charts of each split that is shown (`Kind.mistakes`).
     """
     runs = results["runs"]
     parts = [tag("h1", results["task"]), tag("p", results["model"])]
     parts += [tag("h2", "Scores"), _kept(results), *_runs(results)]
     parts += _curves(workdir, runs) if runs else []
     for split, figures in mistakes.items():
-        parts += [tag("h2", _heading(split, results["data"])), *map(_draw, figures)]
-    parts += _origin(results)
+        total, labelled = results["data"][split], results["data"].get(f"{split}_labelled")
+        have = f"{total:,} examples" if labelled is None else f"{labelled:,} of {total:,} examples have a label"
+        parts += [tag("h2", f"{split}: {have}"), *map(_draw, figures)]
+    data = [[name if name == "hash" else f"{name} examples", value] for name, value in results["data"].items()]
+    parts += [tag("h2", "Command, data and versions"), tag("pre", results["command"])]
+    parts.append(table("", [], [*data, *results["versions"].items()]))
     return write_text(workdir / "report.html", whole_page(f"{results['task']}: {results['model']}", parts))
-
-
-def _heading(split: str, data: Mapping[str, int]) -> str:
-    total, labelled = data[split], data.get(f"{split}_labelled")
-    return f"{split}: {total:,} examples" if labelled is None else f"{split}: {labelled:,} of {total:,} examples have a label"
 
 
 def _draw(figure: Figure) -> Html:
     if isinstance(figure, Chart):
         return draw_chart(figure)
-    return draw_matrix(figure) if isinstance(figure, Matrix) else draw_table(figure)
+    return draw_matrix(figure) if isinstance(figure, Matrix) else table(figure.caption, figure.header, figure.rows)
 
 
-def _kept(results: Mapping[str, Any]) -> Html:
-    """Returns the scores of the model that is kept, on all splits."""
+def _kept(results: Results) -> Html:
     best = results["best"]
     kept = f"learning rate {best['learning_rate']:g}, seed {best['seed']}, step {best['step']}" if best else "nothing was trained"
     rows = [[split, name, value] for split, scores in results["exported"].items() for name, value in scores.items()]
     return table(f"The model that is kept: {kept}", ["split", "metric", "value"], rows)
 
 
-def _runs(results: Mapping[str, Any]) -> list[Html]:
-    """Returns the scores of each run, and their mean and median over the seeds of each learning rate."""
+def _runs(results: Results) -> list[Html]:
+    """Returns tables of the scores of each run, and of their mean and median over the seeds of each learning rate."""
     runs = results["runs"]
     if not runs:
         return []
@@ -100,8 +96,8 @@ def _runs(results: Mapping[str, Any]) -> list[Html]:
     return [table(caption, ["learning rate", "runs", "failed", "", *header], over), tag("p", note), own]
 
 
-def _losses(workdir: Path, run: Mapping[str, Any], alone: bool, read: Callable[[Path], list[dict]]) -> np.ndarray:
-    """Returns the steps and training losses [2, N] of a run, from the metrics.jsonl it logged to."""
+def _losses(workdir: Path, run: Results, alone: bool, read: Callable[[Path], list[dict]]) -> np.ndarray:
+    """Returns the steps and training losses [2, N] of a run, from its metrics.jsonl."""
     name = run["name"]
     path, key, last = workdir / "metrics.jsonl" if alone else workdir / "runs" / name / "metrics.jsonl", "train/loss", math.inf
     if not alone and not path.exists():  # trained with others in one program
@@ -111,8 +107,8 @@ def _losses(workdir: Path, run: Mapping[str, Any], alone: bool, read: Callable[[
     return np.array(found, np.float64).reshape(-1, 2).T
 
 
-def _curves(workdir: Path, runs: Sequence[dict[str, Any]]) -> list[Html]:
-    """Returns training loss and dev score of each run; colours tell learning rates apart or, where there is one, seeds."""
+def _curves(workdir: Path, runs: Sequence[Results]) -> list[Html]:
+    """Returns charts of training loss and dev score. Colours distinguish learning rates or, if there is one, seeds."""
     rates = sorted({run["learning_rate"] for run in runs})
     losses, scores, colours, read = [], [], dict[str, int](), cache(writer.read)
     for run in runs:
@@ -135,10 +131,3 @@ def _curves(workdir: Path, runs: Sequence[dict[str, Any]]) -> list[Html]:
         tag("div", joined([chart(losses, "step", "training loss"), chart(scores, "step", "dev score")]), _class="charts"),
         tag("p", f"{about} Checkpoints are compared by the dev score."),
     ]
-
-
-def _origin(results: Mapping[str, Any]) -> list[Html]:
-    """Returns the command, the data and the versions that give the same results again."""
-    data = [[name if name == "hash" else f"{name} examples", value] for name, value in results["data"].items()]
-    command = tag("pre", results["command"])
-    return [tag("h2", "Command, data and versions"), command, table("", [], [*data, *results["versions"].items()])]

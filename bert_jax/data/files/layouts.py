@@ -83,10 +83,6 @@ def _sentences(
             words, tags = [], []
 
 
-def _is_list(text: str) -> bool:
-    return len(text) > 1 and text[0] == "[" and text[-1] == "]"
-
-
 def first_fields(path: str) -> list[str]:
     """Returns the fields, separated by tabs, of the first line that is not blank."""
     lines = (line for _, _, line in decoded(read_lines(path)) if not isinstance(line, Bad))
@@ -100,9 +96,6 @@ def sentences_of_words(rows: Iterator[Row], sentence: str, columns: Sequence[str
     that hold a sentence already (a list, or a text of several words) stay as they are.
 
         {"Sentence #": "1", "Word": "EU"}, {"Sentence #": "", "Word": "rejects"} -> {"Sentence #": "1", "Word": ["EU", "rejects"]}
-
-    Raises:
-      InputError: a row in a sentence of several lacks a word or tag; a sentence continues after another.
     """
     name, group, seen = "", list[Row](), dict[str, str]()
 
@@ -111,7 +104,8 @@ def sentences_of_words(rows: Iterator[Row], sentence: str, columns: Sequence[str
         return "" if value is None else str(value).strip()
 
     def joined() -> Row:
-        if len(group) == 1 and any(len((text := cell(group[0], c)).split()) != 1 or _is_list(text) for c in columns):
+        texts = [cell(group[0], column) for column in columns]
+        if len(group) == 1 and any(len(text.split()) != 1 or re.fullmatch(r"\[.*\]", text) for text in texts):
             return group[0]
         for row in group:
             if empty := [column for column in columns if not cell(row, column)]:
@@ -144,10 +138,7 @@ def sentences_of_words(rows: Iterator[Row], sentence: str, columns: Sequence[str
 def read_squad(path: str, hasher: Hasher | None = None) -> Table:
     """Reads the questions of a file in SQuAD's layout, 1.1 or 2.0: columns `id`, `question`, `context` and `answers`.
 
-    Answers are the file's (a list of {"text", "answer_start"}), none where `is_impossible`, and None where it says neither.
-
-    Raises:
-      InputError: the file is not JSON, with the line; a key is missing or of another type, with the path to it.
+    Answers are the file's (a list of {"text", "answer_start"}), none if `is_impossible`, and None if it has neither key.
     """
     rows = []
     for at, values in squad_questions(path, hasher):
@@ -160,7 +151,7 @@ def read_squad(path: str, hasher: Hasher | None = None) -> Table:
 
 
 def squad_questions(path: str, hasher: Hasher | None = None) -> Iterator[Row]:
-    """Yields the questions of a file in SQuAD's layout, each with all that the file says of it, and its context."""
+    """Yields the questions of a file in SQuAD's layout, each with all its values and its context."""
     content = load_json(path, decoded(read_lines(path, 0, hasher)))
     for i, article in enumerate(_get(content, "data", list, path)):
         for j, paragraph in enumerate(_get(article, "paragraphs", list, f"{path}: data[{i}]")):

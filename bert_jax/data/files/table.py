@@ -81,15 +81,12 @@ def read_records(request: Request, format: str) -> Records:
     return FORMATS[format].read(request)
 
 
-def list_files(sources: Sequence[str], format: str = "auto") -> list[str]:
+def list_files(sources: Sequence[str]) -> list[str]:
     """Returns the files that sources name, sorted, each once.
 
         list_files(["text/*.txt", "text/a.txt", "tfds:lm1b"]) -> ["text/a.txt", "text/b.txt", "tfds:lm1b:train"]
 
-    A folder stands for all files in it, at any depth; `**` is any depth too.
-
-    Raises:
-      InputError: a source that matches nothing (with the nearest names there are).
+    A folder means all files in it, at any depth; `**` is any depth too.
     """
     files: set[str] = set()
     for source in [sources] if isinstance(sources, str) else sources:
