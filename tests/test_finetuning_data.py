@@ -601,7 +601,7 @@ def test_equal_texts_of_a_batch_have_equal_ids(wordpiece):
     records = [record(pair, None, number) for number, pair in enumerate(texts)]
     items = encode("similarity", records, (), Layout(wordpiece, CFG), 16).items
     assert batches_of("multiple_choice", items, 3, "packed", 32, 0).train([0], 0).keys() >= {"slots", "labels"}
-    batches = batches_of("similarity", items, 3, "packed", 32, 0)
+    batches, all_seen = batches_of("similarity", items, 3, "packed", 32, 0), set()
     for step in range(4):  # two epochs; the second batch of one has a single pair
         batch, chosen, seen = batches.train([7], step), batches.order(7, step), {}
         assert batch["text_ids"].shape == batch["slots"].shape == (3, 2)
@@ -610,6 +610,8 @@ def test_equal_texts_of_a_batch_have_equal_ids(wordpiece):
             for text, id in zip(texts[number], ids, strict=True):
                 assert seen.setdefault(text.lower().replace("  ", " "), id) == id  # "A  B" is "a b" to a model of lower case
         assert len(set(seen.values())) == len(seen)
+        all_seen |= set(seen)
+    assert all_seen == {"a b", "saw", "ann", "saw a", "b saw"}
 
 
 def test_another_number_of_texts_is_refused_with_both_places():
