@@ -262,13 +262,13 @@ class Drop(NamedTuple):
 
 
 def _mix(
-    query: Float[Array, "*B Q K"],
-    key: Float[Array, "*B L K"],
-    value: Float[Array, "*B L K"],
-    mask: Bool[Array, "*#B Q L"],
+    query: Float[Array, "... Q K"],
+    key: Float[Array, "... L K"],
+    value: Float[Array, "... L K"],
+    mask: Bool[Array, "... Q L"],
     drop: Drop,
-    bias: Float[Array, "*#B Q L"] | None = None,
-) -> tuple[Float[Array, "*B Q K"], Float[Array, "*B Q L"]]:
+    bias: Float[Array, "... Q L"] | None = None,
+) -> tuple[Float[Array, "... Q K"], Float[Array, "... Q L"]]:
     """Returns the mixed values and the probabilities, all pairs of queries and tokens at once."""
     scores = jnp.einsum("...lk,...mk->...lm", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
     weights = jax.nn.softmax(jnp.where(mask, scores if bias is None else scores + bias, MASKED), axis=-1)
