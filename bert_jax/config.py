@@ -165,10 +165,19 @@ class MaskingConfig(_Group):
 class OptimConfig(_Group):
     """The optimizer and the schedule of its learning rate."""
 
-    name: Literal["adamw_bert", "adamw", "lamb"] = "adamw_bert"
-    """`adamw_bert`: google-research/bert's, without bias correction. `adamw`: the usual one. `lamb`: for very large batches."""
+    name: Literal["adamw_bert", "adamw", "lamb", "muon"] = "adamw_bert"
+    (
+        "`adamw_bert`: google-research/bert's, without bias correction. `adamw`: the usual one. `lamb`: for very large batches. "
+        "`muon`: Muon for the kernels of the layers, AdamW for all else."
+    )
     learning_rate: float = 1e-4
     """Peak learning rate."""
+    muon_learning_rate: float = 0.02
+    """muon: peak learning rate of the kernels of the layers; its schedule is that of learning_rate."""
+    muon_momentum: float = 0.95
+    """muon: decay rate of the momentum."""
+    muon_iterations: int = 5
+    """muon: Newton-Schulz iterations that orthogonalise an update."""
     schedule: Literal["linear", "bert_tf", "cosine", "warmup_stable_decay"] = "linear"
     """Decay after the warm-up. `bert_tf` is that of google-research/bert, which drops a little where the warm-up ends."""
     warmup_steps: int = 10_000
@@ -190,14 +199,14 @@ class OptimConfig(_Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_positive("learning_rate", "eps", "clip_norm")
+        self._require_positive("learning_rate", "muon_learning_rate", "eps", "clip_norm")
         self._require_least(0, "warmup_steps", "weight_decay", "decay_steps")
-        self._require_least(1, "max_skipped")
+        self._require_least(1, "max_skipped", "muon_iterations")
         self._require(
             self.decay_steps is None or self.schedule == "warmup_stable_decay",
             f"decay_steps={self.decay_steps} needs schedule='warmup_stable_decay', not {self.schedule!r}",
         )
-        for name in ("b1", "b2"):
+        for name in ("b1", "b2", "muon_momentum"):
             self._require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} is not in [0, 1)")
 
 

@@ -9,6 +9,7 @@ import pytest
 from bert_jax.config import BertConfig, InputError, OptimConfig
 from bert_jax.model.convert import flatten, unflatten
 from bert_jax.model.heads import Bert, initialize
+from bert_jax.training import muon
 from bert_jax.training.optim import decay_mask, layer_scales, make_optimizer, make_schedule
 
 RATES = [0.01, 0.02, 0.03, 0.02, 0.01]
@@ -244,10 +245,69 @@ def test_options_that_make_no_sense_are_refused(options: dict, message: str) -> 
         OptimConfig(**options)
 
 
-@pytest.mark.parametrize("name", ["adamw", "adamw_bert", "lamb"])
+def numpy_orthogonal(x):
+    """Five Newton-Schulz iterations of one matrix (Jordan et al., 2024), float64."""
+    x = x.T if x.shape[0] > x.shape[1] else x
+    y = x / np.sqrt((x**2).sum())
+    for _ in range(5):
+        square = y @ y.T
+        y = 3.4445 * y - 4.7750 * square @ y + 2.0315 * square @ square @ y
+    return y
+
+
+def test_muon_is_an_independent_numpy_implementation_over_twenty_steps() -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"query": (8, 8), "intermediate": (8, 20), "output": (20, 8)}
+    layers = {f"layer_{i}": {name: {"kernel": rng.normal(size=shape), "bias": rng.normal(size=shape[1])}
+                             for name, shape in shapes.items()} for i in range(2)}  # fmt: skip
+    table, head = rng.normal(size=(11, 8)), rng.normal(size=(8, 3))
+    params = {"encoder": layers | {"embeddings": {"embedding": table}}, "classifier": {"kernel": head}}
+    cfg = OptimConfig(name="muon", learning_rate=1e-3, muon_learning_rate=0.02, weight_decay=0.1, eps=1e-8)
+    optimizer = make_optimizer(cfg)
+    ours = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    state, update = optimizer.init(ours), jax.jit(optimizer.update)
+    expected = {path: np.array(x) for path, x in flatten(params).items()}
+    moments = {path: [np.zeros_like(x), np.zeros_like(x)] for path, x in expected.items()}
+    for step in range(20):
+        rate = 1e-3 * (20 - step) / 20
+        gradients = {path: rng.normal(size=x.shape) for path, x in expected.items()}
+        given = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), unflatten(gradients))
+        updates, state = update(given, state, ours, learning_rate=rate, ok=True)
+        ours = jax.tree.map(jnp.add, ours, updates)
+        for path, gradient in gradients.items():
+            first, second = moments[path]
+            decay = 0.0 if path.endswith("bias") else 0.1
+            if path.startswith("encoder/layer") and path.endswith("kernel"):
+                first[:] = 0.95 * first + 0.05 * gradient
+                matrix = numpy_orthogonal(0.05 * gradient + 0.95 * first)
+                rows, columns = gradient.shape
+                matrix = (matrix.T if rows > columns else matrix) * max(1, columns / rows) ** 0.5
+                expected[path] -= 20 * rate * (matrix + decay * expected[path])
+            else:
+                first[:], second[:] = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+                corrected = first / (1 - 0.9 ** (step + 1)) / (np.sqrt(second / (1 - 0.999 ** (step + 1))) + 1e-8)
+                expected[path] -= rate * (corrected + decay * expected[path])
+    for path, x in flatten(ours).items():
+        np.testing.assert_allclose(x, expected[path], atol=1e-5, err_msg=path)
+
+
+def test_a_matrix_is_orthogonalised_whatever_its_shape() -> None:
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 12, 7)), jnp.float32)
+    for batch in (x, x.swapaxes(1, 2)):
+        values = np.linalg.svd(muon.orthogonalise(batch, 5), compute_uv=False)
+        assert values.min() > 0.5
+        assert values.max() < 1.3
+
+
+def test_muon_without_kernels_of_layers_is_refused() -> None:
+    with pytest.raises(InputError, match="name='muon' finds no kernels of layers"):
+        make_optimizer(OptimConfig(name="muon")).init({"kernel": jnp.ones((2, 2))})
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_bert", "lamb", "muon"])
 def test_an_update_that_is_not_ok_leaves_the_state_as_it_is(name):
     optimizer = make_optimizer(OptimConfig(name=name))
-    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    params = {"encoder": {"layer_0": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}}
     state = optimizer.update(params, optimizer.init(params), params, learning_rate=0.1, ok=True)[1]
     nan = jax.tree.map(lambda x: x * jnp.nan, params)
     after = optimizer.update(nan, state, params, learning_rate=0.1, ok=False)[1]

@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PyTree
 
 from bert_jax.config import InputError, OptimConfig
+from bert_jax.training import muon
 
 Schedule = Callable[[Int[Array, ""] | int], ArrayLike]  # step -> learning rate
 
@@ -132,16 +133,18 @@ def make_optimizer(cfg: OptimConfig, scales: PyTree | None = None) -> Guarded:
     """Returns the optimizer of a config; its `update` takes the extra arguments `learning_rate` and, optionally, `ok`.
 
     Clipping by the global norm belongs to the step, which computes the norm anyway. LAMB (You et al., 2020) is bias-corrected
-    Adam with weight decay, scaled by |parameter| / |update| a tensor; biases and norms have neither.
+    Adam with weight decay, scaled by |parameter| / |update| a tensor; biases and norms have neither. Muon (`muon.py`) is for the
+    kernels of the layers, at a rate of its own; AdamW is for all else. Each decays its kernels by its rate * weight_decay.
 
     Args:
       cfg: Names the optimizer and its constants.
       scales: Multipliers of the learning rate from `layer_scales`. A parameter with 0 has no moments.
     """
-    parts = [
-        scale_by_adam(cfg.b1, cfg.b2, cfg.eps, bias_correction=cfg.name != "adamw_bert"),
-        optax.add_decayed_weights(cfg.weight_decay, mask=decay_mask),
-    ]
+    adam = scale_by_adam(cfg.b1, cfg.b2, cfg.eps, bias_correction=cfg.name != "adamw_bert")
+    decay = optax.add_decayed_weights(cfg.weight_decay, mask=decay_mask)
+    parts = [adam, decay]
+    if cfg.name == "muon":
+        parts = [*_muon_and(adam, cfg), decay, _for_kernels(cfg.muon_learning_rate / cfg.learning_rate)]
     if cfg.name == "lamb":
         parts.append(optax.masked(optax.scale_by_trust_ratio(), decay_mask))
     direction = optax.chain(*parts)
@@ -155,6 +158,25 @@ def make_optimizer(cfg: OptimConfig, scales: PyTree | None = None) -> Guarded:
         return descent.update(updates, optax.EmptyState(), params, **extra)[0], state
 
     return Guarded(direction.init, update)
+
+
+def _muon_and(adam: optax.GradientTransformationExtraArgs, cfg: OptimConfig) -> list[optax.GradientTransformationExtraArgs]:
+    """Returns Muon for the kernels of the layers, and `adam` for all other parameters."""
+
+    def others(params: PyTree) -> PyTree[bool]:
+        return jax.tree.map(lambda hidden: not hidden, muon.hidden_matrices(params))
+
+    hidden = optax.masked(muon.scale_by_muon(cfg.muon_momentum, cfg.muon_iterations), muon.hidden_matrices)
+    return [hidden, optax.masked(adam, others)]
+
+
+def _for_kernels(factor: float) -> optax.GradientTransformation:
+    """Returns a transformation that multiplies the updates of the layers' kernels: their rate in units of the others' rate."""
+
+    def scaled(updates: PyTree, params: PyTree | None) -> PyTree:
+        return jax.tree.map(lambda u, hidden: u * factor if hidden else u, updates, muon.hidden_matrices(updates))
+
+    return optax.stateless(scaled)
 
 
 def layer_scales(params: PyTree, num_layers: int, decay: float, frozen: int) -> PyTree[float]:
