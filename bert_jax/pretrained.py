@@ -280,9 +280,11 @@ def convert_directory(source: str | Path, out: str | Path, head: Head | None, te
 def check_padding(cfg: BertConfig, tokenizer: Tokenizer) -> None:
     """Raises InputError unless padding has the id from which the model counts positions."""
     if cfg.position_offset and tokenizer.pad_id != cfg.position_offset - 1:
+        free = "pad_token_id" in FAMILIES[cfg.model_type].optional  # MPNet's is a constant
+        other = f", or a new model pad_token_id={tokenizer.pad_id}" * free
         raise InputError(
             f"model_type={cfg.model_type!r} needs a tokenizer whose padding has id {cfg.position_offset - 1}; "
-            f"this one's has {tokenizer.pad_id}: give the family's own, or a new model pad_token_id={tokenizer.pad_id}"
+            f"this one's has {tokenizer.pad_id}: give the family's own{other}"
         )
 
 

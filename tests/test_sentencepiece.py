@@ -106,6 +106,9 @@ def test_mpnet_has_its_own_special_tokens_though_those_of_bert_are_in_its_vocabu
         ids = tokenizer.encode_batch(["The  <mask> plays zz"])[0].tolist()  # the mask takes the spaces before it
         assert tokenizer.tokens(ids) == ["the", "<mask>", "play", "##s", "[UNK]"]
         assert not tokenizer.token_types
+        tokenizer.save(tmp_path / "saved")
+        added = json.loads((tmp_path / "saved" / "tokenizer.json").read_text())["added_tokens"]
+        assert [token["content"] for token in added if token["lstrip"]] == ["<mask>"]
     write_config(tmp_path, do_lower_case=False)
     assert Tokenizer.load(tmp_path).encode_batch(["The"])[0].tolist() == [5]
 
@@ -163,13 +166,13 @@ def without_roles(directory, **config):
     spec = json.loads((directory / "saved" / "tokenizer.json").read_text())
     spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] != "<unk>"]
     (directory / "saved" / "tokenizer.json").write_text(json.dumps(spec))
-    write_config(directory / "saved", bos_token="<s>", eos_token="</s>", pad_token="<pad>", mask_token="<mask>", **config)
+    write_config(directory / "saved", bos_token="</s>", eos_token="<s>", pad_token="<pad>", mask_token="<mask>", **config)
     return directory / "saved"
 
 
 def test_bos_and_eos_are_the_first_and_last_token_where_no_other_is_stated_and_bytes_need_no_unknown_one(tmp_path):
     tokenizer = Tokenizer.load(without_roles(tmp_path), model_type="eurobert")
-    assert (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id, tokenizer.unk_id) == (0, 2, 1, 1)
+    assert (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id, tokenizer.unk_id) == (2, 0, 1, 1)  # not as they are named
     assert 3 not in tokenizer.special_ids  # `<unk>` is a piece of the vocabulary like others
     tokenizer.save(tmp_path / "again")
     assert "unk_token" not in json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())
