@@ -61,49 +61,49 @@ class DataConfig(_Group):
     format: TextFormat = "auto"
     """Format of the files. auto: by their suffixes."""
     documents: Literal["blank_line", "line", "file"] = "blank_line"
-    """End of a document in a .txt file: a blank line, the end of a line, or the end of the file."""
+    """A document in a .txt file ends at a blank line, at the end of a line, or at the end of the file."""
     text_column: str = "text"
     """Field of .jsonl, .csv, .tsv, .parquet and TFDS records that holds the text."""
     sentences: Literal["punctuation", "line"] = "punctuation"
-    """End of a sentence: punctuation before a capital letter (lines are joined), or the end of a line (BERT's own format)."""
+    """A sentence ends at punctuation before a capital letter (lines are joined), or at the end of a line (BERT's own format)."""
     on_error: Literal["raise", "skip"] = "raise"
-    """Handling of binary, undecodable and malformed documents: stop and name the place, or skip and count them."""
+    """On a binary, undecodable or malformed document: stop and name its place, or skip and count it."""
     tokenizer: str = "unigram"
     (
-        "A tokenizer (directory, tokenizer.json, vocab.txt, SentencePiece .model). Or `unigram`, `bpe` or `wordpiece`, which "
-        "train a vocabulary of model.vocab_size pieces on the source and keep it in the work directory."
+        "Path of a tokenizer (directory, tokenizer.json, vocab.txt, SentencePiece .model); or `unigram`, `bpe` or `wordpiece`, "
+        "to train a vocabulary of model.vocab_size pieces on the source and keep it in the work directory."
     )
     lowercase: bool = True
-    """Lowercase the text, if the run trains the vocabulary."""
+    """Lowercase the text, for a vocabulary that the run trains."""
     special_tokens: Literal["text", "read"] = "text"
     (
-        "Reading of the characters of a special token (`[MASK]`, `<ent>`) in the text: as ordinary text, or as that token. "
-        "The exported tokenizer reads them as tokens, as published ones do."
+        "Treat a special token that is spelled out in the text (`[MASK]`, `<ent>`) as ordinary text, or read it as that token. "
+        "The exported tokenizer reads it as the token, as published ones do."
     )
     tokenizer_sample_mb: int | None = 200
     (
-        "Megabytes of text, at most, that a vocabulary is trained on, as lines from all over the source. Training takes about "
+        "Train the vocabulary on at most this many megabytes of text, lines from all parts of the source. Training takes about "
         "20 times as much memory. None: all text."
     )
     max_seq_length: int = 128
-    """Tokens in a row."""
+    """Tokens per row."""
     examples: Literal["full_sentences", "sentence_pairs"] = "full_sentences"
     """Full sentences packed into rows, or BERT's sentence pairs with next-sentence prediction."""
     short_seq_prob: float = 0.1
     """Sentence pairs: share of examples with a random, shorter target length."""
     dupe_factor: int = 1
-    """Sentence pairs: number of times that the corpus is cut into pairs, differently each time (BERT: 10)."""
+    """Sentence pairs: cut the corpus into pairs this many times, differently each time (BERT: 10)."""
     eval_fraction: float = 0.01
     (
-        "Share of documents held out for evaluation, chosen by a hash of their text, so that copies of a document stay "
-        "together. Passages are held out instead if there are too few documents."
+        "Share of documents held out for evaluation, chosen by a hash of their text, which keeps copies of a document "
+        "together. If there are too few documents, passages are held out instead."
     )
     eval_source: tuple[str, ...] = ()
-    """Held-out text, in the same forms as `source`; it replaces eval_fraction."""
+    """Held-out text, given like `source`; replaces eval_fraction."""
     cache_dir: str | None = None
-    """Directory of the tokenized rows, also gs:// (each host copies them once). Default: `cache` in the work directory."""
+    """Directory of the tokenized rows; may be gs:// (each host copies them once). Default: `cache` in the work directory."""
     num_workers: int | None = None
-    """Processes that tokenize. Default: one per core."""
+    """Number of processes that tokenize. Default: one per core."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,7 +114,7 @@ class DataConfig(_Group):
         self._require(0 <= self.short_seq_prob <= 1, f"short_seq_prob={self.short_seq_prob} is not in [0, 1]")
         self._require(
             self.dupe_factor == 1 or self.examples == "sentence_pairs",
-            f"dupe_factor={self.dupe_factor} needs examples='sentence_pairs': full sentences are cut one way only",
+            f"dupe_factor={self.dupe_factor} needs examples='sentence_pairs': full sentences are cut in one way only",
         )
 
     @property
@@ -134,11 +134,11 @@ class MaskingConfig(_Group):
     random_prob: float = 0.1
     """Share of the tokens to predict that become a random token of the vocabulary; the others stay as they are."""
     count: Literal["exact", "bernoulli"] = "exact"
-    """exact: a fixed number of predictions in each row (BERT). bernoulli: each token is drawn independently."""
+    """exact: the same number of predictions in each row (BERT). bernoulli: draw each token independently."""
     whole_word: bool = False
     """Mask all pieces of a word together."""
     max_predictions_per_seq: int | None = None
-    """Predictions in a row, at most. Default: enough for `rate` (20 at length 128, 77 at 512)."""
+    """Maximum predictions per row. Default: enough for `rate` (20 at length 128, 77 at 512)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -154,7 +154,7 @@ class MaskingConfig(_Group):
         )
 
     def num_slots(self, length: int) -> int:
-        """Returns P for rows of `length` tokens: the given one, or enough for `rate` (mean + 4 sd for Bernoulli counts)."""
+        """Returns P for rows of `length` tokens: max_predictions_per_seq, or enough for `rate` (mean + 4 sd if Bernoulli)."""
         if self.max_predictions_per_seq is not None:
             return min(self.max_predictions_per_seq, length)
         spread = 4 * math.sqrt(length * self.rate * (1 - self.rate)) if self.count == "bernoulli" else 0
@@ -167,13 +167,13 @@ class OptimConfig(_Group):
 
     name: Literal["adamw_bert", "adamw", "lamb", "muon"] = "adamw_bert"
     (
-        "`adamw_bert`: google-research/bert's, without bias correction. `adamw`: the usual one. `lamb`: for very large batches. "
-        "`muon`: Muon for the kernels of the layers, AdamW for all else."
+        "`adamw_bert`: google-research/bert's, without bias correction. `adamw`: the usual AdamW. `lamb`: for large batches. "
+        "`muon`: Muon for the kernels of the layers, AdamW for everything else."
     )
     learning_rate: float = 1e-4
     """Peak learning rate."""
     muon_learning_rate: float = 0.02
-    """muon: peak learning rate of the kernels of the layers; its schedule is that of learning_rate."""
+    """muon: peak learning rate of the kernels of the layers, with the schedule of learning_rate."""
     muon_momentum: float = 0.95
     """muon: decay rate of the momentum."""
     muon_iterations: int = 5
@@ -185,17 +185,17 @@ class OptimConfig(_Group):
     decay_steps: int | None = None
     """warmup_stable_decay: steps of the final linear decay. Default: a tenth of num_steps."""
     weight_decay: float = 0.01
-    """Decoupled weight decay, which leaves out biases and norms."""
+    """Decoupled weight decay, not applied to biases and norms."""
     b1: float = 0.9
     """Decay rate of the first moment."""
     b2: float = 0.999
     """Decay rate of the second moment."""
     eps: float = 1e-6
-    """Added to the root of the second moment."""
+    """Added to the square root of the second moment."""
     clip_norm: float | None = 1.0
-    """Global norm that gradients are clipped to. None: no clipping."""
+    """Clip gradients to this global norm. None: no clipping."""
     max_skipped: int = 10
-    """Non-finite updates in a row that stop the run; fewer are skipped."""
+    """Stop after this many consecutive non-finite updates; fewer are skipped."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -217,28 +217,28 @@ class ParallelConfig(_Group):
     strategy: Literal["mesh", "pmap"] = "mesh"
     """`mesh`: one program over a mesh of devices, which can shard parameters. `pmap`: each device has all parameters."""
     num_devices: int | None = None
-    """Devices of a single host to use. Default: all."""
+    """Number of devices to use, on a single host. Default: all."""
     fsdp: int = 1
-    """mesh: devices that parameters, gradients and optimizer state are sharded over, for models that are too large."""
+    """mesh: shard parameters, gradients and optimizer state over this many devices, for models too large for one."""
     tensor: int = 1
-    """mesh: neighboring devices that attention heads and intermediate layers are sharded over."""
+    """mesh: shard attention heads and intermediate layers over this many neighboring devices."""
     multihost: bool | None = None
     (
-        "This process is one of several that run the same command. Default: true with `coordinator`, or if the variables of a "
-        "TPU pod, Slurm or Open MPI name several."
+        "This process is one of several that run the same command. Default: true with `coordinator`, or if the environment "
+        "variables of a TPU pod, Slurm or Open MPI name several processes."
     )
     coordinator: str | None = None
     """HOST:PORT of process 0, if the environment does not define it."""
     num_processes: int | None = None
     """Number of processes, if the environment does not define it."""
     process_id: int | None = None
-    """Number of this process, from 0, if the environment does not define it."""
+    """Index of this process, from 0, if the environment does not define it."""
     initialization_timeout: int = 300
     """Seconds to wait for the other processes at the start."""
     heartbeat_timeout: int = 100
-    """Seconds without a sign of life from a process after which the others end."""
+    """Seconds without a heartbeat from a process after which the others end."""
     stuck_timeout: int = 1800
-    """Seconds without a finished step after which one process of several ends itself, because another one hangs."""
+    """Seconds without a finished step after which a process ends itself, because another process hangs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -275,37 +275,37 @@ class TrainConfig(_Group):
     num_steps: int = 100_000
     """Optimizer steps."""
     batch_size: int = 256
-    """Rows in a step, over all devices."""
+    """Rows per step, over all devices."""
     gradient_accumulation_steps: int = 1
-    """Microbatches in a step; must divide batch_size."""
+    """Microbatches per step; must divide batch_size."""
     seed: int = 0
     """Seed of initialization, data order, masks and dropout."""
     eval_every: int = 1000
-    """Steps between evaluations on held-out text; the last step is evaluated too."""
+    """Steps between evaluations on held-out text. The last step is always evaluated."""
     eval_batches: int = 50
-    """Batches of held-out rows in an evaluation, at most."""
+    """Maximum batches of held-out rows per evaluation."""
     checkpoint_every: int = 1000
-    """Steps between checkpoints; the last step has one too."""
+    """Steps between checkpoints. The last step is always saved."""
     keep_checkpoints: int = 3
-    """Newest checkpoints to keep, besides the best."""
+    """Number of newest checkpoints to keep, besides the best one."""
     checkpoint_dir: str | None = None
     (
-        "Directory of the checkpoints. Default: `checkpoints` in the work directory. Several hosts need one that all of them "
-        "can reach, such as gs://BUCKET/RUN."
+        "Directory of the checkpoints. Default: `checkpoints` in the work directory. Several hosts need one that all can reach, "
+        "such as gs://BUCKET/RUN."
     )
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     init_from: str | None = None
     (
-        "A pretrained directory whose weights the run starts from, with a fresh optimizer. Its architecture and vocabulary are "
-        "used, unless --model.* or --data.tokenizer override them."
+        "Pretrained directory: the run starts from its weights, with a fresh optimizer, and takes over its architecture and "
+        "vocabulary, unless --model.* or --data.tokenizer override them."
     )
     profile: int = 0
-    """Steps to profile, after the first ten if possible; XProf, TensorBoard's profile plugin, reads WORKDIR/profile."""
+    """Number of steps to profile, after the first ten if possible. XProf, TensorBoard's profile plugin, shows WORKDIR/profile."""
     extend: bool = False
     """Allow a larger num_steps than the work directory was started with."""
     fill_masks: tuple[str, ...] = ()
-    """Sentences with [MASK], which the model fills in at the end of the run."""
+    """Sentences with [MASK] that the model fills in at the end of the run."""
     model: BertConfig = field(default_factory=BertConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -325,8 +325,8 @@ class TrainConfig(_Group):
         )
         self._require(
             self.data.max_seq_length <= self.model.max_length,
-            f"data.max_seq_length={self.data.max_seq_length} is past the position table, "
-            f"model.max_position_embeddings={self.model.max_position_embeddings}: raise that, or lower the length",
+            f"data.max_seq_length={self.data.max_seq_length} is longer than the {self.model.max_length} tokens that "
+            f"model.max_position_embeddings={self.model.max_position_embeddings} allows: lower the former or raise the latter",
         )
         self._require(
             self.optim.warmup_steps <= self.num_steps,
@@ -357,7 +357,7 @@ def to_dict(cfg: Checked) -> Json:
 def from_dict(cls: type[T], values: Mapping[str, object], where: str = "config") -> T:
     """Inverts `to_dict`. Raises InputError for an unknown key, naming the nearest known one."""
     if not isinstance(values, Mapping):
-        raise InputError(f"{where}: {values!r} is not an object of names and values")
+        raise InputError(f"{where}: {values!r} is not a JSON object of names and values")
     hints, built = typing.get_type_hints(cls), Json()
     for key, value in values.items():
         if key not in hints:
@@ -369,7 +369,7 @@ def from_dict(cls: type[T], values: Mapping[str, object], where: str = "config")
 
 
 def upgrade(values: Mapping[str, Any]) -> Json:
-    """Returns a `to_dict` of TrainConfig in its present form: the fields of `compute` were once part of `model`."""
+    """Returns a `to_dict` of an older TrainConfig, whose `model` held the fields of `compute`, in the present form."""
     model = values.get("model")
     if "compute" in values or not isinstance(model, Mapping):
         return dict(values)
@@ -462,7 +462,7 @@ def load_train_config(
     if architecture is not None and (start := _given(rest, "init-from") or default.init_from):
         taken = architecture(start, _given(rest, "workdir") or default.workdir)
         default = _started(default, taken, start, _given(rest, "data.max-seq-length"))
-    description = "Pretrain a BERT from raw text. The defaults shown are the values of the given config file."
+    description = "The fields of a pretraining run. The defaults shown are the values of the given config file."
     return tyro.cli(TrainConfig, default=default, args=list(rest), prog=f"{prog} CONFIG", description=description)
 
 

@@ -285,7 +285,7 @@ def test_the_list_of_types_of_models_is_that_of_the_table():
         ("modernbert", dict(layer_types=("full_attention",) * 9), "layer_types names 9 types, num_hidden_layers=5"),
         ("modernbert", dict(type_vocab_size=2), "model_type='modernbert', which has no token types"),
         ("nomic_bert", dict(type_vocab_size=0), "model_type='nomic_bert', which has token types"),
-        ("modernbert", dict(hidden_size=20), "heads of 5 .* cannot be rotated: their size must be even"),
+        ("modernbert", dict(hidden_size=20), "heads of size 5 .* cannot have rotary embeddings: the size must be even"),
         ("eurobert", dict(num_key_value_heads=3), "num_key_value_heads=3 does not divide num_attention_heads=4"),
         ("esm", dict(mask_token_id=None), "token_dropout=True needs mask_token_id"),
         ("deberta-v2", dict(conv_kernel_size=2), "conv_kernel_size=2 must be odd"),

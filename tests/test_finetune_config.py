@@ -37,8 +37,11 @@ def records(*labels, texts=("a", "b")):
         (dict(max_seq_length=7), "max_seq_length=7 is below 8"),
         (dict(learning_rates=(1e-5, 0.0)), "learning_rates=(1e-05, 0.0) must be positive"),
         (dict(learning_rates=(1e-5, float("nan"))), "learning_rates=(1e-05, nan) is not finite"),
-        (dict(learning_rates=(1e-5, 2e-5, 1e-5)), "learning_rates=(1e-05, 2e-05, 1e-05) has a rate twice"),
-        (dict(learning_rates=(1e-5, 1.0000001e-5)), "learning_rates=(1e-05, 1.0000001e-05) has a rate twice"),  # one folder
+        (dict(learning_rates=(1e-5, 2e-5, 1e-5)), "learning_rates=(1e-05, 2e-05, 1e-05) has the same rate twice"),
+        (
+            dict(learning_rates=(1e-5, 1.0000001e-5)),
+            "learning_rates=(1e-05, 1.0000001e-05) has the same rate twice",
+        ),  # one folder
         (dict(learning_rates=3e-5), "learning_rates=3e-05 is a float"),
         (dict(seed=-1), "seed=-1 is not in [0, 2**31)"),
         (dict(seed=2**31), "seed=2147483648 is not in [0, 2**31)"),

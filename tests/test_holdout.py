@@ -35,7 +35,7 @@ def test_classes_are_held_out_by_their_shares_and_none_is_lost_to_training():
         assert "".join(r.label for r in dev) == expected
         assert {r.label for r in train} == set("abcd")
         assert len(train) + len(dev) == 100
-        assert note.startswith(f"dev: {len(dev)} of 100 training rows are held out (--dev-size {dev_size:g}), drawn by seed 0")
+        assert note.startswith(f"dev: {len(dev)} of 100 training rows are held out (--dev-size {dev_size:g}), drawn with seed 0")
         assert note.endswith(", each class by its share")
 
 
@@ -45,7 +45,7 @@ def test_questions_are_held_out_by_context():
     contexts = [{r.texts[1] for r in side} for side in (train, dev)]
     assert [len(own) for own in contexts] == [7, 3]
     assert not contexts[0] & contexts[1]
-    assert note == "dev: 15 of 50 training rows are held out (--dev-size 0.3), drawn by seed 0, whole contexts"
+    assert note == "dev: 15 of 50 training rows are held out (--dev-size 0.3), drawn with seed 0, whole contexts"
     assert len(hold_out("question_answering", records, 1)[1]) == 5  # no context has fewer
 
 

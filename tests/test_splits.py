@@ -843,7 +843,7 @@ def test_dev_rows_are_drawn_by_the_contracts_permutation_and_stay_in_order(tmp_p
     chosen = np.random.default_rng(0).permutation(n)[:k]
     assert [record.texts[0] for record in splits.dev["dev"]] == [f"t{i}" for i in sorted(chosen)]
     assert [record.texts[0] for record in splits.train] == [f"t{i}" for i in range(n) if i not in chosen]
-    assert f"dev: {k} of 51 training rows are held out (--dev-size {dev_size:g}), drawn by seed 0" in splits.notes
+    assert f"dev: {k} of 51 training rows are held out (--dev-size {dev_size:g}), drawn with seed 0" in splits.notes
 
 
 def test_the_group_column_keeps_rows_together_and_is_looked_for_in_other_files(tmp_path):
@@ -854,7 +854,7 @@ def test_the_group_column_keeps_rows_together_and_is_looked_for_in_other_files(t
     assert groups[0] | groups[1] == {"ann", "bob", "cat"}
     assert not groups[0] & groups[1]
     assert len({record.texts for record in splits.dev["dev"]}) == 8
-    assert "(--dev-size 8), drawn by seed 0, whole groups, each class by its share" in " ".join(splits.notes)
+    assert "(--dev-size 8), drawn with seed 0, whole groups, each class by its share" in " ".join(splits.notes)
     test = write(tmp_path / "test.csv", "text,who\nx,ann\ny,dan\nz,\n")
     assert load("classification", path, dev=path, test=test, group_column="who").notes[-1] == (
         "warning: 1 of 3 test rows belong to a group that is also in the training rows"
@@ -871,7 +871,7 @@ def test_training_rows_are_capped_after_the_dev_rows_are_held_out(tmp_path):
     kept = np.random.default_rng(0).permutation(45)[:20]
     assert [record.texts[0] for record in splits.train] == [f"t{left[i]}" for i in sorted(kept)]
     assert [record.id for record in splits.train] == [str(left[i]) for i in sorted(kept)]
-    assert "train: 20 of 45 rows are kept (--max-train-rows), drawn by seed 0" in splits.notes
+    assert "train: 20 of 45 rows are kept (--max-train-rows), drawn with seed 0" in splits.notes
     assert len(load("classification", path, dev=path, max_train_rows=20).dev["dev"]) == 50
     splits = load("classification", path, dev=path, max_train_rows=50)
     assert len(splits.train) == 50

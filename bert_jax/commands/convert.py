@@ -16,7 +16,8 @@ def convert(
     """Write any model that bert_jax reads (docs/library.md) in the Hugging Face layout.
 
     Args:
-        source: Pretrained directory, directory of a TF1 checkpoint, work directory of `bert_jax train`, or name on the hub.
+        source: Pretrained directory, directory of a TensorFlow 1 checkpoint, work directory of `bert_jax train`, or name on the
+            hub.
         out: Directory to write.
         head: Head to write. Default: that of the model.
         verbose: Print the source and the target of each tensor.

@@ -44,10 +44,10 @@ def evaluate(
         task_data: The examples.
         task: Task, as for finetune. Default: the task that the model was fine-tuned on.
         out: Folder to write; it replaces the results of an earlier evaluation.
-        max_seq_length: Most tokens of an example; the rest is cut. Default: the length of fine-tuning.
-        null_threshold: question_answering: lead over the best answer, in logits, with which no answer is given. Default: that of
-            the model.
-        label_threshold: multi_label: least probability with which a text has a label. Default: those of the model.
+        max_seq_length: Maximum tokens per example; the rest is cut. Default: the length of fine-tuning.
+        null_threshold: question_answering: give no answer if its logit exceeds that of the best answer by more than this.
+            Default: that of the model.
+        label_threshold: multi_label: minimum probability of the labels that a text gets. Default: those of the model.
         special_tokens: Read special tokens in a text, such as `[SEP]`, as these tokens, or as text. Default: as the files of the
             model say.
     """

@@ -18,8 +18,8 @@ def glue_zip(
     """Make a submission for GLUE's leaderboard from the predictions of fine-tuned tasks.
 
     Args:
-        workdirs: Work directories of finetune, one for each of cola sst2 mrpc stsb qqp mnli qnli rte wnli; AX.tsv comes from
-            that of task ax, or from predictions/ax.tsv in that of mnli.
+        workdirs: Work directories of finetune, one for each of cola sst2 mrpc stsb qqp mnli qnli rte wnli. AX.tsv comes from
+            the work directory of task ax, or from predictions/ax.tsv in that of mnli.
         out: Zip to write.
         fill_missing: Predict the most frequent class in every row of a task without a work directory.
     """

@@ -1,4 +1,4 @@
-"""The command `plan`: the memory and the least time of a run on TPUs and GPUs that are not here."""
+"""The command `plan`: the memory and the shortest possible step of a run on TPUs and GPUs that this machine does not have."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _GIB, _MIB = 2**30, 2**20
 
 @dataclass(frozen=True)
 class Options:
-    """Compile the training step of CONFIG for TPUs or GPUs that are not here: does it fit, and how fast can it be at best?
+    """Compile the training step of CONFIG for TPUs or GPUs that this machine lacks; report if it fits and its best speed.
 
     The fields of a config, [--field value ...], are those of train: `bert_jax train CONFIG --help` lists them.
     """
 
     topology: tyro.conf.UseAppendAction[tuple[str, ...]]
     """TPUs and their layout (v5e:2x4, v6e:4x4, v4:2x2x1, v5p:2x2x2), GPUs of a host (h100:8, h200:8, a100:8), or simulated
-    devices (cpu:8). Several times, or with commas: a table with a row each."""
+    devices (cpu:8). For a table of several, repeat the option or separate them by commas."""
 
 
 def plan(argv: list[str], prog: str = "bert_jax plan") -> None:
-    """Compile a run's step for TPUs or GPUs that are not here; does it fit: CONFIG --topology v5e:2x4 [--field value ...]."""
+    """Tell whether a run fits TPUs or GPUs that this machine lacks: CONFIG --topology v5e:2x4 [--field value ...]."""
     options, rest = tyro.cli(Options, args=argv, prog=f"{prog} CONFIG", return_unknown_args=True)
     names = [name.strip() for given in options.topology for name in given.split(",")]
     _prepare_environment(names)
@@ -91,13 +91,13 @@ def _report(made: Plan, remedies: list[tuple[str, float]]) -> str:
     if not made.fits:
         rows += [(f"  would fit{'' if remedies else ': nothing'}", f"{option}: about {_size(need)}") for option, need in remedies]
     if not made.refusal:
-        rows += [("crossing", line) for line in _crossing(made)]
-    rows.append(("FLOPs", f"{made.flops:.3g} a step in products, without recomputation"))
+        rows += [("collectives", line) for line in _crossing(made)]
+    rows.append(("FLOPs", f"{made.flops:.3g} per step in matrix products, without recomputation"))
     if roofline and made.fits:
-        seconds = {"products": roofline.compute, "crossing": roofline.interconnect, "update": roofline.update}
+        seconds = {"products": roofline.compute, "collectives": roofline.interconnect, "update": roofline.update}
         parts = " + ".join(f"{1e3 * value:.1f} {name}" for name, value in seconds.items())
         tokens = cfg.batch_size * cfg.data.max_seq_length / roofline.step
-        rows.append(("at best", f"{1e3 * roofline.step:.1f} ms a step ({parts}; crossing while computing)"))
+        rows.append(("at best", f"{1e3 * roofline.step:.1f} ms per step ({parts}; collectives overlap with products)"))
         rows.append(("", f"{roofline.mfu:.0%} MFU, {tokens:,.0f} tokens/s in all"))
     rows.append(("compiled in", f"{made.compile_seconds:.0f} s"))
     width = max(len(name) for name, _ in rows)
@@ -106,7 +106,7 @@ def _report(made: Plan, remedies: list[tuple[str, float]]) -> str:
 
 def _fits(made: Plan) -> str:
     chip = made.topology.chip
-    used = f"{_size(made.needed) if made.needed else 'more'} {f'of {_size(chip.hbm)} ' if chip else ''}a device"
+    used = f"{_size(made.needed) if made.needed else 'more'} {f'of {_size(chip.hbm)} ' if chip else ''}per device"
     verdict = ("yes, " if made.fits else "no, ") if chip else ""
     return f"{verdict}{used}; the compiler: {made.refusal}" if made.refusal else verdict + used
 
@@ -124,7 +124,7 @@ def _size(size: float) -> str:
     return f"{size / _GIB:.2f} GiB" if size >= _GIB / 10 else f"{size / _MIB:.1f} MiB"
 
 
-_COLUMNS = ["topology", "fits", "recomputed", "GiB a device", "crossing a step", "compiled in", "at best", "MFU at best"]
+_COLUMNS = ["topology", "fits", "recomputed", "GiB per device", "collectives per step", "compiled in", "at best", "MFU at best"]
 
 
 def _row(made: Plan) -> list[str]:

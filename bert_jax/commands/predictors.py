@@ -1,4 +1,4 @@
-"""The commands that predict: a text for each line or row in, a JSON object on each line out, in the same order, without delay."""
+"""The commands that predict: they read a text per line or row, and write a JSON object per line, in order and without delay."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ class Rows:
     file: _File = "-"
     """File to read, in a format named above; `-` is standard input."""
     max_seq_length: _Length = None
-    """Most tokens of a text, special tokens included. Default: the length of fine-tuning, else that of the model."""
+    """Maximum tokens per text, special tokens included. Default: the length of fine-tuning, else that of the model."""
     keep_columns: _Flag = False
-    """Print all columns or fields of a row; input_NAME replaces a name that predictions have too."""
+    """Print all columns or fields of a row, too; a column named like a field of the prediction becomes input_NAME."""
     quotes: files.Quotes = "auto"
     """Double quotes enclose fields (csv) or are text (none). auto: csv in .csv, and in .tsv if the whole file agrees with it."""
     special_tokens: Literal["read", "text"] | None = None
-    """Read special tokens in a text, such as `[SEP]`, as these tokens, or as text. Default: as the model's files say."""
+    """Read special tokens in a text, such as `[SEP]`, as these tokens, or as text. Default: as in the model's files."""
     exact: _Flag = False
-    """Predict the same bits for a text in any file, at any position (docs/numerics.md); slower."""
+    """Make predictions independent, bit by bit, of the other texts in the file (docs/numerics.md); slower."""
 
 
 @dataclass(frozen=True)
@@ -328,8 +328,8 @@ def fill_mask(texts: Texts, top_k: int = 5, targets: tuple[str, ...] = ()) -> No
 
     Args:
         texts: The texts.
-        top_k: Candidates for each mask.
-        targets: The only candidates, each a single token of the model. Default: the whole vocabulary.
+        top_k: Number of candidates for each mask.
+        targets: Consider only these candidates, each a single token of the model. Default: the whole vocabulary.
     """
 
     def make(model: bert_jax.Model) -> _Made:
@@ -348,8 +348,8 @@ def classify(texts: Texts, pair_column: str | None = None, pairs: _Flag = False,
         texts: The texts.
         pair_column: Column or JSON field of the second text of a pair.
         pairs: Each plain line is a pair of texts, separated by a tab.
-        threshold: Least probability with which a text has a label (multi-label models). Default: the best for each label on the
-            dev set of fine-tuning, else 0.5.
+        threshold: Minimum probability of the labels that a text gets (multi-label models). Default: the best for each label on
+            the dev set of fine-tuning, else 0.5.
     """
 
     def make(model: bert_jax.Model) -> _Made:
@@ -367,8 +367,8 @@ def tag(texts: Texts, aggregation: Literal["simple", "first", "average", "max"] 
 
     Args:
         texts: The texts.
-        aggregation: Label of a word of several tokens: each token's own (simple), that of the first token, that of the highest
-            mean probability (average), or that of the token with the highest probability (max).
+        aggregation: Label of a word of several tokens: that of each token by itself (simple), of the first token (first), with
+            the highest mean probability (average), or of the token with the highest probability (max).
         outside: Label of words outside entities.
     """
 
@@ -391,13 +391,13 @@ def answer(
 
     Args:
         rows: The questions and contexts.
-        top_k: Answers to each question.
-        no_answer: Allow "no answer" (the empty text), as in SQuAD 2.0. Default: if fine-tuning found a threshold for it.
+        top_k: Number of answers to each question.
+        no_answer: Allow "no answer" (the empty text), as in SQuAD 2.0. Default: on if fine-tuning found a threshold for it.
         null_threshold: Give no answer if its logit exceeds that of the best answer by more than this; `inf`: always answer.
             Default: the best on the dev set of fine-tuning, else 0.
-        max_answer_length: Most tokens of an answer.
+        max_answer_length: Maximum tokens per answer.
         stride: Tokens between the starts of windows.
-        max_question_length: Most tokens of a question; the rest is cut. Default: 64, or half of a shorter window.
+        max_question_length: Maximum tokens per question; the rest is cut. Default: 64, or half of a shorter window.
     """
     if os.path.isfile(rows.file) and files.suffix_of(rows.file) not in (".json", ".jsonl", *_TABLES):
         expected = f'.jsonl, with {{"question": ..., "context": ...}} on each line, .csv, .tsv or .parquet, or .json: {_SQUAD}'
@@ -423,10 +423,10 @@ def embed(
     Args:
         texts: The texts.
         out: File for a float32 array [texts, width] (NumPy's .npy), instead of JSONL.
-        pooling: Pooling of the tokens (docs/reference.md, Pooling). Default: that of the model's files, else mean.
-        normalize: Scale vectors to length 1. Default: as the model's files say, else yes.
+        pooling: How vectors of tokens become one (docs/reference.md, Pooling). Default: as in the model's files, else mean.
+        normalize: Scale vectors to length 1. Default: as in the model's files, else on.
         no_normalize: Do not scale vectors.
-        prompt_name: Name of the model's prompt before each text, such as query. Default: as the model's files say.
+        prompt_name: Put this prompt of the model, such as query, before each text. Default: as in the model's files.
     """
     if normalize and no_normalize:
         raise InputError("--normalize and --no-normalize exclude each other: give one of them")

@@ -27,12 +27,12 @@ def tokenizer(
         source: Files, globs, tfds:NAME, or stdlib: (text that comes with Python).
         out: Directory to write.
         vocab_size: Number of pieces, special tokens included.
-        kind: unigram and bpe (SentencePiece) always give the same vocabulary; wordpiece may break ties differently.
+        kind: unigram and bpe (SentencePiece) give the same vocabulary each time; wordpiece may break ties differently.
         lowercase: Make an uncased vocabulary.
-        documents: The end of a document in a .txt file.
+        documents: End of a document in a .txt file.
         text_column: Column or field of the text in .jsonl, .csv, .tsv, .parquet and TFDS records.
         format: Format of the files. auto: by their suffixes.
-        sample_mb: Most megabytes of text to train on, in lines from all parts of the text; None: all text. Training takes about
+        sample_mb: Train on at most this many megabytes of text, lines from all parts of it; None: all text. Training takes about
             20 times as much memory.
     """
     from bert_jax.console import track

@@ -1,4 +1,4 @@
-"""The configuration of fine-tuning: each field is an option of the command `finetune`. No jax in here."""
+"""The configuration of fine-tuning: each field is an option of the command `finetune`. Does not import jax."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _RULES: tuple[tuple[str, Callable[..., bool], str], ...] = (  # fields, the cond
 
 @dataclass(frozen=True)
 class FinetuneConfig(Checked):
-    """Fine-tunes a model on a task: one run for each seed and learning rate. Unset values are the usual ones of the task."""
+    """Fine-tunes a model on a task: one run for each seed and learning rate. Unset fields take the usual values of the task."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = ""
-    """Pretrained or fine-tuned directory, any that `bert_jax.load` reads, or name on the hub."""
+    """Pretrained or fine-tuned directory, in any form that `bert_jax.load` reads, or name on the hub."""
     task: str = ""
     (
         "A task of the table in docs/finetune.md (cola sst2 mrpc stsb qqp mnli qnli rte wnli ax squad squad2 ner swag), or a "
@@ -55,16 +55,16 @@ class FinetuneConfig(Checked):
     seeds: int = 1
     """Runs for each learning rate, with the seeds `seed`, `seed` + 1, ..."""
     seed: int = 0
-    """First seed, of the initial head, the order of the data and dropout."""
+    """First seed, for the initial head, the order of the data and dropout."""
     max_seq_length: int | None = None
-    """Most tokens of an example; the rest is cut. Default 128 (SQuAD: windows of 384)."""
+    """Maximum tokens per example; the rest is cut. Default 128 (SQuAD: windows of 384)."""
     special_tokens: Literal["text", "read"] | None = None
     (
         "Treat special tokens in the data, such as `[SEP]`, as text, or read them as these tokens. The exported model does the "
-        "same. Default: text; without training, as the model does."
+        "same. Default: text; if nothing is trained, as the model does."
     )
     eval_every: int | None = None
-    """Steps between evaluations. Default: an epoch."""
+    """Steps between evaluations. Default: once per epoch."""
     metric: str | None = None
     """Metric that chooses the best weights. Default: the mean of the metrics of the task."""
     select: Literal["best", "last"] = "best"
@@ -72,23 +72,23 @@ class FinetuneConfig(Checked):
     early_stopping: int | None = None
     """Stop a run after this number of evaluations without a better one. Default: never."""
     batching: Literal["packed", "padded", "by_length"] = "packed"
-    """Several examples per row; one per row; or one per row, with examples of similar length together (another order)."""
+    """Several examples per row; one per row; or one per row, in batches of similar length, which changes their order."""
     warmup_ratio: float = 0.1
     """Share of the steps over which the learning rate rises."""
     schedule: Literal["linear", "bert_tf", "cosine"] = "linear"
-    """Decay after the warm-up, to 0."""
+    """Decay of the learning rate to 0 after the warm-up."""
     optimizer: Literal["adamw", "adamw_bert", "lamb"] = "adamw"
-    """`adamw` corrects the bias of the moments, which small training sets need; `adamw_bert`, as in BERT's code, does not."""
+    """`adamw` corrects the bias of the moments, which small training sets need; `adamw_bert`, BERT's own, does not."""
     weight_decay: float = 0.01
     """Decoupled weight decay, not applied to biases and LayerNorm."""
     eps: float = 1e-6
-    """Added to the root of the second moment."""
+    """Added to the square root of the second moment."""
     clip_norm: float | None = 1.0
     """Clip gradients to this global norm; None: no clipping."""
     layer_decay: float = 1.0
     """Ratio of the learning rate of each layer to that of the layer above."""
     freeze_layers: int = 0
-    """Freeze the embeddings and this number of the lowest layers; 0: nothing is frozen."""
+    """Freeze the embeddings and this many of the lowest layers; 0: freeze nothing."""
     lora_rank: int | None = None
     (
         "Instead of the encoder, train low-rank adapters (LoRA) of this rank on query and value, and the head; they are merged "
@@ -100,15 +100,15 @@ class FinetuneConfig(Checked):
     """Share of the target spread over all classes (classification, tagging, multiple_choice)."""
     class_weights: str | None = None
     (
-        "Weights of classes in the loss (classification, tagging; multi_label: of the rows that have the label): `balanced`, by "
-        'frequency in training, or a JSON file {"class": weight}, in which missing classes have the weight 1.'
+        "Weights of classes in the loss (classification, tagging; multi_label: for rows that have the label): `balanced`, from "
+        'their frequencies in training, or a JSON file {"class": weight}; a class that is missing there has weight 1.'
     )
     dropout: float | None = None
     """Dropout rate of the encoder and the head. Default: that of the model."""
     init_head: Literal["auto", "fresh", "keep", "match"] = "auto"
     (
-        "The head of a fine-tuned model: start a fresh one, keep it (for the same classes), or match: keep the rows of the "
-        "classes that it shares with the task. auto: keep if head and classes are the same, else fresh."
+        "Start of the head. fresh: random weights; keep: that of the fine-tuned model, for the same classes; match: its rows of "
+        "the classes that it shares with the task. auto: keep if head and classes are the same, else fresh."
     )
     via: str | None = None
     """TASK=DATA: first fine-tune on this task and start from the result, such as `--via mnli=GLUE/MNLI` for rte, mrpc, stsb."""
@@ -117,7 +117,7 @@ class FinetuneConfig(Checked):
     via_label_column: tuple[str, ...] = ()
     """The label_column of the data of `via`."""
     together: Literal["auto", "yes", "no"] = "auto"
-    """Train all runs in one program. auto: where that is likely faster."""
+    """Train all runs in one program. auto: if that is likely to be faster."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type; parameters, softmax, norms and losses stay float32."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -126,11 +126,11 @@ class FinetuneConfig(Checked):
     loss: Literal["auto", "cosine", "ranking", "triplet"] = "auto"
     """similarity: cosine (labelled pairs), ranking (other pairs; in-batch negatives) or triplet. auto: by the data."""
     temperature: float = 0.05
-    """similarity with the loss ranking: divisor of the cosines."""
+    """similarity, ranking loss: divisor of the cosines."""
     null_threshold: float | None = None
-    """question_answering: lead over the best answer, in logits, with which no answer is given. Default: the best on dev."""
+    """question_answering: no answer is given if its logit exceeds that of the best answer by more. Default: the best on dev."""
     label_threshold: float | None = None
-    """multi_label: least probability with which a text has a label. Default: the best on dev, for each label."""
+    """multi_label: minimum probability of the labels that a text gets. Default: the best on dev, for each label."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -142,7 +142,8 @@ class FinetuneConfig(Checked):
                 value = getattr(self, name)
                 self._require(value is None or fits(value), f"{name}={value} {message}")
         rates = {f"{rate:g}" for rate in self.learning_rates}  # the names of runs
-        self._require(len(rates) == len(self.learning_rates), f"learning_rates={self.learning_rates} has a rate twice")
+        twice = f"learning_rates={self.learning_rates} has the same rate twice: give each once"
+        self._require(len(rates) == len(self.learning_rates), twice)
         lora_alone = self.lora_rank is None or (self.layer_decay == 1 and self.freeze_layers == 0)
         self._require(lora_alone, "lora_rank freezes the encoder: leave out layer_decay and freeze_layers")
         for name, value in (("via_text_column", self.via_text_column), ("via_label_column", self.via_label_column)):

@@ -1,4 +1,4 @@
-"""Describes a model, and how it is computed. No jax in here."""
+"""Describes a model and how it is computed. Does not import jax."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LayerKind:
     Attributes:
       window: Tokens on each side that a token attends to; None: all of its sequence.
       theta: Base of the rotary angles; None: no rotation.
-      attention_norm: A norm stands before its attention, where norms stand before sublayers.
+      attention_norm: In a pre-norm encoder, the layer has a norm before its attention.
     """
 
     window: int | None
@@ -37,10 +37,10 @@ class LayerKind:
 
 @dataclass(frozen=True)
 class BertConfig(Checked):
-    """The model, described by fields of a Hugging Face config.json."""
+    """The architecture of a model, in the fields of a Hugging Face config.json."""
 
     model_type: ModelType = "bert"
-    """The family: how a layer is made, and how tensors and classes are named in files."""
+    """Family of the model, which determines the parts of a layer and the names of tensors and classes in files."""
     vocab_size: int = 30522
     """Rows of the word-embedding table."""
     hidden_size: int = 768
@@ -50,7 +50,7 @@ class BertConfig(Checked):
     num_attention_heads: int = 12
     """Attention heads of a layer; must divide hidden_size."""
     num_key_value_heads: int | None = None
-    """Heads of keys and values, each for several heads of queries (EuroBERT). Default: num_attention_heads."""
+    """Heads of keys and values, each shared by several query heads (EuroBERT). Default: num_attention_heads."""
     intermediate_size: int = 3072
     """Width of the feed-forward layer."""
     embedding_size: int | None = None
@@ -74,19 +74,19 @@ class BertConfig(Checked):
     classifier_dropout: float | None = None
     """Dropout before a classification head. Default: hidden_dropout_prob."""
     max_position_embeddings: int = 512
-    """Tokens of the longest sequence: rows of the position table (RoBERTa's has pad_token_id + 1 more), or a limit."""
+    """Tokens of the longest sequence. In RoBERTa, rows of the position table: pad_token_id + 1 more."""
     pad_token_id: int | None = None
-    """Padding's id in RoBERTa and its kin: the first token of a sequence has the position row after it. Default: 1."""
+    """Id of padding in RoBERTa and its relatives, whose positions count from pad_token_id + 1. Default: 1."""
     type_vocab_size: int = 2
-    """Rows of the token-type table; 0: no such table (DistilBERT, MPNet, ModernBERT)."""
+    """Rows of the token-type table; 0: no table (DistilBERT, MPNet, ModernBERT)."""
     tie_word_embeddings: bool = True
     """Use the word-embedding table as the masked-LM head's output layer, instead of a layer of its own."""
     initializer_range: float = 0.02
-    """Standard deviation of the truncated normal (cut at two, not corrected) that weights start from."""
+    """Standard deviation of the normal from which weights are drawn, before it is truncated at two standard deviations."""
     layer_norm_eps: float = 1e-12
     """Added to the variance in LayerNorm."""
     norm_bias: bool | None = None
-    """LayerNorms have biases (ModernBERT). Default of this and of all that follow: as in the family's published models."""
+    """LayerNorms have biases (ModernBERT). Default, also of all fields below: as in the family's published models."""
     attention_bias: bool | None = None
     """The projections of attention have biases (ModernBERT)."""
     mlp_bias: bool | None = None
@@ -94,7 +94,7 @@ class BertConfig(Checked):
     layer_types: tuple[LayerType, ...] | None = None
     """Types of the layers, repeated up to num_hidden_layers (ModernBERT: one full, two sliding)."""
     local_attention: int | None = None
-    """In layers of sliding attention, a token sees local_attention // 2 tokens on each side (ModernBERT: 128)."""
+    """In layers of sliding attention, a token attends to local_attention // 2 tokens on each side (ModernBERT: 128)."""
     rope_theta: float | None = None
     """Base of the rotary angles (ModernBERT: in layers of full attention)."""
     local_rope_theta: float | None = None
@@ -104,25 +104,25 @@ class BertConfig(Checked):
     position_table: bool | None = None
     """A table of position embeddings is added to the word embeddings (DeBERTa)."""
     position_buckets: int | None = None
-    """Buckets of distances in one direction (DeBERTa: 256); 0: each distance has its own."""
+    """Number of buckets of distances in each direction (DeBERTa: 256); 0: each distance has its own bucket."""
     max_relative_positions: int | None = None
-    """Distance from which distances share an embedding (DeBERTa); 0: max_position_embeddings."""
+    """Distance from which on all distances share one embedding (DeBERTa); 0: max_position_embeddings."""
     pos_att_type: tuple[Literal["c2p", "p2c"], ...] | None = None
-    """Terms of the scores besides content to content (DeBERTa): content to position, position to content."""
+    """Terms of the attention scores besides content-to-content (DeBERTa): content-to-position, position-to-content."""
     share_att_key: bool | None = None
-    """Relative embeddings go through the projections of the contents (DeBERTa)."""
+    """Project relative embeddings with the query and key projections of the tokens (DeBERTa)."""
     norm_rel_ebd: bool | None = None
-    """Relative embeddings are normed (DeBERTa)."""
+    """Apply a LayerNorm to the relative embeddings (DeBERTa)."""
     conv_kernel_size: int | None = None
-    """Tokens of the convolution after the first layer (DeBERTa-v2); 0: none."""
+    """Width in tokens of the convolution after the first layer (DeBERTa-v2); 0: no convolution."""
     conv_act: Literal["tanh", "gelu", "relu"] | None = None
     """Activation of that convolution (DeBERTa-v2)."""
     token_dropout: bool | None = None
-    """Embeddings of mask tokens are zeros, and the others are scaled up for them (ESM-2)."""
+    """Zero the embeddings of mask tokens, and scale the others to make up for it (ESM-2)."""
     mask_token_id: int | None = None
     """Id of the mask token, which token_dropout needs (ESM-2)."""
     classifier_pooling: Literal["cls", "mean", "late"] | None = None
-    """Input of a classifier of texts: first token, mean over tokens, or mean after its dense layer (ModernBERT, EuroBERT)."""
+    """Input of a text classifier: first token, mean over tokens, or mean after its dense layer (ModernBERT, EuroBERT)."""
     classifier_bias: bool | None = None
     """The dense layer of a head has a bias (ModernBERT)."""
     classifier_activation: Activation | None = None
@@ -136,7 +136,7 @@ class BertConfig(Checked):
             value = getattr(self, name)
             least = 0 if name == "type_vocab_size" else 1
             self._require(value is None or value >= least, f"{name}={value} {'must be positive' if least else 'is negative'}")
-            self._require(value is None or value <= most, f"{name}={value} is more than {most}, which no model has")
+            self._require(value is None or value <= most, f"{name}={value} is more than {most}, the largest supported")
         for name in ("layer_norm_eps", "initializer_range"):
             self._require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} is not in [0, 1]")
         family, form = FAMILIES[self.model_type], self.form
@@ -153,11 +153,13 @@ class BertConfig(Checked):
         )
         self._require(
             self.max_length > 0,
-            f"max_position_embeddings={self.max_position_embeddings} leaves no position after padding's",
+            f"max_position_embeddings={self.max_position_embeddings} leaves no position for a token: it must be more than "
+            f"{self.position_offset}, the row of the first token",
         )
         self._require(
             self.embedding_size is None or self.model_type == "albert" or self.embedding_size != self.hidden_size,
-            f"embedding_size={self.embedding_size} does not fit model_type={self.model_type!r}, hidden_size={self.hidden_size}",
+            f"embedding_size={self.embedding_size} is hidden_size, for which model_type={self.model_type!r} has no projection: "
+            "leave embedding_size out",
         )
         self._require(
             self.model_type != "albert" or None not in (self.embedding_size, self.num_hidden_groups),
@@ -184,7 +186,7 @@ class BertConfig(Checked):
     def _check_positions(self, form: Form) -> None:
         self._require(
             0 < len(form.layer_types) <= self.num_hidden_layers or self.layer_types is None,
-            f"layer_types names {len(form.layer_types)} types, num_hidden_layers={self.num_hidden_layers}",
+            f"layer_types names {len(form.layer_types)} types, num_hidden_layers={self.num_hidden_layers}: give at most as many",
         )
         self._require(form.local_attention > 0, f"local_attention={form.local_attention} must be positive")
         for name in ("rope_theta", "local_rope_theta", "rope_ntk_factor"):
@@ -206,18 +208,18 @@ class BertConfig(Checked):
         self._require(
             form.position_buckets == 0 or 2 <= form.position_buckets < 2 * (form.max_relative_positions or self.max_length),
             f"position_buckets={form.position_buckets} does not fit max_relative_positions={form.max_relative_positions}, "
-            f"max_position_embeddings={self.max_position_embeddings}",
+            f"max_position_embeddings={self.max_position_embeddings}: give 0, or 2 to less than twice the largest distance",
         )
         head_size = self.hidden_size // self.num_attention_heads
         self._require(
             form.relative_positions != "rotary" or head_size % 2 == 0,
-            f"heads of {head_size} (hidden_size={self.hidden_size}, num_attention_heads={self.num_attention_heads}) cannot be "
-            "rotated: their size must be even",
+            f"heads of size {head_size} (hidden_size={self.hidden_size} / num_attention_heads={self.num_attention_heads}) cannot "
+            "have rotary embeddings: the size must be even",
         )
 
     @cached_property
     def form(self) -> Form:
-        """The parts of a layer: the family's, with the changes that this config makes."""
+        """The parts of a layer: those of the family, as changed by the fields of this config."""
         said = {name: value for name in OF_FORM if (value := getattr(self, name)) is not None}
         return replace(FAMILIES[self.model_type].form, **said)
 
@@ -234,7 +236,7 @@ class BertConfig(Checked):
 
     @property
     def position_offset(self) -> int:
-        """Row of the position table that a sequence's first token has: fairseq's models count from the padding's id."""
+        """Row of the position table for the first token of a sequence; in fairseq's models, the row after the padding id."""
         if not self.form.positions_from_padding:
             return 0
         return 2 if self.pad_token_id is None else self.pad_token_id + 1
@@ -246,7 +248,7 @@ class BertConfig(Checked):
 
     @classmethod
     def of_family(cls, model_type: ModelType, **changes: Any) -> BertConfig:
-        """Returns the config of a family with its own defaults, as its config.json would be read, with `changes`.
+        """Returns the config of a family, with the defaults of its config.json and `changes`.
 
         Example: `BertConfig.of_family("modernbert", hidden_size=256, num_attention_heads=4, num_hidden_layers=7)`.
         """
@@ -277,7 +279,7 @@ OF_FORM = frozenset(_DEFAULTS.keys() & {f.name for f in fields(Form)})
 
 @dataclass(frozen=True)
 class ComputeConfig(Checked):
-    """The way a model is computed. The parameters and, up to rounding, the outputs do not depend on it."""
+    """Settings of the computation, which change neither the parameters nor, up to rounding, the outputs."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type. Parameters, softmax, norm statistics and losses stay float32."""
@@ -288,19 +290,20 @@ class ComputeConfig(Checked):
     )
     remat: Literal["auto", "none", "dots", "full"] = "auto"
     (
-        "Recomputed in the backward pass to save memory: nothing; all but matrix products; or each layer (about a third "
-        "more compute). auto: the least that fits the device's memory in training, else none."
+        "Activations that the backward pass recomputes, to save memory, instead of keeping them. none: no activations; dots: all "
+        "but the outputs of matrix products; full: all within a layer, which costs about a third more compute. auto: in "
+        "training, the first of these with which the step fits the device's memory; otherwise none."
     )
     attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
     (
         "The attention kernel: XLA's; Pallas' splash (TPUs, long rows); cuDNN's (GPUs, bfloat16). auto: the fastest that "
-        "computes the same model, which with dropout on the probabilities is XLA's."
+        "computes the same model; with dropout on the probabilities, only XLA's does."
     )
     scan_layers: bool | None = None
-    """Run the layers by one scan: much faster compilation for deep models. Same parameters, same numbers. Default: on TPUs."""
+    """Run the layers as one scan, which compiles deep models much faster and changes no numbers. Default: on TPUs."""
 
 
-_LARGEST = {  # far beyond any model: what is larger is a damaged or hostile file
+_LARGEST = {  # far beyond any model: a larger value comes from a damaged or hostile file
     "vocab_size": 2**28, "hidden_size": 2**20, "num_hidden_layers": 1024, "num_attention_heads": 2**20,
     "intermediate_size": 2**22, "max_position_embeddings": 2**24, "embedding_size": 2**20, "num_hidden_groups": 1024,
     "type_vocab_size": 2**16,

@@ -50,7 +50,7 @@ def hold_out(kind: Parsing, records: Sequence[Record], dev_size: float) -> tuple
     held = held if held.any() else _chosen(np.arange(total), classes, count)
     unit = "groups" if given else kind.unit if group_of.max() > 0 else ""
     how = f", whole {unit}" * bool(unit) + ", each class by its share" * kind.held_out_by_class
-    note = f"dev: {held.sum()} of {total} training rows are held out (--dev-size {dev_size:g}), drawn by seed 0{how}"
+    note = f"dev: {held.sum()} of {total} training rows are held out (--dev-size {dev_size:g}), drawn with seed 0{how}"
     train, dev = (take(records, np.flatnonzero(held == side)) for side in (False, True))
     return train, dev, note
 

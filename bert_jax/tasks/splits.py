@@ -63,7 +63,7 @@ def load_splits(task: Task, data: TaskData) -> Splits:
         train, dev["dev"], note = holdout.hold_out(task.kind, train, data.dev_size)
         notes.append(note)
     if data.max_train_rows is not None and data.max_train_rows < len(train):
-        notes.append(f"train: {data.max_train_rows} of {len(train)} rows are kept (--max-train-rows), drawn by seed 0")
+        notes.append(f"train: {data.max_train_rows} of {len(train)} rows are kept (--max-train-rows), drawn with seed 0")
         train = holdout.draw(train, data.max_train_rows)
     if train:
         notes += task.kind.look_at_labels(task, train, labels)

@@ -46,15 +46,15 @@ class TaskData(Checked):
         ".parquet; .conll or .txt for tagging; .json in SQuAD's layout), or `tfds:NAME`."
     )
     dev: str | None = None
-    """File to evaluate on, in place of the one in `data`."""
+    """File to evaluate on, instead of the one in `data`."""
     test: str | None = None
-    """File to predict at the end, in place of the one in `data`."""
+    """File to predict at the end, instead of the one in `data`."""
     text_column: tuple[str, ...] = ()
     """Columns of the text or the two texts; similarity: two or three texts; multiple_choice: the context, then the choices."""
     label_column: tuple[str, ...] = ()
     (
-        "Column of the label. CoNLL files: its number, from 0, or from the end as -1. multi_label: also several columns of 0 and "
-        "1, one for each class."
+        "Column of the label. In CoNLL files, its number: from 0, or from the end as -1. For multi_label, also several columns "
+        "of 0 and 1, one for each class."
     )
     id_column: str | None = None
     """Column of the ids of examples in the predictions. Default: their numbers."""
@@ -63,18 +63,18 @@ class TaskData(Checked):
     unlabelled_mark: tuple[str, ...] | None = None
     (
         "Label cells that mean 'no label', in addition to empty cells and nulls. Default: the missing values of pandas (NA, NaN, "
-        "None, null, ...), - and ?, and -1 among 0, 1, ...; give an empty text for none of these."
+        "None, null, ...), - and ?, and -1 among 0, 1, ...; give an empty text to turn all of these off."
     )
     quotes: Literal["auto", "csv", "none"] = "auto"
     """Double quotes enclose fields (csv) or are text (none). auto: csv in .csv, and in .tsv if the whole file agrees with it."""
     on_error: Literal["raise", "skip"] = "raise"
-    """At a line that cannot be read (wrong number of columns, no JSON, not UTF-8): stop, or leave it out and count it."""
+    """On a line that cannot be read (wrong number of columns, no JSON, not UTF-8): stop, or skip and count it."""
     dev_size: float = 0.1
-    """Share (below 1) or number of training rows held out where there is no file to evaluate on, drawn by seed 0."""
+    """Share (below 1) or number of training rows held out if there is no file to evaluate on, drawn with seed 0."""
     group_column: str | None = None
     """Column of a group (a speaker, a document, a product); the rows of a group are held out together."""
     max_train_rows: int | None = None
-    """Number of training rows to use, drawn by seed 0. Default: all."""
+    """Number of training rows to use, drawn with seed 0. Default: all."""
 
     def __post_init__(self) -> None:
         for name in ("label_column", "unlabelled_mark"):

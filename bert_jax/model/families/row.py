@@ -1,7 +1,7 @@
-"""Defines a row of the table of families: what a family's layer is made of, and how its files name things.
+"""Defines a row of the table of families: the parts of a family's layer, and the names in its files.
 
-A row says what the family's config.json, classes and tensors are called (transformers' modeling_*.py) against ours. Names, no
-arrays; no jax in here.
+A row maps our names of fields, classes and tensors to those of the family's config.json and of transformers' modeling_*.py. It
+holds names and no arrays; this module does not import jax.
 """
 
 from __future__ import annotations
@@ -65,46 +65,46 @@ COMMON_HEADS: dict[Head, Names] = {
 class Form:
     """The parts of a layer and of the encoder around it, apart from their sizes. The defaults are BERT's of 2018.
 
-    A field of `BertConfig` with the same name overrides the family's value; those that a family's config.json does not have
-    cannot be overridden (see `Family.optional`).
+    A field of `BertConfig` with the same name overrides the family's value, unless the family's config.json lacks the field
+    (see `Family.optional`).
 
     Attributes:
       norm_placement: Norms stand after the sum of each sublayer with its input ("post") or before each sublayer ("pre").
       norm: LayerNorm, or RMSNorm, which subtracts no mean and has no bias.
       norm_bias: LayerNorms have a bias.
       embedding_norm: A norm follows the embeddings.
-      first_norm: The first layer has a norm before its attention; ModernBERT's has none, as the embeddings' stands there.
+      first_norm: The first layer has a norm before its attention; ModernBERT's has none, because its embeddings are normed.
       final_norm: A norm follows the last layer.
       gated_mlp: The feed-forward layer is output(act(gate(x)) * intermediate(x)) (Shazeer, 2020), not
         output(act(intermediate(x))).
       attention_bias: The four projections of attention have biases.
       mlp_bias: The inner projections of the feed-forward layer have biases.
-      mlp_output_bias: Its output projection has one; None: as mlp_bias.
+      mlp_output_bias: The output projection of the feed-forward layer has a bias; None: as mlp_bias.
       position_table: A table of position embeddings is added to the word embeddings.
-      positions_from_padding: Rows of that table count from the padding's id + 1, as in fairseq.
-      relative_positions: How attention knows distances besides: rotary embeddings of queries and keys (Su et al., 2021); one
-        table of biases on the scores, which all layers share (Raffel et al., 2020); scores of contents and of relative
-        embeddings (He et al., 2021).
-      rope_theta: Base of the rotary angles: of dimensions 2j and 2j + 1 of K, position * theta^(-2j/K).
+      positions_from_padding: Positions in that table count from the padding id + 1, as in fairseq.
+      relative_positions: Distances in the attention scores: "none"; "rotary" embeddings of queries and keys (Su et al., 2021);
+        "bias", a table of biases that all layers share (Raffel et al., 2020); or "disentangled", scores of contents and of
+        relative embeddings (He et al., 2021).
+      rope_theta: Base of the rotary angles: pair j of a head's K dimensions turns by position * theta^(-2j/K).
       local_rope_theta: Base in layers of sliding attention; None: rope_theta.
       rope_ntk_factor: Alibaba's fixed NTK scaling: angles of theta * factor, divided by factor^(2/K); 1: none.
       layer_types: Types of the layers, repeated up to num_hidden_layers.
-      local_attention: Tokens that a token sees in layers of sliding attention: local_attention // 2 on each side, and itself.
-      position_buckets: DeBERTa's buckets of distances in one direction; 0: each distance has its own.
-      max_relative_positions: Distance from which distances share an embedding; 0: max_position_embeddings.
-      pos_att_type: Terms of its scores besides content to content: content to position, position to content.
-      share_att_key: Relative embeddings go through the projections of the contents, not through projections of their own.
-      norm_rel_ebd: Relative embeddings are normed.
-      conv_kernel_size: Tokens of the convolution after the first layer; 0: none.
-      conv_act: Its activation.
-      inner_projection: Narrow embeddings are projected before their norm, without a bias, not after it, with one.
-      classifier_pooling: Input of a classifier of texts: the first token, the mean over all, or the mean after the head's
+      local_attention: In layers of sliding attention, a token attends to local_attention // 2 tokens on each side, and itself.
+      position_buckets: Number of DeBERTa's buckets of distances in each direction; 0: each distance has its own bucket.
+      max_relative_positions: Distance from which on all distances share one embedding; 0: max_position_embeddings.
+      pos_att_type: Terms of DeBERTa's scores besides content-to-content: content-to-position, position-to-content.
+      share_att_key: Relative embeddings use the query and key projections of the tokens, not projections of their own.
+      norm_rel_ebd: A LayerNorm is applied to the relative embeddings.
+      conv_kernel_size: Width in tokens of the convolution after the first layer; 0: no convolution.
+      conv_act: The activation of that convolution.
+      inner_projection: Narrow embeddings are projected before their norm and without a bias; otherwise after it, with a bias.
+      classifier_pooling: Input of a text classifier: the first token, the mean over all, or the mean after the head's
         dense layer ("late").
       classifier_bias: The dense layer before a classifier or the masked-LM output has a bias.
-      classifier_activation: Its activation; None: the family's.
+      classifier_activation: The activation of that layer; None: that of the family.
       decoder_bias: The masked-LM output layer has a bias.
       token_types: Token types have a table ("always"), may have one ("optional"), or have none ("never").
-      token_dropout: ESM-2's: embeddings of mask tokens are zeros, and all are scaled by the share of masks.
+      token_dropout: Embeddings of mask tokens are zeros, and all are scaled by the share of masks (ESM-2).
     """
 
     norm_placement: Literal["post", "pre"] = "post"
@@ -143,32 +143,32 @@ class Form:
 
 @dataclass(frozen=True)
 class Family:
-    """One row of the table.
+    """One row of the table. "Their" names are those of transformers and of published files.
 
     Attributes:
-      class_prefix: Begins the names of transformers' classes.
-      prefix: Begins the names of the encoder's tensors in the file of a model with a head.
-      layer_prefix: Begins the names of the tensors of layer `{i}`, after `prefix`.
-      heads: Each head that the family has -> names of its parts.
+      class_prefix: Prefix of the names of transformers' classes.
+      prefix: Prefix of the names of the encoder's tensors in the file of a model with a head.
+      layer_prefix: Prefix of the names of the tensors of layer `{i}`, after `prefix`.
+      heads: Each head of the family -> the names of its parts.
       tied: Tensors that files may hold twice: their name -> the name that it must equal.
-      form: What its layer is made of.
+      form: The parts of a layer.
       embeddings: Names outside the layers; without `prefix`.
       layer: Names in a layer; without `layer_prefix`.
-      fused: Modules whose rows are several of ours, one after the other: name -> their number.
-      optional: Fields of BertConfig, beyond those of every family, that its config.json has.
-      renamed: Field of BertConfig -> key of their config.json, or keys, of which the first is written.
-      fixed: Fields that their config.json does not have.
-      defaults: Defaults of their config.json where they are not ours.
-      only: Keys of their config.json that have no field, with the values that are covered; with none, any is.
-      other_prefixes: What stands in some files instead of `prefix`.
-      left_out: Modules of the encoder in some files that no head here has; after `prefix`.
-      folded: Tables of some files whose first row is added to each row of another: their name -> the name of the other.
-      renamed_tensors: Beginnings of names in some files -> the names that are in `heads`.
-      read: Returns further fields of BertConfig from the content of a config.json; raises InputError for what is not covered.
+      fused: Modules whose rows are those of several modules of ours, concatenated: name -> number of ours.
+      optional: Fields of BertConfig that its config.json has, but those of some other families do not.
+      renamed: Field of BertConfig -> its key in their config.json, or several keys, the first of which is written.
+      fixed: Values of fields that their config.json does not have.
+      defaults: Defaults of their config.json that differ from ours.
+      only: Keys of their config.json without a field of ours -> the supported values; an empty tuple: any value.
+      other_prefixes: Prefixes that some files have in place of `prefix`.
+      left_out: Modules of some files that our encoder does not have and that are ignored; named after `prefix`.
+      folded: Tables of some files whose first row is added to each row of another table: name -> name of the other.
+      renamed_tensors: Prefixes of names in some files -> the prefixes in `heads`.
+      read: Returns further fields of BertConfig from the content of a config.json; raises InputError for unsupported values.
       write: Returns further keys of a config.json.
       pooler_activation: Activation of the pooler.
-      masked_lm_activation: Activation in the masked-LM head; None: hidden_act; "classifier_activation": that of the form.
-      dropout_before_pooler: A text classifier drops out the pooler's input, too.
+      masked_lm_activation: Activation in the masked-LM head; None: hidden_act; "classifier_activation": that of `form`.
+      dropout_before_pooler: A text classifier applies dropout to the pooler's input, too.
     """
 
     class_prefix: str
@@ -196,7 +196,7 @@ class Family:
     dropout_before_pooler: bool = False
 
     def head(self, head: Head) -> Names:
-        """Returns the names of a head. Raises InputError where the family has no such head."""
+        """Returns the names of a head. Raises InputError if the family does not have it."""
         if head not in self.heads:
             raise InputError(
                 f"{self.class_prefix} has no head {head!r}{did_you_mean(head, self.heads)}; it has {', '.join(self.heads)}"
@@ -209,16 +209,16 @@ class Family:
         return self.class_prefix + _CLASSES[head]
 
     def head_of(self, architecture: str) -> Head | None:
-        """Returns the inverse of `architecture`; None for a class that is not one of the family's."""
+        """Inverts `architecture`: returns the head of a class, None if the class is not one of the family's."""
         return next((head for head in self.heads if self.architecture(head) == architecture), None)
 
     def keys(self, name: str) -> tuple[str, ...]:
-        """Returns the keys of config.json that a field of BertConfig may stand under; the first is the one that is written."""
+        """Returns the keys that a field of BertConfig may have in config.json; the first is written."""
         keys = self.renamed.get(name, name)
         return (keys,) if isinstance(keys, str) else keys
 
     def head_names(self) -> Iterator[str]:
-        """Yields their names of everything outside the encoder that some head has."""
+        """Yields the names of all parts of heads, which are outside the encoder."""
         for head in self.heads.values():
             yield from (name.partition("[")[0] for name in head.values())
         yield from self.tied
@@ -243,7 +243,7 @@ def layer_types_of(types: object, layers: int) -> tuple[str, ...]:
     """
     if not isinstance(types, list) or len(types) != layers:
         number = f"{len(types)} types" if isinstance(types, list) else repr(types)
-        raise InputError(f"layer_types has {number}, num_hidden_layers={layers}: expected one type a layer")
+        raise InputError(f"layer_types has {number}, num_hidden_layers={layers}: expected one type per layer")
     if strange := [name for name in types if name not in get_args(LayerType)]:
         raise InputError(f"layer_types has {strange[0]!r}, which is not supported, only {', '.join(get_args(LayerType))}")
     period = next(n for n in range(1, layers + 1) if all(types[i] == types[i % n] for i in range(layers)))
@@ -251,7 +251,7 @@ def layer_types_of(types: object, layers: int) -> tuple[str, ...]:
 
 
 def split_fused(tensors: Mapping[str, np.ndarray], family: Family) -> Mapping[str, np.ndarray]:
-    """Returns the tensors with each fused one as its parts.
+    """Returns the tensors with each fused one split into its parts.
 
     >>> family = Family("Toy", "", "", {}, {}, fused={"attn.Wqkv": 3})
     >>> {k: v.shape for k, v in split_fused({"layers.0.attn.Wqkv.weight": np.ones((6, 2))}, family).items()}
@@ -273,7 +273,7 @@ def split_fused(tensors: Mapping[str, np.ndarray], family: Family) -> Mapping[st
 
 
 def join_fused(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the tensors with the parts of each fused one as a whole: the inverse of `split_fused`."""
+    """Inverts `split_fused`: returns the tensors with the parts of each fused one joined."""
     joined: dict[str, dict[str, np.ndarray]] = {}
     for name, tensor in tensors.items():
         found = re.search(r"\[(\d+)\]", name)
