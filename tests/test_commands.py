@@ -342,7 +342,7 @@ def test_answer_reads_tables_and_keeps_contexts_where_asked(run, models, tmp_pat
 def test_quotes_say_whether_they_enclose_a_field(run, models, tmp_path, quotes, text):
     (tmp_path / "a.tsv").write_text('text\n"bako tine"\n')
     assert run("embed", models["masked_lm"], tmp_path / "a.tsv", "--quotes", quotes)[0]["text"] == text
-    with pytest.raises(InputError, match=f"--quotes {quotes} is for .csv and .tsv files, and stdin is neither"):
+    with pytest.raises(InputError, match=f"--quotes {quotes} is for .csv and .tsv files, and stdin is none"):
         run("embed", models["masked_lm"], "--quotes", quotes, stdin=b"bako\n")
 
 

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 import bert_jax
 from bert_jax.model import convert
+from bert_jax.model.config import BertConfig
 from bert_jax.model.families import FAMILIES
 from bert_jax.model.layers import ACTIVATIONS
 
@@ -63,16 +64,17 @@ def their_model(family, head, **changes):
     return model
 
 
+def cfg_of(family):
+    """Ours, with the family's defaults: it says how many token types its models have."""
+    return BertConfig.of_family(family, **({"mask_token_id": 5} if family == "esm" else {}))
+
+
 def make_batch(family, head):
     rng = np.random.default_rng(0)
     shape = (B, C, L) if head == "multiple_choice" else (B, L)
     mask = (np.arange(L) < LENGTHS[:, None]).astype(np.int32)
     mask = np.broadcast_to(mask[:, None] if head == "multiple_choice" else mask, shape)
-    types = (
-        rng.integers(0, 2, shape)
-        if family in ("bert", "albert", "electra", "nomic_bert", "ernie", "megatron-bert")
-        else np.zeros(shape, int)
-    )
+    types = rng.integers(0, 2, shape) if cfg_of(family).type_vocab_size > 1 else np.zeros(shape, int)
     # transformers tells RoBERTa's padding by its id, 1
     ids = np.where(mask, rng.integers(5, V, shape), 1)
     return {"input_ids": ids.astype(np.int32), "attention_mask": mask.copy(), "token_type_ids": types.astype(np.int32)}

@@ -35,7 +35,6 @@ if TYPE_CHECKING:  # numpy is imported with the model
     _Write = Callable[[np.ndarray, list[bool]], None]
 
 _FIRST, _MOST, _MOST_BYTES = 256, 4096, 1 << 22  # lines of the first chunk and of later ones, and bytes of one
-_TABLES = (".csv", ".tsv", ".parquet")
 _SQUAD = '{"data": [{"paragraphs": [{"context": ..., "qas": [{"id": ..., "question": ...}]}]}]}'
 _Flag = tyro.conf.FlagCreatePairsOff[bool]  # without a --no-... of its own
 _Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
@@ -93,7 +92,7 @@ def _open(path: str, quotes: files.Quotes = "auto", say: bool = True) -> tuple[I
         lines: Iterator[_Line] = (line for _, line in files.read_lines(path))
         if files.suffix_of(path) == ".json":
             lines = files.squad_questions(path)
-        elif files.suffix_of(path) in _TABLES:
+        elif files.suffix_of(path) in files.HEADED_SUFFIXES:
             table = files.read_table(path, quotes)
             for remark in table.remarks if say else ():
                 print(remark, file=sys.stderr)
@@ -197,7 +196,7 @@ def _texts(texts: Texts, pair_column: str | None = None, pairs: bool = False) ->
     """Returns the first arguments of `_predict`: the options, the columns, and True where the input is JSON or a table."""
     if files.suffix_of(texts.file) == ".json":
         raise InputError(f"{texts.file}: give plain text, one per line; .jsonl, one JSON object per line; .csv, .tsv or .parquet")
-    named = files.suffix_of(texts.file) in (".jsonl", *_TABLES) or bool(texts.text_column or pair_column)
+    named = files.suffix_of(texts.file) in (".jsonl", *files.HEADED_SUFFIXES) or bool(texts.text_column or pair_column)
     if pairs and named:
         raise InputError(
             "--pairs is for plain text; for JSON objects and tables, name the two texts: --text-column NAME --pair-column NAME"
@@ -221,8 +220,11 @@ def _predict(
     from bert_jax.console import predicting
 
     path = texts.file
-    if texts.quotes != "auto" and files.suffix_of(path) not in (".csv", ".tsv"):
-        raise InputError(f"--quotes {texts.quotes} is for .csv and .tsv files, and {_name(path)} is neither: leave it out")
+    delimited = [suffix for suffix in files.DELIMITED_SUFFIXES if suffix != ".txt"]
+    if texts.quotes != "auto" and files.suffix_of(path) not in delimited:
+        raise InputError(
+            f"--quotes {texts.quotes} is for {' and '.join(delimited)} files, and {_name(path)} is none: leave it out"
+        )
     lines, ready = _open(path, texts.quotes)
     compilation_cache.keep()
     predictor, fields = make(bert_jax.load(texts.model, special_tokens=texts.special_tokens))
@@ -399,7 +401,7 @@ def answer(
         stride: Tokens between the starts of windows.
         max_question_length: Maximum tokens per question; the rest is cut. Default: 64, or half of a shorter window.
     """
-    if os.path.isfile(rows.file) and files.suffix_of(rows.file) not in (".json", ".jsonl", *_TABLES):
+    if os.path.isfile(rows.file) and files.suffix_of(rows.file) not in (".json", ".jsonl", *files.HEADED_SUFFIXES):
         expected = f'.jsonl, with {{"question": ..., "context": ...}} on each line, .csv, .tsv or .parquet, or .json: {_SQUAD}'
         raise InputError(f"{rows.file}: expected {expected}")
 

@@ -31,6 +31,7 @@ from bert_jax.data.files.table import (
     DELIMITED_SUFFIXES,
     DOCUMENTS,
     FORMATS,
+    HEADED_SUFFIXES,
     TABLE_SUFFIXES,
     Quotes,
     Row,
@@ -42,8 +43,8 @@ from bert_jax.data.files.table import (
 )
 
 __all__ = [
-    "BOM", "CONLL_SUFFIXES", "DELIMITED_SUFFIXES", "DOCUMENTS", "FORMATS", "TABLE_SUFFIXES", "Bad", "ClassName",
-    "Hasher", "Quotes", "Request", "Row", "Table", "codec_of", "decode", "filesystem", "first_fields", "format_of",
+    "BOM", "CONLL_SUFFIXES", "DELIMITED_SUFFIXES", "DOCUMENTS", "FORMATS", "HEADED_SUFFIXES", "TABLE_SUFFIXES", "Bad",
+    "ClassName", "Hasher", "Quotes", "Request", "Row", "Table", "codec_of", "decode", "filesystem", "first_fields", "format_of",
     "is_blank", "json_object", "list_files", "matches", "open_stream", "read_conll", "read_lines", "read_records", "read_squad",
     "read_table", "sentences_of_words", "squad_questions", "state", "suffix_of", "tfds_name", "tfds_splits",
 ]  # fmt: skip

@@ -34,6 +34,7 @@ class Format:
       by_line: True if offsets are bytes and places are lines, and files may be compressed; False if both are rows.
       own_columns: True if each record has columns of its own, False if all have those of the file.
       delimiter: the character between fields.
+      quoted: True if double quotes enclose fields that hold the delimiter.
     """
 
     suffixes: tuple[str, ...]
@@ -41,13 +42,21 @@ class Format:
     by_line: bool = True
     own_columns: bool = False
     delimiter: str = ""
+    quoted: bool = False
+
+
+def _delimited(suffixes: tuple[str, ...], delimiter: str, quoted: bool) -> Format:
+    def read(request: Request) -> Records:
+        return formats.read_delimited(request, delimiter, quoted)[1]
+
+    return Format(suffixes, read, delimiter=delimiter, quoted=quoted)
 
 
 FORMATS: dict[str, Format] = {
     "txt": Format((".txt", ".md"), formats.read_text),
     "jsonl": Format((".jsonl",), formats.read_json_lines, own_columns=True),
-    "csv": Format((".csv",), lambda request: formats.read_delimited(request, ",", quoted=True)[1], delimiter=","),
-    "tsv": Format((".tsv", ".txt"), lambda request: formats.read_delimited(request, "\t", quoted=False)[1], delimiter="\t"),
+    "csv": _delimited((".csv",), ",", quoted=True),
+    "tsv": _delimited((".tsv", ".txt"), "\t", quoted=False),
     "json": Format((".json",), formats.read_json, own_columns=True),
     "parquet": Format((".parquet",), formats.read_parquet, by_line=False),
     "tfds": Format((), datasets.read_tfds, by_line=False),
@@ -57,6 +66,9 @@ DOCUMENTS = ("txt", "jsonl", "csv", "tsv", "parquet", "tfds", "stdlib")  # forma
 TABLES = ("csv", "tsv", "jsonl", "json", "parquet", "tfds")  # formats with columns
 DELIMITED_SUFFIXES = tuple(suffix for format in FORMATS.values() if format.delimiter for suffix in format.suffixes)
 CONLL_SUFFIXES = (".conll", ".bio", ".txt", ".tsv")  # files that may have a word a line
+HEADED_SUFFIXES = tuple(  # files whose records have the columns of the file, .txt apart: commands read that as lines
+    suffix for name in TABLES for suffix in FORMATS[name].suffixes if not FORMATS[name].own_columns and suffix != ".txt"
+)
 TABLE_SUFFIXES = (*(s for name in TABLES for s in FORMATS[name].suffixes), *CONLL_SUFFIXES)  # files that fine-tuning reads
 
 
@@ -146,7 +158,7 @@ def read_table(
     format = format_of(path)
     delimiter = FORMATS[format].delimiter
     found = quotes == "auto" and format == "tsv" and formats.looks_quoted(path, delimiter)
-    quoted = found or quotes == "csv" or (quotes == "auto" and format == "csv")
+    quoted = found or quotes == "csv" or (quotes == "auto" and FORMATS[format].quoted)
     request, skipped = Request(path, hasher=hasher), list[str]()
     if delimiter:
         columns, records = formats.read_delimited(request, delimiter, quoted, tuple(header))
