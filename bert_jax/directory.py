@@ -151,7 +151,7 @@ def _read_workdir(workdir: Path) -> Directory:
 
     path = workdir / "config.json"
     if (values := read_json(path, dict)) is None:
-        raise InputError(f"{workdir} has checkpoints but no config.json: it is no work directory of train.py")
+        raise InputError(f"{workdir} has checkpoints but no config.json: restore that file, or give an exported model")
     cfg = from_dict(TrainConfig, upgrade(values), str(path))
     module = Bert(cfg.model, cfg.head)
     like = jax.eval_shape(lambda: steps.init_state(initialize(module, 0), optim.make_optimizer(cfg.optim)))

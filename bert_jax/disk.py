@@ -32,7 +32,7 @@ def check_regular(path: Path, most: int) -> None:
     if not stat.S_ISREG(info.st_mode):
         raise InputError(f"{path} is a {'folder' if stat.S_ISDIR(info.st_mode) else 'pipe or device'}, not a file")
     if info.st_size > most:
-        raise InputError(f"{path} has {info.st_size:,} bytes, more than the {most:,} that such a file may have")
+        raise InputError(f"{path} has {info.st_size:,} bytes, more than the {most:,} that are allowed")
 
 
 def read_json(path: Path, kind: type[J], fix: str = "") -> J | None:
@@ -52,7 +52,7 @@ def read_json(path: Path, kind: type[J], fix: str = "") -> J | None:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}{fix}") from None
     except RecursionError:
-        raise InputError(f"{path} is not JSON that is read: it is nested too deeply{fix}") from None
+        raise InputError(f"{path} is nested too deeply to be read as JSON{fix}") from None
     except ValueError as error:
         raise error if isinstance(error, InputError) else InputError(f"{path} is not JSON: {error}{fix}") from None
     if not isinstance(value, kind):

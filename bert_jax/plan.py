@@ -121,7 +121,7 @@ class Topology:
         if (kind != "cpu" and kind not in CHIPS) or not re.fullmatch(pattern, size):
             raise InputError(f"unknown topology {self.name!r}: known are {KNOWN}")
         if self.chip and len(self.shape) != self.chip.dimensions:
-            raise InputError(f"topology {self.name!r}: {kind} chips lie in {self.chip.dimensions} dimensions; known are {KNOWN}")
+            raise InputError(f"topology {self.name!r}: {kind} layouts have {self.chip.dimensions} dimensions; known are {KNOWN}")
         if self.chip and self.chip.gpu and self.shape[0] > _GPUS_OF_A_HOST:
             raise InputError(f"topology {self.name!r}: a host has at most {_GPUS_OF_A_HOST} GPUs, and only one host is planned")
 
@@ -359,7 +359,7 @@ def make(cfg: TrainConfig, topology: Topology) -> Plan:
       InputError: The config does not fit the devices: pmap, or a batch or model that does not divide.
     """
     if cfg.parallel.strategy == "pmap":
-        raise InputError("parallel.strategy='pmap' needs devices that are here; --parallel.strategy mesh plans the same work")
+        raise InputError("parallel.strategy='pmap' needs real devices; --parallel.strategy mesh plans the same work")
     if cfg.parallel.num_devices is not None:
         raise InputError(f"parallel.num_devices={cfg.parallel.num_devices}: here --topology says how many; leave it out")
     devices = parallel.Devices(parallel.make_mesh(topology.devices(), cfg.parallel.fsdp, cfg.parallel.tensor))

@@ -25,7 +25,7 @@ _LEGACY: dict[str, PoolingMode] = {  # in the order that their vectors are conca
     "pooling_mode_lasttoken": "lasttoken",
 }  # fmt: skip
 _TRANSFORMERS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")  # as its files are called
-# Of sentence_bert_config.json: names that do not change a vector, or change it only where the value is another one.
+# Names in sentence_bert_config.json that do not change a vector, or change it only if their value differs.
 _HARMLESS = {"max_seq_length", "do_lower_case", "unpad_inputs"}
 _UNSET: dict[str, object] = {
     "query_length": None, "document_length": None, "query_expansion": None, "processing_kwargs": {},
@@ -45,7 +45,7 @@ ACTIVATIONS = {
 
 
 def activation_name(named: object, where: str) -> str:
-    """The key of ACTIVATIONS for a class such as torch.nn.modules.activation.Tanh. Raises InputError for any other."""
+    """Returns the key of ACTIVATIONS for a class such as torch.nn.modules.activation.Tanh. Raises InputError for any other."""
     package, _, name = str(named).rpartition(".")
     if name not in ACTIVATIONS or package.partition(".")[0] not in ("", "torch"):
         raise InputError(f"{where}: the activation {named!r} is not supported; known: {', '.join(ACTIVATIONS.values())}")
@@ -54,7 +54,7 @@ def activation_name(named: object, where: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """A layer behind the pooling: activation(x @ kernel + bias), in float32.
+    """A layer after the pooling: activation(x @ kernel + bias), in float32.
 
     Attributes:
       kernel: float32 [in, out].
@@ -87,21 +87,21 @@ class Dense:
 
 @dataclass(frozen=True)
 class Pooling:
-    """Hidden states [L, D] of a text -> its embedding: pooled, through the dense layers, normalised, cut; in this order.
+    """Settings of an embedding: hidden states [L, D] are pooled, passed through the dense layers, normalised, then truncated.
 
     Attributes:
-      mode: what is taken of the tokens, special ones included: the first one's state (`cls`), the last one's (`lasttoken`), the
-        maximum, the mean, the sum over the square root of their number, or the mean weighted by the place from 1; or several of
-        these, side by side.
-      normalize: whether the embedding is scaled to length 1.
-      max_length: tokens of a text, special ones included, that count; None: as many as the model takes.
-      lowercase: whether texts are lower-cased before they are tokenized.
-      prompt: put before each text.
-      prompts: others by name, for `Embedder(...)(texts, prompt_name=...)`.
-      include_prompt: whether the tokens of the prompt, and the special token before them, are pooled too.
+      mode: the pooled vector, over all tokens with the special ones: the hidden state of the first token (`cls`) or of the last
+        (`lasttoken`), the maximum (`max`), the mean (`mean`), the sum divided by the square root of the number of tokens
+        (`mean_sqrt_len_tokens`), or the mean weighted by position, from 1 (`weightedmean`). A tuple concatenates several.
+      normalize: scale the embedding to length 1.
+      max_length: maximum tokens per text, special ones included; the rest is cut. None: as many as the model takes.
+      lowercase: lowercase texts before they are tokenized.
+      prompt: text to put before each text.
+      prompts: further prompts by name, for `Embedder(...)(texts, prompt_name=...)`.
+      include_prompt: pool the tokens of the prompt, and the special token before them, too.
       dense: layers between pooling and normalisation.
-      truncate_dim: values of an embedding that are kept, the first ones; None: all. What is left is not scaled again.
-      similarity_fn_name: how sentence-transformers compares embeddings; kept, and of no use here.
+      truncate_dim: number of leading values of an embedding to keep; None: all. They are not normalised again.
+      similarity_fn_name: how sentence-transformers compares embeddings; only kept for `save`.
     """
 
     mode: PoolingMode | tuple[PoolingMode, ...] = "mean"
@@ -134,18 +134,18 @@ class Pooling:
         return [[layer.kernel] if layer.bias is None else [layer.kernel, layer.bias] for layer in self.dense]
 
     def read(self, text: str) -> str:
-        """The text as it is tokenized."""
+        """Returns the text that is tokenized: with the prompt, and in lower case if so set."""
         return (self.prompt + text).lower() if self.lowercase else self.prompt + text
 
     def with_prompt(self, name: str) -> Pooling:
-        """With the prompt of that name before each text. Raises InputError where there is none."""
+        """Returns a copy with the prompt of that name. Raises InputError if there is none."""
         if name not in self.prompts:
             known = ", ".join(map(repr, self.prompts)) or "none"
             raise InputError(f"no prompt {name!r}{did_you_mean(name, self.prompts)}; the model's prompts: {known}")
         return replace(self, prompt=self.prompts[name])
 
     def width(self, hidden_size: int) -> int:
-        """Values of an embedding. Raises InputError where a dense layer does not take what comes before it."""
+        """Returns the number of values of an embedding. Raises InputError if a dense layer does not take its input."""
         width = hidden_size * len(self.modes)
         for i, layer in enumerate(self.dense):
             if layer.kernel.shape[0] != width:
@@ -154,7 +154,7 @@ class Pooling:
         return min(width, self.truncate_dim or width)
 
     def first_place(self, layout: Layout) -> int:
-        """The place of the first token that is pooled: 0, or the number of tokens of the prompt alone, its [SEP] left out."""
+        """Returns the place of the first token that is pooled: 0, or the number of tokens of the prompt, without [SEP]."""
         if self.include_prompt or not self.prompt:
             return 0
         (example,), _ = layout.examples([self.read("")], self.max_length)
@@ -170,7 +170,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _typed(config: Mapping[str, object], name: str, kind: type | tuple[type, ...], default: Any, path: Path) -> Any:
-    """config[name]; `default` where it is absent or null. Raises InputError where it is of another type."""
+    """Returns config[name], or `default` if it is absent or null. Raises InputError if it has another type."""
     value = config.get(name)
     if value is None:
         return default
@@ -180,7 +180,7 @@ def _typed(config: Mapping[str, object], name: str, kind: type | tuple[type, ...
 
 
 def read_modules(directory: Path) -> list[tuple[str, Path]]:
-    """(kind, folder) of each module that modules.json names, in order; nothing without the file.
+    """Returns (kind, folder) of each module that modules.json names, in order; nothing without the file.
 
     Raises InputError for a class that is not sentence-transformers' own, and for a folder outside the directory.
     """
@@ -190,7 +190,7 @@ def read_modules(directory: Path) -> list[tuple[str, Path]]:
             package, _, kind = module["type"].rpartition(".")
             folder = Path(module["path"])
         except (TypeError, LookupError, AttributeError):
-            raise InputError(f"{path}: {module!r} is no module with a type and a path") from None
+            raise InputError(f"{path}: {module!r} is not a module with a type and a path") from None
         if package.partition(".")[0] != "sentence_transformers":
             raise InputError(f"{path}: {module['type']} modules are not supported: their code is not sentence-transformers'")
         if folder.is_absolute() or ".." in folder.parts:

@@ -227,7 +227,7 @@ def report(converted: convert.Converted, where: str) -> None:
         print(printable(f"{where}: {note}"), file=sys.stderr)
     if converted.fresh:
         print(printable(f"{where} has no weights for {', '.join(converted.fresh)}: freshly initialised"), file=sys.stderr)
-    for names, what in ((converted.unused, "of no use here"), (converted.broken, "NaN or infinite weights in")):
+    for names, what in ((converted.unused, "not used by this model"), (converted.broken, "NaN or infinite weights in")):
         if names:
             print(printable(f"{where}: {what}: {', '.join(names[:8])} ({len(names)} tensors)"), file=sys.stderr)
 
@@ -281,10 +281,10 @@ def check_padding(cfg: BertConfig, tokenizer: Tokenizer) -> None:
     """Raises InputError unless padding has the id from which the model counts positions."""
     if cfg.position_offset and tokenizer.pad_id != cfg.position_offset - 1:
         free = "pad_token_id" in FAMILIES[cfg.model_type].optional  # MPNet's is a constant
-        other = f", or a new model pad_token_id={tokenizer.pad_id}" * free
+        other = f", or give a new model pad_token_id={tokenizer.pad_id}" * free
         raise InputError(
             f"model_type={cfg.model_type!r} needs a tokenizer whose padding has id {cfg.position_offset - 1}; "
-            f"this one's has {tokenizer.pad_id}: give the family's own{other}"
+            f"this one's has {tokenizer.pad_id}: give the family's own tokenizer{other}"
         )
 
 
@@ -345,4 +345,4 @@ def _check_params(model: Model) -> None:
     ]
     if wrong:
         more = [f"and {len(wrong) - 8} more"] * (len(wrong) > 8)
-        raise InputError("params are not of this model's config and head:\n  " + "\n  ".join([*wrong[:8], *more]))
+        raise InputError("params do not fit the config and head of this model:\n  " + "\n  ".join([*wrong[:8], *more]))

@@ -28,7 +28,7 @@ class Tuned:
       max_length: tokens of a sequence, special tokens included; None: as many as the model takes.
       null_threshold: question_answering: no answer is predicted where its logit exceeds the best answer's by more than this;
         None: an answer is always predicted.
-      label_thresholds: multi_label: the least probability of each class with which a text has it; empty: 0.5 for all.
+      label_thresholds: multi_label: for each class, the minimum probability to give it to a text; empty: 0.5 for all.
     """
 
     task: str | None = None

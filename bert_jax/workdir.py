@@ -181,7 +181,7 @@ def claim(cfg: TrainConfig, first: bool = True) -> list[str]:
         extended = old is not None and [old["num_steps"], old.get("checkpoint_dir")] == [cfg.num_steps, cfg.checkpoint_dir]
         if saved is not None:
             if not isinstance(saved.get("config"), dict):
-                raise InputError(f"{cfg.checkpoints} holds checkpoints of no pretraining run: use another --checkpoint-dir")
+                raise InputError(f"{cfg.checkpoints} holds checkpoints of another kind of run: use another --checkpoint-dir")
             different = [c for c in other_run(saved["config"], cfg, moved=True) if not (extended and c[0] == "num_steps")]
             lines = lines or _allow(cfg, different, f"{cfg.checkpoints} holds checkpoints of another run")
         write(path, cfg)

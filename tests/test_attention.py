@@ -206,7 +206,7 @@ def test_the_kernel_is_the_fastest_that_computes_the_same(case):
     [
         (("splash", "cpu", 512, 64, "bfloat16", 0.0), "it runs on TPUs, and this is a cpu"),
         (("splash", "tpu", 512, 64, "bfloat16", 0.1), "set attention_probs_dropout_prob=0.1 to 0, or set attention='xla'"),
-        (("splash", "tpu", 100, 64, "bfloat16", 0.0), "rows of 100 tokens are no multiple of 128"),
+        (("splash", "tpu", 100, 64, "bfloat16", 0.0), "rows of 100 tokens are not a multiple of 128"),
         (("cudnn", "tpu", 512, 64, "bfloat16", 0.0), "it runs on GPUs, and this is a tpu"),
         (("cudnn", "gpu", 512, 64, "float32", 0.0), "computes in bfloat16, not float32: set dtype='bfloat16'"),
         (("cudnn", "gpu", 512, 20, "bfloat16", 0.0), "not heads of 20 in rows of 512 tokens"),
@@ -221,7 +221,7 @@ def test_a_mesh_of_someone_else_gets_xla():
     mesh = jax.make_mesh((8,), ("rows",), (jax.sharding.AxisType.Auto,))
     with jax.set_mesh(mesh):
         assert attention.choose("auto", "tpu", 512, 64, "bfloat16", 0.0)[0] == "xla"
-        with pytest.raises(InputError, match="it knows no mesh but one with axes data, fsdp, tensor"):
+        with pytest.raises(InputError, match="it works only on a mesh with the axes data, fsdp, tensor"):
             attention.choose("splash", "tpu", 512, 64, "bfloat16", 0.0)
 
 

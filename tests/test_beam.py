@@ -105,7 +105,7 @@ def test_a_bundle_that_dies_and_is_tried_again_changes_nothing(config, tokenizer
 
     with monkeypatch.context() as patch:
         patch.setattr(shards, "write", dying)
-        with pytest.raises(InputError, match=r"shards 2\b.* of \d+: what was made was lost"):
+        with pytest.raises(InputError, match=r"shards 2\b.* of \d+: the result was lost"):
             beam.make(config, tokenizer_dir, folder / "cache", [])
     assert not list((folder / "cache").glob("*/index.json"))
     beam.make(config, tokenizer_dir, folder / "cache", [])

@@ -588,7 +588,7 @@ def test_a_damaged_shard_whose_text_is_gone_is_refused_and_named(build, folder):
     text = folder / "text" / "a.txt"
     text.write_text(text.read_text().replace("a", "e"))
     corpus._open_rows.cache_clear()
-    with pytest.raises(InputError, match=rf"{path} is damaged, and the text no longer gives what it held"):
+    with pytest.raises(InputError, match=rf"{path} is damaged and cannot be made again, as the text has changed"):
         everything(made)
 
 
@@ -661,8 +661,11 @@ def test_processes_that_tokenize_end_with_the_one_that_started_them(tmp_path, nu
         finally:
             process.kill()  # none outlives the test
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, None: 1}.get(number, -(number or 0))
-    killed = "error: a process that was to tokenize was killed, perhaps for lack of memory: set --data.num-workers lower; the "
-    wanted = {signal.SIGINT: "interrupted; the same command continues\n", None: f"{killed}same command keeps what was made\n"}
+    killed = "error: a worker process (tokenize) was killed, perhaps for lack of memory: lower --data.num-workers and run the "
+    wanted = {
+        signal.SIGINT: "interrupted; the same command continues\n",
+        None: f"{killed}same command again, which keeps the finished work\n",
+    }
     if number != signal.SIGKILL:  # then Python's own cleaner has its word
         assert said == wanted.get(number, "")
 

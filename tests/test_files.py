@@ -260,8 +260,8 @@ def test_word_and_tag_may_stand_in_any_column(tmp_path):
     path = write(tmp_path / "a.conll", CONLL)
     assert rows(read_conll(path, 1))[0][1] == {"words": ["EU", "rejects"], "tags": ["NNP", "VBZ"]}
     assert rows(read_conll(path, -2, 3))[0][1] == {"words": ["B-ORG", "O"], "tags": ["B-NP", "B-VP"]}
-    fails("a.conll: has 4 columns, so --label-column 4 is none of them", read_conll, path, 4)
-    fails("a.conll: has 4 columns, so --text-column -5 is none of them", read_conll, path, -1, -5)
+    fails("a.conll: has 4 columns, and none of them is --label-column 4", read_conll, path, 4)
+    fails("a.conll: has 4 columns, and none of them is --text-column -5", read_conll, path, -1, -5)
 
 
 def test_comments_of_conll_u_are_left_out_and_words_in_tab_separated_lines_may_have_blanks_in_them(tmp_path):
@@ -310,7 +310,7 @@ def test_words_a_row_are_put_together_to_sentences(tmp_path):
         ("a.csv:6", {"Sentence #": "S3", "POS": "X", "Word": ["a", "b"], "Tag": ["O", "O"]}),
     ]
     path = write(tmp_path / "a.csv", "s,w,t\n1,a,O\n1,,O\n")
-    with pytest.raises(InputError, match=r"a.csv:3: 'w' is empty, where each row is a word"):
+    with pytest.raises(InputError, match=r"a.csv:3: 'w' is empty, but each row must be a word"):
         list(sentences_of_words(read_table(path).rows, "s", ("w", "t")))
 
 

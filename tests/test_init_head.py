@@ -117,15 +117,23 @@ A_HEAD = "a head for the classes a, b, c; the classes of this task are"
 @pytest.mark.parametrize(
     "options, init_head, message",
     [
-        ({"labels": ("c", "b", "a")}, "keep", f"{A_HEAD} c, b, a. Use fresh, or match to keep the classes that they share"),
-        ({"labels": ("x", "y")}, "keep", f"{A_HEAD} x, y. Use fresh$"),
-        ({"labels": ("x", "y")}, "match", f"{A_HEAD} x, y: they share none. Use fresh"),
+        (
+            {"labels": ("c", "b", "a")},
+            "keep",
+            f"{A_HEAD} c, b, a. Use --init-head fresh, or match to keep the classes that they share",
+        ),
+        ({"labels": ("x", "y")}, "keep", f"{A_HEAD} x, y. Use --init-head fresh$"),
+        ({"labels": ("x", "y")}, "match", f"{A_HEAD} x, y: they share none. Use --init-head fresh"),
         (
             {"labels": THREE, "head": "token_classification"},
             "keep",
-            "no head of this kind; the classes of this task are a, b, c. Use fresh$",
+            "no head of this kind; the classes of this task are a, b, c. Use --init-head fresh$",
         ),
-        ({"labels": (), "head": "question_answering"}, "keep", "no head of this kind; this task has no classes. Use fresh$"),
+        (
+            {"labels": (), "head": "question_answering"},
+            "keep",
+            "no head of this kind; this task has no classes. Use --init-head fresh$",
+        ),
         ({"labels": (), "head": "multiple_choice"}, "match", "no head of this kind; this task has no classes"),
     ],
 )

@@ -414,7 +414,7 @@ def test_squad_metrics_of_the_table_are_those_of_squad_scores():
 
 
 def test_a_question_without_a_prediction_is_named():
-    with pytest.raises(InputError, match=r"predictions and right answers: question 'b' has only one of them \(so have 2\)"):
+    with pytest.raises(InputError, match=r"predictions and right answers: question 'b' has only one of them \(2 in all\)"):
         squad_scores({"a": "x"}, {"a": ["x"], "b": [], "c": []})
     with pytest.raises(InputError, match="question 'z' has only one"):
         squad_scores({"a": "x", "z": "x"}, {"a": ["x"]})

@@ -241,7 +241,7 @@ def test_processes_that_were_given_different_things_all_say_so(project, tmp_path
     job = start(project, tmp_path, argv=argv, folders=folders, own=seeds)
     for status, output in finish(job):
         assert status == 1
-        assert f"error: the {what} of process 1 is not that of process 0" in output
+        assert f"error: the {what} of process 1 differs from that of process 0" in output
 
 
 BROKEN = """
@@ -298,7 +298,7 @@ def test_others_that_do_not_come_are_named(project, tmp_path):
              "--parallel.initialization-timeout", "2"]  # fmt: skip
     ((status, output),) = finish(start(project, tmp_path, *flags, processes=1))
     assert status == 1
-    assert output.startswith(f"error: process 1, 2 of 3 did not come to 127.0.0.1:{port} within 2 s (parallel.initialization_")
+    assert output.startswith(f"error: process 1, 2 of 3 did not connect to 127.0.0.1:{port} within 2 s (parallel.initialization_")
     assert len(output.splitlines()) == 1  # no stack of JAX's
 
 
@@ -345,7 +345,7 @@ def test_a_process_goes_on_as_soon_as_the_port_is_taken_over():
 
 def test_a_process_that_waits_for_others_hears_who_is_missing():
     heard = meeting(0, 1, count=4, seconds=2)
-    assert heard[0].startswith("process 2, 3 of 4 did not come to 127.0.0.1:")
+    assert heard[0].startswith("process 2, 3 of 4 did not connect to 127.0.0.1:")
     assert heard[1].startswith("process 0 cannot be reached at 127.0.0.1:")
 
 

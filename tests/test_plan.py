@@ -169,9 +169,9 @@ def test_several_topologies_are_a_table(config):
     [
         ("v5e", "unknown topology 'v5e': known are v5e:2x4, "),
         ("v9:2x2", "unknown topology 'v9:2x2'"),
-        ("v5e:2x2x2", "v5e chips lie in 2 dimensions"),
+        ("v5e:2x2x2", "v5e layouts have 2 dimensions"),
         ("cpu:0", "unknown topology 'cpu:0'"),
-        ("v4:2x2", "v4 chips lie in 3 dimensions"),
+        ("v4:2x2", "v4 layouts have 3 dimensions"),
         ("h100:2x4", "unknown topology 'h100:2x4': known are .*h100:8"),
         ("h100:16", "a host has at most 8 GPUs"),
     ],

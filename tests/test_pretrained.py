@@ -789,7 +789,9 @@ def test_parameters_of_another_model_are_not_written(tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize("model_type, fix", [("roberta", ", or a new model pad_token_id=0$"), ("mpnet", "the family's own$")])
+@pytest.mark.parametrize(
+    "model_type, fix", [("roberta", ", or give a new model pad_token_id=0$"), ("mpnet", "the family's own tokenizer$")]
+)
 def test_a_padding_id_that_positions_do_not_count_from_is_refused_with_what_helps_this_family(model_type, fix):
     cfg = BertConfig.of_family(model_type)
     with pytest.raises(InputError, match=rf"model_type='{model_type}' needs .* has id 1; this one's has 0: give .*{fix}"):

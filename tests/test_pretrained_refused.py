@@ -251,7 +251,10 @@ def test_a_missing_shard_is_named(tmp_path, kind, file):
         ('{"weight_map": {"a": "/etc/passwd"}}', "names /etc/passwd, which is not a file beside it"),
         ('{"weight_map": {"a": ".."}}', r"names \.\., which is"),
         ('{"weight_map": {"a": ""}}', "names , which is"),
-        ('{"weight_map": {"absent.weight": "one.safetensors"}}', "says that absent.weight is in one.safetensors, which lacks it"),
+        (
+            '{"weight_map": {"absent.weight": "one.safetensors"}}',
+            "says that absent.weight is in one.safetensors, which lacks it: fetch both again",
+        ),
     ],
 )
 def test_an_index_of_no_shards_is_refused(tmp_path, index, match):

@@ -105,8 +105,8 @@ def test_tsv_gives_its_text_column_a_line_a_record(tmp_path, segment_bytes):
         ("a.csv", b"id,text\n1,caf\xe9\n", r"a\.csv:2 \(byte 13\): byte 0xe9 is not UTF-8 \(Western .* iconv -f WINDOWS-1252"),
         ("a.tsv", "id\ttxt\n1\ta\n", r"a\.tsv: no 'text', it has id, txt; did you mean 'txt'\? \(--data\.text-column\)"),
         ("a.csv", "", r"a\.csv: holds no document, only whitespace or nothing"),
-        ("a.txt.xz", b"no xz", r"a\.txt\.xz: cannot be read .*it is cut short or not compressed so"),
-        ("a.txt.bz2", b"no bz2", r"a\.txt\.bz2: cannot be read .*it is cut short or not compressed so"),
+        ("a.txt.xz", b"no xz", r"a\.txt\.xz: cannot be read .*it is cut short or not in this compression"),
+        ("a.txt.bz2", b"no bz2", r"a\.txt\.bz2: cannot be read .*it is cut short or not in this compression"),
     ],
 )
 def test_what_is_wrong_with_a_table_or_its_compression_is_told_with_its_place(tmp_path, name, data, message):
@@ -293,7 +293,7 @@ def test_bad_documents_count_in_the_indexes_when_they_are_skipped(tmp_path):
         ('{"text": ["x"]}', "'text' is a list, not a string"),
         ('["x"]', "a JSON list, not an object"),
         ('{"text": "x"', "not a JSON object (Expecting"),
-        ('{"text": "\\ud800"}', "'text' is no text ('utf-8' codec can't encode"),
+        ('{"text": "\\ud800"}', "'text' is not text ('utf-8' codec can't encode"),
         ('{"text": "\\u0000"}', "a NUL byte"),
         ("[" * 100_000, "not a JSON object ("),
     ],
@@ -363,7 +363,7 @@ def test_a_parquet_value_that_is_not_utf8_is_named_by_its_row(tmp_path):
 def test_a_compressed_file_that_is_cut_short_or_not_compressed_is_named(tmp_path, codec, damage):
     whole = ENCODERS[codec]("".join(f"{i} {i * i}\n" for i in range(9999)).encode())
     path = write(tmp_path / f"a.txt{codec}", damage(whole))
-    with pytest.raises(InputError, match=rf"a\.txt\{codec}: cannot be read .*cut short or not compressed"):
+    with pytest.raises(InputError, match=rf"a\.txt\{codec}: cannot be read .*cut short or not in this compression"):
         scan(path, Reader(), 1000)
 
 

@@ -130,7 +130,7 @@ def test_checkpoints_of_no_pretraining_run_are_refused(run):
     path = checkpoint_of(run)
     record = {"meta": {"history": []}}
     path.write_text(json.dumps(record | {"crc32": disk.seal(record)}))
-    with pytest.raises(InputError, match="holds checkpoints of no pretraining run"):
+    with pytest.raises(InputError, match="holds checkpoints of another kind of run"):
         claim(run)
 
 

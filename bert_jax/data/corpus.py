@@ -93,7 +93,7 @@ def _check_shard(path: Path, left: dict[Path, int], make: Callable[[Path], None]
         make(path)
         _open_rows.cache_clear()
         if not _is_whole(path, expected):
-            raise InputError(f"{path} is damaged, and the text no longer gives what it held: restore the text of the run")
+            raise InputError(f"{path} is damaged and cannot be made again, as the text has changed: restore the text")
     left.pop(path, None)
 
 
@@ -256,7 +256,7 @@ def _scan(files: Sequence[str], cfg: DataConfig, cache: AnyPath, run: Run) -> tu
     new = [path for path, name in zip(files, names, strict=True) if name not in known]
     scanned = dict(zip(new, run(partial(_scan_file, reader, SHARD_BYTES), new, "scan"), strict=True))
     if lost := [path for path, found in scanned.items() if found is None]:
-        raise InputError(f"{len(lost):,} of {len(new):,} files were read, {lost[0]} first, and what was found {_lost(cache)}")
+        raise InputError(f"{len(lost):,} of {len(new):,} files, {lost[0]} first, were read, but the result {_lost(cache)}")
     segments, hashes = [], []
     for path, name in zip(files, names, strict=True):
         if path in scanned:
@@ -305,7 +305,7 @@ def _cache_key(hashes: Sequence[str], tokenizer: Tokenizer, cfg: DataConfig) -> 
 
 
 def _lost(place: AnyPath) -> str:
-    return f"was lost before it came to {place}, which all workers must see; run the same command again: it keeps what is there"
+    return f"was lost before it came to {place}, which all workers must reach; run the same command again: it keeps what is there"
 
 
 def _write_index(
@@ -315,7 +315,7 @@ def _write_index(
     there = {path.name for path in directory.iterdir()}
     if missing := [str(i) for i in range(num_shards) if not there.issuperset(shard_files(i))]:  # a lost worker reports nothing
         more = f" and {len(missing) - 10:,} more" if missing[10:] else ""
-        raise InputError(f"shards {', '.join(missing[:10])}{more} of {num_shards:,}: what was made {_lost(directory)}")
+        raise InputError(f"shards {', '.join(missing[:10])}{more} of {num_shards:,}: the result {_lost(directory)}")
     counts_paths = [directory / shard_files(i)[1] for i in range(num_shards)]
     counted = Counted(len(files))
     for first in range(0, num_shards, 64):  # at a time: several threads read a remote store

@@ -100,7 +100,7 @@ def load_tokenizer(
         raise InputError("no text: give --data.source FILE... (globs, tfds:NAME), or set it in the config file")
     given = data.tokenizer if data.tokenizer not in TRAINED else start  # weights go with their vocabulary
     if cfg.init_from and given is None and not begun:
-        raise InputError(f"--init-from {cfg.init_from} has no tokenizer: give the one of its weights by --data.tokenizer")
+        raise InputError(f"--init-from {cfg.init_from} has no tokenizer: give the one it was trained with: --data.tokenizer PATH")
     if not (kept / "tokenizer.json").exists():
         if given:
             tokenizer = Tokenizer.load(given)
@@ -131,7 +131,7 @@ def _as_rows_are(tokenizer: Tokenizer, data: DataConfig) -> Tokenizer:
 
 def _check_kept(cfg: TrainConfig, tokenizer: Tokenizer, begun: Mapping[str, str]) -> None:
     """Raises InputError unless the work directory's tokenizer is that of its checkpoints and of the given file."""
-    kept, given, fix = tokenizer_folder(cfg), cfg.data.tokenizer, "begin anew with another --workdir"
+    kept, given, fix = tokenizer_folder(cfg), cfg.data.tokenizer, "start again with another --workdir"
     if begun.get("tokenizer", fingerprint := tokenizer.fingerprint()) != fingerprint:
         raise InputError(f"the tokenizer in {kept} is not what {cfg.workdir} was begun with: restore it, or {fix}")
     if given not in TRAINED and os.path.exists(given) and (other := tokenizer.difference(Tokenizer.load(given))):

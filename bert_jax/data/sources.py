@@ -111,7 +111,7 @@ def _documents(path: str, reader: Reader, offset: int, hasher: files.Hasher | No
             try:
                 raw: bytes | Bad = b"" if text.isspace() else text.encode()
             except UnicodeEncodeError as error:
-                raw = Bad(f"{column!r} is no text ({error})")
+                raw = Bad(f"{column!r} is not text ({error})")
             yield at, raw
         elif isinstance(text, bytes):
             yield at, b"" if files.is_blank(text) else text

@@ -55,8 +55,8 @@ def run_in_processes(
                 worker.terminate()
             if isinstance(error, BrokenProcessPool):
                 raise InputError(
-                    f"a process that was to {what} was killed, perhaps for lack of memory: set --data.num-workers lower; the "
-                    "same command keeps what was made"
+                    f"a worker process ({what}) was killed, perhaps for lack of memory: lower --data.num-workers and run the "
+                    "same command again, which keeps the finished work"
                 ) from None
             raise
 

@@ -157,13 +157,13 @@ class _Without(Mapping[str, np.ndarray]):
 
 
 def _check_init_head(init_head: InitHead, found: _FoundHead, labels: Sequence[str], where: str) -> None:
-    """Raises InputError where the head cannot be kept or matched."""
+    """Raises InputError if the head cannot be kept or matched."""
     there = "a head without classes" if found.there else "no head of this kind"
     if found.labels:
         there = f"a head for the classes {', '.join(found.labels)}"
     here = f"the classes of this task are {', '.join(labels)}" if labels else "this task has no classes"
     if init_head == "keep" and not found.same:
         advice = ", or match to keep the classes that they share" if found.shared else ""
-        raise InputError(f"--init-head keep: {where} has {there}; {here}. Use fresh{advice}")
+        raise InputError(f"--init-head keep: {where} has {there}; {here}. Use --init-head fresh{advice}")
     if init_head == "match" and not found.shared:
-        raise InputError(f"--init-head match: {where} has {there}; {here}: they share none. Use fresh")
+        raise InputError(f"--init-head match: {where} has {there}; {here}: they share none. Use --init-head fresh")

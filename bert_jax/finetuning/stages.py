@@ -71,7 +71,7 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Say) -> tuple[
 def _devices(cfg: FinetuneConfig, kind: Kind) -> parallel.Devices:
     devices = parallel.make_devices(cfg.parallel)
     if devices.pmap and kind.needs_all_rows:
-        raise InputError(f"parallel.strategy='pmap' computes each device's rows alone, but {kind.name} needs all: use 'mesh'")
+        raise InputError(f"parallel.strategy='pmap' separates the rows of each device, but {kind.name} needs all: use 'mesh'")
     return devices
 
 
@@ -84,7 +84,8 @@ def _load(cfg: FinetuneConfig, kind: Kind, splits: Splits, trains: bool, say: Sa
     longest, layers = start.model.config.max_length, start.model.config.num_hidden_layers
     if (cfg.max_seq_length or 0) > longest:
         raise InputError(
-            f"max_seq_length={cfg.max_seq_length}, but {cfg.model} takes at most {longest} tokens: --max-seq-length {longest}"
+            f"max_seq_length={cfg.max_seq_length}, but {cfg.model} takes at most {longest} tokens: "
+            f"give --max-seq-length {longest}"
         )
     if cfg.freeze_layers > layers:
         raise InputError(f"freeze_layers={cfg.freeze_layers}, but {cfg.model} has {layers} layers: choose 0 to {layers}")

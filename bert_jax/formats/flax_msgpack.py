@@ -47,7 +47,7 @@ def read_flax(path: str | Path) -> dict[str, np.ndarray]:
         reader = _Reader(mapped)
         tree = reader.value()
         if not isinstance(tree, dict) or reader.at != len(mapped):
-            raise ValueError("it is no single map of names")
+            raise ValueError("it is not a single map of names")
         arrays: dict[str, np.ndarray] = {}
         size = 0
         for name, array in _leaves(tree):
@@ -56,7 +56,7 @@ def read_flax(path: str | Path) -> dict[str, np.ndarray]:
             if size > _MOST_NAMES:
                 raise ValueError("its names are too long for a file of weights")
     except (ValueError, OverflowError, struct.error) as error:
-        raise InputError(f"{path} is damaged, cut short or not of Flax: {error}") from None
+        raise InputError(f"{path} is damaged, cut short or not written by Flax: {error}") from None
     if not arrays:
         raise InputError(f"{path} has no arrays")
     return arrays

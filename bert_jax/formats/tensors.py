@@ -128,5 +128,5 @@ def _read_shards(index: Path, read: Callable[[Path], dict[str, np.ndarray]]) -> 
     shards = {file: read(index.parent / file) for file in files}
     absent = [name for name, file in file_of.items() if name not in shards[file]]
     if absent:
-        raise InputError(f"{index} says that {absent[0]} is in {file_of[absent[0]]}, which lacks it")
+        raise InputError(f"{index} says that {absent[0]} is in {file_of[absent[0]]}, which lacks it: fetch both again")
     return {name: shards[file][name] for name, file in file_of.items()}

@@ -133,7 +133,7 @@ def _open_zip(mapped: _Map) -> tuple[object, Callable[[str], Record]]:
         members = {info.filename: info for info in archive.infolist()}
     tops = [name.removesuffix("data.pkl") for name in members if re.fullmatch(r"[^/]*/data\.pkl", name)]
     if len(tops) != 1:
-        raise InputError(f"a zip file, but not of torch.save: it has {len(tops) or 'no'} FOLDER/data.pkl")
+        raise InputError(f"a zip file, but not written by torch.save: it has {len(tops) or 'no'} FOLDER/data.pkl")
     if any(name.startswith((f"{tops[0]}code/", f"{tops[0]}constants.pkl")) for name in members):
         raise InputError("a TorchScript archive, which is a program: save the state dict of the model that it was made from")
     unpacked = sum(info.file_size for info in members.values() if info.compress_type != zipfile.ZIP_STORED)
@@ -176,11 +176,11 @@ def _member(mapped: _Map, info: zipfile.ZipInfo) -> Record:
 def _open_legacy(mapped: _Map) -> tuple[object, Callable[[str], Record]]:
     """Returns the same as `_open_zip`, for a file of pickles in a row."""
     if mapped[257:262] == b"ustar":
-        raise InputError("a tar file, of torch before 0.1.10: load it in torch and save the state dict anew")
+        raise InputError("a tar file, written by torch before 0.1.10: load it in torch and save the state dict again")
     stream = io.BytesIO(mapped[:_LIMIT])
     dtypes: dict[str, np.dtype] = {}
     if _unpickle(stream, {}) != _MAGIC:
-        raise InputError("a pickle, but not of torch.save: it has no magic number")
+        raise InputError("a pickle, but not written by torch.save: it has no magic number")
     if _unpickle(stream, {}) != _PROTOCOL:
         raise InputError(f"has another version of the format than {_PROTOCOL}")
     if _a(dict, _unpickle(stream, {})).get("little_endian") is not True:
@@ -275,7 +275,7 @@ def _global(name: str) -> _Global:
     if _A_TYPE.fullmatch(name):
         raise InputError(f"has tensors of the type {name[:80]}; known are {', '.join(n for n in _TYPES if n.islower())}")
     raise InputError(
-        f"holds code: {name[:200]!r}; refused, for a file of weights needs none. Get model.safetensors instead, or save "
+        f"holds code: {name[:200]!r}; refused, because a file of weights needs none. Get model.safetensors instead, or save "
         "the state dict alone: torch.save(model.state_dict(), path)"
     )
 

@@ -76,7 +76,8 @@ class Answerer(Predictor):
                 raise InputError(f"{name}={value} is below 1")
         if self.max_length <= max_question_length + 1 + len(self.tokenizer.pair):
             raise InputError(
-                f"max_length={self.max_length} leaves no room for a context after max_question_length={max_question_length}"
+                f"max_length={self.max_length} leaves no room for a context after max_question_length={max_question_length}: "
+                "raise the first or lower the second"
             )
 
     def _outputs(self, params: PyTree, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -81,7 +81,7 @@ class Classifier(Predictor):
 
         Args:
           model: a model with a sequence-classification head, or a pretraining head for pairs of sentences.
-          threshold: the least probability with which a text is given one of several labels; default: the best for each label on
+          threshold: minimum probability of a label, if a text may have several; default: the best for each label on
             the dev set of fine-tuning, else 0.5.
           max_length: as for `Predictor`.
           exact: as for `Predictor`.

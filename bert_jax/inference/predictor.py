@@ -59,7 +59,7 @@ class Predictor(ABC):
         if self.needs and model.untrained and (warning := model.untrained.warning(model.params)):
             warnings.warn(warning, stacklevel=3)
         if max_length is not None and max_length <= len(tokenizer.pair):
-            raise InputError(f"max_length={max_length} leaves no room for a text")
+            raise InputError(f"max_length={max_length} leaves no room for a text: give more than {len(tokenizer.pair)}")
         self.model, self.tokenizer, self.exact = model, tokenizer, exact
         self._layout = Layout(tokenizer, model.config)
         self._longest = min(max_length or model.max_length, model.config.max_length)

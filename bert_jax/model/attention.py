@@ -97,7 +97,7 @@ def choose(
     if rate:
         return xla, f"attention_probs_dropout_prob={rate}: fused kernels have no dropout"
     if biased:
-        return xla, "relative biases: kernels add none to the scores"
+        return xla, "relative biases: fused kernels cannot add them to the scores"
     return xla, f"{length} tokens of {dtype} in heads of {head_size} on {platform}"
 
 
@@ -116,21 +116,21 @@ def _obstacle(
     """Returns why a kernel cannot compute this, and what would help; None if it can."""
     home = {"splash": "tpu", "cudnn": "gpu"}[kernel]
     if platform != home:
-        return f"it runs on {home.upper()}s, and this is a {platform}: take one"
+        return f"it runs on {home.upper()}s, and this is a {platform}: use one"
     if rate:
         return f"it has no dropout on the probabilities: set attention_probs_dropout_prob={rate} to 0"
     if biased:
-        return "it adds no relative biases to the scores, which this model has"
+        return "it cannot add the relative biases of this model to the scores"
     if wants_weights:
         return "it does not return the probabilities that output_attentions asks for: leave that out"
     if kernel == "splash" and length % _BLOCK:
-        return f"rows of {length} tokens are no multiple of {_BLOCK}: set max_seq_length to one"
+        return f"rows of {length} tokens are not a multiple of {_BLOCK}: set max_seq_length to one"
     if kernel == "cudnn" and dtype != "bfloat16":
         return f"it computes in bfloat16, not {dtype}: set dtype='bfloat16'"
     if kernel == "cudnn" and (head_size % 8 or head_size > 128 or length % 2):
         return f"it takes heads of 8, 16, ... 128 and an even length, not heads of {head_size} in rows of {length} tokens"
     if _mesh_is_foreign():
-        return f"it knows no mesh but one with axes {', '.join(MESH_AXES)}: use that, or shard_map"
+        return f"it works only on a mesh with the axes {', '.join(MESH_AXES)}: use one, or shard_map"
     return None
 
 

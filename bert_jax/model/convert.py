@@ -238,7 +238,7 @@ def _check_fit(
 
 
 def _first(lines: list[str], most: int = 8) -> list[str]:
-    return lines[:most] + [f"... ({len(lines)} such)"] * (len(lines) > most)
+    return lines[:most] + [f"... ({len(lines)} in all)"] * (len(lines) > most)
 
 
 def _misfits(

@@ -150,7 +150,7 @@ def _check_shapes(batch: dict[str, Array]) -> None:
         if name in batch and name != "attention_mask" and not jnp.issubdtype(batch[name].dtype, jnp.integer):
             raise InputError(f"{name} is {batch[name].dtype}; expected integers")
     if AxisType.Explicit in jax.typeof(ids).sharding.mesh.axis_types:
-        raise InputError("input_ids lies on a mesh of explicit axes; make it with axis_types=(jax.sharding.AxisType.Auto, ...)")
+        raise InputError("input_ids lies on a mesh with explicit axes; make it with axis_types=(jax.sharding.AxisType.Auto, ...)")
 
 
 def _at_hand(given: AnyArray | None) -> np.ndarray | None:
@@ -177,8 +177,8 @@ def _check_values(batch: Batch, cfg: BertConfig, length: Any) -> None:
     real = _at_hand(batch.get("sequence_ids", batch.get("attention_mask", np.ones_like(positions))))
     if real is not None and not _from_zero(positions, real != 0).all():
         raise InputError(
-            f"position_ids has a row without a 0: they count from 0 in each sequence. Those of transformers count from "
-            f"{cfg.position_offset}: give jnp.maximum(position_ids - {cfg.position_offset}, 0), or none, which is the same"
+            f"position_ids has a row without a 0: here they count from 0 in each sequence, in transformers from "
+            f"{cfg.position_offset}: give jnp.maximum(position_ids - {cfg.position_offset}, 0), or leave position_ids out"
         )
 
 
@@ -221,7 +221,7 @@ def complete(batch: Batch, cfg: BertConfig) -> dict[str, Array]:
     length = ids.shape[-1]
     _check_values(batch, cfg, length)
     if not full.keys() & {"position_ids", "sequence_ids"} and isinstance(length, int) and length > cfg.max_length:
-        raise InputError(f"input_ids has {length} tokens a row; this model takes {cfg.max_length}: cut them")
+        raise InputError(f"input_ids has {length} tokens per row; this model takes at most {cfg.max_length}: cut the rows")
     for name in full.keys() & {"masked_positions", "cls_positions"}:
         full[name] = nowhere_if_negative(full[name])
     full.setdefault("sequence_ids", (full.get("attention_mask", jnp.ones_like(ids)) != 0).astype(jnp.int32))

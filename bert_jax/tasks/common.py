@@ -61,7 +61,9 @@ def check_same_size(records: Sequence[Record]) -> None:
     first = len(records[0].texts) if len(records) else 0
     for i, texts in enumerate(texts_of(records)):
         if len(texts) != first:
-            raise InputError(f"{records[i].place} has {len(texts)} texts, but {records[0].place} has {first}")
+            raise InputError(
+                f"{records[i].place} has {len(texts)} texts, but {records[0].place} has {first}: give all rows the same number"
+            )
 
 
 def of_items(values: jax.Array, batch: Batch) -> jax.Array:

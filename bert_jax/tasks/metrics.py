@@ -392,7 +392,7 @@ def _answer_scores(prediction: str, golds: Sequence[str]) -> tuple[float, float]
 def _check_questions(golds: Mapping[H, object], given: Mapping[H, object], what: str) -> None:
     odd = [*(q for q in golds if q not in given), *(q for q in given if q not in golds)]
     if odd:
-        raise InputError(f"{what} and right answers: question {odd[0]!r} has only one of them (so have {len(odd)}); give both")
+        raise InputError(f"{what} and right answers: question {odd[0]!r} has only one of them ({len(odd)} in all); give both")
     _check_examples([*given], [*golds])
 
 

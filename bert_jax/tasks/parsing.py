@@ -161,5 +161,5 @@ def checked_text(row: Row, column: str, value: object) -> str:
     if not isinstance(value, str):
         raise InputError(f"{row.place}: {column!r} is {reprlib.repr(value)}, not a text")
     if not value.isascii() and re.search("[\ud800-\udfff]", value):
-        raise InputError(f"{row.place}: {column!r} has half a surrogate pair in it, which is no character; remove it")
+        raise InputError(f"{row.place}: {column!r} has half a surrogate pair in it, which is not a character; remove it")
     return value

@@ -219,7 +219,7 @@ class Checkpointer:
         folders = [path for path in self.directory.iterdir() if path.is_dir()]
         for path in folders:
             if not re.fullmatch(r"0|[1-9]\d*|.*\.damaged.*|.*\.orbax-checkpoint-tmp.*", path.name):
-                self._report(f"{path} is ignored: its name is not a step, so it is no checkpoint")
+                self._report(f"{path} is ignored: its name is not a step, so it is not a checkpoint")
         for step in reversed(self.steps):
             folder = self.directory / str(step)
             try:
@@ -237,8 +237,8 @@ class Checkpointer:
         if damaged:
             each = "".join(f"\n  {path}: {reason}" for path, reason in damaged.items())
             raise InputError(
-                f"no checkpoint in {self.directory} is whole:{each}\n"
-                "Bring a whole one back from a backup; to start anew, remove that folder or give another --workdir"
+                f"no checkpoint in {self.directory} is complete:{each}\n"
+                "Restore one from a backup; to start again from step 0, remove that folder or give another --workdir"
             )
         return None
 
@@ -292,7 +292,7 @@ class Checkpointer:
                 self._manager.reload()
             raise InputError(
                 f"step {self._saving} could not be saved in checkpoint folder {self.directory}: {_reason(error)}; free "
-                f"space or mend the permissions, then run the same command again (whole checkpoints: {self.steps})"
+                f"space or fix the permissions, then run the same command again (complete checkpoints: {self.steps})"
             ) from error
 
     def _move_aside(self, path: epath.Path) -> epath.Path:

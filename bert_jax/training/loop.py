@@ -99,7 +99,7 @@ class _Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Starts the clock anew."""
+        """Restarts the clock."""
         self.begun, self.waited, self.tokens, self.steps = time.perf_counter(), 0.0, 0, 0
 
     def _speed(self) -> dict[str, float]:

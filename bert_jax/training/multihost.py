@@ -75,7 +75,7 @@ def _meet(address: str, count: int, number: int, seconds: float) -> None:
     if number == 0:
         if missing := _gather(address, count, give_up):
             raise InputError(
-                f"process {', '.join(map(str, missing))} of {count} did not come to {address} within {seconds:g} s "
+                f"process {', '.join(map(str, missing))} of {count} did not connect to {address} within {seconds:g} s "
                 "(parallel.initialization_timeout): is it running, with the same parallel.coordinator, and is the port open?"
             )
         return
@@ -209,8 +209,8 @@ def check_equal(what: str, value: str) -> None:
     if other:
         jax.distributed.shutdown()
         raise InputError(
-            f"{what} of process {', '.join(map(str, other))} is not that of process 0: give all processes the same command and "
-            "the same files"
+            f"{what} of process {', '.join(map(str, other))} differs from that of process 0: give all processes the same command "
+            "and the same files"
         )
 
 

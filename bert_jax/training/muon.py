@@ -19,7 +19,7 @@ from bert_jax.errors import InputError
 from bert_jax.model.layers import ROWS, laid_out
 
 _HIDDEN = re.compile(r"encoder/layer_\d+/.*kernel")
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of x, x^3 and x^5: they push every singular value in (0, 1] to about 1
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # for x, x^3 and x^5: they push every singular value in (0, 1] to about 1
 
 
 class MuonState(NamedTuple):
@@ -40,7 +40,7 @@ def hidden_matrices(params: PyTree) -> PyTree[bool]:
 def orthogonalise(x: Float[Array, "N I O"], iterations: int) -> Float[Array, "N I O"]:
     """Returns matrices with the singular vectors of `x` and singular values near 1, by Newton-Schulz iterations.
 
-    An iteration costs 4 m^2 n + 2 m^3 FLOPs a matrix, where m is the shorter side: it works on the products of that side.
+    An iteration costs 4 m^2 n + 2 m^3 FLOPs per matrix, where m is the shorter side: it works on the products of that side.
     """
     wide = x if x.shape[1] <= x.shape[2] else x.swapaxes(1, 2)
     wide = wide / (jnp.linalg.norm(wide, axis=(1, 2), keepdims=True) + 1e-7)

@@ -49,7 +49,8 @@ def make_schedule(cfg: OptimConfig, num_steps: int) -> Schedule:
         decay_steps = num_steps // 10 if cfg.decay_steps is None else cfg.decay_steps
         if decay_steps > remaining:
             raise InputError(
-                f"optim.warmup_steps={warmup} and optim.decay_steps={decay_steps} are more than num_steps={num_steps}"
+                f"optim.warmup_steps={warmup} and optim.decay_steps={decay_steps} sum to more than "
+                f"num_steps={num_steps}: lower them"
             )
         parts = [optax.constant_schedule(peak), optax.linear_schedule(peak, 0.0, decay_steps)]
         boundaries = [num_steps - decay_steps]

@@ -218,7 +218,9 @@ def make_devices(cfg: ParallelConfig) -> Devices:
     found = jax.devices()
     if cfg.num_devices is not None:
         if jax.process_count() > 1:
-            raise InputError(f"parallel.num_devices={cfg.num_devices} is for a single host; here are {jax.process_count()}")
+            raise InputError(
+                f"parallel.num_devices={cfg.num_devices} is for a single host, but there are {jax.process_count()}: leave it out"
+            )
         if cfg.num_devices > len(found):
             raise InputError(
                 f"parallel.num_devices={cfg.num_devices}, but there are {len(found)} ({found[0].device_kind}): "

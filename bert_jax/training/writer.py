@@ -36,7 +36,7 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        fix = "free space or mend the permissions there and run the same command again, or give another --workdir"
+        fix = "free space or fix the permissions there and run the same command again, or give another --workdir"
         raise InputError(f"{path} cannot be written or read: {error.strerror or error}; {fix}") from error
 
 
@@ -70,7 +70,7 @@ class Writer:
 
     def __init__(self, workdir: str | os.PathLike[str], num_steps: int, start_step: int = 0) -> None:
         if "://" in str(workdir):
-            raise InputError(f"metrics.jsonl cannot grow in {workdir}: give a local --workdir")
+            raise InputError(f"metrics.jsonl cannot be appended to in {workdir}: give a local --workdir")
         self.path, self._folder = Path(workdir) / "metrics.jsonl", Path(workdir) / "tensorboard"
         self._num_steps, self._start_step, self._start = num_steps, start_step, time.monotonic()
         self._last_line = -math.inf

@@ -59,7 +59,7 @@ CLASSES = {"text_column": "text", "label_column": "label"}
             "sst2",
             sst2().files,
             {"max_seq_length": 200},
-            r"max_seq_length=200, but .*/tiny takes at most 128 tokens: --max-seq-length 128",
+            r"max_seq_length=200, but .*/tiny takes at most 128 tokens: give --max-seq-length 128",
         ),
         ("sst2", sst2().files, {"num_devices": 99}, r"num_devices=99, but there are 8 .*: choose 1 to 8"),
         ("sst2", sst2().files, {"freeze_layers": 3}, r"freeze_layers=3, but .*/tiny has 2 layers: choose 0 to 2"),

@@ -48,7 +48,8 @@ def test_the_rows_of_classes_that_both_have_are_kept(finished, tmp_path, capsys)
     np.testing.assert_array_equal(of_two[:, 0], of_three[:, 0])
     assert not np.any(np.all(of_two[:, 1:] == of_three, axis=0))
     with pytest.raises(
-        InputError, match=r"--init-head keep: .* neutral, contradiction; the classes of this task .*not_entailment\. Use fresh"
+        InputError,
+        match=r"--init-head keep: .* neutral, contradiction; the classes of this task .*not_entailment\. Use --init-head fresh",
     ):
         tune(run.export, "rte", other.workdir.parent, tmp_path / "keep", init_head="keep")
     with pytest.raises(InputError, match=r"--init-head match: .* the classes of this task.* negative, positive"):

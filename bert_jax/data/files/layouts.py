@@ -50,7 +50,7 @@ def read_conll(
         word_column = label_column = 0
     for name, column in (("--label-column", label_column), ("--text-column", word_column)):
         if not -width <= column < width:
-            raise InputError(f"{path}: has {width} columns, so {name} {column} is none of them")
+            raise InputError(f"{path}: has {width} columns, and none of them is {name} {column}")
     divided = [(place, [] if line.startswith("-DOCSTART-") or not line else split(line)) for place, line in lines]
     rows = _sentences(divided, width, word_column, label_column, skipped if skip_bad else None)
     return Table(("words", "tags") if width > 1 else ("words",), rows, skipped)
@@ -109,7 +109,7 @@ def sentences_of_words(rows: Iterator[Row], sentence: str, columns: Sequence[str
             return group[0]
         for row in group:
             if empty := [column for column in columns if not cell(row, column)]:
-                raise InputError(f"{row.place}: {empty[0]!r} is empty, where each row is a word")
+                raise InputError(f"{row.place}: {empty[0]!r} is empty, but each row must be a word")
         if name in seen:
             more = f"{sentence!r} is {name!r}, as at {seen[name]}, but not in the rows between"
             raise InputError(f"{group[0].place}: {more}; the words of a sentence must follow each other")

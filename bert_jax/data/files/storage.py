@@ -98,7 +98,7 @@ def open_file(path: str) -> Iterator[io.RawIOBase]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file{nearest(path)}") from None
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        fix = "; it is cut short or not compressed so: fetch or compress it again" if codec_of(path) else ""
+        fix = "; it is cut short or not in this compression: fetch or compress it again" if codec_of(path) else ""
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}){fix}") from None
 
 

@@ -10,7 +10,7 @@ def _read(values: Values) -> Fields:
     if values.get("position_embedding_type") != "rotary" or values.get("emb_layer_norm_before"):
         raise InputError("only ESM-2 is supported: position_embedding_type='rotary', without emb_layer_norm_before")
     if values.get("is_folding_model"):
-        raise InputError("is_folding_model=True is not supported: ESMFold is no encoder")
+        raise InputError("is_folding_model=True is not supported: ESMFold is not an encoder")
     return {}
 
 
