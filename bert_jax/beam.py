@@ -40,7 +40,7 @@ _IN_PROCESS = "--runner=FnApiRunner"  # Beam's DirectRunner would first fetch an
 
 
 def check(cache_dir: str | Path, flags: Sequence[str]) -> None:
-    """Raises InputError where Beam is not installed or refuses `flags`, or its workers would not see `cache_dir`."""
+    """Raises InputError if Beam is not installed or refuses `flags`, or its workers would not see `cache_dir`."""
     from_flags = _pipeline(flags)
     shutil.rmtree(from_flags.local_tempdir, ignore_errors=True)
     runner = type(from_flags.runner).__name__

@@ -172,7 +172,7 @@ def check_zip(path: str | Path) -> list[str]:
     """Returns a line for each fault that makes the leaderboard refuse or misread a zip; an empty list if there is none.
 
     It is strict where readers differ: no quotes, no byte order mark, only line feeds at the ends of lines. Of several lines with
-    the same fault, the first is named. Raises InputError where the zip cannot be read.
+    the same fault, the first is named. Raises InputError if the zip cannot be read.
     """
     try:
         archive = zipfile.ZipFile(path)

@@ -319,7 +319,7 @@ def _read_transformer(folder: Path, of: str) -> tuple[int | None, bool]:
 
 
 def _check_names(config: Mapping[str, object], path: Path) -> None:
-    """Raises InputError where a module reads or writes anything else than the embedding."""
+    """Raises InputError if a module reads or writes anything else than the embedding."""
     for name in ("module_input_name", "module_output_name"):
         if config.get(name) not in (None, "sentence_embedding"):
             raise InputError(f"{path}: {name}={config[name]!r} is not supported, only 'sentence_embedding'")

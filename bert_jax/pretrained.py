@@ -79,7 +79,7 @@ class Model:
       untrained: the parameters of the head that the file lacked; predictors that use the head warn.
       tuned: lengths and thresholds from fine-tuning, which predictors follow.
       no_tokenizer: the reason why the tokenizer's files were not read, if there are any.
-      compute: the way the model is computed: `dataclasses.replace(model, compute=ComputeConfig(dtype="bfloat16"))`.
+      compute: settings of the computation; to change them: `dataclasses.replace(model, compute=ComputeConfig(dtype="bfloat16"))`.
     """
 
     config: BertConfig
@@ -97,7 +97,7 @@ class Model:
 
     @property
     def max_length(self) -> int:
-        """Tokens of a sequence for predictors: the length in fine-tuning, at most the model's limit."""
+        """Maximum tokens per text in predictors: the length in fine-tuning, at most the limit of the model."""
         return min(self.tuned.max_length or self.config.max_length, self.config.max_length)
 
     def need_tokenizer(self) -> Tokenizer:
@@ -157,7 +157,7 @@ def load(
       head: the head; default: that of config.json's `architectures`, else the one that the tensors belong to. A head that the
         file lacks is initialised, with a line on stderr.
       labels: names of the classes of a new classification head, instead of config.json's.
-      special_tokens: whether the characters `[SEP]` in a text are that token ("read") or text like any other ("text"). Default:
+      special_tokens: read the characters `[SEP]` in a text as that token ("read") or as ordinary text ("text"). Default:
         as the tokenizer's files say, which is "read" except for models that were fine-tuned with "text".
 
     Returns:

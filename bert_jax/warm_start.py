@@ -35,7 +35,7 @@ def vocabulary(path: str | Path | None) -> Path | None:
 
 
 def check_start(path: str | Path, cfg: BertConfig) -> BertConfig:
-    """Returns the model of a pretrained directory. Raises InputError where it is another one than `cfg`."""
+    """Returns the model of a pretrained directory. Raises InputError if it is another one than `cfg`."""
     theirs = architecture(path)
     if different := [d for d in differences(to_dict(theirs), to_dict(cfg)) if d[0] not in CHOSEN_BY_RUN]:
         listing = "\n".join(f"  model.{name}: {a!r} there, {b!r} in this run" for name, a, b in different)

@@ -18,7 +18,7 @@ AT_FIRST = np.zeros(1, np.int32)
 
 @dataclass(frozen=True)
 class Layout:
-    """The layout of examples for a tokenizer and a model. Raises InputError where the model has no room for one."""
+    """The layout of examples for a tokenizer and a model. Raises InputError if the model has no room for one."""
 
     tokenizer: Tokenizer
     cfg: BertConfig
@@ -139,7 +139,7 @@ def read_windows(
 ) -> Reading:
     """Returns windows of at most `max_length` tokens: each question with a part of its context, one every `stride` tokens.
 
-    Raises InputError where a pair does not begin with a special token, which "no answer" needs.
+    Raises InputError if a pair does not begin with a special token, which "no answer" needs.
     """
     if not layout.tokenizer.pair.ids[0]:
         raise InputError('question answering needs a tokenizer that begins pairs with a token such as [CLS], for "no answer"')

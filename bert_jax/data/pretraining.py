@@ -139,7 +139,7 @@ def _check_kept(cfg: TrainConfig, tokenizer: Tokenizer, begun: Mapping[str, str]
 
 
 def _check_start(cfg: TrainConfig, tokenizer: Tokenizer, theirs: Tokenizer) -> None:
-    """Raises InputError where the weights of init_from have another vocabulary; warns where they have other rules."""
+    """Raises InputError if the weights of init_from have another vocabulary; warns where they have other rules."""
     if other := tokenizer.difference(theirs):
         raise InputError(
             f"--init-from {cfg.init_from} has another vocabulary than {cfg.data.tokenizer}: {other}. Its weights would belong to "

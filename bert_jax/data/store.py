@@ -94,7 +94,7 @@ def each(function: Callable[[T], R], paths: Sequence[T]) -> list[R]:
 
 
 def make_folder(path: AnyPath) -> None:
-    """Makes a folder and those above it. Raises InputError where it cannot be made."""
+    """Makes a folder and those above it. Raises InputError if it cannot be made."""
     try:
         if isinstance(path, Path):
             path.mkdir(parents=True, exist_ok=True)

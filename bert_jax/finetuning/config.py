@@ -159,7 +159,7 @@ class FinetuneConfig(Checked):
         return self.replace(**{name: value for name, value in usual.items() if getattr(self, name) in (None, ())})
 
     def options(self, kind: Kind) -> Options:
-        """Returns the fields that only some kinds of tasks read. Raises InputError where a field of another kind is set."""
+        """Returns the fields that only some kinds of tasks read. Raises InputError if a field of another kind is set."""
         from bert_jax.tasks.table import KINDS  # here: it imports jax
 
         for name in _OF_SOME_KINDS:

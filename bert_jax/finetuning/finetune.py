@@ -106,7 +106,7 @@ def finish(
     """Predicts with the best run (without runs, with the model itself), and writes and prints the results.
 
     Writes export/ (of the best run), predictions/, results.json and report.html into the work directory. Returns the scores of
-    each split. Raises InputError where all runs diverged, or a file cannot be written.
+    each split. Raises InputError if all runs diverged, or a file cannot be written.
     """
     workdir, kind = Path(trainer.cfg.workdir or ""), trainer.task.kind
     best = stages.best_of(outcomes)

@@ -37,7 +37,7 @@ Say = Callable[[str], None]
 def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Say) -> tuple[Trainer, list[Split]]:
     """Returns what all runs share, and the test splits; shows notes on the head, on long texts and on the batches.
 
-    Raises InputError where config, data and model do not fit together.
+    Raises InputError if config, data and model do not fit together.
     """
     kind, trains = task.kind, bool(splits.train) and bool(cfg.num_epochs)
     options, records, notes = kind.settle(cfg.options(kind), splits.train)
@@ -76,7 +76,7 @@ def _devices(cfg: FinetuneConfig, kind: Kind) -> parallel.Devices:
 
 
 def _load(cfg: FinetuneConfig, kind: Kind, splits: Splits, trains: bool, say: Say) -> StartingModel:
-    """Reads the model with the head of the task. Raises InputError where the config asks for more tokens or layers."""
+    """Reads the model with the head of the task. Raises InputError if the config asks for more tokens or layers."""
     reads = cfg.special_tokens or ("text" if trains else None)  # None: as in the training of the model
     start = load_for_task(cfg.model, kind.head, splits.labels, kind.problem_type, cfg.init_head, reads)
     if start.note:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def class_weights(given: str, kind: Kind, labels: Sequence[str], train: Sequence[Record]) -> dict[str, float]:
     """Returns the weight of each of `labels`: "balanced", by frequency in `train`, or from a JSON file (missing classes: 1).
 
-    Raises InputError where the file is no JSON object of known classes and positive weights.
+    Raises InputError if the file is no JSON object of known classes and positive weights.
     """
     if given != "balanced":
         return dict.fromkeys(labels, 1.0) | _read(Path(given), labels)

@@ -46,7 +46,7 @@ class Kind(Parsing[L], Protocol[L, P]):
     # --- training: records -> batches -> loss ---
 
     def settle(self, options: Options, train: Sequence[Record]) -> tuple[Options, Sequence[Record], list[str]]:
-        """Returns the options and training rows to use, and lines to show. Raises InputError where they do not fit."""
+        """Returns the options and training rows to use, and lines to show. Raises InputError if they do not fit."""
         return options, train, []
 
     def encode(self, records: Sequence[Record], labels: Sequence[str], layout: Layout) -> Encoded:

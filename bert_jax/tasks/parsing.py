@@ -90,7 +90,7 @@ class Parsing(Protocol[L]):
         return tuple([text_in(row, column) for column in columns.texts]), label
 
     def checked(self, split: str, file: File, noted: Noted) -> tuple[Sequence[Record], list[str]]:
-        """Returns the records of a file that are kept, and lines to show. Raises InputError where the file cannot be used."""
+        """Returns the records of a file that are kept, and lines to show. Raises InputError if the file cannot be used."""
         return file.records, []
 
     def new_records(self) -> Records | list[Record]:
@@ -120,7 +120,7 @@ class Parsing(Protocol[L]):
         return (), []
 
     def look_at_labels(self, task: Task, train: Sequence[Record], labels: Sequence[str]) -> list[str]:
-        """Returns lines about the labels of training. Raises InputError where there is nothing to learn."""
+        """Returns lines about the labels of training. Raises InputError if there is nothing to learn."""
         return []
 
     # --- rows that belong together ---
@@ -143,7 +143,7 @@ class Parsing(Protocol[L]):
 
 
 def value_in(row: Row, column: str) -> object:
-    """Returns the value of a column, None for NaN (pandas' null). Raises InputError where the row has no such column."""
+    """Returns the value of a column, None for NaN (pandas' null). Raises InputError if the row has no such column."""
     if column not in row.values:
         raise InputError(f"{row.place}: no {column!r}, it has {', '.join(row.values) or 'nothing'}")
     value = row.values[column]
@@ -157,7 +157,7 @@ def text_in(row: Row, column: str) -> str:
 
 
 def checked_text(row: Row, column: str, value: object) -> str:
-    """Returns `value`. Raises InputError where it is not a text."""
+    """Returns `value`. Raises InputError if it is not a text."""
     if not isinstance(value, str):
         raise InputError(f"{row.place}: {column!r} is {reprlib.repr(value)}, not a text")
     if not value.isascii() and re.search("[\ud800-\udfff]", value):

@@ -117,7 +117,7 @@ class Similarity(Numbers[np.ndarray]):
 
 
 def _loss_for(train: Sequence[Record], given: str) -> str:
-    """Returns the loss for labelled pairs, other pairs or triplets. Raises InputError where `given` does not fit."""
+    """Returns the loss for labelled pairs, other pairs or triplets. Raises InputError if `given` does not fit."""
     triplets = len(train[0].texts) == 3
     fitting = "cosine" if train[0].label is not None else "triplet" if triplets else "ranking"
     allowed = {fitting, "ranking"} if triplets else {fitting}

@@ -135,7 +135,7 @@ def _about(split: str, table: Table, data: TaskData, blank: Sequence[str]) -> li
 
 
 def _check_texts(file: File, task: Task) -> None:
-    """Raises InputError where a column of texts is empty in all rows."""
+    """Raises InputError if a column of texts is empty in all rows."""
     for number, column in enumerate(file.columns.texts):
         if not any(task.kind.whole_texts(texts)[number].strip() for texts in texts_of(file.records)):
             raise InputError(f"{file.path}: {column!r} is empty in all {len(file.records)} rows: name another (--text-column)")
