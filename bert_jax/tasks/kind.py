@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +13,7 @@ from jaxtyping import PyTree
 from bert_jax.data.batching import PackedBatch
 from bert_jax.data.finetuning import Encoded, Item, as_one, encode_texts, per_sequence
 from bert_jax.data.layout import Layout, Text
-from bert_jax.data.records import Record, labels_of
+from bert_jax.data.records import Record
 from bert_jax.model.families import Head
 from bert_jax.pretrained import Model, ProblemType
 from bert_jax.tasks.figures import Figure
@@ -31,7 +30,7 @@ Predict = Callable[[Split, PyTree], Predictions[P]]  # (split, parameters) -> a 
 
 
 class Kind(Parsing[L], Protocol[L, P]):
-    """A kind of task with labels L and predictions P; the defaults are what most kinds do."""
+    """A kind of task with labels L and predictions P; methods for training come first, then for scores, then for the report."""
 
     name: str
     head: Head = "sequence_classification"
@@ -42,8 +41,6 @@ class Kind(Parsing[L], Protocol[L, P]):
     reads_every_token: bool = False  # the loss reads the last layer at every token, not only where the head runs
     reads_windows: bool = False  # long texts are read in windows, not cut
     scores_unlabelled: bool = False  # splits without labels are scored too
-
-    # --- training: records -> batches -> loss ---
 
     def settle(self, options: Options, train: Sequence[Record]) -> tuple[Options, Sequence[Record], list[str]]:
         """Returns the options and training rows to use, and lines to show. Raises InputError if they do not fit."""
@@ -65,15 +62,8 @@ class Kind(Parsing[L], Protocol[L, P]):
         """Returns the targets of a batch of these items; a full batch has `count` items."""
         return per_sequence(items, packed, count)
 
-    def balanced_weights(self, train: Sequence[Record], labels: Sequence[str]) -> dict[str, float]:
-        """Returns n / (C * n_c) for each class, as scikit-learn's compute_class_weight; 1 for one that does not occur."""
-        counts = Counter(name for label in labels_of(train) for name in self.classes_of(label))
-        return {name: counts.total() / (len(counts) * counts[name]) if counts[name] else 1.0 for name in labels}
-
     def loss(self, outputs: dict[str, Array], batch: Batch, options: Options, model: Model) -> dict[str, Sum]:
         """Returns sums over a batch by name; the training loss is the total of those whose name ends in `_loss`."""
-
-    # --- evaluation: model -> predictions -> scores ---
 
     def adapt(self, model: Model, limit: int, task: Task, splits: Splits, options: Options) -> tuple[Model, list[str]]:
         """Returns the model that is trained on `limit` tokens and exported, and lines to show."""
@@ -95,8 +85,6 @@ class Kind(Parsing[L], Protocol[L, P]):
     def baseline(self, splits: Splits, metrics: Sequence[str]) -> float | None:
         """Returns the dev score of a model that learnt nothing; None where it is not known."""
         return 0.0
-
-    # --- report: predictions -> files, results.json, report.html ---
 
     def write(self, folder: Path, predicted: Predicted[P]) -> Path:
         """Writes the predictions of a split into `folder`; returns the path of the main file."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 import reprlib
+from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 from bert_jax.data import files
 from bert_jax.data.files import Row, Table
-from bert_jax.data.records import Record, Records
+from bert_jax.data.records import Record, Records, labels_of
 from bert_jax.errors import InputError
 from bert_jax.tasks.labels import MARKS, LabelReader
 from bert_jax.tasks.task import Task, TaskData
@@ -106,6 +107,11 @@ class Parsing(Protocol[L]):
     def classes_of(self, label: L | None) -> tuple[str, ...]:
         """Returns the names of the classes in a label."""
         return ()
+
+    def balanced_weights(self, train: Sequence[Record], labels: Sequence[str]) -> dict[str, float]:
+        """Returns n / (C * n_c) for each class, as scikit-learn's compute_class_weight; 1 for one that does not occur."""
+        counts = Counter(name for label in labels_of(train) for name in self.classes_of(label))
+        return {name: counts.total() / (len(counts) * counts[name]) if counts[name] else 1.0 for name in labels}
 
     def hides_minus_one(self, task: Task, split: str, train: Sequence[L | None]) -> bool:
         """Returns True where -1 means "no label" in this split; `train` are the labels of training."""
