@@ -39,3 +39,17 @@ def tokenizer_dir(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     tokenizer.save(folder)
     return folder
+
+
+# Families that CI compares with transformers in one or two heads; `-m parity_more` runs the rest of their tests.
+LESS_OFTEN = {"camembert", "data2vec-text", "ernie", "megatron-bert", "xlm-roberta-xl"}
+LESS_OFTEN_BY_TEXT = LESS_OFTEN | {"nomic_bert", "eurobert", "gte", "esm"}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        names = {value for value in getattr(getattr(item, "callspec", None), "params", {}).values() if isinstance(value, str)}
+        if names & (LESS_OFTEN_BY_TEXT if item.path.name == "test_parity_predictions.py" else set()) or (
+            names & LESS_OFTEN and item.path.name == "test_parity_tokenizer.py"
+        ):
+            item.add_marker(pytest.mark.parity_more)

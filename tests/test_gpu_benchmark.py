@@ -49,6 +49,7 @@ def test_all_of_it_runs_with_few_packages_and_says_which_peer_is_missing(tmp_pat
 
 
 @pytest.mark.parity
+@pytest.mark.parity_more
 def test_peers_take_their_turns(tmp_path):
     sections = run_without([], tmp_path)
     for name, count in list(CASES.items())[1:]:

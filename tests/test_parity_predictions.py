@@ -184,7 +184,7 @@ def test_a_base_model_without_prefix_is_read_with_a_head_and_the_new_weights_are
     capsys.readouterr()
     ours = bert_jax.load(tmp_path, head="token_classification", labels=["a", "b", "c"])
     said = capsys.readouterr().err
-    assert "no weights for token_classifier/bias, token_classifier/kernel: freshly initialised" in said
+    assert re.search(r"no weights for token_classifier/bias, token_classifier/kernel.*: freshly initialised", said)
     ids = np.random.default_rng(0).integers(5, 61, (2, 9), dtype=np.int32)
     hidden = run_theirs(theirs, {"input_ids": ids}).last_hidden_state.numpy()
     outputs = ours.apply(ours.params, {"input_ids": ids})
