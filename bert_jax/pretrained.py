@@ -325,7 +325,9 @@ def save(model: Model, directory: str | Path) -> None:
         write_safetensors(directory / "model.safetensors", tensors)
         put(directory / "config.json", json.dumps(config, indent=2) + "\n")
         if model.tokenizer:
-            model.tokenizer.save(directory, model_max_length=model.max_length)
+            no_types = model.config.form.token_types == "never"  # transformers' class refuses them
+            tokenizer = model.tokenizer.without_token_types() if no_types else model.tokenizer
+            tokenizer.save(directory, model_max_length=model.max_length)
         if isinstance(model.pooling, Pooling):
             read = model.pooling.max_length or model.max_length
             write_pooling(directory, replace(model.pooling, max_length=read), model.config)

@@ -665,6 +665,14 @@ def test_a_round_trip_keeps_every_bit_and_name(tmp_path, tokenizer, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(("model_type", "given"), [("bert", ["token_type_ids"]), ("modernbert", []), ("distilbert", [])])
+def test_a_tokenizer_gives_token_types_to_models_that_take_them_alone(tmp_path, tokenizer, model_type, given):
+    cfg = family(model_type)
+    save(Model(cfg, params_of(cfg, "masked_lm"), tokenizer), tmp_path)
+    names = json.loads((tmp_path / "tokenizer_config.json").read_text())["model_input_names"]
+    assert names == ["input_ids", *given, "attention_mask"]
+
+
 def test_a_saved_directory_has_the_files_that_others_read_and_no_others(tmp_path, tokenizer):
     save(labelled("sequence_classification", tokenizer, problem_type="multi_label_classification"), tmp_path)
     files = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}

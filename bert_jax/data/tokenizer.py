@@ -232,6 +232,10 @@ class Tokenizer:
         different = [i for i in range(self.vocab_size) if here.get(i) != there.get(i)]
         return f"id {(i := different[0])} is {there.get(i)!r} there, {here.get(i)!r} here" if different else ""
 
+    def without_token_types(self) -> Tokenizer:
+        """Returns this tokenizer for a model without token types: all are 0, and transformers gives the model none."""
+        return Tokenizer(self._engine, self._roles, self.special_tokens, False)
+
     def save(self, directory: str | os.PathLike[str], model_max_length: int = 512) -> None:
         """Writes tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer loads with equal ids.
 
