@@ -25,7 +25,7 @@ def test_rows_of_a_vocabulary_that_stand_for_no_token_are_never_filled_in(tokeni
 
 def test_rows_longer_than_the_position_table_are_refused(embedder):
     model = embedder.model
-    with pytest.raises(InputError, match="input_ids has 97 tokens a row; this model takes 96"):
+    with pytest.raises(InputError, match="input_ids has 97 tokens per row; this model takes at most 96"):
         model.encode(model.params, np.ones((1, 97), np.int32))
 
 
