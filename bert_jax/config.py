@@ -129,6 +129,8 @@ class MaskingConfig(_Group):
 
     rate: float = 0.15
     """Share of tokens to predict."""
+    final_rate: float | None = None
+    """Share of tokens to predict at the end of training, reached on a line from `rate`. Default: `rate` throughout."""
     mask_prob: float = 0.8
     """Share of the tokens to predict that become [MASK]."""
     random_prob: float = 0.1
@@ -138,12 +140,14 @@ class MaskingConfig(_Group):
     whole_word: bool = False
     """Mask all pieces of a word together."""
     max_predictions_per_seq: int | None = None
-    """Maximum predictions per row. Default: enough for `rate` (20 at length 128, 77 at 512)."""
+    """Maximum predictions per row. Default: enough for the larger rate (0.15: 20 at length 128, 77 at 512)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_least(1, "max_predictions_per_seq")
-        self._require(0 < self.rate < 1, f"rate={self.rate} is not in (0, 1)")
+        for name in ("rate", "final_rate"):
+            value = getattr(self, name)
+            self._require(value is None or 0 < value < 1, f"{name}={value} is not in (0, 1)")
         self._require(
             self.mask_prob >= 0 and self.random_prob >= 0 and self.mask_prob + self.random_prob <= 1,
             f"mask_prob={self.mask_prob} and random_prob={self.random_prob} must be shares that sum to at most 1",
@@ -153,12 +157,19 @@ class MaskingConfig(_Group):
             "whole_word=True needs count='exact': whole words are drawn until the row's count is reached",
         )
 
+    def rate_at(self, share: float) -> float:
+        """Returns the rate after a `share` of the training, in [0, 1]."""
+        return self.rate if self.final_rate is None else self.rate + share * (self.final_rate - self.rate)
+
     def num_slots(self, length: int) -> int:
-        """Returns P for rows of `length` tokens: max_predictions_per_seq, or enough for `rate` (mean + 4 sd if Bernoulli)."""
+        """Returns P for rows of `length` tokens: max_predictions_per_seq, or enough for each rate (mean + 4 sd if Bernoulli)."""
         if self.max_predictions_per_seq is not None:
             return min(self.max_predictions_per_seq, length)
-        spread = 4 * math.sqrt(length * self.rate * (1 - self.rate)) if self.count == "bernoulli" else 0
-        return min(length, math.ceil(length * self.rate + spread))
+        return max(self._enough(length, rate) for rate in (self.rate_at(0), self.rate_at(1)))
+
+    def _enough(self, length: int, rate: float) -> int:
+        spread = 4 * math.sqrt(length * rate * (1 - rate)) if self.count == "bernoulli" else 0
+        return min(length, math.ceil(length * rate + spread))
 
 
 @dataclass(frozen=True)
@@ -183,7 +194,9 @@ class OptimConfig(_Group):
     warmup_steps: int = 10_000
     """Steps of linear warm-up."""
     decay_steps: int | None = None
-    """warmup_stable_decay: steps of the final linear decay. Default: a tenth of num_steps."""
+    """warmup_stable_decay: steps of the final decay. Default: a tenth of num_steps."""
+    decay_shape: Literal["linear", "1-sqrt"] = "linear"
+    """warmup_stable_decay: shape of the final decay, a line or 1 minus the square root of its share that is over."""
     weight_decay: float = 0.01
     """Decoupled weight decay, not applied to biases and norms."""
     b1: float = 0.9
@@ -202,12 +215,19 @@ class OptimConfig(_Group):
         self._require_positive("learning_rate", "muon_learning_rate", "eps", "clip_norm")
         self._require_least(0, "warmup_steps", "weight_decay", "decay_steps")
         self._require_least(1, "max_skipped", "muon_iterations")
-        self._require(
-            self.decay_steps is None or self.schedule == "warmup_stable_decay",
-            f"decay_steps={self.decay_steps} needs schedule='warmup_stable_decay', not {self.schedule!r}",
-        )
+        self._require_owner("decay_", "schedule", "warmup_stable_decay")
+        self._require_owner("muon_", "name", "muon")
         for name in ("b1", "b2", "muon_momentum"):
             self._require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} is not in [0, 1)")
+
+    def _require_owner(self, prefix: str, owner: str, value: str) -> None:
+        """Requires `owner` to be `value`, which alone uses the fields that begin with `prefix`, if one of them is set."""
+        if getattr(self, owner) == value:
+            return
+        for f in dataclasses.fields(self):
+            given = getattr(self, f.name)
+            unset = given == f.default or not f.name.startswith(prefix)
+            self._require(unset, f"{f.name}={given!r} needs {owner}={value!r}, not {getattr(self, owner)!r}")
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,7 @@ def test_slots_are_enough_for_the_rate(length, rate, slots):
     cfg = MaskingConfig(rate=rate)
     assert cfg.num_slots(length) == slots
     assert target_counts(np.arange(length + 1), rate).max() <= slots
+    assert MaskingConfig(rate=0.01, final_rate=rate).num_slots(length) == slots
 
 
 # ---- properties

@@ -201,6 +201,11 @@ STABLE = dict(learning_rate=1.0, schedule="warmup_stable_decay")
         (STABLE | dict(warmup_steps=10, decay_steps=50), 100, {0: 0, 10: 1, 50: 1, 51: 0.98, 75: 0.5, 100: 0}),
         (STABLE | dict(warmup_steps=0, decay_steps=100), 100, {0: 1, 50: 0.5, 100: 0}),
         (STABLE | dict(warmup_steps=60, decay_steps=40), 100, {30: 0.5, 60: 1, 80: 0.5, 100: 0}),
+        (
+            STABLE | dict(warmup_steps=10, decay_steps=64, decay_shape="1-sqrt"),
+            100,
+            {0: 0, 10: 1, 36: 1, 37: 0.875, 40: 0.75, 52: 0.5, 72: 0.25, 85: 0.125, 100: 0, 120: 0},
+        ),
     ],
 )
 def test_schedules_pass_through_points_computed_by_hand(options: dict, num_steps: int, points: dict[int, float]) -> None:
@@ -238,6 +243,8 @@ def test_a_warm_up_and_a_decay_that_do_not_fit_the_run_are_refused() -> None:
         (dict(warmup_steps=-1), "warmup_steps=-1 is below 0"),
         (dict(clip_norm=0.0), "clip_norm=0.0 must be positive"),
         (dict(b2=1.0), r"b2=1.0 is not in \[0, 1\)"),
+        (dict(muon_momentum=0.9), "muon_momentum=0.9 needs name='muon', not 'adamw_bert'"),
+        (dict(decay_shape="1-sqrt"), "decay_shape='1-sqrt' needs schedule='warmup_stable_decay', not 'linear'"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict, message: str) -> None:

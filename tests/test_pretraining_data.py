@@ -10,7 +10,7 @@ import pytest
 from helpers import make_documents, quiet, with_template, write_documents
 
 from bert_jax.config import BertConfig, DataConfig, InputError, MaskingConfig, OptimConfig, TrainConfig
-from bert_jax.data import corpus
+from bert_jax.data import corpus, masking
 from bert_jax.data.corpus import Rows
 from bert_jax.data.pretraining import BatchSource, load_data, load_tokenizer, tokenizer_folder, unigram_loss
 from bert_jax.data.tokenizer import Tokenizer
@@ -107,6 +107,24 @@ def test_a_stream_of_no_steps_is_empty(source):
     assert list(source.stream(4, 4)) == []
 
 
+def test_a_rate_on_a_line_falls_with_the_step_in_one_program_and_leaves_evaluation_as_it_is(config, data, source):
+    cfg = config.replace(num_steps=40, masking=MaskingConfig(rate=0.4, final_rate=0.1))
+    falling = BatchSource.of(cfg, data.tokenizer, data.training.train)
+    batches = [falling.train(step) for step in range(40)]
+    assert {batch["masked_ids"].shape for batch in batches} == {(8, cfg.masking.num_slots(L))}
+    assert cfg.masking.num_slots(L) == MaskingConfig(rate=0.4).num_slots(L)
+    for step, batch in enumerate(batches):
+        lengths = (batch["sequence_ids"] > 0).sum(1)
+        counts = np.minimum(masking.target_counts(lengths, 0.4 - 0.3 * step / 40), lengths - 2)
+        assert (batch["masked_weights"].sum(1) <= counts).all()
+        assert batch["masked_weights"].sum() > 0.9 * counts.sum()
+    constant = BatchSource.of(cfg.replace(masking=MaskingConfig(rate=0.4)), data.tokenizer, data.training.train)
+    assert_equal(falling.train(0), constant.train(0))
+    assert_equal(falling.evaluation(0), constant.evaluation(0))
+    rising = BatchSource.of(cfg.replace(masking=MaskingConfig(rate=0.1, final_rate=0.4)), data.tokenizer, data.training.train)
+    assert falling.train(39)["masked_weights"].sum() < rising.train(39)["masked_weights"].sum()
+
+
 def test_an_epoch_reads_each_row_once_and_the_next_in_another_order(data, config):
     rows = data.training.train
     assert len(rows) > 40
@@ -130,7 +148,7 @@ def test_the_same_row_is_masked_otherwise_in_the_next_epoch_and_by_another_seed(
 def test_the_order_of_rows_is_the_one_it_has_always_been(tmp_path, tokenizer):
     """Golden values: a change of Grain that moves them breaks the resumption of every run."""
     np.save(tmp_path / "rows.npy", np.arange(6)[:, None] + np.full((6, 8), 10))
-    source = BatchSource(Rows([(tmp_path / "rows.npy", 0, 6)], 8), tokenizer, MaskingConfig(), 8, 4, seed=3)
+    source = BatchSource(Rows([(tmp_path / "rows.npy", 0, 6)], 8), tokenizer, MaskingConfig(), 8, 4, seed=3, num_steps=10)
     assert [(unmasked(source.train(step))[:, 0] - 10).tolist() for step in range(3)] == GOLDEN_ORDER
 
 

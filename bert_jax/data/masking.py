@@ -44,27 +44,32 @@ def target_counts(lengths: np.ndarray, rate: float) -> np.ndarray:
 
 
 def mask_rows(
-    input_ids: np.ndarray, vocabulary: Vocabulary, cfg: MaskingConfig, seed: int, step: int, first_row: int = 0, pad_id: int = 0
-) -> Rows:
+    input_ids: np.ndarray, vocabulary: Vocabulary, cfg: MaskingConfig, seed: int, step: int, first_row: int = 0, pad_id: int = 0,
+    rate: float | None = None,
+) -> Rows:  # fmt: skip
     """Replaces some tokens of `input_ids` [B, L], and returns the rows with the positions and ids to predict.
 
     By default 80 % of the chosen tokens become [MASK], 10 % a random token of the whole vocabulary, and 10 % stay. Special
     tokens (also [UNK], which teaches nothing) and padding are never chosen. `first_row` is the index of row 0 in the global
-    batch; a row's masks do not depend on B.
+    batch; a row's masks do not depend on B. `rate` is the share of tokens to predict (default: `cfg.rate`); it does not change P.
 
     Returns:
       int32 `input_ids` [B, L], int32 `masked_positions` and `masked_ids` [B, P] in the order of positions, and float32
       `masked_weights` [B, P], 0 in unused slots.
     """
     num_rows, length = input_ids.shape
-    slots = cfg.num_slots(length)
+    slots, rate = cfg.num_slots(length), cfg.rate if rate is None else rate
     bits = random_bits(seed, step, first_row, num_rows, length + 2 * slots)
     candidates = input_ids != pad_id
     for special in vocabulary.special_ids:
         candidates &= input_ids != special
-    wanted = np.minimum(target_counts((input_ids != pad_id).sum(1), cfg.rate), slots)
+    if cfg.count == "bernoulli":
+        candidates &= bits[:, :length] < np.uint32(round(rate * 2**32))
+        wanted = np.full(num_rows, slots)
+    else:
+        wanted = np.minimum(target_counts((input_ids != pad_id).sum(1), rate), slots)
     choose = _choose_words if cfg.whole_word else _choose_tokens
-    positions = choose(bits[:, :length], candidates, vocabulary.starts_word[input_ids], wanted, slots, cfg)
+    positions = choose(bits[:, :length], candidates, vocabulary.starts_word[input_ids], wanted, slots)
     return _replace(input_ids, positions, bits[:, length:], vocabulary, cfg)
 
 
@@ -81,23 +86,16 @@ def _random_keys(bits: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ui
     return np.where(valid, keys, _NONE), low
 
 
-def _choose_tokens(
-    bits: np.ndarray, candidates: np.ndarray, starts: np.ndarray, wanted: np.ndarray, slots: int, cfg: MaskingConfig
-) -> np.ndarray:
+def _choose_tokens(bits: np.ndarray, candidates: np.ndarray, starts: np.ndarray, wanted: np.ndarray, slots: int) -> np.ndarray:
     """Returns positions [B, P] of the chosen tokens in ascending order; L in unused slots."""
     length = bits.shape[1]
-    if cfg.count == "bernoulli":
-        candidates = candidates & (bits < np.uint32(round(cfg.rate * 2**32)))
-        wanted = np.full_like(wanted, slots)
     keys, low = _random_keys(bits, candidates)
     first = np.sort(np.partition(keys, slots - 1, axis=1)[:, :slots], axis=1)
     used = (first != _NONE) & (np.arange(slots) < wanted[:, None])
     return np.sort(np.where(used, first & low, np.uint32(length)), axis=1)
 
 
-def _choose_words(
-    bits: np.ndarray, candidates: np.ndarray, starts: np.ndarray, wanted: np.ndarray, slots: int, cfg: MaskingConfig
-) -> np.ndarray:
+def _choose_words(bits: np.ndarray, candidates: np.ndarray, starts: np.ndarray, wanted: np.ndarray, slots: int) -> np.ndarray:
     """Returns positions as `_choose_tokens`, of whole words in random order; a word that would exceed the count is skipped."""
     num_rows, length = bits.shape
     after_gap = np.concatenate([np.ones((num_rows, 1), bool), ~candidates[:, :-1]], axis=1)

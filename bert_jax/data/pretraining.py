@@ -166,6 +166,7 @@ class BatchSource:
     max_seq_length: int
     batch_size: int
     seed: int
+    num_steps: int
 
     def __post_init__(self) -> None:
         order = grain.MapDataset.range(len(self.rows)).seed(self.seed).shuffle().repeat()
@@ -174,13 +175,13 @@ class BatchSource:
     @classmethod
     def of(cls, cfg: TrainConfig, tokenizer: Tokenizer, rows: Rows) -> BatchSource:
         """Returns the source of a run's batches of `rows`."""
-        return cls(rows, tokenizer, cfg.masking, cfg.data.max_seq_length, cfg.batch_size, cfg.seed)
+        return cls(rows, tokenizer, cfg.masking, cfg.data.max_seq_length, cfg.batch_size, cfg.seed, cfg.num_steps)
 
     def train(self, step: int, of: slice = slice(None)) -> Batch:
         """Returns the batch of `step`, or the rows `of` it. The order changes with each epoch, the masks with each step."""
         places = range(step * self.batch_size, (step + 1) * self.batch_size)[of]
         rows = self.rows[[self._order[i] for i in places]]  # type: ignore[attr-defined]
-        return self._batch(rows, step, places[0] - step * self.batch_size)
+        return self._batch(rows, step, places[0] - step * self.batch_size, self.cfg.rate_at(min(1.0, step / self.num_steps)))
 
     def evaluation(self, number: int) -> Batch:
         """Returns batch `number` of the rows in their own order, with fixed masks. The last batch is padded with weight 0."""
@@ -202,11 +203,11 @@ class BatchSource:
         steps = grain.MapDataset.range(start, stop).map(partial(self.train, of=of))
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
-    def _batch(self, rows: np.ndarray, step: int, first_row: int = 0) -> Batch:
+    def _batch(self, rows: np.ndarray, step: int, first_row: int = 0, rate: float | None = None) -> Batch:
         ids, tokenizer = rows[:, : self.max_seq_length], self.tokenizer
         batch = packing.describe(ids, tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
         vocabulary = masking.Vocabulary(tokenizer.vocab_size, tokenizer.mask_id, tokenizer.special_ids, tokenizer.starts_word)
-        batch |= masking.mask_rows(ids, vocabulary, self.cfg, self.seed, step, first_row, tokenizer.pad_id)
+        batch |= masking.mask_rows(ids, vocabulary, self.cfg, self.seed, step, first_row, tokenizer.pad_id, rate)
         if rows.shape[1] > self.max_seq_length:
             batch["next_sentence_label"] = rows[:, self.max_seq_length]
         return batch

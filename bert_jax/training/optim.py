@@ -24,9 +24,9 @@ def make_schedule(cfg: OptimConfig, num_steps: int) -> Schedule:
     """Returns a function from the step to the learning rate: from 0 to the peak in `warmup_steps`, then to 0 at `num_steps`.
 
     `linear` and `cosine` decay from the end of the warm-up. `warmup_stable_decay` holds the peak until the last `decay_steps`
-    (default: a tenth of `num_steps`) and decays linearly. `bert_tf` is google-research/bert's optimization.py: its decay is a
-    line from the peak at step 0, which the warm-up overrides, so the rate drops to peak * (1 - warmup / num_steps) where the
-    warm-up ends.
+    (default: a tenth of `num_steps`) and decays on a line or, as 1 - sqrt(share), steeply at first (Hägele et al., 2024).
+    `bert_tf` is google-research/bert's optimization.py: its decay is a line from the peak at step 0, which the warm-up overrides,
+    so the rate drops to peak * (1 - warmup / num_steps) where the warm-up ends.
 
     Raises:
       InputError: Warm-up and decay are longer than `num_steps`.
@@ -52,7 +52,11 @@ def make_schedule(cfg: OptimConfig, num_steps: int) -> Schedule:
                 f"optim.warmup_steps={warmup} and optim.decay_steps={decay_steps} sum to more than "
                 f"num_steps={num_steps}: lower them"
             )
-        parts = [optax.constant_schedule(peak), optax.linear_schedule(peak, 0.0, decay_steps)]
+        shapes: dict[str, optax.Schedule] = {
+            "linear": optax.linear_schedule(peak, 0.0, decay_steps),
+            "1-sqrt": lambda step: peak * (1 - jnp.sqrt(jnp.clip(step / max(1, decay_steps), 0.0, 1.0))),
+        }
+        parts = [optax.constant_schedule(peak), shapes[cfg.decay_shape]]
         boundaries = [num_steps - decay_steps]
     if warmup:
         parts, boundaries = [optax.linear_schedule(0.0, peak, warmup), *parts], [warmup, *boundaries]
