@@ -304,6 +304,11 @@ class TrainConfig(_Group):
     """Steps between evaluations on held-out text. The last step is always evaluated."""
     eval_batches: int = 50
     """Maximum batches of held-out rows per evaluation."""
+    eval_sources: tuple[str, ...] = ()
+    (
+        "Further text to evaluate on, such as that of other domains: NAME=PATH ..., with paths as in data.source. The metrics of "
+        "a text are named eval/NAME/..."
+    )
     checkpoint_every: int = 1000
     """Steps between checkpoints. The last step is always saved."""
     keep_checkpoints: int = 3

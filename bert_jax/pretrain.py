@@ -16,8 +16,8 @@ from jaxtyping import PyTree
 from bert_jax import hugepages, inference, pretrained, warm_start, workdir
 from bert_jax.config import InputError, TrainConfig, to_dict
 from bert_jax.console import show_table, track
-from bert_jax.data import corpus, doctor
-from bert_jax.data.pretraining import BatchSource, PretrainingData, load_data, tokenizer_folder, unigram_loss
+from bert_jax.data import corpus, doctor, heldout
+from bert_jax.data.pretraining import BatchSource, load_data, tokenizer_folder
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.model.families import Head
 from bert_jax.program import Program, build, check
@@ -46,6 +46,7 @@ def train(cfg: TrainConfig, prog: str = "bert_jax train") -> Reached:
     first, devices = multihost.is_first(), parallel.make_devices(cfg.parallel)
     begun = workdir.recorded(cfg.checkpoints)
     check(cfg, devices, begun is not None)
+    heldout.check(cfg)
     for line in multihost.first_then_others(lambda: workdir.claim(cfg, first)):
         if first:
             print(line, file=sys.stderr)
@@ -53,22 +54,23 @@ def train(cfg: TrainConfig, prog: str = "bert_jax train") -> Reached:
     same = to_dict(cfg.replace(parallel=cfg.parallel.replace(process_id=None, num_processes=None)))
     multihost.check_equal("the config", json.dumps(same))
     multihost.check_equal("the text", data.key)
-    training, held_out = (BatchSource.of(cfg, data.tokenizer, rows) for rows in (data.training.train, data.held_out))
+    training = BatchSource.of(cfg, data.tokenizer, data.training.train)
+    held_out = multihost.first_then_others(lambda: heldout.load(cfg, data, track))
     if first:
         diagnosis = doctor.examine(data, cfg, training)
         show_table("the text", diagnosis.facts, diagnosis.warnings)
-    return fit(cfg, devices, data, training, held_out, prog)
+    return fit(cfg, devices, data.key, training, held_out, prog)
 
 
 def fit(
-    cfg: TrainConfig, devices: parallel.Devices, data: PretrainingData, training: BatchSource, held_out: BatchSource, prog: str
+    cfg: TrainConfig, devices: parallel.Devices, key: str, training: BatchSource, held_out: list[heldout.HeldOut], prog: str
 ) -> Reached:
-    """Builds the model, the steps and the state, trains, and exports."""
-    pretrained.check_padding(cfg.model, data.tokenizer)
+    """Builds the model, the steps and the state, trains, and exports. `key` is the name of the rows."""
+    pretrained.check_padding(cfg.model, training.tokenizer)
     program = build(cfg, devices, memory.device_bytes(devices.mesh.local_devices[0]))
     first, rows = multihost.is_first(), devices.rows(cfg.batch_size)
     saved = checkpoint.Checkpointer(cfg.checkpoints, keep=cfg.keep_checkpoints)
-    state, start, lines = restore(program, saved, data.key)
+    state, start, lines = restore(program, saved, key)
     folder = Path(cfg.workdir)
     if first:
         writer.cut(folder / "metrics.jsonl", start if saved.steps else -1, lines)
@@ -78,15 +80,14 @@ def fit(
         begun = f"continuing from step {start}" if start else "starting"
         how = ", ".join(filter(None, [program.describe(), hugepages.describe()]))
         log.message(f"{begun} on {devices.describe()}, {cfg.batch_size // devices.rows_cut} rows each; {how}")
-        batches = [held_out.evaluation(i) for i in range(held_out.num_evaluation_batches(cfg.eval_batches))]
         begun_at = time.perf_counter()
         train_step = program.train_step.compile(state, devices.put(training.train(start, rows)))
-        evaluate = make_evaluate(program, state.params, batches, data, alive)
+        evaluate = make_evaluate(program, state.params, held_out, alive)
         log.timing(start, {"compile_seconds": time.perf_counter() - begun_at})
         multihost.barrier("compiled")  # without it, the first collective on CPUs gives up on a slow process
 
         def save(state: steps.TrainState, evaluation: dict[str, float]) -> None:
-            record = {"data": data.key, "tokenizer": data.tokenizer.fingerprint(), "config": to_dict(cfg), "lines": log.lines}
+            record = {"data": key, "tokenizer": training.tokenizer.fingerprint(), "config": to_dict(cfg), "lines": log.lines}
             saved.save(int(state.step), state, record, evaluation)
 
         peak = flops.peak_flops(devices.kind)
@@ -105,7 +106,7 @@ def fit(
         if first:
             print(f"stopped at step {int(state.step)} and saved; the same command continues", file=sys.stderr)
         return Reached({}, None, stop.signal)
-    reached = evaluate(state.params)
+    reached = {name: value for values in evaluate(state.params) for name, value in values.items()}
     params = devices.gather(state.params)
     if first:
         finish(cfg, program.module.head, params, reached, prog)
@@ -113,20 +114,18 @@ def fit(
 
 
 def make_evaluate(
-    program: Program, params: PyTree, batches: list[loop.HostBatch], data: PretrainingData, alive: multihost.Watchdog
-) -> Callable[[PyTree], dict[str, float]]:
-    """Compiles the evaluation; returns a function from parameters to the losses on `batches`, none without batches."""
-    if not batches:
-        return lambda params: {}
-    put, unigram = alive.watched(program.devices.put_whole), unigram_loss(data.training.token_counts, iter(batches))
-    predictions = sum(float(batch["masked_weights"].sum()) for batch in batches)
-    step = program.eval_step.compile(params, program.devices.put_whole(batches[0]))
+    program: Program, params: PyTree, held_out: list[heldout.HeldOut], alive: multihost.Watchdog
+) -> Callable[[PyTree], list[dict[str, float]]]:
+    """Compiles the evaluation; returns a function from parameters to the metrics of each held-out text."""
+    if not held_out:
+        return lambda params: []
+    put = alive.watched(program.devices.put_whole)
+    step = program.eval_step.compile(params, program.devices.put_whole(held_out[0].batches[0]))
 
-    def evaluate(params: PyTree) -> dict[str, float]:
-        values = loop.evaluate_sums(step, params, batches, put, {"masked_lm_loss": predictions})
-        return {f"eval/{name}": value for name, value in values.items()} | {"eval/unigram_loss": unigram}
+    def measure(params: PyTree, text: heldout.HeldOut) -> dict[str, float]:
+        return text.measures(loop.evaluate_sums(step, params, text.batches, put, {"masked_lm_loss": text.predictions}))
 
-    return evaluate
+    return lambda params: [measure(params, text) for text in held_out]
 
 
 def restore(program: Program, saved: checkpoint.Checkpointer, data_key: str) -> tuple[steps.TrainState, int, int]:
@@ -160,11 +159,8 @@ def untrained_loss(cfg: TrainConfig) -> float:
 
 def finish(cfg: TrainConfig, head: Head, params: PyTree, reached: dict[str, float], prog: str) -> None:
     """Exports the model, and prints what it learnt and what to do next."""
-    if reached:
-        print(
-            f"held-out loss {reached['eval/masked_lm_loss']:.3f} nats a masked token; "
-            f"a model without context, which knows only how frequent each token is, reaches {reached['eval/unigram_loss']:.3f}"
-        )
+    for line in heldout.report(reached):
+        print(line)
     directory = Path(cfg.workdir) / "export"
     tokenizer = Tokenizer.load(tokenizer_folder(cfg))  # it reads special tokens, whatever the run did
     model = pretrained.Model(cfg.model, params, tokenizer, head)

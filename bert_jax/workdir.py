@@ -47,7 +47,7 @@ class Reached:
 
 # May differ between runs of one work directory: where and how often, never what is computed.
 FREE_FIELDS = frozenset(
-    ["workdir", "eval_every", "checkpoint_every", "keep_checkpoints", "checkpoint_dir", "log_every", "profile",
+    ["workdir", "eval_every", "eval_sources", "checkpoint_every", "keep_checkpoints", "checkpoint_dir", "log_every", "profile",
      "extend", "fill_masks", "data.cache_dir", "data.num_workers", "compute.remat", "compute.scan_layers", "compute.attention"]
 )  # fmt: skip
 

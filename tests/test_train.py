@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -108,6 +109,23 @@ def test_a_signal_saves_and_the_same_command_continues_to_the_bit(project, whole
     assert not (tmp_path / "export").exists()
     assert train.main(arguments(project, tmp_path)) == 0
     assert recorded(tmp_path) == recorded(whole_run)
+
+
+def test_a_run_that_goes_on_may_be_evaluated_on_further_text(project, whole_run, tmp_path, capsys):
+    shutil.copytree(whole_run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "12")
+    (tmp_path / "other.txt").write_text("\n".join(" ".join(sentences) for sentences in make_documents(40, seed=8)))
+    further = ("--eval-sources", f"other={tmp_path / 'other.txt'}")
+    assert train.main(arguments(project, tmp_path / "run", *further)) == 0
+    *before, last = recorded(tmp_path / "run")
+    assert before == recorded(whole_run)  # the run's own held-out text has a line of its own
+    assert json.loads(last).keys() - {"step"} == {name.replace("eval/", "eval/other/") for name in json.loads(before[-1])} - {
+        "step"
+    }
+    assert re.search(r"held-out loss \d\.\d+ nats .*\nloss on other \d\.\d+ nats", capsys.readouterr().out)
+    with pytest.raises(InputError, match=r"eval_sources: other: .*missing\.txt"):
+        train.main(arguments(project, tmp_path / "new", "--eval-sources", f"other={tmp_path}/missing.txt"))
+    assert not (tmp_path / "new").exists()  # refused before any text is tokenized
 
 
 def test_checkpoints_may_be_elsewhere(project, whole_run, tmp_path):
@@ -357,7 +375,7 @@ def test_the_loop_says_when_the_first_loss_is_far_from_chance():
 
     loop.fit(
         TrainState(jnp.int32(0), None, None, jnp.int32(0), jnp.int32(0)), step, iter([{"sequence_ids": np.ones((1, 1))}] * 2),
-        lambda b: b, loop.Cadence(2, 1, 9, 9, 3), lambda p: {}, lambda *a: None, Log(), loop.StopRequest(),
+        lambda b: b, loop.Cadence(2, 1, 9, 9, 3), lambda p: [], lambda *a: None, Log(), loop.StopRequest(),
         loop.Cost(lambda b: 1, 1.0, None), 4.0,
     )  # fmt: skip
     assert any("first loss is 9.00" in text for text in said)

@@ -142,7 +142,7 @@ class Runs:
 
     # --- evaluation ---
 
-    def _evaluate(self, params: PyTree, stop: loop.StopRequest) -> dict[str, float]:
+    def _evaluate(self, params: PyTree, stop: loop.StopRequest) -> list[dict[str, float]]:
         trainer, evaluator, cfg = self.trainer, self.trainer.evaluator, self.trainer.cfg
         values: dict[str, float] = {}
         here = trainer.devices.one_device(params)
@@ -169,7 +169,7 @@ class Runs:
                 among = "" if len(scores) == 1 else f"{name}/"
                 values |= {f"eval/{of}{among}{metric}": value for metric, value in each.items()}
         stop.enough = not self.active.any()
-        return values
+        return [values]
 
     def _export(self, number: int, params: PyTree, tuned: Tuned, predicted: dict[str, Predictions]) -> None:
         """Saves the model of a run with the lengths and thresholds that it was scored with."""

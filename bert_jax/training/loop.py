@@ -146,7 +146,7 @@ def fit(
     batches: Iterator[HostBatch],
     put: Callable[[HostBatch], PyTree],
     cadence: Cadence,
-    evaluate: Callable[[PyTree], dict[str, float]],
+    evaluate: Callable[[PyTree], list[dict[str, float]]],
     save: Callable[[TrainState, dict[str, float]], None],
     log: Log,
     stop: StopRequest,
@@ -164,7 +164,7 @@ def fit(
       batches: The batches of this process, from `state.step` on.
       put: Moves a batch to the devices.
       cadence: When to log, evaluate, save and end.
-      evaluate: params -> values, called at its cadence and at the end.
+      evaluate: params -> values by name, a dictionary for each line of the log; called at its cadence and at the end.
       save: Called with the state and the last evaluation, at its cadence and at the end.
       log: Receives metrics, times and messages.
       stop: Ends the loop early.
@@ -191,9 +191,11 @@ def fit(
         evaluation: dict[str, float] = {}
         if step % cadence.eval_every == 0 or step == cadence.num_steps:
             meter.settle()
-            evaluation = evaluate(state.params)
-            log.scalars(step, evaluation)
-            log.message(f"step {step}: " + "  ".join(f"{name.removeprefix('eval/')} {v:.4f}" for name, v in evaluation.items()))
+            for values in evaluate(state.params):
+                log.scalars(step, values)
+                shown = (f"{name.removeprefix('eval/')} {value:.4f}" for name, value in values.items())
+                log.message(f"step {step}: " + "  ".join(shown))
+                evaluation |= values
             meter.restart()
         stopped = stop.asked()  # after the evaluation, which may take long
         if step % cadence.checkpoint_every == 0 or step == cadence.num_steps or stopped:

@@ -1,0 +1,149 @@
+"""Held-out text with fixed masks, on which all runs are compared, whatever masks they train on."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bert_jax.config import MaskingConfig, TrainConfig
+from bert_jax.data import corpus, sources
+from bert_jax.data.pretraining import Batch, BatchSource, PretrainingData, cache_place, tokenizer_folder, unigram_loss
+from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.data.workers import Progress
+from bert_jax.errors import InputError
+
+MASKS = MaskingConfig()  # BERT's: 15 % of the tokens; 80 % of them [MASK], 10 % random, 10 % unchanged
+SEED = 0  # masks are the same for all seeds of training
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A held-out text: its masked batches, and the numbers that a loss on them is compared with.
+
+    Attributes:
+      name: The name of the text in eval_sources; empty for the run's own held-out text.
+      batches: See `BatchSource`.
+      predictions: The number of masked tokens.
+      unigram_loss: See `pretraining.unigram_loss`.
+      tokens_per_byte: See `tokens_per_byte`. Times the loss, it is the nats that the text costs per byte, if its tokens are
+        predicted one by one with 15 % of them masked.
+    """
+
+    name: str
+    batches: list[Batch]
+    predictions: float
+    unigram_loss: float
+    tokens_per_byte: float
+
+    def measures(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Returns the metrics of this text, named `eval/...` or `eval/NAME/...`, from the means over its batches."""
+        bits = means["masked_lm_loss"] * self.tokens_per_byte / math.log(2)
+        values = {**means, "unigram_loss": self.unigram_loss, "bits_per_byte": bits}
+        return {f"{metric_prefix(self.name)}{name}": value for name, value in values.items()}
+
+
+def metric_prefix(name: str) -> str:
+    """Returns the prefix of the metrics of a held-out text; `name` is empty for the run's own."""
+    return f"eval/{name}/" if name else "eval/"
+
+
+def by_name(eval_sources: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Returns the paths of each name of eval_sources; a name may be given several times.
+
+    >>> by_name(["novels=a.txt", "law=b/*.txt", "novels=c.txt"])
+    {'novels': ('a.txt', 'c.txt'), 'law': ('b/*.txt',)}
+
+    Raises:
+      InputError: An entry is not NAME=PATH.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for entry in eval_sources:
+        parts = re.fullmatch(r"([A-Za-z0-9_.-]+)=(.+)", entry)
+        if parts is None:
+            raise InputError(
+                f"eval_sources: {entry!r} is not NAME=PATH, with a name of letters, digits, '_', '.' and '-': "
+                "give for example novels='novels/*.txt'"
+            )
+        found[parts[1]] = (*found.get(parts[1], ()), parts[2])
+    return found
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Adds the name of a text to the errors inside."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"eval_sources: {name}: {error}") from None
+
+
+def check(cfg: TrainConfig) -> None:
+    """Checks that the files of eval_sources exist. Raises InputError, which names the source, if they do not."""
+    for name, paths in by_name(cfg.eval_sources).items():
+        with _naming(name):
+            sources.list_files(paths, sources.reader_of(cfg.data))
+
+
+def load(cfg: TrainConfig, data: PretrainingData, progress: Progress) -> list[HeldOut]:
+    """Returns the held-out texts of a run: its own, if there is one, and those of eval_sources, tokenized as its own is.
+
+    Raises:
+      InputError: A text cannot be read or is empty.
+    """
+    found = [_of(cfg, data, data.held_out, "")] if len(data.held_out) else []
+    for name, paths in by_name(cfg.eval_sources).items():
+        own = cfg.data.replace(source=paths, eval_source=(), eval_fraction=0.0)
+        with _naming(name):
+            rows = corpus.prepare(own, tokenizer_folder(cfg), cache_place(cfg), progress, Path(cfg.workdir) / "cache").train
+        found.append(_of(cfg, data, rows, name))
+    return found
+
+
+def report(metrics: Mapping[str, float]) -> list[str]:
+    """Returns a line for each held-out text in the metrics of a run."""
+    lines = []
+    for prefix in (key.removesuffix("masked_lm_loss") for key in metrics if key.endswith("/masked_lm_loss")):
+        of = "held-out loss" if prefix == metric_prefix("") else f"loss on {prefix.split('/')[1]}"
+        loss, accuracy, bits, unigram = (
+            metrics[prefix + name] for name in ("masked_lm_loss", "masked_lm_accuracy", "bits_per_byte", "unigram_loss")
+        )
+        lines.append(
+            f"{of} {loss:.3f} nats a masked token ({bits:.3f} bits per byte; {accuracy:.1%} of the tokens are right); "
+            f"a model without context, which knows only how frequent each token is, reaches {unigram:.3f}"
+        )
+    return lines
+
+
+def source(cfg: TrainConfig, tokenizer: Tokenizer, rows: corpus.Rows) -> BatchSource:
+    """Returns the source of the evaluation batches of `rows`: BERT's masks, the same for all runs."""
+    return BatchSource.of(cfg.replace(masking=MASKS, seed=SEED), tokenizer, rows)
+
+
+def _of(cfg: TrainConfig, data: PretrainingData, rows: corpus.Rows, name: str) -> HeldOut:
+    """Returns the first `cfg.eval_batches` batches of `rows`."""
+    own = source(cfg, data.tokenizer, rows)
+    batches = [own.evaluation(i) for i in range(own.num_evaluation_batches(cfg.eval_batches))]
+    predictions = sum(float(batch["masked_weights"].sum()) for batch in batches)
+    unigram = unigram_loss(data.training.token_counts, iter(batches))
+    used = rows[np.arange(min(len(rows), len(batches) * cfg.batch_size))][:, : cfg.data.max_seq_length]
+    return HeldOut(name, batches, predictions, unigram, tokens_per_byte(used, data.tokenizer))
+
+
+def tokens_per_byte(rows: np.ndarray, tokenizer: Tokenizer) -> float:
+    """Returns the number of tokens in rows of ids [N, L] per UTF-8 byte, white space aside, of the text that they decode to.
+
+    White space does not count because a WordPiece vocabulary does not keep it: `(a.b)` decodes to `( a . b )`. Special tokens,
+    padding and unknown tokens are neither masked nor decoded, so they count on neither side.
+    """
+    tokens = num_bytes = 0
+    for row in rows:
+        plain = row[~np.isin(row, [*tokenizer.special_ids, tokenizer.pad_id])]
+        tokens += len(plain)
+        num_bytes += len("".join(tokenizer.decode(plain).split()).encode())
+    return tokens / max(1, num_bytes)
