@@ -199,8 +199,8 @@ def test_another_run_is_refused_with_a_list_of_what_differs(run):
 
 
 OTHER_VALUE = {
-    "eval_every": 7, "eval_sources": ["a=a.txt"], "checkpoint_every": 7, "keep_checkpoints": 7, "log_every": 7, "profile": 7, "extend": True,
-    "fill_masks": ["x"],
+    "eval_every": 7, "checkpoint_every": 7, "keep_checkpoints": 7, "log_every": 7, "profile": 7, "extend": True,
+    "fill_masks": ["x"], "eval_sources": ["a=a.txt"],
     "data.cache_dir": "x", "data.num_workers": 7, "checkpoint_dir": "x", "parallel.num_devices": 7, "parallel.strategy": "pmap",
     "parallel.fsdp": 2, "parallel.stuck_timeout": 9,
     "compute.remat": "full", "compute.scan_layers": True, "compute.attention": "xla",
