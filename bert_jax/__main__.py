@@ -10,7 +10,7 @@ from pathlib import Path
 import tyro
 
 import bert_jax
-from bert_jax.commands import convert, evaluate, finetune, glue, plan, predictors, prepare, tokenizer, train
+from bert_jax.commands import compare, convert, evaluate, finetune, glue, plan, predictors, prepare, tokenizer, train
 from bert_jax.config import InputError, did_you_mean
 
 Command = Callable[[list[str], str], int | None]  # (arguments, what the user typed before them) -> exit status
@@ -28,6 +28,7 @@ def _cli(function: Callable[..., None]) -> Command:
 
 COMMANDS: dict[str, Command] = {
     "train": train.train,
+    "compare": _cli(compare.compare),
     "finetune": finetune.finetune,
     "evaluate": _cli(evaluate.evaluate),
     "tokenizer": _cli(tokenizer.tokenizer),
