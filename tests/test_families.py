@@ -24,6 +24,8 @@ SIZE = dict(vocab_size=V, hidden_size=D, num_attention_heads=H, intermediate_siz
 CHANGES = {
     "albert": dict(embedding_size=16, num_hidden_groups=1),
     "electra": dict(embedding_size=16),
+    "rembert": dict(embedding_size=16, output_embedding_size=40),
+    "roformer": dict(embedding_size=16),
     "modernbert": dict(num_hidden_layers=5, local_attention=6),
     "eurobert": dict(num_key_value_heads=2),
     "esm": dict(token_dropout=True, mask_token_id=4),

@@ -16,7 +16,12 @@ MODERN = BertConfig(model_type="modernbert", type_vocab_size=0, vocab_size=5000,
 
 @pytest.mark.parametrize(
     "cfg",
-    [BertConfig.preset("mini"), MODERN, BertConfig.preset("mini", model_type="albert", embedding_size=128, num_hidden_groups=1)],
+    [
+        BertConfig.preset("mini"),
+        MODERN,
+        BertConfig.preset("mini", model_type="albert", embedding_size=128, num_hidden_groups=1),
+        BertConfig.preset("mini", model_type="rembert", embedding_size=128, output_embedding_size=320, tie_word_embeddings=False),
+    ],
     ids=lambda cfg: cfg.model_type,
 )
 def test_parameters_are_counted_as_they_are(cfg):

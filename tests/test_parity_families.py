@@ -19,6 +19,8 @@ from bert_jax.model.layers import ACTIVATIONS
 pytestmark = pytest.mark.parity
 RENAMED = ("camembert", "data2vec-text", "ernie", "megatron-bert", "xlm-roberta-xl")  # other families' parts under other names
 
+SELDOM = (*RENAMED, "rembert", "roformer")  # CI compares two of their heads
+
 
 def cases(slow, without=()):
     """(family, head) for each head of each family; `slow` tells which CI leaves out."""
@@ -26,11 +28,13 @@ def cases(slow, without=()):
     return [pytest.param(*pair, marks=pytest.mark.parity_more) if slow(*pair) else pair for pair in pairs]
 
 
-CASES = cases(lambda family, head: family in RENAMED and head not in ("masked_lm", "sequence_classification"))
+CASES = cases(lambda family, head: family in SELDOM and head not in ("masked_lm", "sequence_classification"))
 SIZES = {
     "distilbert": dict(dim=32, n_layers=2, n_heads=4, hidden_dim=80),
     "albert": dict(embedding_size=16, num_hidden_groups=2, num_hidden_layers=4),
     "electra": dict(embedding_size=16),
+    "rembert": dict(input_embedding_size=16, output_embedding_size=40),
+    "roformer": dict(embedding_size=16),
     "modernbert": dict(num_hidden_layers=5, local_attention=6, pad_token_id=0, norm_eps=1e-7),
     "nomic_bert": dict(pad_token_id=0),
     "gte": dict(pad_token_id=0),
@@ -68,7 +72,7 @@ def their_model(family, head, **changes):
     config._attn_implementation = "eager"
     model = getattr(transformers, row.architecture(head))(config).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in (each for each in model.parameters() if each.requires_grad):
             parameter += 0.2 * torch.randn_like(parameter)
     return model
 
@@ -217,6 +221,8 @@ def test_gradients_are_those_of_transformers(family, head, saved, tmp_path):
     for name, gradient in ours.items():
         if "position_embeddings" in name and family == "ernie":
             continue  # the task's embedding is a part of it
+        if "embed_positions" in name:
+            continue  # RoFormer's constants
         np.testing.assert_allclose(gradient, given[name], atol=1e-5 * largest, rtol=0, err_msg=name)
 
 
@@ -258,7 +264,7 @@ def test_an_output_layer_of_its_own_gives_the_logits_of_transformers_and_is_kept
 
     theirs = their_model(family, "masked_lm", tie_word_embeddings=False)
     table, decoder = theirs.get_input_embeddings().weight, theirs.get_output_embeddings().weight
-    assert (table != decoder).any()
+    assert table.shape != decoder.shape or (table != decoder).any()
     theirs.save_pretrained(tmp_path / "theirs")
     model = load(tmp_path / "theirs")
     assert_same_outputs(model, theirs, family, "masked_lm")

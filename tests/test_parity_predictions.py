@@ -195,8 +195,8 @@ def test_a_base_model_without_prefix_is_read_with_a_head_and_the_new_weights_are
 # --- predictions ---
 
 
-SENTENCEPIECE = ("xlm-roberta", "xlm-roberta-xl", "gte", "albert", "camembert", "deberta-v2")
-OF_TEXTS = [family for family in FAMILIES if family != "esm"]  # which reads proteins
+SENTENCEPIECE = ("xlm-roberta", "xlm-roberta-xl", "gte", "albert", "camembert", "deberta-v2", "rembert")
+OF_TEXTS = [family for family in FAMILIES if family not in ("esm", "roformer")]  # proteins; a tokenizer in Python
 BYTES = ("roberta", "data2vec-text", "modernbert", "eurobert")
 
 

@@ -51,8 +51,9 @@ NASTY = [
     "🙂" * 5 + "é" * 5,
 ]
 FAMILIES = ["bert", "electra", "distilbert", "roberta", "roberta-prefix", "xlm-roberta", "albert", "albert-cased"]
-FAMILIES += ["mpnet", "camembert", "deberta-v2", "deberta-v2-cut", "modernbert", "mmbert", "eurobert"]
+FAMILIES += ["mpnet", "camembert", "deberta-v2", "deberta-v2-cut", "rembert", "rembert-cut", "modernbert", "mmbert", "eurobert"]
 MODEL_TYPES = {"roberta-prefix": "roberta", "albert-cased": "albert", "deberta-v2-cut": "deberta-v2", "mmbert": "modernbert"}
+MODEL_TYPES["rembert-cut"] = "rembert"
 DOUBLED = ("roberta", "xlm-roberta", "mpnet", "camembert")
 TYPED = ("bert", "electra", "albert", "deberta-v2")
 ROLE_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -198,6 +199,7 @@ def eurobert(directory, texts):
 ALBERT = {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1, "pad_piece": "<pad>"}
 ALBERT |= {"control_symbols": ["[CLS]", "[SEP]", "[MASK]"], "normalization_rule_name": "nfkc"}
 DEBERTA = {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3, "pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]"}
+REMBERT = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "control_symbols": ["[CLS]", "[SEP]", "[MASK]"]}
 DEBERTA |= {"unk_piece": "[UNK]", "user_defined_symbols": ["<u>", "(x"], "normalization_rule_name": "nmt_nfkc"}
 
 
@@ -218,6 +220,9 @@ def write_files(directory, family, texts=TEXTS):
     elif model_type == "deberta-v2":
         config = {"do_lower_case": True, "split_by_punct": True} if family == "deberta-v2-cut" else {}
         sentencepiece_model(directory / "spm.model", **DEBERTA)
+    elif model_type == "rembert":
+        config = {"do_lower_case": True, "keep_accents": False} if family == "rembert-cut" else {}
+        sentencepiece_model(directory / "sentencepiece.model", **REMBERT, normalization_rule_name="nmt_nfkc")
     elif family in ("modernbert", "mmbert", "eurobert"):
         config = {"modernbert": modernbert, "mmbert": mmbert, "eurobert": eurobert}[family](directory, texts)
     else:
@@ -231,6 +236,7 @@ def write_files(directory, family, texts=TEXTS):
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tmp_path_factory):
     """(model type, transformers' tokenizer of the old files, {route: our tokenizer}, the folder of each route)."""
+    from tokenizers import processors
     from transformers import AddedToken, AutoTokenizer
 
     old, theirs_saved, ours_saved = (tmp_path_factory.mktemp(name) for name in ("old", "theirs", "ours"))
@@ -238,6 +244,10 @@ def family(request, tmp_path_factory):
     # transformers v5 forgets, without a tokenizer.json, that the mask of RoBERTa takes the space before it
     mask = {"mask_token": AddedToken("<mask>", lstrip=True, special=True)} if model_type == "roberta" else {}
     theirs = AutoTokenizer.from_pretrained(old, **mask)
+    if model_type == "rembert":  # and the template that RemBertTokenizer makes; it is in the published tokenizer.json
+        theirs._tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 3), ("[SEP]", 4)]
+        )
     theirs.save_pretrained(theirs_saved)
     ours = Tokenizer.load(old, model_type=model_type)
     ours.save(ours_saved)
@@ -268,7 +278,7 @@ def without_spaces(text, tokens, spans):
     return trimmed
 
 
-UNTRIMMED = ("camembert", "deberta-v2", "modernbert", "eurobert")
+UNTRIMMED = ("camembert", "deberta-v2", "rembert", "modernbert", "eurobert")
 ROUTES = ["old files", "written by transformers", "written by us"]
 
 

@@ -232,6 +232,37 @@ def test_albert_is_lower_cased_and_loses_accents_unless_the_config_says_otherwis
     assert text("The Crème", lowercase=True) == "▁the▁crème"
 
 
+def test_rembert_keeps_case_accents_and_word_boundaries_unless_the_config_says_otherwise(tmp_path):
+    write_family(tmp_path, "rembert")
+
+    def load(**options):
+        return Tokenizer.load(tmp_path, model_type="rembert", **options)
+
+    def text(string, **options):
+        return "".join(load(**options).tokens(load(**options).encode_batch([string])[0]))
+
+    tokenizer = load()
+    assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id) == (0, 2, 3, 4, 5)
+    assert not tokenizer.token_types
+    assert text("``The''  Crème ") == '▁"The"▁Crème▁'
+    assert text("The Crème", lowercase=True) == "▁the▁crème"
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true, "keep_accents": false}')
+    assert text("The  Crème") == "▁the▁creme"
+    load(lowercase=False).save(tmp_path / "saved")
+    (tmp_path / "saved" / "config.json").write_text('{"model_type": "rembert"}')
+    assert Tokenizer.load(tmp_path / "saved").encode_batch(["``The''  Crème "])[0].tolist() == (
+        load(lowercase=False).encode_batch(["``The''  Crème "])[0].tolist()
+    )
+
+
+def test_roformer_needs_a_class_that_no_file_holds(tmp_path):
+    path = vocab_file(tmp_path, VOCAB)
+    with pytest.raises(InputError, match=r"vocab.txt: the tokenizer of a roformer cuts text by rules in Python.*: give ids"):
+        Tokenizer.load(path, model_type="roformer")
+    write_config(tmp_path, tokenizer_class="BertTokenizer")  # as roformer_chinese_char states
+    assert Tokenizer.load(path, model_type="roformer").encode_batch(["hello"])[0].tolist() == [VOCAB.index("hello")]
+
+
 def test_albert_has_roles_of_both_kinds(tmp_path):
     tokenizer = Tokenizer.load(write_family(tmp_path, "albert"), model_type="albert")
     assert tokenizer.tokens(range(5)) == ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]

@@ -103,6 +103,9 @@ def write_family(directory, model_type):
         vocab_file(directory, ["<s>", "<pad>", "</s>", "<unk>", *VOCAB, "<mask>"])
     elif model_type == "deberta-v2":
         sentencepiece_model(directory / "spm.model", **ALL_ROLES | {"control_symbols": []})
+    elif model_type == "rembert":
+        roles = {"pad_piece": "<pad>", "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+        sentencepiece_model(directory / "sentencepiece.model", control_symbols=["[CLS]", "[SEP]", "[MASK]"], **roles)
     elif model_type == "albert":
         roles = {"pad_piece": "<pad>", "pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1}
         sentencepiece_model(directory / "spiece.model", control_symbols=["[CLS]", "[SEP]", "[MASK]"], **roles)

@@ -1,7 +1,7 @@
 """SentencePiece .model files as `tokenizers.Tokenizer`.
 
-`convert` follows SentencePiece itself; `convert_fairseq` (XLM-R, CamemBERT), `convert_albert` and `convert_deberta` follow what
-Hugging Face builds around the pieces for these families, because their published models are used that way.
+`convert` follows SentencePiece itself; `convert_fairseq` (XLM-R, CamemBERT), `convert_albert` and `convert_pieces` (DeBERTa-v2,
+RemBERT) follow what Hugging Face builds around the pieces for these families, because their published models are used that way.
 """
 
 from __future__ import annotations
@@ -199,10 +199,13 @@ def convert_albert(model: bytes, source: str, lowercase: bool, keep_accents: boo
     return engine
 
 
-def convert_deberta(model: bytes, source: str) -> tokenizers.Tokenizer:
-    """Converts the pieces of DeBERTa-v2's spm.model, with SentencePiece's own ids, without normalizer and pre-tokenizer.
+def convert_pieces(model: bytes, source: str) -> tuple[tokenizers.Tokenizer, bytes]:
+    """Converts the pieces of DeBERTa-v2's or RemBERT's model, with its own ids, without normalizer and pre-tokenizer.
 
     Control and user-defined pieces are added tokens, which cut a text wherever they stand in it.
+
+    Returns:
+      The tokenizer, and the map of characters of the model's own normalization.
 
     Raises:
       InputError: `model` is no unigram SentencePiece model.
@@ -212,12 +215,14 @@ def convert_deberta(model: bytes, source: str) -> tokenizers.Tokenizer:
     engine = tokenizers.Tokenizer(models.Unigram([*zip(parsed.names, parsed.scores, strict=True)], parsed.unk_id, False))
     engine.add_special_tokens(parsed.of_type(_UNKNOWN, _CONTROL))
     engine.add_tokens([AddedToken(name, normalized=False) for name in parsed.of_type(_USER_DEFINED)])
-    return engine
+    return engine, parsed.charsmap
 
 
-def albert_normalizer(charsmap: bytes, lowercase: bool, keep_accents: bool) -> normalizers.Normalizer:
-    """Makes ALBERT's normalization; `charsmap` is that of its .model."""
+def albert_normalizer(charsmap: bytes, lowercase: bool, keep_accents: bool, one_space: bool = False) -> normalizers.Normalizer:
+    """Makes ALBERT's normalization, with `one_space` RemBERT's; `charsmap` is that of the .model."""
     steps: list[normalizers.Normalizer] = [normalizers.Replace(quotes, '"') for quotes in ("``", "''")]
+    if one_space:
+        steps.append(normalizers.Replace(Regex(" {2,}"), " "))
     if not keep_accents:
         steps += [normalizers.NFKD(), normalizers.StripAccents()]
     if lowercase:

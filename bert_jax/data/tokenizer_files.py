@@ -41,7 +41,8 @@ _CLASS_OF = {
     **dict.fromkeys(("bert", "distilbert", "electra", "ernie", "megatron-bert", "nomic_bert"), "BertTokenizer"),
     **dict.fromkeys(("roberta", "data2vec-text"), "RobertaTokenizer"),
     **dict.fromkeys(("xlm-roberta", "xlm-roberta-xl", "gte", "new"), "XLMRobertaTokenizer"), "camembert": "CamembertTokenizer",
-    "albert": "AlbertTokenizer", "mpnet": "MPNetTokenizer", "deberta-v2": "DebertaV2Tokenizer", "esm": "EsmTokenizer",
+    "albert": "AlbertTokenizer", "rembert": "RemBertTokenizer", "roformer": "RoFormerTokenizer",
+    "mpnet": "MPNetTokenizer", "deberta-v2": "DebertaV2Tokenizer", "esm": "EsmTokenizer",
     "modernbert": "", "eurobert": "",
 }  # fmt: skip
 """By `model_type`, the class that counts where no `tokenizer_class` is stated; none: a tokenizer.json decides alone."""
@@ -162,6 +163,11 @@ def _describe(path: Path, lowercase: bool | None, model_type: str | None) -> _So
     model_type = _model_type(model_type, settings)
     if not kind:
         raise InputError(f"{path}: expected a directory, tokenizer.json, vocab.txt, vocab.json or *.model")
+    if not _stated_class(settings) and _CLASS_OF.get(model_type or "") in _PYTHON_CLASSES:
+        raise InputError(
+            f"{path}: the tokenizer of a {model_type} cuts text by rules in Python, which no file holds: give ids; or, if "
+            f'this one has other rules, state their class as "tokenizer_class" in a {_CONFIG} beside it'
+        )
     rules = _rules(path, kind, settings, model_type)
     if rules.spaced_mask and kind != "tokenizer.json":
         stated = settings.get("mask_token") or rules.roles["mask"]
@@ -358,8 +364,16 @@ def _read_albert(source: _Source) -> tokenizers.Tokenizer:
 
 
 def _read_deberta(source: _Source) -> tokenizers.Tokenizer:
-    engine = _read_sentencepiece(sentencepiece.convert_deberta, source)
+    check_regular(source.path, _MOST_BYTES)
+    engine, _ = sentencepiece.convert_pieces(source.path.read_bytes(), str(source.path))
     _as_deberta(engine, source)
+    return engine
+
+
+def _read_rembert(source: _Source) -> tokenizers.Tokenizer:
+    check_regular(source.path, _MOST_BYTES)
+    engine, charsmap = sentencepiece.convert_pieces(source.path.read_bytes(), str(source.path))
+    _set_rembert(engine, source, charsmap)
     return engine
 
 
@@ -447,6 +461,22 @@ def _as_albert(engine: tokenizers.Tokenizer, source: _Source) -> bool:
     engine.normalizer = sentencepiece.albert_normalizer(_charsmap(steps), lowercase, keep_accents)
     engine.pre_tokenizer = sentencepiece.words_as_hugging_face(bool(settings.get("add_prefix_space", True)))
     return True
+
+
+def _as_rembert(engine: tokenizers.Tokenizer, source: _Source) -> bool:
+    if (steps := _unigram_steps(engine, ("Precompiled", "Replace", "NFKD", "StripAccents", "Lowercase"))) is None:
+        return False
+    _set_rembert(engine, source, _charsmap(steps))
+    return True
+
+
+def _set_rembert(engine: tokenizers.Tokenizer, source: _Source, charsmap: bytes) -> None:
+    settings = source.settings
+    keep_accents = bool(settings.get("keep_accents", True))
+    engine.normalizer = sentencepiece.albert_normalizer(charsmap, _lowercase(source, False), keep_accents, one_space=True)
+    scheme = "always" if settings.get("add_prefix_space", True) else "never"
+    engine.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    engine.decoder = decoders.Metaspace(prepend_scheme=scheme)
 
 
 def _as_deberta(engine: tokenizers.Tokenizer, source: _Source) -> bool:
@@ -634,6 +664,15 @@ _CLASSES = {
     ),
     "AlbertTokenizer": _Class("*.model", _read_albert, _as_albert, post_processor, BERT_ROLES, keeps_template=True, cases=True),
     "DebertaV2Tokenizer": _Class("*.model", _read_deberta, _as_deberta, post_processor, BERT_ROLES, added_mask=True, cases=True),
+    "RemBertTokenizer": _Class(
+        "*.model",
+        _read_rembert,
+        _as_rembert,
+        post_processor,
+        BERT_ROLES | {"pad": "<pad>", "unk": "<unk>"},
+        cases=True,
+        token_types=False,
+    ),
     "EsmTokenizer": _Class(
         "vocab.txt", _read_letters, _as_it_is, post_processor, _ANGLED | {"cls": "<cls>", "sep": "<eos>"}, token_types=False
     ),

@@ -126,9 +126,10 @@ class FillMask(Predictor):
     def _filling(self, text: str, mask: int, id: int, score: float) -> Filling:
         pieces = text.split(self.tokenizer.mask_token)
         left, right = (self.tokenizer.mask_token.join(part) for part in (pieces[: mask + 1], pieces[mask + 1 :]))
-        # The second of two copies of a token is decoded without the `##` of WordPiece; a `##` of byte-level BPE is text.
-        once = self.tokenizer.decode([id])
-        token = self.tokenizer.decode([id, id])[len(once) :].strip() or self.tokenizer.tokens([id])[0]
+        # WordPiece decodes the second of two copies of a token without its `##`; a `##` of byte-level BPE is text.
+        token = self.tokenizer.decode([id])
+        again = self.tokenizer.decode([id, id])[len(token) :]
+        token = (again if token == f"##{again}" else token).strip() or self.tokenizer.tokens([id])[0]
         if not self.tokenizer.starts_word[id]:
             left = left.rstrip()
         return Filling(token, score, left + token + right, mask)

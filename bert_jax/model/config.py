@@ -12,7 +12,7 @@ from bert_jax.model.families import FAMILIES, Form, LayerType
 
 ModelType = Literal[
     "bert", "roberta", "xlm-roberta", "distilbert", "albert", "electra", "camembert", "data2vec-text", "ernie", "megatron-bert",
-    "xlm-roberta-xl", "mpnet", "nomic_bert", "gte", "modernbert", "eurobert", "deberta-v2", "esm",
+    "rembert", "roformer", "xlm-roberta-xl", "mpnet", "nomic_bert", "gte", "modernbert", "eurobert", "deberta-v2", "esm",
 ]  # fmt: skip
 Activation = Literal[
     "gelu", "gelu_python", "gelu_10", "gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate",
@@ -55,6 +55,8 @@ class BertConfig(Checked):
     """Width of the feed-forward layer."""
     embedding_size: int | None = None
     """Width of the embeddings, projected to hidden_size (ALBERT, ELECTRA). Default: hidden_size, without a projection."""
+    output_embedding_size: int | None = None
+    """Width of the masked-LM head's own output layer (RemBERT). Default: that of the embeddings."""
     num_hidden_groups: int | None = None
     """Groups of consecutive layers that share their parameters (ALBERT: 1). Default: no layers share any."""
     hidden_act: Activation = "gelu"
@@ -157,13 +159,18 @@ class BertConfig(Checked):
             f"{self.position_offset}, the row of the first token",
         )
         self._require(
-            self.embedding_size is None or self.model_type == "albert" or self.embedding_size != self.hidden_size,
+            self.embedding_size is None or "embedding_size" in family.needs or self.embedding_size != self.hidden_size,
             f"embedding_size={self.embedding_size} is hidden_size, for which model_type={self.model_type!r} has no projection: "
             "leave embedding_size out",
         )
         self._require(
-            self.model_type != "albert" or None not in (self.embedding_size, self.num_hidden_groups),
-            "model_type='albert' needs embedding_size and num_hidden_groups",
+            None not in [getattr(self, name) for name in family.needs],
+            f"model_type={self.model_type!r} needs {' and '.join(family.needs)}",
+        )
+        self._require(
+            self.output_embedding_size is None or not self.tie_word_embeddings,
+            f"output_embedding_size={self.output_embedding_size} needs tie_word_embeddings=False: a tied output layer is as "
+            "wide as the embeddings",
         )
         self._require(
             {"always": self.type_vocab_size > 0, "never": self.type_vocab_size == 0}.get(form.token_types, True),
@@ -305,7 +312,8 @@ class ComputeConfig(Checked):
 
 _LARGEST = {  # far beyond any model: a larger value comes from a damaged or hostile file
     "vocab_size": 2**28, "hidden_size": 2**20, "num_hidden_layers": 1024, "num_attention_heads": 2**20,
-    "intermediate_size": 2**22, "max_position_embeddings": 2**24, "embedding_size": 2**20, "num_hidden_groups": 1024,
+    "intermediate_size": 2**22, "max_position_embeddings": 2**24, "embedding_size": 2**20, "output_embedding_size": 2**20,
+    "num_hidden_groups": 1024,
     "type_vocab_size": 2**16,
 }  # fmt: skip
 

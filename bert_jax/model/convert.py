@@ -95,7 +95,9 @@ def to_hugging_face(params: Params, cfg: BertConfig, head: Head) -> dict[str, np
     tensors = {theirs[p]: np.ascontiguousarray(leaf.T if p.endswith("/kernel") else leaf) for p, leaf in arrays}
     if not cfg.tie_word_embeddings:  # then transformers does not tie the bias either
         tensors |= {twin: tensors[name].copy() for twin, name in twins(cfg).items() if name in tensors}
-    return join_fused(tensors)
+    prefix = FAMILIES[cfg.model_type].prefix if head != "encoder" else ""
+    constants = FAMILIES[cfg.model_type].constants(cfg)
+    return join_fused(tensors) | {prefix + name: array for name, array in constants.items()}
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def from_hugging_face(
     notes = _choose_between_twins(there, tensors, wanted, cfg)
     used = {path: there[name] for path, name in wanted.items() if name in there}
     fresh = [path for path in wanted if path not in used]
-    left_out, unused = _not_wanted(there, wanted, family)
+    left_out, unused = _not_wanted(there, wanted, family, family.constants(cfg))
     _check_fit(where, _misfits(there, tensors, wanted, shapes, family, cfg), fresh, unused, wanted, family)
 
     flat: Params = {}
@@ -214,9 +216,11 @@ def _choose_between_twins(
     return notes
 
 
-def _not_wanted(there: Mapping[str, str], wanted: Mapping[str, str], family: Family) -> tuple[dict[str, str], dict[str, str]]:
+def _not_wanted(
+    there: Mapping[str, str], wanted: Mapping[str, str], family: Family, constants: Iterable[str]
+) -> tuple[dict[str, str], dict[str, str]]:
     """Returns the tensors that this model has no place for: those of other heads, and those of no head of the family."""
-    spare = sorted(set(there) - set(wanted.values()) - set(family.tied))
+    spare = sorted(set(there) - {*wanted.values(), *family.tied, *(family.prefix + name for name in constants)})
     prefixes = _head_prefixes(family)
     of_heads = {name: there[name] for name in spare if name.startswith(prefixes)}
     return of_heads, {name: there[name] for name in spare if name not in of_heads}
@@ -265,6 +269,10 @@ def _misfits(
                 f"{there[theirs]} differs from {there[tied]}, to which this model ties it; if it is an output layer of its own, "
                 "config.json says tie_word_embeddings: false"
             )
+    for name, constant in family.constants(cfg).items():
+        found = there.get(family.prefix + name)
+        if found and not (tensors[found].shape == constant.shape and np.allclose(tensors[found], constant, atol=0.01)):
+            wrong.append(f"{found} is not the constant table of this family, {list(constant.shape)}: it would have been trained")
     if cfg.num_hidden_groups is None:
         pattern = re.compile(re.escape(family.prefix + family.layer_prefix).replace(r"\{i\}", r"(\d+)"))
         layers = max((int(found[1]) for found in map(pattern.match, there) if found), default=-1) + 1
@@ -393,8 +401,9 @@ def config_from_hugging_face(values: Values, where: str) -> BertConfig:
             fields[f.name] = values[key]
         elif f.name in family.defaults:
             fields[f.name] = family.defaults[f.name]
-    if model_type == "electra" and fields["embedding_size"] == fields["hidden_size"]:
-        fields["embedding_size"] = None  # then ELECTRA has no projection
+    width = fields.get("hidden_size", BertConfig.hidden_size)
+    if "embedding_size" not in family.needs and fields.get("embedding_size") == width:
+        fields["embedding_size"] = None  # then there is no projection
     if fields.get("pad_token_id") == 1:
         fields["pad_token_id"] = None  # the default by its one spelling, so that equal models have equal configs
     try:

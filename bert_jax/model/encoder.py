@@ -125,7 +125,8 @@ class SelfAttention(nn.Module):
         to = {name: project(name, heads if name == "query" else groups) for name in ("query", "key", "value")}
         query, key, value = to["query"](asking), to["key"](x), to["value"](x)
         if theta is not None:
-            query, key = rotate(query, *queries.angles[theta]), rotate(key, *tokens.angles[theta])
+            pairs = form.rope_interleaved
+            query, key = rotate(query, *queries.angles[theta], pairs), rotate(key, *tokens.angles[theta], pairs)
         if tokens.relative is not None:
             relative = Dropout(cfg.hidden_dropout_prob)(tokens.relative.astype(x.dtype), deterministic)
             own = {} if form.share_att_key else {"key": "position_key", "query": "position_query"}

@@ -63,7 +63,8 @@ class MaskedLMHead(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "B P D"], table: Float[AnyArray, "V E"]) -> Float[Array, "B P V"]:
-        cfg, width, family = self.cfg, table.shape[1], FAMILIES[self.cfg.model_type]
+        cfg, family = self.cfg, FAMILIES[self.cfg.model_type]
+        width = cfg.output_embedding_size or table.shape[1]
         x = hidden
         if "masked_lm/dense" in family.head("masked_lm"):
             of_form = family.masked_lm_activation == "classifier_activation"
@@ -325,7 +326,7 @@ class Bert(nn.Module):
 
         def transform(x: Array, name: str) -> Array:
             normed = f"{name}/norm" in parts
-            return Transform(cfg, family.pooler_activation, normed, name=name)(x)
+            return Transform(cfg, family.pooler_activation or cfg.hidden_act, normed, name=name)(x)
 
         pooled = hidden
         if "pooler/dense" in parts:

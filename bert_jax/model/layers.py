@@ -222,8 +222,14 @@ def rotary_angles(
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(x: Float[Array, "B L H K"], cos: Float[Array, "B L J"], sin: Float[Array, "B L J"]) -> Float[Array, "B L H K"]:
-    """Returns `x` with the pairs (x[j], x[j + K/2]) of each head rotated by their angles, computed in float32."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+def rotate(
+    x: Float[Array, "B L H K"], cos: Float[Array, "B L J"], sin: Float[Array, "B L J"], interleaved: bool = False
+) -> Float[Array, "B L H K"]:
+    """Returns `x` with the pairs (x[j], x[j + K/2]) of each head rotated by their angles, computed in float32.
+
+    If `interleaved`, the pairs are (x[2j], x[2j + 1]); they are returned at j and j + K/2, which changes no product of two heads.
+    """
+    wide = x.astype(jnp.float32)
+    first, second = (wide[..., ::2], wide[..., 1::2]) if interleaved else jnp.split(wide, 2, axis=-1)
     cos, sin = cos[:, :, None], sin[:, :, None]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

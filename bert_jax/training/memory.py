@@ -54,7 +54,8 @@ def num_parameters(cfg: BertConfig) -> int:
     d, e, form = cfg.hidden_size, cfg.embedding_size or cfg.hidden_size, cfg.form
     rows = cfg.vocab_size + cfg.type_vocab_size + (cfg.max_position_embeddings if form.position_table else 0)
     tables = (rows + 2 * form.embedding_norm) * e + (e * d + d) * (e != d) + 2 * d * form.final_norm
-    head = (d * d + d) + (d * e + 3 * e) + cfg.vocab_size
+    out = cfg.output_embedding_size or e
+    head = (d * d + d) + (d * out + 3 * out) + cfg.vocab_size * (1 + out * (not cfg.tie_word_embeddings))
     return (cfg.num_hidden_groups or cfg.num_hidden_layers) * _layer_parameters(cfg) + tables + head
 
 

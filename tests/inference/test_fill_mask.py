@@ -1,6 +1,7 @@
 """FillMask: the tokens at masks."""
 
 import dataclasses
+import json
 import warnings
 
 import numpy as np
@@ -119,6 +120,16 @@ def test_pieces_that_continue_a_word_are_joined_to_it():
     continuing = [t.removeprefix("##") for t in tokenizer.tokens(range(280)) if t.startswith("##")]
     assert any(found[token] == f"bako{token} tine" for token in continuing)
     assert any(text.startswith("bako ") for text in found.values())
+
+
+def test_bytes_that_are_no_character_are_shown_one_by_one_as_by_transformers(tmp_path):
+    """Two copies of the last token would hold a character, an é."""
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "a", "Ġ", "Ã", "©", "©Ã"]
+    (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (tmp_path / "merges.txt").write_text("© Ã\n")
+    fill = FillMask(model_of(Tokenizer.load(tmp_path, model_type="roberta"), "masked_lm"), top_k=len(tokens))
+    shown = [f.token for f in fill(["a <mask>"])[0]]
+    assert sorted(token for token in shown if not token.isascii()) == ["Ġ", "\ufffd", "\ufffd", "\ufffd\ufffd"]
 
 
 def scores_of(fillings):

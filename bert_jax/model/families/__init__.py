@@ -15,7 +15,9 @@ from bert_jax.model.families import (
     mpnet,
     nomic_bert,
     prenorm,
+    rembert,
     roberta,
+    roformer,
 )
 from bert_jax.model.families.row import HEADS, Family, Form, Head, LayerType, Names, join_fused, split_fused
 
@@ -32,6 +34,8 @@ FAMILIES: dict[str, Family] = {  # by `model_type`
     "electra": electra.ELECTRA,
     "ernie": bert.ERNIE,
     "megatron-bert": prenorm.MEGATRON_BERT,
+    "rembert": rembert.REMBERT,
+    "roformer": roformer.ROFORMER,
     "xlm-roberta-xl": prenorm.XLM_ROBERTA_XL,
     "mpnet": mpnet.MPNET,
     "nomic_bert": nomic_bert.NOMIC_BERT,

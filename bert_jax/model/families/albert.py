@@ -45,5 +45,6 @@ ALBERT = Family(
         "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.1,
     },
     optional=frozenset(["embedding_size", "num_hidden_groups"]),
+    needs=("embedding_size", "num_hidden_groups"),
     only={"inner_group_num": (1,)},
 )  # fmt: skip

@@ -32,8 +32,6 @@ def _read(values: Values) -> Fields:
         raise InputError(f"pooler_hidden_size={values['pooler_hidden_size']} is not supported, only hidden_size={width}")
     if values.get("attention_head_size") not in (None, width / values.get("num_attention_heads", 24)):
         raise InputError(f"attention_head_size={values['attention_head_size']} is not supported, only hidden_size / heads")
-    if values.get("embedding_size") == width:
-        fields["embedding_size"] = None
     return fields
 
 

@@ -87,6 +87,7 @@ class Form:
         relative embeddings (He et al., 2021).
       rope_theta: Base of the rotary angles: pair j of a head's K dimensions turns by position * theta^(-2j/K).
       local_rope_theta: Base in layers of sliding attention; None: rope_theta.
+      rope_interleaved: A head's pairs are (x[2j], x[2j + 1]), not (x[j], x[j + K/2]).
       rope_ntk_factor: Alibaba's fixed NTK scaling: angles of theta * factor, divided by factor^(2/K); 1: none.
       layer_types: Types of the layers, repeated up to num_hidden_layers.
       local_attention: In layers of sliding attention, a token attends to local_attention // 2 tokens on each side, and itself.
@@ -122,6 +123,7 @@ class Form:
     relative_positions: Literal["none", "rotary", "bias", "disentangled"] = "none"
     rope_theta: float = 10000.0
     local_rope_theta: float | None = None
+    rope_interleaved: bool = False
     rope_ntk_factor: float = 1.0
     layer_types: tuple[LayerType, ...] = ("full_attention",)
     local_attention: int = 128
@@ -156,6 +158,7 @@ class Family:
       layer: Names in a layer; without `layer_prefix`.
       fused: Modules whose rows are those of several modules of ours, concatenated: name -> number of ours.
       optional: Fields of BertConfig that its config.json has, but those of some other families do not.
+      needs: Of such fields, those that must have a value; a family that needs embedding_size projects embeddings of any width.
       renamed: Field of BertConfig -> its key in their config.json, or several keys, the first of which is written.
       fixed: Values of fields that their config.json does not have.
       defaults: Defaults of their config.json that differ from ours.
@@ -164,9 +167,10 @@ class Family:
       left_out: Modules of some files that our encoder does not have and that are ignored; named after `prefix`.
       folded: Tables of some files whose first row is added to each row of another table: name -> name of the other.
       renamed_tensors: Prefixes of names in some files -> the prefixes in `heads`.
+      constants: Returns tensors that files hold but no training changes, by name after `prefix`.
       read: Returns further fields of BertConfig from the content of a config.json; raises InputError for unsupported values.
       write: Returns further keys of a config.json.
-      pooler_activation: Activation of the pooler.
+      pooler_activation: Activation of the pooler; None: hidden_act.
       masked_lm_activation: Activation in the masked-LM head; None: hidden_act; "classifier_activation": that of `form`.
       dropout_before_pooler: A text classifier applies dropout to the pooler's input, too.
     """
@@ -181,6 +185,7 @@ class Family:
     layer: Names = field(default_factory=lambda: LAYER)
     fused: Mapping[str, int] = field(default_factory=dict)
     optional: frozenset[str] = frozenset()
+    needs: tuple[str, ...] = ()
     renamed: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     fixed: Values = field(default_factory=dict)
     defaults: Values = field(default_factory=dict)
@@ -189,9 +194,10 @@ class Family:
     left_out: tuple[str, ...] = ()
     folded: Names = field(default_factory=dict)
     renamed_tensors: Mapping[str, str] = field(default_factory=dict)
+    constants: Callable[[BertConfig], dict[str, np.ndarray]] = lambda cfg: {}
     read: Callable[[Values], Fields] = lambda values: {}
     write: Callable[[BertConfig], Fields] = lambda cfg: {}
-    pooler_activation: str = "tanh"
+    pooler_activation: str | None = "tanh"
     masked_lm_activation: str | None = None
     dropout_before_pooler: bool = False
 
