@@ -26,6 +26,9 @@ from bert_jax.errors import did_you_mean as did_you_mean
 from bert_jax.model.config import CHOSEN_BY_RUN
 from bert_jax.model.config import BertConfig as BertConfig
 from bert_jax.model.config import ComputeConfig as ComputeConfig
+from bert_jax.phases import Phase as Phase
+from bert_jax.phases import Span as Span
+from bert_jax.phases import spans as spans
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -331,6 +334,8 @@ class TrainConfig(_Group):
     """Allow a larger num_steps than the work directory was started with."""
     fill_masks: tuple[str, ...] = ()
     """Sentences with [MASK] that the model fills in at the end of the run."""
+    phases: tuple[Phase, ...] = ()
+    """Consecutive parts of the run with settings of their own; set in the config file."""
     model: BertConfig = field(default_factory=BertConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -357,6 +362,7 @@ class TrainConfig(_Group):
             self.optim.warmup_steps <= self.num_steps,
             f"optim.warmup_steps={self.optim.warmup_steps} is more than num_steps={self.num_steps}: lower it",
         )
+        spans(self)  # checks the phases
 
     @property
     def head(self) -> Literal["masked_lm", "pretraining"]:
@@ -370,7 +376,7 @@ class TrainConfig(_Group):
 
 
 _COMPUTE_FIELDS = tuple(field.name for field in dataclasses.fields(ComputeConfig))
-_CLASSES = (BertConfig, ComputeConfig, DataConfig, MaskingConfig, OptimConfig, ParallelConfig, TrainConfig)
+_CLASSES = (BertConfig, ComputeConfig, DataConfig, MaskingConfig, OptimConfig, ParallelConfig, Phase, TrainConfig)
 
 
 def to_dict(cfg: Checked) -> Json:
@@ -387,8 +393,11 @@ def from_dict(cls: type[T], values: Mapping[str, object], where: str = "config")
     for key, value in values.items():
         if key not in hints:
             raise InputError(f"{where}: unknown key {key!r}{did_you_mean(key, hints)}")
+        inner = next(iter(typing.get_args(hints[key])), None)
         if dataclasses.is_dataclass(hints[key]):
             value = from_dict(hints[key], value, f"{where}: {key}")  # type: ignore[arg-type]  # checked there
+        elif isinstance(inner, type) and dataclasses.is_dataclass(inner) and isinstance(value, list):
+            value = [from_dict(inner, each, f"{where}: {key}[{i}]") for i, each in enumerate(value)]
         built[key] = tuple(value) if isinstance(value, list) else value
     return cls(**built)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from jaxtyping import PyTree
 
 from bert_jax import hugepages, inference, pretrained, warm_start, workdir
-from bert_jax.config import InputError, TrainConfig, to_dict
+from bert_jax.config import InputError, Span, TrainConfig, spans, to_dict
 from bert_jax.console import show_table, track
 from bert_jax.data import corpus, doctor, heldout
 from bert_jax.data.pretraining import BatchSource, load_data, tokenizer_folder
@@ -54,21 +54,22 @@ def train(cfg: TrainConfig, prog: str = "bert_jax train") -> Reached:
     same = to_dict(cfg.replace(parallel=cfg.parallel.replace(process_id=None, num_processes=None)))
     multihost.check_equal("the config", json.dumps(same))
     multihost.check_equal("the text", data.key)
-    training = BatchSource.of(cfg, data.tokenizer, data.training.train)
+    training = data.batches(cfg)
     held_out = multihost.first_then_others(lambda: heldout.load(cfg, data, track))
     if first:
-        diagnosis = doctor.examine(data, cfg, training)
+        diagnosis = doctor.examine(data, cfg, training[0])
         show_table("the text", diagnosis.facts, diagnosis.warnings)
     return fit(cfg, devices, data.key, training, held_out, prog)
 
 
 def fit(
-    cfg: TrainConfig, devices: parallel.Devices, key: str, training: BatchSource, held_out: list[heldout.HeldOut], prog: str
+    cfg: TrainConfig, devices: parallel.Devices, key: str, training: list[BatchSource], held_out: list[heldout.HeldOut], prog: str
 ) -> Reached:
     """Builds the model, the steps and the state, trains, and exports. `key` is the name of the rows."""
-    pretrained.check_padding(cfg.model, training.tokenizer)
+    tokenizer = training[0].tokenizer
+    pretrained.check_padding(cfg.model, tokenizer)
     program = build(cfg, devices, memory.device_bytes(devices.mesh.local_devices[0]))
-    first, rows = multihost.is_first(), devices.rows(cfg.batch_size)
+    first = multihost.is_first()
     saved = checkpoint.Checkpointer(cfg.checkpoints, keep=cfg.keep_checkpoints)
     state, start, lines = restore(program, saved, key)
     folder = Path(cfg.workdir)
@@ -81,27 +82,29 @@ def fit(
         how = ", ".join(filter(None, [program.describe(), hugepages.describe()]))
         log.message(f"{begun} on {devices.describe()}, {cfg.batch_size // devices.rows_cut} rows each; {how}")
         begun_at = time.perf_counter()
-        train_step = program.train_step.compile(state, devices.put(training.train(start, rows)))
+        phases = compile_phases(cfg, devices, training, state, start)
         evaluate = make_evaluate(program, state.params, held_out, alive)
         log.timing(start, {"compile_seconds": time.perf_counter() - begun_at})
         multihost.barrier("compiled")  # without it, the first collective on CPUs gives up on a slow process
 
         def save(state: steps.TrainState, evaluation: dict[str, float]) -> None:
-            record = {"data": key, "tokenizer": training.tokenizer.fingerprint(), "config": to_dict(cfg), "lines": log.lines}
+            record = {"data": key, "tokenizer": tokenizer.fingerprint(), "config": to_dict(cfg), "lines": log.lines}
             saved.save(int(state.step), state, record, evaluation)
 
         peak = flops.peak_flops(devices.kind)
-        cost = loop.Cost(
-            lambda batch: int((batch["sequence_ids"] > 0).sum()), flops.step_flops(cfg), peak and peak * devices.mesh.size
-        )
-        if cfg.profile and first:
-            skip = max(0, min(10, cfg.num_steps - start - cfg.profile))
-            train_step = loop.profiled(train_step, skip, min(cfg.profile, cfg.num_steps - start), folder / "profile")
-        state = loop.fit(
-            state, train_step, training.stream(start, cfg.num_steps, rows), alive.watched(devices.put),
-            loop.Cadence(cfg.num_steps, cfg.log_every, cfg.eval_every, cfg.checkpoint_every, cfg.optim.max_skipped),
-            evaluate, save, log, stop, cost, first_loss=None if cfg.init_from else untrained_loss(cfg),
-        )  # fmt: skip
+        for number, (span, source, train_step) in enumerate(phases):
+            begin = max(start, span.begin)
+            if span.name:
+                log.message(f"{span.name}: {source.batch_size} rows of {source.max_seq_length} tokens")
+            if cfg.profile and first and number == 0:
+                skip = max(0, min(10, span.until - begin - cfg.profile))
+                train_step = loop.profiled(train_step, skip, min(cfg.profile, span.until - begin), folder / "profile")
+            cost = loop.Cost(_tokens, flops.step_flops(span.cfg), peak and peak * devices.mesh.size)
+            state = loop.fit(
+                state, train_step, source.stream(begin, span.until, devices.rows(source.batch_size)), alive.watched(devices.put),
+                loop.Cadence(span.until, cfg.log_every, cfg.eval_every, cfg.checkpoint_every, cfg.optim.max_skipped),
+                evaluate, save, log, stop, cost, first_loss=None if cfg.init_from else untrained_loss(cfg),
+            )  # fmt: skip
     if stop.signal is not None:
         if first:
             print(f"stopped at step {int(state.step)} and saved; the same command continues", file=sys.stderr)
@@ -111,6 +114,27 @@ def fit(
     if first:
         finish(cfg, program.module.head, params, reached, prog)
     return Reached(reached, folder / "export")
+
+
+def _tokens(batch: loop.HostBatch) -> int:
+    return int((batch["sequence_ids"] > 0).sum())
+
+
+def compile_phases(
+    cfg: TrainConfig, devices: parallel.Devices, training: list[BatchSource], state: steps.TrainState, start: int
+) -> list[tuple[Span, BatchSource, Callable[..., PyTree]]]:
+    """Compiles the step of each phase that ends after `start`, once for phases with equal shapes; returns span, batches, step."""
+    left = [(span, source) for span, source in zip(spans(cfg), training, strict=True) if span.until > start]
+    compiled: dict[object, Callable[..., PyTree]] = {}
+    found = []
+    for span, source in left:
+        batch = source.train(max(start, span.begin), devices.rows(source.batch_size))
+        shapes = span.cfg.gradient_accumulation_steps, *((name, x.shape) for name, x in batch.items())
+        if shapes not in compiled:
+            program = build(span.cfg, devices, memory.device_bytes(devices.mesh.local_devices[0]), cfg.phases)
+            compiled[shapes] = program.train_step.compile(state, devices.put(batch))
+        found.append((span, source, compiled[shapes]))
+    return found
 
 
 def make_evaluate(

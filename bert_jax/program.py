@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray, PyTree
 
 from bert_jax import warm_start
-from bert_jax.config import BertConfig, InputError, TrainConfig, from_dict, upgrade
+from bert_jax.config import BertConfig, InputError, Phase, TrainConfig, from_dict, spans, upgrade
 from bert_jax.disk import read_json
 from bert_jax.model import attention, heads
 from bert_jax.model.heads import Bert, initialize
@@ -37,10 +37,12 @@ class Program:
     Attributes:
         cfg: The run; `cfg.compute` says how the model is computed on these devices (see `build`).
         devices: The devices.
+        phases: The phases of a run of which `cfg` is one; they scale the learning rate.
     """
 
     cfg: TrainConfig
     devices: parallel.Devices
+    phases: tuple[Phase, ...] = ()
 
     @cached_property
     def module(self) -> Bert:
@@ -83,7 +85,7 @@ class Program:
     def train_step(self) -> parallel.Step:
         """(state, batch) -> (state, metrics)."""
         cfg = self.cfg
-        schedule = optim.make_schedule(cfg.optim, cfg.num_steps)
+        schedule = optim.scaled_by_phases(optim.make_schedule(cfg.optim, cfg.num_steps), self.phases)
         step = steps.make_train_step(
             self.sums, self.optimizer, schedule, cfg.seed, cfg.optim.clip_norm, cfg.gradient_accumulation_steps,
             self.devices.axis_name,
@@ -130,21 +132,26 @@ def check(cfg: TrainConfig, devices: parallel.Devices, begun: bool) -> None:
     """Checks a run before its text is read.
 
     Raises:
-        InputError: The batch or the model does not divide over the devices or, of a run that has not `begun` (has no checkpoint),
-            the weights that it is to start from do not fit the model.
+        InputError: The model or the batch of a phase does not divide over the devices or, of a run that has not `begun` (has no
+            checkpoint), the weights that it is to start from do not fit the model.
     """
-    parallel.check_fit(devices, cfg.model, cfg.batch_size, cfg.gradient_accumulation_steps)
+    for span in spans(cfg):
+        try:
+            parallel.check_fit(devices, cfg.model, span.cfg.batch_size, span.cfg.gradient_accumulation_steps)
+        except InputError as error:
+            raise span.named(error) from None
     if cfg.init_from and not begun:
         warm_start.check_start(cfg.init_from, cfg.model)
 
 
-def build(cfg: TrainConfig, devices: parallel.Devices, memory_bytes: int | None) -> Program:
+def build(cfg: TrainConfig, devices: parallel.Devices, memory_bytes: int | None, phases: tuple[Phase, ...] = ()) -> Program:
     """Returns the program of a run; recomputation and scan follow the devices if the config leaves them open.
 
     Args:
-        cfg: The run.
+        cfg: The run, or one of its phases (see `spans`).
         devices: The devices that compute it.
         memory_bytes: Memory of a device; None if it is not known.
+        phases: The phases of the run.
 
     Raises:
         InputError: The batch or the model does not divide over the devices.
@@ -153,4 +160,4 @@ def build(cfg: TrainConfig, devices: parallel.Devices, memory_bytes: int | None)
     shape = devices.mesh.shape
     share = memory.DeviceShare.of_run(cfg, devices.platform, devices.rows_cut, shape["fsdp"], shape["tensor"])
     compute = memory.choose_recomputation(cfg.model, cfg.compute, share, memory_bytes)
-    return Program(cfg.replace(compute=compute), devices)
+    return Program(cfg.replace(compute=compute), devices, phases)

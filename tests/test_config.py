@@ -17,6 +17,7 @@ from bert_jax.config import (
     MaskingConfig,
     OptimConfig,
     ParallelConfig,
+    Phase,
     TrainConfig,
     did_you_mean,
     differences,
@@ -24,13 +25,14 @@ from bert_jax.config import (
     load_config_file,
     load_train_config,
     shipped_configs,
+    spans,
     to_dict,
     upgrade,
 )
 from bert_jax.model.config import PRESETS
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
-CLASSES = (BertConfig, ComputeConfig, DataConfig, MaskingConfig, OptimConfig, ParallelConfig, TrainConfig)
+CLASSES = (BertConfig, ComputeConfig, DataConfig, MaskingConfig, OptimConfig, ParallelConfig, Phase, TrainConfig)
 
 
 def config_file(folder, body="return TrainConfig(num_steps=50_000)"):
@@ -322,10 +324,58 @@ def test_help_lists_every_field_with_its_docstring(tmp_path, capsys, has_file, m
     shown = said(capsys)
     for group, kind in (("", TrainConfig), *((f.name, c) for f in fields(TrainConfig) for c in CLASSES if f.type == c.__name__)):
         for f in fields(kind):
-            if f.type not in {c.__name__ for c in CLASSES}:
+            if f.type not in {"tuple[Phase, ...]", *(c.__name__ for c in CLASSES)}:  # of a config file alone
                 assert f"--{group}{'.' * bool(group)}{f.name.replace('_', '-')}" in shown
     assert "Attention heads of a layer; must divide hidden_size." in shown
     assert ("default: 50000" in shown) == has_file
+
+
+# ---- phases
+
+PHASES = (
+    Phase(until=40, mask_rate=0.4),
+    Phase(until=80, mask_rate=0.4, final_mask_rate=0.1, batch_size=64, max_seq_length=512),
+    Phase(until=100, random_prob=0.2, learning_rate_scale=0.1, learning_rate_shape="1-sqrt"),
+)
+
+
+def run_in(*phases, **more):
+    return TrainConfig(num_steps=100, optim=OptimConfig(warmup_steps=10), phases=phases, **more)
+
+
+def test_phases_are_spans_with_the_settings_that_they_change():
+    cfg = run_in(*PHASES, masking=MaskingConfig(rate=0.2, final_rate=0.15))
+    assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(cfg)))) == cfg
+    first, second, third = spans(cfg)
+    assert [(span.begin, span.until, span.mask_line) for span in (first, second, third)] == [
+        (0, 40, (0, 40)), (40, 80, (40, 80)), (80, 100, (0, 100)),
+    ]  # fmt: skip
+    assert first.cfg == cfg.replace(phases=(), masking=MaskingConfig(rate=0.4))
+    longer = cfg.data.replace(max_seq_length=512)
+    assert second.cfg == cfg.replace(phases=(), masking=MaskingConfig(rate=0.4, final_rate=0.1), batch_size=64, data=longer)
+    assert third.cfg == cfg.replace(phases=(), masking=MaskingConfig(rate=0.2, final_rate=0.15, random_prob=0.2))
+    assert [(span.name, span.begin, span.until, span.cfg) for span in spans(run_in())] == [("", 0, 100, run_in())]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: run_in(*PHASES[:2]), r"phases\[1\].until=80, but num_steps=100: the phases must cover the run"),
+        (lambda: run_in(PHASES[1], PHASES[0], PHASES[2]), r"phases\[1\].until=40 is not past step 80, where the phase begins"),
+        (lambda: run_in(PHASES[0], Phase(until=100, max_seq_length=1024)),
+         r"phases\[1\] \(steps 40 to 100\): TrainConfig: data.max_seq_length=1024 is longer than the 512 tokens"),
+        (lambda: run_in(PHASES[0], Phase(until=100, gradient_accumulation_steps=3)),
+         r"phases\[1\] \(steps 40 to 100\): TrainConfig: batch_size=256 is not divisible by gradient_accumulation_steps=3"),
+        (lambda: run_in(Phase(until=100, mask_rate=1.5)), r"phases\[0\] .*: MaskingConfig: rate=1.5 is not in \(0, 1\)"),
+        (lambda: run_in(Phase(until=100, mask_prob=0.95)), r"phases\[0\] .*shares that sum to at most 1"),
+        (lambda: Phase(until=10, final_mask_rate=0.1), "Phase: final_mask_rate=0.1 needs mask_rate"),
+        (lambda: Phase(until=10, learning_rate_scale=-1), "Phase: learning_rate_scale=-1 is below 0"),
+        (lambda: Phase(until=10, learning_rate_shape="jump"), "learning_rate_shape='jump' needs learning_rate_scale"),
+    ],
+)  # fmt: skip
+def test_phases_that_cannot_be_are_refused_by_name(build, message):
+    with pytest.raises(InputError, match=message):
+        build()
 
 
 # ---- compute: its fields were once part of the model

@@ -15,7 +15,7 @@ ONLY_IN = {
     "flax": ["bert_jax/model/"],
     "orbax": ["bert_jax/training/checkpoint.py"],
     "optax": ["bert_jax/training/"],
-    "grain": ["bert_jax/data/pretraining.py", "bert_jax/data/finetuning.py"],
+    "grain": ["bert_jax/data/pretraining.py", "bert_jax/data/order.py", "bert_jax/data/finetuning.py"],
     "tensorflow_datasets": ["bert_jax/data/files/"],
     "sentencepiece": ["bert_jax/data/tokenizer_training.py"],
     "apache_beam": ["bert_jax/beam.py"],

@@ -6,11 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from bert_jax.config import BertConfig, InputError, OptimConfig
+from bert_jax.config import BertConfig, InputError, OptimConfig, Phase
 from bert_jax.model.convert import flatten, unflatten
 from bert_jax.model.heads import Bert, initialize
 from bert_jax.training import muon
-from bert_jax.training.optim import decay_mask, layer_scales, make_optimizer, make_schedule
+from bert_jax.training.optim import decay_mask, layer_scales, make_optimizer, make_schedule, scaled_by_phases
 
 RATES = [0.01, 0.02, 0.03, 0.02, 0.01]
 SHAPES = {
@@ -218,6 +218,21 @@ def test_berts_own_schedule_drops_where_the_warm_up_ends() -> None:
     """By warmup/num_steps: after 10 % of warm-up, the rate goes on from 90 % of the peak, which it never reaches."""
     rates = [float(make_schedule(OptimConfig(**BERT_TF, warmup_steps=100), 1000)(jnp.int32(s))) for s in (98, 99, 100, 101)]
     np.testing.assert_allclose(rates, [1.96, 1.98, 1.8, 1.798], rtol=1e-6)
+
+
+def test_phases_scale_the_schedule_one_after_another() -> None:
+    phases = (
+        Phase(until=20), Phase(until=40, learning_rate_scale=0.5), Phase(until=60, learning_rate_scale=0.5),
+        Phase(until=80, learning_rate_scale=0.25, learning_rate_shape="jump"),
+        Phase(until=96, learning_rate_scale=0.05, learning_rate_shape="1-sqrt"),
+        Phase(until=100, learning_rate_scale=0.25, learning_rate_shape="cosine"),
+    )  # fmt: skip
+    constant = make_schedule(OptimConfig(learning_rate=2.0, schedule="warmup_stable_decay", warmup_steps=10, decay_steps=0), 100)
+    schedule = jax.jit(scaled_by_phases(constant, phases))
+    points = {5: 0.5, 10: 1, 20: 1, 30: 0.75, 40: 0.5, 59: 0.5, 60: 0.25, 79: 0.25, 84: 0.15, 96: 0.05, 98: 0.15, 99: 0.22071}
+    for step, factor in points.items():
+        np.testing.assert_allclose(schedule(jnp.int32(step)), 2 * factor, atol=1e-5, err_msg=f"step {step}")
+    assert scaled_by_phases(constant, phases[:1]) is constant
 
 
 @pytest.mark.parametrize("schedule", ["linear", "bert_tf", "cosine", "warmup_stable_decay"])

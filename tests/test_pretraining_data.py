@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import make_documents, quiet, with_template, write_documents
 
-from bert_jax.config import BertConfig, DataConfig, InputError, MaskingConfig, OptimConfig, TrainConfig
+from bert_jax.config import BertConfig, DataConfig, InputError, MaskingConfig, OptimConfig, Phase, TrainConfig
 from bert_jax.data import corpus, masking
 from bert_jax.data.corpus import Rows
 from bert_jax.data.pretraining import BatchSource, load_data, load_tokenizer, tokenizer_folder, unigram_loss
@@ -125,6 +125,35 @@ def test_a_rate_on_a_line_falls_with_the_step_in_one_program_and_leaves_evaluati
     assert falling.train(39)["masked_weights"].sum() < rising.train(39)["masked_weights"].sum()
 
 
+def test_phases_of_one_length_share_an_order_and_another_length_has_rows_of_its_own(config, data, source):
+    phases = (
+        Phase(until=3, batch_size=4, mask_rate=0.3), Phase(until=5, max_seq_length=16, batch_size=16),
+        Phase(until=9, mask_rate=0.3, final_mask_rate=0.1),
+    )  # fmt: skip
+    cfg = config.replace(num_steps=9, phases=phases, optim=OptimConfig(warmup_steps=0))
+    longer = load_data(cfg, quiet)
+    assert longer.key.split("+")[:2] == data.key.split("+")
+    assert list(longer.other_lengths) == [16]
+    one_by_one = replace(source, batch_size=1)
+    first, second, third = longer.batches(cfg)
+    rows = [
+        row for source, steps in ((first, range(3)), (third, range(5, 9))) for s in steps for row in unmasked(source.train(s))
+    ]
+    assert [row.tobytes() for row in rows] == [unmasked(one_by_one.train(i))[0].tobytes() for i in range(3 * 4 + 4 * 8)]
+    alone = BatchSource.of(cfg, data.tokenizer, longer.other_lengths[16].train)
+    alone = replace(alone, max_seq_length=16, batch_size=16, begin=3)
+    assert_equal(second.train(4), alone.train(4))
+    assert second.train(3)["input_ids"].shape == (16, 16)
+    for source, step in ((first, 2), (second, 4), (third, 7)):  # a host makes the same rows
+        whole, half = source.train(step), source.train(step, slice(1, 3))
+        assert_equal(half, {name: value[1:3] for name, value in whole.items()})
+    counts = [third.train(step)["masked_weights"].sum() for step in range(5, 9)]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > 1.5 * counts[-1]
+    begun = {"data": longer.key, "tokenizer": longer.tokenizer.fingerprint()}
+    assert load_data(cfg, quiet, begun).key == longer.key
+
+
 def test_an_epoch_reads_each_row_once_and_the_next_in_another_order(data, config):
     rows = data.training.train
     assert len(rows) > 40
@@ -148,7 +177,7 @@ def test_the_same_row_is_masked_otherwise_in_the_next_epoch_and_by_another_seed(
 def test_the_order_of_rows_is_the_one_it_has_always_been(tmp_path, tokenizer):
     """Golden values: a change of Grain that moves them breaks the resumption of every run."""
     np.save(tmp_path / "rows.npy", np.arange(6)[:, None] + np.full((6, 8), 10))
-    source = BatchSource(Rows([(tmp_path / "rows.npy", 0, 6)], 8), tokenizer, MaskingConfig(), 8, 4, seed=3, num_steps=10)
+    source = BatchSource(Rows([(tmp_path / "rows.npy", 0, 6)], 8), tokenizer, MaskingConfig(), 8, 4, seed=3)
     assert [(unmasked(source.train(step))[:, 0] - 10).tolist() for step in range(3)] == GOLDEN_ORDER
 
 

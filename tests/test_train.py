@@ -128,6 +128,61 @@ def test_a_run_that_goes_on_may_be_evaluated_on_further_text(project, whole_run,
     assert not (tmp_path / "new").exists()  # refused before any text is tokenized
 
 
+PHASES = """
+import dataclasses
+from bert_jax.config import Phase
+
+def get_config(base=get_config):
+    phases = (
+        Phase(until=4, mask_rate=0.4), Phase(until=9, mask_rate=0.3, final_mask_rate=0.1, batch_size=16, max_seq_length=16),
+        Phase(until=12, learning_rate_scale=0.1, learning_rate_shape="1-sqrt"),
+    )
+    return dataclasses.replace(base(), phases=phases, checkpoint_every=3, keep_checkpoints=9)
+"""
+
+
+@pytest.fixture(scope="module")
+def phased(project):
+    """The folder and the uninterrupted run of a config with three phases."""
+    folder = project / "phased"
+    folder.mkdir()
+    shutil.copy(project / "text.txt", folder)
+    (folder / "config.py").write_text(CONFIG + PHASES)
+    assert train.main(arguments(folder, folder / "whole")) == 0
+    return folder
+
+
+def test_a_run_in_phases_changes_its_batches_and_rates_and_continues_to_the_bit(phased, tmp_path):
+    whole = phased / "whole"
+    values = writer.read(whole / "metrics.jsonl")
+    rates = {v["step"]: v["train/learning_rate"] for v in values if "train/loss" in v}
+    peaks = {step: 1e-3 * (12 - (step - 1)) / 10 for step in rates if step > 2}  # that of the run's own schedule
+    for step in range(4, 13):
+        scale = 1 - 0.9 * (max(0, step - 1 - 9) / 3) ** 0.5
+        assert rates[step] == pytest.approx(peaks[step] * scale, rel=1e-5)
+    assert [v["step"] for v in values if "eval/masked_lm_loss" in v] == [4, 8, 9, 12]
+    shutil.copytree(whole, tmp_path / "run")
+    for step in (9, 12):  # it goes on inside the second phase
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
+    assert train.main(arguments(phased, tmp_path / "run")) == 0
+    assert recorded(tmp_path / "run") == recorded(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [3, 4, 6, 9])
+def test_a_run_killed_in_each_phase_and_across_a_change_equals_one_that_was_not(phased, tmp_path, step):
+    """It dies behind checkpoint 3 (before the change at 4), 4 (behind it), 6 (before the change at 9) and 9 (behind it)."""
+    program = ["tests/dying.py", "train", tmp_path / "checkpoints", step]
+    process = run(phased, tmp_path, program=program)
+    output = process.communicate()[0]
+    assert process.returncode == -signal.SIGKILL, output
+    process = run(phased, tmp_path)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert f"continuing from step {step} " in output
+    assert recorded(tmp_path) == recorded(phased / "whole")
+
+
 def test_checkpoints_may_be_elsewhere(project, whole_run, tmp_path):
     elsewhere = ("--checkpoint-dir", str(tmp_path / "elsewhere"))
     assert train.main(arguments(project, tmp_path / "run", *elsewhere)) == 0

@@ -30,7 +30,7 @@ def prepare_beam(argv: list[str], prog: str = "bert_jax prepare-beam") -> None:
     beam.check(cache_place(cfg), flags)
     workdir.claim(cfg)
     load_tokenizer(cfg, track, workdir.recorded(cfg.checkpoints), _vocabulary(cfg.init_from))
-    for data in texts(cfg.data):
+    for data in texts(cfg):
         print(f"the token cache is {beam.make(data, tokenizer_folder(cfg), cache_place(cfg), flags)}")
 
 
@@ -38,11 +38,11 @@ def _examine(cfg: TrainConfig) -> list[str]:
     """Prepares the text of a run and prints facts about it; returns the warnings."""
     from bert_jax.console import show_table, track
     from bert_jax.data import doctor
-    from bert_jax.data.pretraining import BatchSource, load_data
+    from bert_jax.data.pretraining import load_data
 
     workdir.claim(cfg)
     data = load_data(cfg, track, workdir.recorded(cfg.checkpoints), _vocabulary(cfg.init_from))
-    diagnosis = doctor.examine(data, cfg, BatchSource.of(cfg, data.tokenizer, data.training.train))
+    diagnosis = doctor.examine(data, cfg, data.batches(cfg)[0])
     show_table("the text", diagnosis.facts, diagnosis.warnings)
     return diagnosis.warnings
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bert_jax.config import TrainConfig
+from bert_jax.config import TrainConfig, spans
 from bert_jax.data import repeats
 from bert_jax.data.corpus import Corpus
 from bert_jax.data.masking import target_counts
@@ -29,8 +29,9 @@ def examine(data: PretrainingData, cfg: TrainConfig, source: BatchSource) -> Dia
     facts += _predictions(data.training, cfg)
     warnings += _repeats(data.training)
     warnings += _leaks(data)
-    mask_facts, mask_warnings = _masks(source, cfg)
-    epochs = cfg.num_steps * cfg.batch_size / max(1, len(data.training.train))
+    mask_facts, mask_warnings = _masks(source)
+    drawn = sum((span.until - span.begin) * span.cfg.batch_size * span.cfg.data.max_seq_length for span in spans(cfg))
+    epochs = drawn / max(1, len(data.training.train) * cfg.data.max_seq_length)
     facts += [("rows", f"{len(data.training.train):,} for training, {len(data.held_out):,} held out")]
     facts += [("epochs", f"{epochs:.2f}"), *mask_facts]
     if epochs > 100:
@@ -125,7 +126,7 @@ def _leaks(data: PretrainingData) -> list[str]:
     return [f"{share} are also in the training text, most from {_worst(data.evaluation, found['worst'])}"]
 
 
-def _masks(source: BatchSource, cfg: TrainConfig) -> tuple[list[tuple[str, str]], list[str]]:
+def _masks(source: BatchSource) -> tuple[list[tuple[str, str]], list[str]]:
     tokens = predicted = masked = changed = 0
     for step in range(4):
         batch = source.train(step)
@@ -138,8 +139,8 @@ def _masks(source: BatchSource, cfg: TrainConfig) -> tuple[list[tuple[str, str]]
     now_masked, now_random = _share(masked, predicted), _share(changed - masked, predicted)
     fact = f"{_share(predicted, tokens)} of tokens: {now_masked} [MASK], {now_random} random"
     warnings = []
-    if abs(predicted / max(1, tokens) - cfg.masking.rate) > 0.25 * cfg.masking.rate:
-        other = "fewer" if predicted > cfg.masking.rate * tokens else "more"
+    if abs(predicted / max(1, tokens) - source.cfg.rate) > 0.25 * source.cfg.rate:
+        other = "fewer" if predicted > source.cfg.rate * tokens else "more"
         share = _share(predicted, tokens)
-        warnings.append(f"{share} of the tokens are predicted; masking.rate={cfg.masking.rate} asks for {other}")
+        warnings.append(f"{share} of the tokens are predicted; masking.rate={source.cfg.rate} asks for {other}")
     return [("predicted", fact)], warnings

@@ -122,7 +122,7 @@ def report(metrics: Mapping[str, float]) -> list[str]:
 
 def source(cfg: TrainConfig, tokenizer: Tokenizer, rows: corpus.Rows) -> BatchSource:
     """Returns the source of the evaluation batches of `rows`: BERT's masks, the same for all runs."""
-    return BatchSource.of(cfg.replace(masking=MASKS, seed=SEED), tokenizer, rows)
+    return BatchSource.of(cfg.replace(masking=MASKS, seed=SEED, phases=()), tokenizer, rows)
 
 
 def _of(cfg: TrainConfig, data: PretrainingData, rows: corpus.Rows, name: str) -> HeldOut:

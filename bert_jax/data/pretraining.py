@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -13,9 +14,10 @@ from typing import cast
 import grain
 import numpy as np
 
-from bert_jax.config import TRAINED, DataConfig, MaskingConfig, TrainConfig
+from bert_jax.config import TRAINED, DataConfig, MaskingConfig, TrainConfig, spans
 from bert_jax.data import corpus, masking, packing
 from bert_jax.data.corpus import Corpus, Rows
+from bert_jax.data.order import Order, Part
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.data.tokenizer_training import VocabularyKind
 from bert_jax.data.workers import Progress
@@ -32,6 +34,7 @@ class PretrainingData:
     tokenizer: Tokenizer
     training: Corpus
     evaluation: Corpus
+    other_lengths: Mapping[int, Corpus] = field(default_factory=dict)  # the training text in rows of the phases' lengths
 
     @property
     def held_out(self) -> Rows:
@@ -41,7 +44,24 @@ class PretrainingData:
     @property
     def key(self) -> str:
         """The name of the rows: equal keys give equal batches."""
-        return f"{self.training.summary['key']}+{self.evaluation.summary['key']}"
+        corpora = [self.training, self.evaluation, *self.other_lengths.values()]
+        return "+".join(corpus.summary["key"] for corpus in corpora)
+
+    def batches(self, cfg: TrainConfig) -> list[BatchSource]:
+        """Returns the training batches of each phase of a run.
+
+        A phase goes on in the order of the rows where the last one of the same row length left it.
+        """
+        found: list[BatchSource] = []
+        drawn: Counter[int] = Counter()
+        for span in spans(cfg):
+            length = span.cfg.data.max_seq_length
+            rows = self.other_lengths.get(length, self.training).train
+            part = Part(0, len(rows), drawn=drawn[length])
+            source = BatchSource.of(span.cfg, self.tokenizer, rows)
+            found.append(replace(source, parts=(part,), begin=span.begin, mask_line=span.mask_line))
+            drawn[length] += (span.until - span.begin) * span.cfg.batch_size
+        return found
 
 
 def load_data(
@@ -62,23 +82,26 @@ def load_data(
     tokenizer, kept = load_tokenizer(cfg, progress, begun, start), tokenizer_folder(cfg)
     copies = Path(cfg.workdir) / "cache"
     keys: list[str] = begun["data"].split("+") if begun else []
-    keys = keys[: len(texts(cfg.data))]  # a run with one corpus has its key twice
+    if keys and not cfg.data.eval_source:
+        del keys[1]  # a run with one corpus has its key twice
     made = [
         corpus.prepare(data, kept, cache_place(cfg), progress, copies, (keys[i], cfg.workdir) if keys else None)
-        for i, data in enumerate(texts(cfg.data))
+        for i, data in enumerate(texts(cfg))
     ]
-    if len(made) == 1:
-        return PretrainingData(tokenizer, made[0], made[0])
-    training, held_out = made
-    held_out.train, held_out.held_out = held_out.held_out, held_out.train
-    return PretrainingData(tokenizer, training, held_out)
+    training = held_out = made.pop(0)
+    if cfg.data.eval_source:
+        held_out = made.pop(0)
+        held_out.train, held_out.held_out = held_out.held_out, held_out.train
+    return PretrainingData(tokenizer, training, held_out, {each.summary["max_seq_length"]: each for each in made})
 
 
-def texts(data: DataConfig) -> list[DataConfig]:
-    """Returns the data of each corpus: one, or those of training and of data.eval_source."""
-    if not data.eval_source:
-        return [data]
-    return [data.replace(eval_fraction=0.0), data.replace(source=data.eval_source, eval_fraction=0.0)]
+def texts(cfg: TrainConfig) -> list[DataConfig]:
+    """Returns the data of each corpus: the training text, data.eval_source, and the training text in rows of other lengths."""
+    data, apart = cfg.data, []
+    if data.eval_source:
+        apart, data = [data.replace(source=data.eval_source, eval_fraction=0.0)], data.replace(eval_fraction=0.0)
+    lengths = sorted({span.cfg.data.max_seq_length for span in spans(cfg)} - {data.max_seq_length})
+    return [data, *apart, *(data.replace(max_seq_length=length) for length in lengths)]
 
 
 def cache_place(cfg: TrainConfig) -> str:
@@ -106,7 +129,7 @@ def load_tokenizer(
             tokenizer = Tokenizer.load(given)
         else:
             kind = cast(VocabularyKind, data.tokenizer)
-            tokenizer = Tokenizer.train(corpus.read_texts(texts(data)[0], progress), cfg.model.vocab_size, kind, data.lowercase)
+            tokenizer = Tokenizer.train(corpus.read_texts(texts(cfg)[0], progress), cfg.model.vocab_size, kind, data.lowercase)
         _as_rows_are(tokenizer, data).replace(special_tokens="read").save(kept, model_max_length=cfg.model.max_length)
     tokenizer = Tokenizer.load(kept, special_tokens=data.special_tokens)
     _check_kept(cfg, tokenizer, begun or {})
@@ -166,22 +189,28 @@ class BatchSource:
     max_seq_length: int
     batch_size: int
     seed: int
-    num_steps: int
+    parts: tuple[Part, ...] = ()  # default: all rows
+    begin: int = 0  # the first step
+    mask_line: tuple[int, int] = (0, 1)  # the steps at which the share of tokens to predict is `rate` and `final_rate`
+    order: Order = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        order = grain.MapDataset.range(len(self.rows)).seed(self.seed).shuffle().repeat()
-        object.__setattr__(self, "_order", order)
+        object.__setattr__(self, "order", Order(self.parts or [Part(0, len(self.rows))], self.seed))
 
     @classmethod
     def of(cls, cfg: TrainConfig, tokenizer: Tokenizer, rows: Rows) -> BatchSource:
-        """Returns the source of a run's batches of `rows`."""
-        return cls(rows, tokenizer, cfg.masking, cfg.data.max_seq_length, cfg.batch_size, cfg.seed, cfg.num_steps)
+        """Returns the source of the batches of `rows` of a run without phases."""
+        line = (0, cfg.num_steps)
+        return cls(rows, tokenizer, cfg.masking, cfg.data.max_seq_length, cfg.batch_size, cfg.seed, mask_line=line)
 
     def train(self, step: int, of: slice = slice(None)) -> Batch:
         """Returns the batch of `step`, or the rows `of` it. The order changes with each epoch, the masks with each step."""
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)[of]
-        rows = self.rows[[self._order[i] for i in places]]  # type: ignore[attr-defined]
-        return self._batch(rows, step, places[0] - step * self.batch_size, self.cfg.rate_at(min(1.0, step / self.num_steps)))
+        first = (step - self.begin) * self.batch_size
+        places = range(first, first + self.batch_size)[of]
+        rows = self.rows[self.order.rows(places)]
+        begin, end = self.mask_line
+        rate = self.cfg.rate_at(min(1.0, (step - begin) / (end - begin)))
+        return self._batch(rows, step, places[0] - first, rate)
 
     def evaluation(self, number: int) -> Batch:
         """Returns batch `number` of the rows in their own order, with fixed masks. The last batch is padded with weight 0."""

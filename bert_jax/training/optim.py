@@ -5,7 +5,7 @@ The optimizers have no learning rate of their own: the training step passes it t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PyTree
 
-from bert_jax.config import InputError, OptimConfig
+from bert_jax.config import InputError, OptimConfig, Phase
 from bert_jax.training import muon
 
 Schedule = Callable[[Int[Array, ""] | int], ArrayLike]  # step -> learning rate
@@ -61,6 +61,32 @@ def make_schedule(cfg: OptimConfig, num_steps: int) -> Schedule:
     if warmup:
         parts, boundaries = [optax.linear_schedule(0.0, peak, warmup), *parts], [warmup, *boundaries]
     return optax.join_schedules(parts, boundaries)
+
+
+def scaled_by_phases(schedule: Schedule, phases: Sequence[Phase]) -> Schedule:
+    """Returns the schedule times a factor that goes from 1 to the `learning_rate_scale` of one phase after another."""
+    changes: list[tuple[float, Callable[[Int[Array, ""] | int], Array]]] = []
+    begin, scale = 0, 1.0
+    for phase in phases:
+        if phase.learning_rate_scale is not None:
+            changes.append((phase.learning_rate_scale - scale, _share(phase.learning_rate_shape, begin, phase.until)))
+            scale = phase.learning_rate_scale
+        begin = phase.until
+    if not changes:
+        return schedule
+    return lambda step: schedule(step) * (1.0 + sum(change * share(step) for change, share in changes))
+
+
+def _share(shape: str, begin: int, until: int) -> Callable[[Int[Array, ""] | int], Array]:
+    """Returns the share of a change over the steps [begin, until) that is done at a step: 0 before them, 1 after them."""
+
+    def share(step: Int[Array, ""] | int) -> Array:
+        if shape == "jump":
+            return jnp.where(step >= begin, 1.0, 0.0)
+        part = jnp.clip((step - begin) / (until - begin), 0.0, 1.0)
+        return {"linear": part, "cosine": (1 - jnp.cos(jnp.pi * part)) / 2, "1-sqrt": jnp.sqrt(part)}[shape]
+
+    return share
 
 
 def decay_mask(params: PyTree) -> PyTree[bool]:
