@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ class Layout:
     cfg: BertConfig
     limit: int | None = None  # tokens of an example at most; None: as many as the model takes
     read: Callable[[str], str] = str  # applied to each text of a record before it is tokenized, for example to add a prompt
+    roles: Mapping[str, Callable[[str], str]] = field(default_factory=dict)  # in place of `read` for the texts of a role, by name
 
     def __post_init__(self) -> None:
         if self.cfg.max_length <= len(self.tokenizer.pair):

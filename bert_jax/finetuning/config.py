@@ -20,11 +20,16 @@ if TYPE_CHECKING:
 
 
 _RULES: tuple[tuple[str, Callable[..., bool], str], ...] = (  # fields, the condition on a value, and the error
-    ("batch_size seeds eval_every early_stopping log_every lora_rank", lambda x: x >= 1, "is below 1"),
+    ("batch_size seeds eval_every early_stopping log_every lora_rank chunk_size", lambda x: x >= 1, "is below 1"),
     ("num_epochs weight_decay freeze_layers", lambda x: x >= 0, "is negative"),
     ("max_seq_length", lambda x: x >= 8, "is below 8"),
     ("eps clip_norm lora_alpha temperature", lambda x: x > 0, "must be positive"),
     ("learning_rates", lambda rates: all(rate > 0 for rate in rates), "must be positive"),
+    (
+        "dimensions",
+        lambda sizes: all(size >= 1 for size in sizes) and len(set(sizes)) == len(sizes),
+        "must be positive, each once",
+    ),
     ("seed", lambda x: 0 <= x < 2**31, "is not in [0, 2**31)"),
     ("warmup_ratio label_threshold", lambda x: 0 <= x <= 1, "is not in [0, 1]"),
     ("label_smoothing dropout", lambda x: 0 <= x < 1, "is not in [0, 1)"),
@@ -41,7 +46,8 @@ class FinetuneConfig(Checked):
     task: str = ""
     (
         "A task of the table in docs/finetune.md (cola sst2 mrpc stsb qqp mnli qnli rte wnli ax squad squad2 ner swag), or a "
-        "kind for your own files: classification multi_label regression tagging question_answering multiple_choice similarity."
+        "kind for your own files: classification multi_label regression tagging question_answering multiple_choice similarity "
+        "retrieval."
     )
     task_data: TaskData = field(default_factory=TaskData)
     workdir: str | None = None
@@ -126,7 +132,20 @@ class FinetuneConfig(Checked):
     loss: Literal["auto", "cosine", "ranking", "triplet"] = "auto"
     """similarity: cosine (labelled pairs), ranking (other pairs; in-batch negatives) or triplet. auto: by the data."""
     temperature: float = 0.05
-    """similarity, ranking loss: divisor of the cosines."""
+    """similarity with the ranking loss, and retrieval: divisor of the cosines."""
+    query_prompt: str | None = None
+    """retrieval: text to put before each query, which the exported model keeps. Default: the prompt `query` of the model."""
+    document_prompt: str | None = None
+    """retrieval: text to put before each document. Default: the prompt `document`, `passage` or `corpus` of the model."""
+    dimensions: tuple[int, ...] = ()
+    """retrieval: train also embeddings that are cut to these numbers of leading values, such as 384,256,128,64."""
+    directions: Literal["one", "both"] = "one"
+    """retrieval: find the document of each query; both: also the query of each document, among those of the batch."""
+    chunk_size: int | None = None
+    (
+        "similarity, retrieval: rows that a device encodes at a time (a packed row holds several texts). The gradients stay "
+        "those of the whole batch, in the memory of a chunk. Default: all."
+    )
     null_threshold: float | None = None
     """question_answering: no answer is given if its logit exceeds that of the best answer by more. Default: the best on dev."""
     label_threshold: float | None = None
@@ -169,17 +188,21 @@ class FinetuneConfig(Checked):
                 raise InputError(f"{name}={value!r} is for {those}, not for {kind.name}")
         return Options(
             self.loss, self.temperature, self.label_smoothing,
-            null_threshold=self.null_threshold, label_threshold=self.label_threshold,
+            null_threshold=self.null_threshold, label_threshold=self.label_threshold, query_prompt=self.query_prompt,
+            document_prompt=self.document_prompt, dimensions=self.dimensions, directions=self.directions,
         )  # fmt: skip
 
 
-_OF_SOME_KINDS = ("loss", "label_smoothing", "null_threshold", "label_threshold", "class_weights")
+_OF_SOME_KINDS = (
+    "loss", "label_smoothing", "null_threshold", "label_threshold", "class_weights", "query_prompt", "document_prompt",
+    "dimensions", "directions", "chunk_size",
+)  # fmt: skip
 
 
 def load_finetune_config(argv: Sequence[str], prog: str = "bert_jax finetune") -> FinetuneConfig:
     """Returns the config of a command line of `prog`."""
     cfg = tyro.cli(
-        FinetuneConfig, args=_rates_apart(argv), prog=prog, config=(tyro.conf.OmitArgPrefixes,),
+        FinetuneConfig, args=_lists_apart(argv), prog=prog, config=(tyro.conf.OmitArgPrefixes,),
         description="Fine-tune a pretrained model on a task, one run per seed and learning rate. The same command continues.",
     )  # fmt: skip
     for name, value in (("MODEL", cfg.model), ("--task", cfg.task), ("--data", cfg.task_data.data)):
@@ -190,16 +213,19 @@ def load_finetune_config(argv: Sequence[str], prog: str = "bert_jax finetune") -
     return cfg
 
 
-def _rates_apart(argv: Sequence[str]) -> list[str]:
+_LISTS = ("--learning-rates", "--dimensions")
+
+
+def _lists_apart(argv: Sequence[str]) -> list[str]:
     """Replaces `--learning-rates 2e-5,3e-5` by `--learning-rates 2e-5 3e-5`, which tyro reads."""
-    apart, of_rates = list[str](), False
+    apart, of_list = list[str](), False
     for arg in argv:
         if arg.startswith("--"):
             name, _, value = arg.partition("=")
-            of_rates = name.replace("_", "-") == "--learning-rates"
-            apart += [name] * of_rates
-            arg = value if of_rates else arg
-        apart += [part.strip() for part in arg.split(",") if part] if of_rates else [arg]
+            of_list = name.replace("_", "-") in _LISTS
+            apart += [name] * of_list
+            arg = value if of_list else arg
+        apart += [part.strip() for part in arg.split(",") if part] if of_list else [arg]
     return apart
 
 

@@ -41,7 +41,7 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Say) -> tuple[
     """
     kind, trains = task.kind, bool(splits.train) and bool(cfg.num_epochs)
     options, records, notes = kind.settle(cfg.options(kind), splits.train)
-    devices = _devices(cfg, kind)
+    devices = parallel.make_devices(cfg.parallel)
     start = _load(cfg, kind, splits, trains, say)
     parallel.check_fit(devices, start.model.config, devices.rows_cut)  # rows are padded to divide
     limit = _limit(cfg, start.model)
@@ -66,13 +66,6 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Say) -> tuple[
         key += f"-{options.class_weights.tolist()}"
     nothing = baseline(task, splits, cfg.metric)
     return Trainer(cfg, task, options, start, batches, dev, evaluator, devices, key, nothing), test
-
-
-def _devices(cfg: FinetuneConfig, kind: Kind) -> parallel.Devices:
-    devices = parallel.make_devices(cfg.parallel)
-    if devices.pmap and kind.needs_all_rows:
-        raise InputError(f"parallel.strategy='pmap' separates the rows of each device, but {kind.name} needs all: use 'mesh'")
-    return devices
 
 
 def _load(cfg: FinetuneConfig, kind: Kind, splits: Splits, trains: bool, say: Say) -> StartingModel:
@@ -117,11 +110,13 @@ def _encode(
 ) -> Split:  # fmt: skip
     """Tokenizes a split; shows the number of records that were cut."""
     pooling = model.pooling if isinstance(model.pooling, Pooling) else Pooling()
-    layout = Layout(model.need_tokenizer(), model.config, limit, pooling.read)
+    roles = {role: pooling.with_prompt(role).read for role in pooling.prompts}
+    layout = Layout(model.need_tokenizer(), model.config, limit, pooling.read, roles)
     found = kind.encode(records, labels, layout).read_from(pooling.first_place(layout))
     if found.lost:
         what = "questions have too many tokens" if found.reading else f"rows have more than {limit} tokens"
-        say(f"{name}: {found.lost} of {len(records)} {what}; the rest was not read (--max-seq-length)")
+        count = len(records) if found.reading else len(found.items)
+        say(f"{name}: {found.lost} of {count} {what}; the rest was not read (--max-seq-length)")
     return Split(name, records, found)
 
 
@@ -138,8 +133,9 @@ def _batches(cfg: FinetuneConfig, kind: Kind, train: Split, model: Model, device
     items = train.encoded.items
     num_steps = cfg.num_epochs * len(items) / cfg.batch_size
     batches = Batches(
-        items, cfg.batch_size, cfg.batching, model.config.hidden_size, model.need_tokenizer().pad_id, devices.rows_cut,
-        16 if devices.platform == "cpu" else 128, most_shapes=min(6, max(1, int(num_steps) // 100)), targets=kind.targets,
+        items, cfg.batch_size, cfg.batching, model.config.hidden_size, model.need_tokenizer().pad_id,
+        devices.rows_cut * (cfg.chunk_size or 1), 16 if devices.platform == "cpu" else 128,
+        most_shapes=min(6, max(1, int(num_steps) // 100)), targets=kind.targets,
     )  # fmt: skip
     shapes = ", ".join(f"{rows}x{length}" for rows, length in batches.shapes)
     say(f"{cfg.batching} batches of {cfg.batch_size}: {shapes} (rows x tokens), {batches.padding:.0%} padding")

@@ -24,6 +24,7 @@ from bert_jax.tasks.kind import Kind
 from bert_jax.tasks.split import Split
 from bert_jax.tasks.task import Options, Task
 from bert_jax.training import memory, optim, parallel, steps
+from bert_jax.training.chunking import in_chunks
 from bert_jax.training.losses import Sum
 
 Stepped = tuple[steps.TrainState, steps.Metrics]
@@ -68,7 +69,7 @@ class Trainer:
         if self.batches is not None:
             devices, cut = self.devices, self.devices.mesh.shape
             shape = max(self.batches.shapes, key=lambda shape: shape.rows * shape.length)
-            rows = -(-shape.rows // devices.rows_cut)
+            rows = min(-(-shape.rows // devices.rows_cut), self.cfg.chunk_size or shape.rows)
             share = memory.DeviceShare(rows, shape.length, 0, devices.platform, cut["fsdp"], cut["tensor"])
             compute = memory.choose_recomputation(cfg, compute, share, memory.device_bytes(devices.mesh.local_devices[0]))
         return Bert(cfg, self.start.model.head, max(1, len(self.start.model.labels)), compute)
@@ -122,7 +123,9 @@ class Trainer:
     def step(self) -> StepFn:
         """The training step, not compiled."""
         model, scales = self.start.model, self._scales
-        sums = make_sums(self.evaluator.kind, self.module, model, self.options)
+        devices, chunk = self.devices, self.cfg.chunk_size
+        together = None if chunk is None else chunk if devices.pmap else chunk * devices.rows_cut
+        sums = make_sums(self.evaluator.kind, self.module, model, self.options, together, devices.axis_name)
 
         def sums_fn(params: PyTree, batch: steps.Batch, key: jax.Array | None) -> dict[str, Sum]:
             if scales is not None:  # ends the backward pass above the frozen layers
@@ -149,11 +152,36 @@ class Trainer:
         return jax.eval_shape(partial(steps.init_state, optimizer=self.optimizer), self.initial_params(0))
 
 
-def make_sums(kind: Kind, module: Bert, model: Model, options: Options) -> steps.SumsFn:
-    """Returns the function (parameters, batch, key) -> losses and other sums; the key is None for no dropout."""
+def make_sums(
+    kind: Kind, module: Bert, model: Model, options: Options, chunk_rows: int | None = None, axis_name: str | None = None
+) -> steps.SumsFn:
+    """Returns the function (parameters, batch, key) -> losses and other sums; the key is None for no dropout.
+
+    Args:
+      kind: the kind of the task.
+      module: the module.
+      model: the model, for its pooling and classes.
+      options: the options of the kind.
+      chunk_rows: rows that are encoded at a time (of the batch, or under a map of a device); None: all.
+      axis_name: the axis of a surrounding map, over which the loss compares the sequences of all devices.
+    """
 
     def sums(params: PyTree, batch: steps.Batch, key: jax.Array | None) -> dict[str, Sum]:
-        outputs = heads.apply(module, params, batch, key, head_only=not kind.reads_every_token)
-        return kind.loss(outputs, batch, options, model)
+        def encode(rows: steps.Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+            outputs = heads.apply(module, params, rows, key, head_only=not kind.reads_every_token)
+            return kind.reduce(outputs, rows, model)
+
+        rows = {name: batch[name] for name in _ROWS if name in batch}
+        outputs = in_chunks(encode, rows, key, 1 if chunk_rows is None else rows["input_ids"].shape[0] // chunk_rows)
+        if axis_name is None or not kind.needs_all_rows:
+            return kind.loss(outputs, batch, options, model)
+        rest = {name: value for name, value in batch.items() if name not in rows}
+        outputs, rest = jax.lax.all_gather((outputs, rest), axis_name, tiled=True)
+        share = 1 / jax.lax.axis_size(axis_name)  # every device computes the loss of the whole batch
+        found = kind.loss(outputs, rest, options, model)
+        return {name: Sum(total * share, weight * share) for name, (total, weight) in found.items()}
 
     return sums
+
+
+_ROWS = ("input_ids", "token_type_ids", "position_ids", "sequence_ids", "cls_positions")  # arrays that the encoder reads

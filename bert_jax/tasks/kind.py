@@ -21,7 +21,7 @@ from bert_jax.tasks.metrics import Details
 from bert_jax.tasks.parsing import L, Parsing
 from bert_jax.tasks.split import P, Predicted, Predictions, Split
 from bert_jax.tasks.splits import Splits
-from bert_jax.tasks.task import Options, Task
+from bert_jax.tasks.task import Options, Task, TaskData
 from bert_jax.training.losses import Sum
 from bert_jax.training.steps import Batch
 from bert_jax.tuned import Tuned
@@ -42,6 +42,10 @@ class Kind(Parsing[L], Protocol[L, P]):
     reads_windows: bool = False  # long texts are read in windows, not cut
     scores_unlabelled: bool = False  # splits without labels are scored too
 
+    def load(self, task: Task, data: TaskData) -> Splits | None:
+        """Returns the splits of data in a layout of the kind's own; None for the tables that every kind reads."""
+        return None
+
     def settle(self, options: Options, train: Sequence[Record]) -> tuple[Options, Sequence[Record], list[str]]:
         """Returns the options and training rows to use, and lines to show. Raises InputError if they do not fit."""
         return options, train, []
@@ -61,6 +65,10 @@ class Kind(Parsing[L], Protocol[L, P]):
     def targets(self, items: Sequence[Item], packed: PackedBatch, count: int) -> dict[str, np.ndarray]:
         """Returns the targets of a batch of these items; a full batch has `count` items."""
         return per_sequence(items, packed, count)
+
+    def reduce(self, outputs: dict[str, Array], rows: Batch, model: Model) -> dict[str, Array]:
+        """Returns what the loss reads of the outputs for some rows of a batch."""
+        return outputs
 
     def loss(self, outputs: dict[str, Array], batch: Batch, options: Options, model: Model) -> dict[str, Sum]:
         """Returns sums over a batch by name; the training loss is the total of those whose name ends in `_loss`."""

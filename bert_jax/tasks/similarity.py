@@ -39,7 +39,7 @@ class Similarity(Numbers[np.ndarray]):
 
     name = "similarity"
     head = "encoder"
-    options = frozenset(["loss"])
+    options = frozenset(["loss", "chunk_size"])
     needs_all_rows = True
     reads_every_token = True
     scores_unlabelled = True
@@ -74,11 +74,12 @@ class Similarity(Numbers[np.ndarray]):
         text_ids = np.pad(ids, ((0, count - len(items)), (0, 0)), constant_values=-1)
         return per_item(items, packed, count) | {"text_ids": text_ids}
 
+    def reduce(self, outputs: dict[str, jax.Array], rows: Batch, model: Model) -> dict[str, jax.Array]:
+        """Returns `vectors` [B, S, D] of the sequences."""
+        return sequence_vectors(outputs, rows, model)
+
     def loss(self, outputs: dict[str, jax.Array], batch: Batch, options: Options, model: Model) -> dict[str, Sum]:
-        pooling = dataclasses.replace(pooling_of(model), normalize=False)  # the losses normalize
-        hidden, firsts = outputs["last_hidden_state"], batch["cls_positions"]
-        vectors = sentence_vectors(pooling, pooling.arrays, hidden, batch["sequence_ids"], firsts)
-        parts = jnp.moveaxis(of_items(vectors, batch), 1, 0)
+        parts = jnp.moveaxis(of_items(outputs["vectors"], batch), 1, 0)
         return {"similarity_loss": _loss(parts, batch, options)}
 
     def predictor(self, model: Model, limit: int) -> Predict[np.ndarray]:
@@ -147,6 +148,13 @@ def _ranks(anchors: np.ndarray, partners: np.ndarray, texts: list[str], own: lis
     ranked = [[float(own[j] in right[text]) for j in row] for text, row in zip(texts, found.tolist(), strict=True)]
     judged = [[1.0] * sum(times[partner] for partner in right[text]) for text in texts]
     return {"ndcg_at_10": scoring.ndcg_at_10(ranked, judged), "mrr_at_10": scoring.mrr_at_10(ranked, judged)}
+
+
+def sequence_vectors(outputs: dict[str, jax.Array], rows: Batch, model: Model) -> dict[str, jax.Array]:
+    """Returns `vectors` [B, S, D], pooled and not normalized: the losses do that."""
+    pooling = dataclasses.replace(pooling_of(model), normalize=False)
+    hidden, firsts = outputs["last_hidden_state"], rows["cls_positions"]
+    return {"vectors": sentence_vectors(pooling, pooling.arrays, hidden, rows["sequence_ids"], firsts)}
 
 
 def pooling_of(model: Model) -> Pooling:

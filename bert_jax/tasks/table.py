@@ -7,16 +7,17 @@ from bert_jax.tasks.classification import Classification, MultiLabel, Regression
 from bert_jax.tasks.kind import Kind
 from bert_jax.tasks.multiple_choice import MultipleChoice
 from bert_jax.tasks.question_answering import QuestionAnswering
+from bert_jax.tasks.retrieval import Retrieval
 from bert_jax.tasks.similarity import Similarity
 from bert_jax.tasks.tagging import Tagging
 from bert_jax.tasks.task import Task
 
 classification, multi_label, regression = Classification(), MultiLabel(), Regression()
 tagging, question_answering = Tagging(), QuestionAnswering()
-multiple_choice, similarity = MultipleChoice(), Similarity()
+multiple_choice, similarity, retrieval = MultipleChoice(), Similarity(), Retrieval()
 KINDS: dict[str, Kind] = {
     kind.name: kind
-    for kind in (classification, multi_label, regression, tagging, question_answering, multiple_choice, similarity)
+    for kind in (classification, multi_label, regression, tagging, question_answering, multiple_choice, similarity, retrieval)
 }
 
 _YES_NO = {"0": "not_entailment", "1": "entailment"}
@@ -57,6 +58,7 @@ TASKS: dict[str, Task] = {
         Task("question_answering", question_answering, metrics=("f1", "exact_match"), defaults=_SQUAD),
         Task("multiple_choice", multiple_choice),
         Task("similarity", similarity, metrics=("spearman",)),
+        Task("retrieval", retrieval, metrics=("ndcg_at_10",)),
     ]
 }  # fmt: skip
 

@@ -97,3 +97,7 @@ class Options:
     class_weights: np.ndarray | None = None
     null_threshold: float | None = None
     label_threshold: float | None = None
+    query_prompt: str | None = None
+    document_prompt: str | None = None
+    dimensions: tuple[int, ...] = ()
+    directions: str = "one"

@@ -1,0 +1,204 @@
+"""Reads a retrieval data set in BEIR's layout: corpus.jsonl, queries.jsonl, and qrels/train.tsv, dev.tsv and test.tsv.
+
+corpus.jsonl     {"_id": "d7", "title": "Wings", "text": "Lift is ..."}; the title, if there is one, begins the document
+queries.jsonl    {"_id": "q1", "text": "what is lift"}
+qrels/dev.tsv    query-id, corpus-id and score, separated by tabs; a score above 0 is a relevant document
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bert_jax.data import files
+from bert_jax.data.files import Hasher
+from bert_jax.data.records import Record, Records
+from bert_jax.errors import InputError
+from bert_jax.tasks.labels import few
+from bert_jax.tasks.parsing import checked_text, value_in
+from bert_jax.tasks.ranking import by_descending_id
+from bert_jax.tasks.splits import Splits
+from bert_jax.tasks.task import TaskData
+
+_SPLITS = ("train", "dev", "test")
+_HEADER = ("query-id", "corpus-id", "score")
+
+
+@dataclass(frozen=True, eq=False)
+class Collection:
+    """The documents of a corpus, in the order in which trec_eval ranks documents of equal scores."""
+
+    records: Records
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", [record.id for record in self.records])
+
+    ids: list[str] = field(init=False, repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """The label of a query: the relevance of documents by their number in a collection."""
+
+    relevances: Mapping[int, int]
+    collection: Collection = field(repr=False)
+
+
+@dataclass(frozen=True)
+class _Qrel:
+    query: str
+    document: str
+    relevance: int
+    place: str
+
+
+def is_beir(folder: str) -> bool:
+    """Returns True for a folder in BEIR's layout."""
+    return os.path.isdir(folder) and _path(folder, "corpus.jsonl") is not None
+
+
+def load_beir(data: TaskData, test_only: bool) -> Splits:
+    """Reads a folder.
+
+    A training record is a query and a relevant document. A dev or test record is a query, whose label is `Judged`. Without
+    qrels/dev.tsv, queries of training are held out.
+
+    Raises:
+      InputError: a file is missing or malformed; an id occurs twice with different texts; a split has no query to use; qrels
+        name an id that is not there, unless `on_error` is "skip".
+    """
+    for name in ("dev", "test", "text_column", "label_column", "id_column", "group_column", "max_train_rows"):
+        if getattr(data, name):
+            option = name.replace("_", "-")
+            raise InputError(f"--{option}: {data.data} is in BEIR's layout, whose files have names of their own: leave it out")
+    hasher, notes = hashlib.sha256(), list[str]()
+    corpus = _texts(data.data, "corpus.jsonl", hasher, notes)
+    queries = _texts(data.data, "queries.jsonl", hasher, notes)
+    paths = {name: path for name in _SPLITS if (path := _path(data.data, os.path.join("qrels", f"{name}.tsv")))}
+    wanted = ("test",) if test_only else ("train",)
+    for name in wanted:
+        if name not in paths:
+            there = ", ".join(paths) or "none"
+            raise InputError(f"{data.data}: no qrels/{name}.tsv; qrels there: {there}")
+    read = {
+        name: _qrels(path, data, queries, corpus, hasher, notes)
+        for name, path in paths.items()
+        if not test_only or name == "test"
+    }
+    if not test_only and "dev" not in read:
+        read["train"], read["dev"], note = _held_out(read["train"], data.dev_size)
+        notes.append(note)
+    collection = _collection(corpus)
+    judged: dict[str, Sequence[Record]] = {
+        name: _judged(name, qrels, queries, collection, notes) for name, qrels in read.items() if name != "train"
+    }
+    train: Sequence[Record] = _pairs(read["train"], queries, corpus, notes) if "train" in read else []
+    dev, test = ({name: judged[name] for name in judged if name == split} for split in ("dev", "test"))
+    return Splits(train, dev, test, (), notes, hasher.hexdigest())
+
+
+def _path(folder: str, name: str) -> str | None:
+    """Returns the file of that name, plain or compressed; None without one."""
+    return next((path for end in ("", ".gz") if os.path.isfile(path := os.path.join(folder, name + end))), None)
+
+
+def _texts(folder: str, name: str, hasher: Hasher, notes: list[str]) -> dict[str, Record]:
+    """Returns the texts of corpus.jsonl or queries.jsonl by id. Raises InputError for an id with two texts."""
+    path = _path(folder, name)
+    if path is None:
+        raise InputError(f"{folder}: no {name}, which BEIR's layout has")
+    found, again = dict[str, Record](), list[str]()
+    for row in files.read_table(path, hasher=hasher).rows:
+        id = str(value_in(row, "_id"))
+        title, text = (checked_text(row, column, row.values.get(column) or "") for column in ("title", "text"))
+        record = Record((f"{title} {text}".strip(),), None, id, row.place)
+        if (before := found.get(id)) is None:
+            found[id] = record
+        elif before.texts == record.texts:
+            again.append(row.place)
+        else:
+            raise InputError(f"{row.place}: the id {id!r} has another text in {before.place}: give each text an id of its own")
+    empty = [record.place for record in found.values() if not record.texts[0]]
+    notes += [f"{len(found)} texts of {path}"]
+    notes += [f"warning: {len(again)} lines of {name} repeat an id with its text: {few(again)}"] * bool(again)
+    notes += [f"warning: {len(empty)} of {len(found)} texts of {name} are empty: {few(empty)}"] * bool(empty)
+    return found
+
+
+def _qrels(
+    path: str, data: TaskData, queries: Mapping[str, Record], corpus: Mapping[str, Record], hasher: Hasher, notes: list[str]
+) -> list[_Qrel]:
+    """Returns the judgements of a file. Raises InputError for one that is no number, is given twice, or has an unknown id."""
+    unknown, found = list[str](), dict[tuple[str, str], _Qrel]()
+    for row in files.read_table(path, "none", hasher, header=_HEADER).rows:
+        query, document = (str(value_in(row, column)) for column in _HEADER[:2])
+        try:
+            relevance = int(str(value_in(row, "score")))
+        except ValueError:
+            raise InputError(f"{row.place}: the score {row.values['score']!r} is not a whole number") from None
+        if query not in queries or document not in corpus:
+            file, id = ("queries.jsonl", query) if query not in queries else ("corpus.jsonl", document)
+            unknown.append(f"{row.place} ({id!r} is not in {file})")
+            continue
+        before = found.setdefault((query, document), one := _Qrel(query, document, relevance, row.place))
+        if before.relevance != one.relevance:
+            raise InputError(f"{row.place}: {before.place} gives query {query!r} and document {document!r} another score")
+    if unknown and data.on_error == "raise":
+        raise InputError(f"{unknown[0]}; {len(unknown)} such lines of {path}: correct them, or leave them out (--on-error skip)")
+    notes += [f"warning: {len(unknown)} lines of {path} left out, with unknown ids: {few(unknown)}"] * bool(unknown)
+    if not found:
+        raise InputError(f"{path}: holds no judgements")
+    return list(found.values())
+
+
+def _held_out(qrels: Sequence[_Qrel], dev_size: float) -> tuple[list[_Qrel], list[_Qrel], str]:
+    """Returns the judgements of the queries that stay in training, of those that are held out, and a line to show."""
+    queries = list(dict.fromkeys(one.query for one in qrels))
+    count = int(dev_size) if dev_size >= 1 else round(dev_size * len(queries))
+    if not 0 < count < len(queries):
+        raise InputError(f"--dev-size {dev_size:g} of {len(queries)} training queries leaves none to train or to evaluate on")
+    held = {queries[i] for i in np.random.default_rng(0).permutation(len(queries))[:count]}
+    note = f"dev: {count} of {len(queries)} training queries are held out (--dev-size {dev_size:g}), drawn with seed 0"
+    return [one for one in qrels if one.query not in held], [one for one in qrels if one.query in held], note
+
+
+def _collection(corpus: Mapping[str, Record]) -> Collection:
+    ids, records = list(corpus), Records()
+    for place in by_descending_id(ids):
+        records.append(corpus[ids[place]])
+    return Collection(records)
+
+
+def _judged(
+    name: str, qrels: Sequence[_Qrel], queries: Mapping[str, Record], collection: Collection, notes: list[str]
+) -> list[Record]:
+    """Returns the judged queries of a split."""
+    numbers, each = {id: number for number, id in enumerate(collection.ids)}, dict[str, dict[int, int]]()
+    for one in qrels:
+        each.setdefault(one.query, {})[numbers[one.document]] = one.relevance
+    without = [queries[id].place for id, own in each.items() if max(own.values()) <= 0]
+    notes.append(f"{name}: {len(each)} queries with {len(qrels)} judgements")
+    notes += [f"warning: {name}: {len(without)} queries have no relevant document and score 0: {few(without)}"] * bool(without)
+    return [Record(queries[id].texts, Judged(own, collection), id, queries[id].place) for id, own in each.items()]
+
+
+def _pairs(qrels: Sequence[_Qrel], queries: Mapping[str, Record], corpus: Mapping[str, Record], notes: list[str]) -> Records:
+    """Returns a record for each query and relevant document, with the place of the judgement."""
+    records, itself = Records(), list[str]()
+    for one in qrels:
+        texts = queries[one.query].texts[0], corpus[one.document].texts[0]
+        if one.relevance > 0 and texts[0] == texts[1]:
+            itself.append(one.place)
+        elif one.relevance > 0:
+            records.append(Record(texts, None, f"{one.query} {one.document}", one.place))
+    asked, answered = {one.query for one in qrels}, {one.query for one in qrels if one.relevance > 0}
+    notes.append(f"train: {len(records)} pairs of {len(answered)} queries and their relevant documents")
+    notes += [f"warning: train: {len(asked - answered)} queries have no relevant document: left out"] * bool(asked - answered)
+    notes += [f"warning: train: {len(itself)} queries are their own document: left out: {few(itself)}"] * bool(itself)
+    if not records:
+        raise InputError(f"{qrels[0].place if qrels else 'qrels/train.tsv'}: no query has a relevant document to train on")
+    return records

@@ -1,0 +1,72 @@
+"""Scores of rankings by trec_eval's rules, and its file of a run. No jax in here.
+
+Documents are ranked by score; of equal scores, the one whose id is larger comes first, as strcmp orders them. Every query that is
+judged counts: one without a ranking, or without a relevant document, scores 0 (trec_eval -c).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from bert_jax.disk import write_text
+from bert_jax.tasks.metrics import mrr_at_10, ndcg_at_10
+
+DEPTH = 1000  # documents of a ranking that count, as in TREC's runs
+
+
+class Ranking(NamedTuple):
+    """The documents of a query by number, int64 [k], the best first, and their scores, float32 [k]."""
+
+    documents: np.ndarray
+    scores: np.ndarray
+
+
+def by_descending_id(ids: Sequence[str]) -> list[int]:
+    """Returns the places of ids in the order in which trec_eval ranks documents of equal scores."""
+    return sorted(range(len(ids)), key=lambda i: ids[i].encode(), reverse=True)
+
+
+def merge(best: Ranking | None, others: Ranking, depth: int = DEPTH) -> Ranking:
+    """Returns the best `depth` documents of two rankings without a common document; of equal scores, the smaller number first."""
+    documents, scores = others if best is None else map(np.concatenate, zip(best, others, strict=True))
+    order = np.lexsort((documents, -scores))[:depth]
+    return Ranking(documents[order], scores[order])
+
+
+def ranking_scores(ranked: Sequence[Sequence[float]], judged: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Returns ndcg_at_10, mrr_at_10, map and recall_at_1, _10 and _100 over queries.
+
+    Args:
+      ranked: the relevances of the documents of each query, in the order of the ranking, 0 for those that are not judged. Of
+        map, a relevant document that is not among them adds 0.
+      judged: the relevances of all judged documents of each query; above 0 is relevant.
+    """
+    hits = [np.asarray(relevances, np.float64) > 0 for relevances in ranked]
+    relevant = [int(np.sum(np.asarray(relevances, np.float64) > 0)) for relevances in judged]
+    recalls = {
+        f"recall_at_{k}": _mean(own[:k].sum() / max(1, n) for own, n in zip(hits, relevant, strict=True)) for k in (1, 10, 100)
+    }
+    precisions = (np.cumsum(own)[own] / (np.flatnonzero(own) + 1) for own in hits)
+    average = _mean(each.sum() / max(1, n) for each, n in zip(precisions, relevant, strict=True))
+    return {"ndcg_at_10": ndcg_at_10(ranked, judged), "mrr_at_10": mrr_at_10(ranked, judged), "map": average, **recalls}
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
+
+
+def write_run(
+    path: Path, queries: Sequence[str], rankings: Sequence[Ranking], documents: Sequence[str], depth: int = 100
+) -> Path:
+    """Writes the first `depth` documents of each query as trec_eval reads them: `query Q0 document rank score bert_jax`."""
+
+    def lines() -> Iterator[str]:
+        for query, (numbers, scores) in zip(queries, rankings, strict=True):
+            for rank, (number, score) in enumerate(zip(numbers[:depth].tolist(), scores[:depth].tolist(), strict=True), 1):
+                yield f"{query} Q0 {documents[number]} {rank} {score:.9g} bert_jax\n"
+
+    return write_text(path, lines())

@@ -1,0 +1,318 @@
+"""The kind for search: embeddings of queries and documents, scored by the rank of the relevant documents in a corpus."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from bert_jax.data.batching import PackedBatch
+from bert_jax.data.finetuning import Encoded, Item, Items, encode_texts
+from bert_jax.data.layout import Layout, Text
+from bert_jax.data.records import Record, labels_of, numbered, take, texts_of
+from bert_jax.errors import InputError
+from bert_jax.inference import Embedder, nearest
+from bert_jax.pretrained import Model
+from bert_jax.tasks.beir import Judged, is_beir, load_beir
+from bert_jax.tasks.common import of_items
+from bert_jax.tasks.figures import Figure, Listing, example_cells, highest
+from bert_jax.tasks.figures import Text as FigureText
+from bert_jax.tasks.kind import Kind, Predict
+from bert_jax.tasks.labels import LabelReader, few
+from bert_jax.tasks.metrics import Details
+from bert_jax.tasks.parsing import PAIRS, File, Noted
+from bert_jax.tasks.ranking import DEPTH, Ranking, merge, ranking_scores, write_run
+from bert_jax.tasks.similarity import pooling_notes, pooling_of, sequence_vectors
+from bert_jax.tasks.split import Predicted, Predictions, Split
+from bert_jax.tasks.splits import Splits
+from bert_jax.tasks.task import Options, Task, TaskData
+from bert_jax.training.contrastive import Known, contrastive_loss
+from bert_jax.training.losses import Sum
+from bert_jax.training.steps import Batch
+
+_DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # names of the prompt of documents, as sentence-transformers has them
+_MOST_NEGATIVES = 64  # columns that are found by their names
+_BLOCK = 8192  # documents that are embedded and compared at a time, which bounds the memory
+
+
+def _columns(query: str) -> list[tuple[str, ...]]:
+    """Returns the usual columns of a query, its document and hard negatives, the most columns first."""
+    numbered_ones = [f"negative_{i}" for i in range(1, _MOST_NEGATIVES + 1)]
+    several = [(query, "positive", *numbered_ones[:count]) for count in range(_MOST_NEGATIVES, 0, -1)]
+    return [*several, (query, "positive", "negative"), (query, "positive")]
+
+
+class Retrieval(Kind[None, Ranking]):
+    """Retrieval. A prediction is the ranking of the corpus for a query.
+
+    The texts of a record are a query, a document and hard negatives, or in BEIR's layout outside training a query alone.
+    """
+
+    name = "retrieval"
+    head = "encoder"
+    options = frozenset(["query_prompt", "document_prompt", "dimensions", "directions", "chunk_size"])
+    needs_all_rows = True
+    reads_every_token = True
+    scores_unlabelled = True
+    num_texts = (2, float("inf"))
+    usual_texts = (*_columns("query"), *_columns("anchor"), *PAIRS)
+    labels_are_optional = True
+    unit = "queries"
+
+    # --- files ---
+
+    def load(self, task: Task, data: TaskData) -> Splits | None:
+        """Reads a folder in BEIR's layout; other data is a table."""
+        return load_beir(data, task.test_only) if is_beir(data.data) else None
+
+    def read_label(self, reader: LabelReader, value: object, place: str) -> None:
+        return None
+
+    def whole_texts(self, texts: tuple[str, ...]) -> tuple[str, ...]:
+        """Puts the document in the place of negatives that are missing: the loss leaves out copies of it."""
+        return texts if len(texts) < 3 else (*texts[:2], *(text if text.strip() else texts[1] for text in texts[2:]))
+
+    def checked(self, split: str, file: File, noted: Noted) -> tuple[Sequence[Record], list[str]]:
+        """Leaves out rows whose query is the document; counts these and missing negatives."""
+        kept, itself, fewer, none = list[int](), list[str](), list[str](), list[str]()
+        for i, texts in enumerate(texts_of(file.records)):
+            missing = sum(not text.strip() for text in texts[2:])
+            if texts[0] == texts[1]:
+                itself.append(file.records[i].place)
+                continue
+            kept.append(i)
+            if missing:
+                (none if missing == len(texts) - 2 else fewer).append(file.records[i].place)
+        notes = [f"warning: {split}: {len(itself)} rows left out, whose query is the document: {few(itself)}"] * bool(itself)
+        notes += [f"{split}: {len(fewer)} rows have fewer negatives than columns: {few(fewer)}"] * bool(fewer)
+        notes += [f"warning: {split}: {len(none)} rows have no negative: {few(none)}"] * bool(none)
+        return take(file.records, kept) if itself else file.records, notes
+
+    def content(self, texts: tuple[str, ...]) -> str:
+        """Returns the query: all its rows are held out together."""
+        return texts[0]
+
+    def parts(self, texts: tuple[str, ...]) -> tuple[str, ...]:
+        """Returns none: training and evaluation may search the same documents."""
+        return ()
+
+    # --- training ---
+
+    def adapt(self, model: Model, limit: int, task: Task, splits: Splits, options: Options) -> tuple[Model, list[str]]:
+        """Returns the model with its length and prompts, which Embedder uses. Raises InputError for too many dimensions."""
+        pooling = pooling_of(model)
+        given = {"query": options.query_prompt, "document": options.document_prompt}
+        prompts = dict(pooling.prompts) | {name: prompt for name, prompt in given.items() if prompt is not None}
+        if any(prompts.values()) and not pooling.include_prompt:
+            raise InputError("the pooling of this model leaves out prompts (include_prompt), which is not supported here")
+        width = pooling.width(model.config.hidden_size)
+        if options.dimensions and max(options.dimensions) > width:
+            raise InputError(f"dimensions={options.dimensions} has more than the {width} of this model's embeddings")
+        pooling = dataclasses.replace(pooling, max_length=limit, prompts=prompts, similarity_fn_name="cosine")
+        notes = [note for note in pooling_notes(pooling) if "prompt" not in note]
+        named = {"queries": _prompt_of(prompts, ("query",)), "documents": _prompt_of(prompts, _DOCUMENT_PROMPTS)}
+        for what, name in named.items():
+            if prompt := prompts[name] if name else pooling.prompt:
+                notes.append(f"{what} begin with {prompt!r}")
+        return dataclasses.replace(model, pooling=pooling), notes
+
+    def encode(self, records: Sequence[Record], labels: Sequence[str], layout: Layout) -> Encoded:
+        """Tokenizes queries with their documents, or judged queries and then the documents of the corpus.
+
+        The target of an item is int32 [1 + C + P]: the numbers of the query, of its C documents, and of all documents that are
+        known to answer the query (-1 fills these up), where equal texts of the split have equal numbers.
+        """
+        plain = dataclasses.replace(layout, read=str)
+        query, document = (
+            layout.read if (name := _prompt_of(layout.roles, names)) is None else layout.roles[name]
+            for names in (("query",), _DOCUMENT_PROMPTS)
+        )
+        judged = _judged(records)
+        if judged:
+            queries = encode_texts(records, plain, _no_target, lambda texts: [query(texts[0])])
+            corpus = encode_texts(judged[0].collection.records, plain, _no_target, lambda texts: [document(texts[0])])
+            assert isinstance(queries.items, Items)
+            assert isinstance(corpus.items, Items)
+            return Encoded(_joined(queries.items, corpus.items), queries.lost + corpus.lost)
+
+        def sequences(texts: tuple[str, ...]) -> list[Text]:
+            return [query(texts[0]), *map(document, self.whole_texts(texts)[1:])]
+
+        encoded = encode_texts(records, plain, _no_target, sequences)
+        assert isinstance(encoded.items, Items)
+        return dataclasses.replace(encoded, items=dataclasses.replace(encoded.items, targets=self._numbers(records)))
+
+    def _numbers(self, records: Sequence[Record]) -> np.ndarray:
+        """Returns the targets of `encode`."""
+        if not len(records):
+            return np.zeros((0, 3), np.int32)
+        own = numbered(text for texts in texts_of(records) for text in self.whole_texts(texts)).reshape(len(records), -1)
+        pairs = np.unique(own[:, :2], axis=0)
+        starts = np.searchsorted(pairs[:, 0], own[:, 0])
+        counts = np.searchsorted(pairs[:, 0], own[:, 0], side="right") - starts
+        places = starts[:, None] + np.arange(counts.max())[None]
+        known = pairs[np.minimum(places, len(pairs) - 1), 1]
+        return np.concatenate([own, np.where(np.arange(counts.max())[None] < counts[:, None], known, -1)], axis=1)
+
+    def targets(self, items: Sequence[Item], packed: PackedBatch, count: int) -> dict[str, np.ndarray]:
+        """Returns `slots` [count, 1 + C] of the sequences of each item, `weights` [count], and the numbers of the texts."""
+        each, missing = len(items[0].sequences), (0, count - len(items))
+        where = np.zeros(len(items) * each, np.int32)
+        for place in packed.places:
+            where[place.example] = place.row * packed.positions.shape[1] + place.slots.start
+        numbers = np.pad(np.array([item.target for item in items]), (missing, (0, 0)), constant_values=-1)
+        return {
+            "slots": np.pad(where.reshape(-1, each), (missing, (0, 0))),
+            "weights": np.pad(np.ones(len(items), np.float32), missing),
+            "query_ids": numbers[:, 0],
+            "document_ids": numbers[:, 1:each],
+            "positive_ids": numbers[:, each:],
+        }
+
+    def reduce(self, outputs: dict[str, jax.Array], rows: Batch, model: Model) -> dict[str, jax.Array]:
+        """Returns `vectors` [B, S, D] of the sequences."""
+        return sequence_vectors(outputs, rows, model)
+
+    def loss(self, outputs: dict[str, jax.Array], batch: Batch, options: Options, model: Model) -> dict[str, Sum]:
+        own = of_items(outputs["vectors"], batch)
+        known = Known(batch["query_ids"], batch["document_ids"], batch["positive_ids"])
+        loss = contrastive_loss(
+            own[:, 0], own[:, 1:], batch["weights"], options.temperature, known=known, dimensions=options.dimensions,
+            both_directions=options.directions == "both",
+        )  # fmt: skip
+        return {"retrieval_loss": loss}
+
+    # --- scores ---
+
+    def predictor(self, model: Model, limit: int) -> Predict[Ranking]:
+        embedder = Embedder(model, dataclasses.replace(pooling_of(model), max_length=None))  # the texts are already cut
+
+        def embed(split: Split, numbers: Sequence[int], params: PyTree) -> np.ndarray:
+            sequences = split.encoded.sequences
+            results = embedder.run([sequences[i] for i in numbers], params)
+            vectors = np.array([result["vectors"][0] for result in results], np.float32)
+            return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+        def predict(split: Split, params: PyTree) -> Predictions[Ranking]:
+            search = _search(split)
+            queries = embed(split, search.queries, params)
+            best: list[Ranking | None] = [None] * len(queries)
+            for start in range(0, len(search.documents), _BLOCK):
+                vectors = embed(split, search.documents[start : start + _BLOCK], params)
+                scores, found = nearest(queries, vectors, DEPTH)
+                best = [merge(own, Ranking(found[i] + start, scores[i])) for i, own in enumerate(best)]
+            return Predictions([ranking for i in search.of_record if (ranking := best[i]) is not None])
+
+        return predict
+
+    def guess(self, records: Sequence[Record], labels: Sequence[str]) -> Predictions[Ranking]:
+        return Predictions([Ranking(np.zeros(0, np.int64), np.zeros(0, np.float32))] * len(records))
+
+    def scores(self, predicted: Predicted[Ranking], metrics: Sequence[str]) -> dict[str, float]:
+        """Returns the scores of `ranking.ranking_scores`; each query of a table counts once."""
+        search = _search(predicted.split)
+        firsts = np.unique(search.of_record, return_index=True)[1]
+        ranked = [_relevances(predicted.values[i], search.relevances[search.of_record[i]]) for i in firsts]
+        return ranking_scores(ranked, [list(search.relevances[search.of_record[i]].values()) for i in firsts])
+
+    def write(self, folder: Path, predicted: Predicted[Ranking]) -> Path:
+        """Writes NAME.trec: the first 100 documents of each query, as trec_eval reads them."""
+        search = _search(predicted.split)
+        firsts = np.unique(search.of_record, return_index=True)[1]
+        ids = [predicted.records[i].id for i in firsts]
+        folder.mkdir(parents=True, exist_ok=True)
+        return write_run(folder / f"{predicted.split.name}.trec", ids, [predicted.values[i] for i in firsts], search.ids)
+
+    def mistakes(self, predicted: Predicted[Ranking], details: Details) -> list[Figure]:
+        """Returns the queries whose first relevant document has the lowest rank, with the document that comes first."""
+        search, records = _search(predicted.split), predicted.records
+        ranked = (_relevances(each, search.relevances[of]) for each, of in zip(predicted.values, search.of_record, strict=True))
+        ranks = np.array([next((rank for rank, one in enumerate(own, 1) if one > 0), len(own) + 1) for own in ranked])
+        rows = [
+            [
+                *example_cells(records[i], records[i].texts[:1]),
+                int(ranks[i]),
+                FigureText(search.text(predicted.values[i].documents[0])),
+            ]
+            for i in highest(ranks > 1, ranks)
+            if len(predicted.values[i].documents)
+        ]
+        return [Listing("Queries whose relevant documents rank lowest", ["id", "query", "rank", "first document"], rows)]
+
+
+class _Search(NamedTuple):
+    """The queries and documents of a split: numbers of their sequences, and which document is how relevant."""
+
+    queries: Sequence[int]
+    documents: Sequence[int]
+    relevances: Sequence[Mapping[int, int]]
+    of_record: Sequence[int]  # the query of each record
+    ids: Sequence[str]  # the ids of the documents
+    records: Sequence[Record]  # the texts of the documents
+    places: Sequence[tuple[int, int]] = ()  # the record of each document and its place in it; empty: each has its own record
+
+    def text(self, document: int) -> str:
+        """Returns the text of a document."""
+        record, place = self.places[document] if self.places else (document, 0)
+        return self.records[record].texts[place]
+
+
+def _search(split: Split) -> _Search:
+    """Returns the judged queries and their corpus; in a table, all documents of its rows are the corpus."""
+    records, count = split.records, len(split.records)
+    if judged := _judged(records):
+        corpus = judged[0].collection
+        each = range(count)
+        found = range(count, count + len(corpus.ids))
+        return _Search(each, found, [one.relevances for one in judged], each, corpus.ids, corpus.records)
+    texts = [Retrieval().whole_texts(record) for record in texts_of(records)]
+    width = len(texts[0])
+    numbers: dict[str, int] = {}
+    places, relevances, asked, queries = list[tuple[int, int]](), list[dict[int, int]](), dict[str, int](), list[int]()
+    for row, own in enumerate(texts):
+        if own[0] not in asked:
+            asked[own[0]] = len(queries)
+            queries.append(row * width)
+            relevances.append({})
+        for place, text in enumerate(own[1:], 1):
+            if text not in numbers:
+                numbers[text] = len(places)
+                places.append((row, place))
+        relevances[asked[own[0]]][numbers[own[1]]] = 1
+    documents = [row * width + place for row, place in places]
+    of_record = [asked[own[0]] for own in texts]
+    return _Search(queries, documents, relevances, of_record, [f"d{i}" for i in range(len(places))], records, places)
+
+
+def _judged(records: Sequence[Record]) -> list[Judged]:
+    """Returns the labels of records in BEIR's layout; empty for a table."""
+    labels = labels_of(records)
+    return [label for label in labels if isinstance(label, Judged)]
+
+
+def _relevances(ranking: Ranking, relevances: Mapping[int, int]) -> list[int]:
+    return [relevances.get(document, 0) for document in ranking.documents.tolist()]
+
+
+def _prompt_of(prompts: Mapping[str, object], names: Sequence[str]) -> str | None:
+    """Returns the first of `names` that is among the prompts; None without one."""
+    return next((name for name in names if name in prompts), None)
+
+
+def _no_target(label: object) -> np.ndarray:
+    return np.zeros((), np.int32)
+
+
+def _joined(a: Items, b: Items) -> Items:
+    """Returns the items of both, each of one sequence."""
+    types = a.token_type_ids
+    if len(b.token_type_ids):
+        types = np.concatenate([types, np.zeros(len(a.input_ids) - len(types), np.uint8), b.token_type_ids])
+    ends = np.concatenate([a.ends, a.ends[-1] + b.ends[1:]])
+    targets = np.concatenate([a.targets, b.targets])
+    return Items(np.concatenate([a.input_ids, b.input_ids]), types, ends, range(len(ends)), targets)

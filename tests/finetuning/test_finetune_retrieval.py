@@ -1,0 +1,110 @@
+"""Retrieval from files to scores: a folder in BEIR's layout, and a table with hard negatives."""
+
+import json
+
+import numpy as np
+import pytest
+from finetune_cases import FILLERS, recorded, results_of, text, tune
+
+import bert_jax
+from bert_jax.__main__ import main
+from bert_jax.data.layout import Layout
+from bert_jax.data.records import Record
+from bert_jax.tasks.ranking import ranking_scores
+from bert_jax.tasks.table import KINDS
+
+RETRIEVAL = KINDS["retrieval"]
+PROMPTS = {"query": f"{FILLERS[0]}: ", "document": f"{FILLERS[1]} "}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Documents of two words that no other has both of, and queries with these among others."""
+    folder, rng = tmp_path_factory.mktemp("beir"), np.random.default_rng(0)
+    (folder / "qrels").mkdir()
+    pairs = [(a, b) for i, a in enumerate(FILLERS[:9]) for b in FILLERS[:i]]
+    corpus = [{"_id": f"d{i}", "text": text(rng, *pair, words=6)} for i, pair in enumerate(pairs)]
+    queries = [{"_id": f"q{i}", "text": text(rng, *pair, words=3)} for i, pair in enumerate(pairs)]
+    for name, rows in (("corpus", corpus), ("queries", queries)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, own in (("train", range(24)), ("dev", range(24, 30)), ("test", range(30, 36))):
+        lines = "".join(f"q{i}\td{i}\t1\n" for i in own)
+        (folder / "qrels" / f"{name}.tsv").write_text("query-id\tcorpus-id\tscore\n" + lines)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(model, folder, tmp_path_factory):
+    """A run on one device."""
+    workdir = tmp_path_factory.mktemp("retrieval")
+    options = {"query_prompt": PROMPTS["query"], "document_prompt": PROMPTS["document"], "dimensions": "32,8"}
+    tune(model, "retrieval", folder, workdir, num_epochs=12, learning_rates="1e-2", **options)
+    return workdir
+
+
+def losses_of(workdir):
+    steps = [each for line in recorded(workdir) if "train/loss" in (each := json.loads(line))]
+    return np.array([(each["train/loss"], each["train/gradient_norm"]) for each in steps])
+
+
+def scores_by_hand(export, folder, split):
+    """The scores of the saved model, by Embedder and a ranking of all documents."""
+    files = ((folder / f"{name}.jsonl").read_text().splitlines() for name in ("corpus", "queries"))
+    corpus, queries = ([json.loads(line) for line in lines] for lines in files)
+    own = [line.split("\t")[:2] for line in (folder / "qrels" / f"{split}.tsv").read_text().splitlines()[1:]]
+    embedder = bert_jax.Embedder(bert_jax.load(export))
+    documents = embedder([row["text"] for row in corpus], prompt_name="document")
+    asked = {row["_id"]: row["text"] for row in queries}
+    vectors = embedder([asked[q] for q, _ in own], prompt_name="query")
+    order = np.argsort(-vectors @ documents.T, axis=1)
+    return ranking_scores(
+        [[float(corpus[j]["_id"] == d) for j in row] for row, (_, d) in zip(order, own, strict=True)], [[1]] * len(own)
+    )
+
+
+def test_the_scores_are_those_of_the_saved_model_with_its_prompts(run, folder):
+    found = results_of(run)
+    for split in ("dev", "test"):
+        assert found["exported"][split] == pytest.approx(scores_by_hand(run / "export", folder, split), abs=1e-6)
+    losses = losses_of(run)[:, 0]
+    assert np.mean(losses[-6:]) < 0.5 * np.mean(losses[:6])
+    history = [each["score"] for each in found["runs"][0]["history"]]
+    assert history[1] > history[0]
+    library = json.loads((run / "export" / "config_sentence_transformers.json").read_text())
+    assert (library["prompts"], library["similarity_fn_name"]) == (PROMPTS, "cosine")
+    lines = (run / "predictions" / "dev.trec").read_text().splitlines()
+    assert len(lines) == 6 * 36
+    assert lines[0].split()[:2] == ["q24", "Q0"]
+
+
+def test_evaluate_scores_a_folder_with_the_prompts_of_the_model(run, folder, tmp_path):
+    main(["evaluate", str(run / "export"), "--data", str(folder), "--out", str(tmp_path)])
+    assert results_of(tmp_path)["exported"]["test"] == pytest.approx(results_of(run)["exported"]["test"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_chunks_on_eight_devices_by_pmap_train_as_the_whole_batch_on_one(model, folder, run, tmp_path):
+    options = {"query_prompt": PROMPTS["query"], "document_prompt": PROMPTS["document"], "dimensions": "32,8"}
+    more = {"num_devices": 8, "strategy": "pmap", "chunk_size": 1, "batching": "padded"}
+    tune(model, "retrieval", folder, tmp_path, num_epochs=1, **options, **more)
+    np.testing.assert_allclose(losses_of(tmp_path)[:2], losses_of(run)[:2], rtol=1e-5)  # before the weights change
+
+
+def test_known_documents_and_copies_have_the_numbers_that_the_loss_leaves_out(tokenizer):
+    rows = [("ab", "cd", "ef", ""), ("gh", "ij", "cd", "ab"), ("ab", "kl", "ij", "mn")]
+    layout = Layout(tokenizer, bert_jax.BertConfig(vocab_size=280), 16)
+    items = RETRIEVAL.encode([Record(texts, None, str(i), f"f:{i}") for i, texts in enumerate(rows)], (), layout).items
+    #   query, document, two negatives (the missing one is a copy of the document), and the known documents of the query
+    assert [item.target.tolist() for item in items] == [[0, 1, 2, 1, 1, 5], [3, 4, 1, 0, 4, -1], [0, 5, 4, 6, 1, 5]]
+
+
+@pytest.mark.slow
+def test_a_table_is_searched_among_its_own_documents(model, tmp_path):
+    rng = np.random.default_rng(1)
+    rows = [{"query": q, "positive": f"{q} {FILLERS[2]}", "negative_1": text(rng), "negative_2": text(rng) * (i % 2)}
+            for i, q in enumerate(text(rng, words=3) for _ in range(16))]  # fmt: skip
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = tune(
+        model, "retrieval", tmp_path / "train.jsonl", tmp_path / "run", num_epochs=1, eval_every=1, batch_size=14, dev_size=2
+    )
+    assert set(found["metrics"]["dev"]) == {"ndcg_at_10", "mrr_at_10", "map", "recall_at_1", "recall_at_10", "recall_at_100"}

@@ -1,0 +1,89 @@
+"""Folders in BEIR's layout: the records that they give, and what is wrong with others."""
+
+import json
+
+import pytest
+
+from bert_jax.errors import InputError
+from bert_jax.tasks.splits import load_splits
+from bert_jax.tasks.table import find_task
+from bert_jax.tasks.task import TaskData
+
+CORPUS = [("d1", "Wings", "lift and drag"), ("d2", "", "heat flow"), ("d10", "", "a slender body")]
+QUERIES = [("q1", "what is lift"), ("q2", "what is heat"), ("q3", "what is slender")]
+QRELS = {
+    "train": [("q1", "d1", 1), ("q1", "d10", 2), ("q2", "d2", 0), ("q2", "d10", 1)],
+    "dev": [("q3", "d10", 2), ("q3", "d1", 0)],
+}
+
+
+def write(folder, corpus=CORPUS, queries=QUERIES, qrels=QRELS):
+    (folder / "qrels").mkdir()
+    rows = [{"_id": id, "title": title, "text": text} for id, title, text in corpus]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "queries.jsonl").write_text("".join(json.dumps({"_id": id, "text": text}) + "\n" for id, text in queries))
+    for name, lines in qrels.items():
+        table = ["query-id\tcorpus-id\tscore", *("\t".join(map(str, line)) for line in lines)]
+        (folder / "qrels" / f"{name}.tsv").write_text("\n".join(table) + "\n")
+    return str(folder)
+
+
+def load(folder, **options):
+    return load_splits(find_task("retrieval"), TaskData(data=folder, **options))
+
+
+def test_a_folder_gives_pairs_to_train_on_and_judged_queries(tmp_path):
+    splits = load(write(tmp_path))
+    assert [record.texts for record in splits.train] == [
+        ("what is lift", "Wings lift and drag"), ("what is lift", "a slender body"), ("what is heat", "a slender body"),
+    ]  # fmt: skip
+    assert splits.train[1].place == f"{tmp_path}/qrels/train.tsv:3"
+    (record,) = splits.dev["dev"]
+    assert record.label.collection.ids == ["d2", "d10", "d1"]  # as trec_eval ranks them where scores are equal
+    assert (record.texts, record.label.relevances) == (("what is slender",), {1: 2, 2: 0})
+    assert not splits.test
+
+
+def test_queries_are_held_out_where_no_dev_judgements_are(tmp_path):
+    splits = load(write(tmp_path, qrels={"train": QRELS["train"]}), dev_size=1)
+    held = {record.texts[0] for record in splits.dev["dev"]}
+    assert len(held) == 1
+    assert {record.texts[0] for record in splits.train} == {"what is lift", "what is heat"} - held
+
+
+TRAIN = QRELS["train"]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"qrels": {"train": [*TRAIN, ("q9", "d1", 1)]}}, r"train.tsv:6 \('q9' is not in queries.jsonl\); 1 such lines"),
+        ({"qrels": {"train": [("q1", "d9", 1), *TRAIN]}}, r"train.tsv:2 \('d9' is not in corpus.jsonl\); 1 such lines"),
+        ({"qrels": {"train": [("q1", "d1", "x")]}}, r"train.tsv:2: the score 'x' is not a whole number"),
+        ({"qrels": {"train": [*TRAIN, ("q1", "d1", 0)]}}, r"train.tsv:6: .*train.tsv:2 gives query 'q1'.* another score"),
+        ({"qrels": {"dev": QRELS["dev"]}}, r"no qrels/train.tsv; qrels there: dev"),
+        ({"qrels": {"train": [("q1", "d1", 0), ("q2", "d1", 0)]}}, "no query has a relevant document to train on"),
+        ({"corpus": [*CORPUS, ("d1", "", "other")]}, r"corpus.jsonl:4: the id 'd1' has another text in .*corpus.jsonl:1"),
+    ],
+)
+def test_data_that_does_not_fit_is_named_with_its_place(changes, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        load(write(tmp_path, **changes), dev_size=1)
+
+
+def test_what_is_left_out_is_counted(tmp_path):
+    corpus = [*CORPUS, CORPUS[0], ("d3", "", "what is lift")]
+    qrels = {"train": [*TRAIN, ("q1", "d3", 1), ("q3", "d1", 0), ("q9", "d1", 1)], "dev": [("q1", "d1", 0), ("q2", "d2", 1)]}
+    notes = load(write(tmp_path, corpus=corpus, qrels=qrels), on_error="skip").notes
+    for said in (
+        "warning: 1 lines of corpus.jsonl repeat an id with its text: ", "train.tsv left out, with unknown ids: ",
+        "warning: dev: 1 queries have no relevant document and score 0: ",
+        "warning: train: 1 queries have no relevant document: ",
+        "warning: train: 1 queries are their own document: left out: ",
+    ):  # fmt: skip
+        assert any(said in note for note in notes), said
+
+
+def test_options_for_tables_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"--max-train-rows: .* is in BEIR's layout"):
+        load(write(tmp_path), max_train_rows=2)

@@ -1,0 +1,58 @@
+"""Scores of rankings by trec_eval's rules."""
+
+import numpy as np
+import pytest
+
+from bert_jax.tasks.ranking import Ranking, by_descending_id, merge, ranking_scores, write_run
+
+
+def runs(seed):
+    """Rankings of twelve queries with many equal scores, made as the ones that pytrec_eval scored were."""
+    rng, ids = np.random.default_rng(seed), [str(i) for i in range(300)]
+    place = {d: i for i, d in enumerate(by_descending_id(ids))}
+    ranked, judged = [], []
+    for q in range(12):
+        documents, scores = rng.permutation(300)[:200], rng.integers(0, 12, 200) / np.float32(8)
+        chosen, grades = rng.permutation(300)[:40], rng.integers(-1, 4, 40)
+        relevances = dict(zip(chosen.tolist(), grades.tolist(), strict=True))
+        scores = np.array([score + (relevances.get(d, 0) > 0) for d, score in zip(documents.tolist(), scores, strict=True)])
+        if q == 3:  # without a relevant document
+            relevances = dict.fromkeys(relevances, 0)
+        order = np.array([place[d] for d in documents.tolist()])
+        halves = [Ranking(order[part], scores[part].astype(np.float32)) for part in (slice(0, 90), slice(90, None))]
+        best = merge(merge(None, halves[0]), halves[1])
+        by_place = by_descending_id(ids)
+        ranked.append([relevances.get(by_place[i], 0) for i in best.documents.tolist()])
+        judged.append(list(relevances.values()))
+    return ranked, judged
+
+
+def test_scores_of_tied_runs_are_those_of_trec_eval():
+    """The values are those of pytrec_eval (pytrec_eval-terrier 0.5.11) for the same run, means over all judged queries."""
+    found = ranking_scores(*runs(5))
+    for name, value in PYTREC_EVAL.items():
+        assert found[name] == pytest.approx(value, abs=1e-9), name
+
+
+def test_a_judged_query_without_a_ranking_scores_zero():
+    found = ranking_scores([[1, 0], []], [[1], [2, 1]])
+    assert found == {
+        "ndcg_at_10": 0.5,
+        "mrr_at_10": 0.5,
+        "map": 0.5,
+        "recall_at_1": 0.5,
+        "recall_at_10": 0.5,
+        "recall_at_100": 0.5,
+    }
+
+
+def test_a_run_has_the_lines_of_trec_eval(tmp_path):
+    ranking = Ranking(np.array([2, 0]), np.array([0.5, 0.25], np.float32))
+    write_run(tmp_path / "dev.trec", ["q1"], [ranking], ["a", "b", "c"])
+    assert (tmp_path / "dev.trec").read_text() == "q1 Q0 c 1 0.5 bert_jax\nq1 Q0 a 2 0.25 bert_jax\n"
+
+
+PYTREC_EVAL = {
+    "ndcg_at_10": 0.6225515561206081, "map": 0.476681630482477, "recall_at_1": 0.03612332112332113,
+    "recall_at_10": 0.33747252747252743, "recall_at_100": 0.6188278388278389,
+}  # fmt: skip
