@@ -295,7 +295,7 @@ def test_the_list_of_types_of_models_is_that_of_the_table():
     ("family", "changes", "message"),
     [
         ("bert", dict(rope_theta=5.0), "rope_theta=5.0 does not fit model_type='bert'; it is for nomic_bert, gte"),
-        ("modernbert", dict(local_attention=0), "local_attention=0 must be positive"),
+        ("modernbert", dict(local_attention=0), "local_attention=0 leaves a window of 0: .*; give 2 or more"),
         ("modernbert", dict(layer_types=("full_attention",) * 9), "layer_types names 9 types, num_hidden_layers=5"),
         ("modernbert", dict(type_vocab_size=2), "model_type='modernbert', which has no token types"),
         ("nomic_bert", dict(type_vocab_size=0), "model_type='nomic_bert', which has token types"),
@@ -313,6 +313,7 @@ def test_an_impossible_combination_is_refused_with_both_sides(family, changes, m
 
 BASE = {"model_type": "modernbert", "num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4}
 NOMIC = BASE | {"model_type": "nomic_bert"}
+EUROBERT = BASE | {"model_type": "eurobert"}
 
 
 @pytest.mark.parametrize(
@@ -327,6 +328,19 @@ NOMIC = BASE | {"model_type": "nomic_bert"}
             BASE | {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
             "rope_parameters.full_attention: rope_type='yarn'",
         ),
+        (BASE | {"rope_scaling": {"type": "yarn", "factor": 4}}, "rope_scaling: rope_type='yarn' is not supported, only"),
+        (BASE | {"rope_parameters": {"full_attention": 3}}, "full_attention=3 is not supported, only an object such as"),
+        (BASE | {"local_attention": 1}, "local_attention=1 leaves a window of 0"),
+        (BASE | {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported, only 1.0"),
+        (EUROBERT | {"rope_scaling": {"type": "yarn", "factor": 4}}, "rope_scaling: rope_type='yarn' is not supported"),
+        (EUROBERT | {"head_dim": 16}, "head_dim=16 is not supported, only hidden_size=32 / num_attention_heads=4"),
+        (EUROBERT | {"num_attention_heads": 0, "head_dim": 8}, "head_dim=8 is not supported"),
+        (NOMIC | {"moe_every_n_layers": 2}, "moe_every_n_layers=2 is not supported, only 0"),
+        (NOMIC | {"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters: rope_type='yarn' is not supported"),
+        (BASE | {"model_type": "new", "rope_scaling": {"type": "ntk"}}, "rope_scaling.factor=None: type 'ntk' needs a number"),
+        (BASE | {"model_type": "roformer", "rotary_value": True}, "rotary_value=True is not supported, only False"),
+        (BASE | {"model_type": "rembert", "output_embedding_size": None}, "needs embedding_size and output_embedding_size"),
+        (BASE | {"model_type": "neobert"}, "model_type 'neobert' is not known"),
         (NOMIC | {"rotary_emb_fraction": 0.5}, "rotary_emb_fraction=0.5 is not supported, only 1.0"),
         (NOMIC | {"rotary_emb_interleaved": True}, "rotary_emb_interleaved=True is not supported"),
         (NOMIC | {"num_experts": 8}, "num_experts=8 is not supported"),
@@ -337,12 +351,27 @@ NOMIC = BASE | {"model_type": "nomic_bert"}
             "rope_scaling.type='yarn' is not supported",
         ),
         (BASE | {"model_type": "deberta-v2"}, "relative_attention=None is not supported, only True"),
-        (BASE | {"model_type": "esm", "position_embedding_type": "absolute"}, "only ESM-2 is supported"),
+        (
+            BASE | {"model_type": "esm", "position_embedding_type": "absolute"},
+            "position_embedding_type='absolute' is not supported",
+        ),
+        (
+            BASE | {"model_type": "esm", "position_embedding_type": "rotary", "emb_layer_norm_before": True},
+            "emb_layer_norm_before=True is not supported, only False",
+        ),
     ],
 )
 def test_a_switch_that_is_not_covered_is_refused_with_key_and_value(values, message):
     with pytest.raises(InputError, match=f"config.json: .*{message}"):
         convert.config_from_hugging_face(values, "config.json")
+
+
+@pytest.mark.parametrize("family", ["modernbert", "deberta-v2", "roberta"])
+def test_a_row_longer_than_the_positions_is_refused_with_both_numbers(family):
+    cfg = config(family)
+    ids = np.full((1, cfg.max_length + 1), 5, np.int32)
+    with pytest.raises(InputError, match=f"{cfg.max_length + 1} tokens per row; this model takes at most {cfg.max_length}: cut"):
+        Bert(cfg, "encoder").apply({"params": {}}, {"input_ids": ids})
 
 
 def test_old_and_new_spellings_of_a_config_are_the_same_model():

@@ -21,8 +21,9 @@ from tokenizers import AddedToken, models, processors
 
 from bert_jax import disk
 from bert_jax.config import InputError, did_you_mean
-from bert_jax.data import sentencepiece, tokenizer_files, tokenizer_training
-from bert_jax.data.tokenizer_files import failures_named, token_id
+from bert_jax.data import sentencepiece, tokenizer_classes, tokenizer_files, tokenizer_training
+from bert_jax.data.tokenizer_classes import token_id
+from bert_jax.data.tokenizer_files import failures_named
 from bert_jax.data.tokenizer_files import has_tokenizer as has_tokenizer
 from bert_jax.data.tokenizer_training import VocabularyKind
 
@@ -94,7 +95,7 @@ class Tokenizer:
     def __init__(
         self,
         engine: tokenizers.Tokenizer,
-        roles: dict[str, str] = tokenizer_files.BERT_ROLES,
+        roles: dict[str, str] = tokenizer_classes.BERT_ROLES,
         special_tokens: SpecialTokens = "read",
         token_types: bool = True,
     ) -> None:
@@ -146,7 +147,7 @@ class Tokenizer:
             return self
         engine = tokenizers.Tokenizer.from_str(self._engine.to_str())
         if bert_template:
-            engine.post_processor = tokenizer_files.post_processor(engine, self._roles)
+            engine.post_processor = tokenizer_classes.post_processor(engine, self._roles)
         return Tokenizer(engine, self._roles, special_tokens or self.special_tokens, self.token_types or bert_template)
 
     def lays_out_as_bert(self, pairs: bool) -> bool:
@@ -290,10 +291,10 @@ class Tokenizer:
           lowercase: for BERT's own normalization and ALBERT's: True is uncased. None asks the files: see above for a
             tokenizer.json; else `do_lower_case`, and without it uncased unless an entry of a vocab.txt has an upper-case
             letter.
-          model_type: `model_type` of a config.json, one of `tokenizer_files.MODEL_TYPES`. Decides what the file leaves open where
-            no `tokenizer_class` is stated: the ids and normalization of a .model (else SentencePiece's own), the template, the
-            names of the special tokens. DistilBERT, MPNet, ModernBERT, ESM and EuroBERT have no token types. None: that of the
-            config.json beside.
+          model_type: `model_type` of a config.json, one of `tokenizer_classes.MODEL_TYPES`. Decides what the file leaves open
+            where no `tokenizer_class` is stated: the ids and normalization of a .model (else SentencePiece's own), the template,
+            the names of the special tokens. DistilBERT, MPNet, ModernBERT, ESM and EuroBERT have no token types. None: that of
+            the config.json beside.
           special_tokens: "read" or "text", see the attribute. None: by `split_special_tokens` of tokenizer_config.json,
             else "read".
 
@@ -319,7 +320,7 @@ class Tokenizer:
           InputError: `kind` is unknown, or the texts give fewer tokens than `vocab_size`, or need more.
         """
         engine = tokenizer_training.train(texts, vocab_size, kind, lowercase)
-        engine.post_processor = tokenizer_files.post_processor(engine, tokenizer_files.BERT_ROLES)
+        engine.post_processor = tokenizer_classes.post_processor(engine, tokenizer_classes.BERT_ROLES)
         return cls(engine)
 
 

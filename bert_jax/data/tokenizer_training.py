@@ -11,7 +11,7 @@ import tokenizers
 from tokenizers import normalizers, trainers
 
 from bert_jax.config import InputError, did_you_mean
-from bert_jax.data import sentencepiece, tokenizer_files
+from bert_jax.data import sentencepiece, tokenizer_classes
 
 VocabularyKind = Literal["unigram", "bpe", "wordpiece"]
 _SPACES = re.compile(r"\s*")
@@ -27,9 +27,9 @@ def train(texts: Iterable[str], vocab_size: int, kind: VocabularyKind, lowercase
 
 
 def _train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool) -> tokenizers.Tokenizer:
-    special = list(tokenizer_files.BERT_ROLES.values())
+    special = list(tokenizer_classes.BERT_ROLES.values())
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    engine = tokenizer_files.wordpiece({name: id for id, name in enumerate(special)}, normalizer, "[UNK]")
+    engine = tokenizer_classes.wordpiece({name: id for id, name in enumerate(special)}, normalizer, "[UNK]")
     trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
     engine.train_from_iterator(training_lines(texts), trainer)
     _require_size(vocab_size, engine.get_vocab_size())

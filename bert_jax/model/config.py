@@ -195,7 +195,11 @@ class BertConfig(Checked):
             0 < len(form.layer_types) <= self.num_hidden_layers or self.layer_types is None,
             f"layer_types names {len(form.layer_types)} types, num_hidden_layers={self.num_hidden_layers}: give at most as many",
         )
-        self._require(form.local_attention > 0, f"local_attention={form.local_attention} must be positive")
+        self._require(
+            form.local_attention > 1,
+            f"local_attention={form.local_attention} leaves a window of 0: a token attends to local_attention // 2 tokens on "
+            "each side; give 2 or more",
+        )
         for name in ("rope_theta", "local_rope_theta", "rope_ntk_factor"):
             value = getattr(form, name)
             self._require(value is None or 1 <= value < 1e12, f"{name}={value} is not in [1, 1e12)")

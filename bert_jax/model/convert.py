@@ -19,6 +19,7 @@ from bert_jax.model.families.row import Fields, Values
 Params = dict[str, Any]
 _ONLY: dict[str, tuple[object, ...]] = {  # keys of config.json with the values that are covered, in all families
     "position_embedding_type": ("absolute",), "is_decoder": (False,), "add_cross_attention": (False,),
+    "partial_rotary_factor": (1.0, None),
 }  # fmt: skip
 _TOKEN_TYPES = "encoder/embeddings/token_type_embeddings/embedding"
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}

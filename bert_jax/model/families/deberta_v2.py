@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bert_jax.errors import InputError
-from bert_jax.model.families.row import COMMON_HEADS, EMBEDDINGS, LAYER, Family, Fields, Form, Values
+from bert_jax.model.families.row import COMMON_HEADS, EMBEDDINGS, LAYER, Family, Fields, Form, Values, check_head_size
 
 if TYPE_CHECKING:
     from bert_jax.model.config import BertConfig
@@ -30,8 +30,7 @@ def _read(values: Values) -> Fields:
     width = values.get("hidden_size", 1536)
     if values.get("pooler_hidden_size", width) != width:
         raise InputError(f"pooler_hidden_size={values['pooler_hidden_size']} is not supported, only hidden_size={width}")
-    if values.get("attention_head_size") not in (None, width / values.get("num_attention_heads", 24)):
-        raise InputError(f"attention_head_size={values['attention_head_size']} is not supported, only hidden_size / heads")
+    check_head_size(values, "attention_head_size", 1536, 24)
     return fields
 
 

@@ -7,8 +7,10 @@ from bert_jax.model.families.row import LAYER, Family, Fields, Form, Values
 
 
 def _read(values: Values) -> Fields:
-    if values.get("position_embedding_type") != "rotary" or values.get("emb_layer_norm_before"):
-        raise InputError("only ESM-2 is supported: position_embedding_type='rotary', without emb_layer_norm_before")
+    if (kind := values.get("position_embedding_type")) != "rotary":
+        raise InputError(f"position_embedding_type={kind!r} is not supported, only 'rotary', as in ESM-2")
+    if values.get("emb_layer_norm_before"):
+        raise InputError("emb_layer_norm_before=True is not supported, only False, as in ESM-2")
     if values.get("is_folding_model"):
         raise InputError("is_folding_model=True is not supported: ESMFold is not an encoder")
     return {}

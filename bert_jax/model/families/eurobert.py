@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bert_jax.errors import InputError
-from bert_jax.model.families.row import Family, Fields, Form, Values, default_rope
+from bert_jax.model.families.row import Family, Fields, Form, Values, check_head_size, default_rope, rope_of
 
 if TYPE_CHECKING:
     from bert_jax.model.config import BertConfig
 
 
 def _read(values: Values) -> Fields:
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    default_rope(rope, "rope_parameters")
-    if values.get("head_dim") not in (None, values.get("hidden_size", 768) / values.get("num_attention_heads", 12)):
-        raise InputError(f"head_dim={values['head_dim']} is not supported, only hidden_size / num_attention_heads")
+    for key in ("rope_parameters", "rope_scaling"):
+        default_rope(rope_of(values, key), key)
+    rope = rope_of(values, "rope_parameters") or rope_of(values, "rope_scaling")
+    check_head_size(values, "head_dim", 768, 12)
     fields: Fields = {"decoder_bias": bool(values.get("mlp_bias"))}
     if (theta := rope.get("rope_theta", values.get("rope_theta"))) is not None:
         fields["rope_theta"] = theta

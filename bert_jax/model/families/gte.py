@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bert_jax.errors import InputError
-from bert_jax.model.families.row import EMBEDDINGS, Family, Fields, Form, Values, default_rope
+from bert_jax.model.families.row import EMBEDDINGS, Family, Fields, Form, Values, default_rope, rope_of
 
 if TYPE_CHECKING:
     from bert_jax.model.config import BertConfig
@@ -14,12 +14,13 @@ _POOLER = {"pooler/dense": "gte.pooler.dense"}
 
 
 def _read(values: Values) -> Fields:
-    rope = values.get("rope_parameters") or {}
-    scaling = values.get("rope_scaling") or {}
+    rope, scaling = rope_of(values, "rope_parameters"), rope_of(values, "rope_scaling")
     kind = scaling.get("type", scaling.get("rope_type", "default"))
     default_rope(rope, "rope_parameters")
     if kind not in ("default", "ntk"):
         raise InputError(f"rope_scaling.type={kind!r} is not supported, only 'ntk'")
+    if kind == "ntk" and not isinstance(scaling.get("factor"), int | float):
+        raise InputError(f"rope_scaling.factor={scaling.get('factor')!r}: type 'ntk' needs a number, such as 2.0")
     theta = rope.get("rope_theta", values.get("rope_theta"))
     return ({} if theta is None else {"rope_theta": theta}) | ({"rope_ntk_factor": scaling["factor"]} if kind == "ntk" else {})
 

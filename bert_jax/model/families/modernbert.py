@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bert_jax.errors import InputError
-from bert_jax.model.families.row import Family, Fields, Form, Values, default_rope, layer_types_of
+from bert_jax.model.families.row import Family, Fields, Form, Values, default_rope, layer_types_of, rope_of
 
 if TYPE_CHECKING:
     from bert_jax.model.config import BertConfig
@@ -23,9 +23,10 @@ def _read(values: Values) -> Fields:
         raise InputError(f"global_attn_every_n_layers={every!r} and num_hidden_layers={layers!r}: expected positive integers")
     types = values.get("layer_types") or ["sliding_attention" if i % every else "full_attention" for i in range(layers)]
     fields: Fields = {"layer_types": layer_types_of(types, layers)}
-    parameters = values.get("rope_parameters") or {}
+    parameters = rope_of(values, "rope_parameters")
+    default_rope(rope_of(values, "rope_scaling"), "rope_scaling")
     for kind, (field, key) in _THETAS.items():
-        rope = parameters.get(kind) or {}
+        rope = rope_of(parameters, kind)
         default_rope(rope, f"rope_parameters.{kind}")
         theta = rope.get("rope_theta", values.get(key))
         fields |= {} if theta is None else {field: theta}

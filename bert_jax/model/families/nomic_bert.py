@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bert_jax.errors import InputError
-from bert_jax.model.families.row import Family, Fields, Form, Values, default_rope
+from bert_jax.model.families.row import Family, Fields, Form, Values, check_head_size, default_rope, rope_of
 
 if TYPE_CHECKING:
     from bert_jax.model.config import BertConfig
@@ -19,21 +18,20 @@ def _read(values: Values) -> Fields:
     fields: Fields = {}
     if values.get("activation_function") in _ACTIVATIONS and "hidden_act" not in values:
         fields["hidden_act"] = _ACTIVATIONS[values["activation_function"]]
-    rope = values.get("rope_parameters") or {}
+    rope = rope_of(values, "rope_parameters")
+    default_rope(rope_of(values, "rope_scaling"), "rope_scaling")
     dynamic = rope.get("rope_type") == "dynamic" or values.get("rotary_scaling_factor") is not None
     if not dynamic:
         default_rope(rope, "rope_parameters")
     theta = rope.get("rope_theta", values.get("rotary_emb_base"))
     fields |= {} if theta is None else {"rope_theta": theta}
     longest = values.get("max_position_embeddings", values.get("n_positions", 2048))
-    trained = values.get("max_trained_positions", 2048)
-    if dynamic and isinstance(longest, int):  # its angles change past the trained length, and are the plain ones up to it
+    trained = values.get("max_trained_positions") or 2048
+    if (
+        dynamic and isinstance(longest, int) and isinstance(trained, int)
+    ):  # its angles change past the trained length, and are the plain ones up to it
         fields["max_position_embeddings"] = min(longest, trained)
-    heads, width = values.get("num_attention_heads", 12), values.get("hidden_size", 768)
-    if values.get("head_dim") not in (None, width / heads):
-        raise InputError(
-            f"head_dim={values['head_dim']} is not supported, only hidden_size={width} / num_attention_heads={heads}"
-        )
+    check_head_size(values, "head_dim", 768, 12)
     return fields
 
 

@@ -230,12 +230,29 @@ class Family:
         yield from self.tied
 
 
+def rope_of(values: Values, key: str) -> Values:
+    """Returns the object at a key of a config.json; an empty one if there is none."""
+    rope = values.get(key)
+    if rope is not None and not isinstance(rope, dict):
+        raise InputError(f"{key}={rope!r} is not supported, only an object such as {{'rope_type': 'default'}}")
+    return rope or {}
+
+
 def default_rope(rope: Values, where: str) -> None:
     """Raises InputError unless `rope`, the rotary settings of a config.json, are those of plain rotary embeddings."""
-    kind = rope.get("rope_type", "default")
+    kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default" or rope.get("partial_rotary_factor") not in (None, 1, 1.0):
         strange = f"rope_type={kind!r}" if kind != "default" else f"partial_rotary_factor={rope['partial_rotary_factor']!r}"
         raise InputError(f"{where}: {strange} is not supported, only rope_type='default' on whole heads")
+
+
+def check_head_size(values: Values, key: str, width: int, heads: int) -> None:
+    """Raises InputError if a config.json states another head size than hidden_size / num_attention_heads, by default these."""
+    width, heads = values.get("hidden_size", width), values.get("num_attention_heads", heads)
+    if (size := values.get(key)) is None:
+        return
+    if not all(isinstance(number, int) for number in (size, width, heads)) or size * heads != width:
+        raise InputError(f"{key}={size!r} is not supported, only hidden_size={width!r} / num_attention_heads={heads!r}")
 
 
 def layer_types_of(types: object, layers: int) -> tuple[str, ...]:
