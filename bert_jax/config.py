@@ -17,6 +17,7 @@ import traceback
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -60,6 +61,11 @@ class DataConfig(_Group):
     (
         "Files, folders, globs (.txt .md .jsonl .csv .tsv, also .gz .bz2 .xz .zst; .parquet), gs:// paths, `tfds:NAME`, or "
         "`stdlib:` (text that is part of every Python installation)."
+    )
+    mixture: str | None = None
+    (
+        "Weights of several sources, such as `books=2,web=1`: of 3 rows 2 are of the source books. Each entry of `source` is "
+        "then NAME=PATH. Default: each row of the text once an epoch."
     )
     format: TextFormat = "auto"
     """Format of the files. auto: by their suffixes."""
@@ -119,6 +125,45 @@ class DataConfig(_Group):
             self.dupe_factor == 1 or self.examples == "sentence_pairs",
             f"dupe_factor={self.dupe_factor} needs examples='sentence_pairs': full sentences are cut in one way only",
         )
+
+        if self.mixture is not None:
+            unknown = [name for name in self.weights if name not in self.by_name]
+            known = f"; source names {', '.join(self.by_name) or 'nothing'}"
+            self._require(not unknown, f"mixture={self.mixture!r}: no source is named {', '.join(unknown)}{known}")
+
+    @property
+    def by_name(self) -> dict[str, tuple[str, ...]]:
+        """The paths of `source` by the name of their source; without a mixture, all under the empty name."""
+        if self.mixture is None:
+            return {"": self.source}
+        found: dict[str, tuple[str, ...]] = {}
+        for entry in self.source:
+            parts = re.fullmatch(r"([A-Za-z0-9_.-]+)=(.+)", entry)
+            if parts is None:
+                raise InputError(f"DataConfig: source: {entry!r} is not NAME=PATH, which mixture={self.mixture!r} needs")
+            found[parts[1]] = (*found.get(parts[1], ()), parts[2])
+        return found
+
+    @property
+    def weights(self) -> dict[str, int]:
+        """The weights of `mixture` in whole numbers without a common divisor; without a mixture, 1 for the empty name.
+
+        >>> DataConfig(source=("a=x.txt", "b=y.txt"), mixture="a=0.5,b=1").weights
+        {'a': 1, 'b': 2}
+        """
+        if self.mixture is None:
+            return {"": 1}
+        shares: dict[str, Fraction] = {}
+        for entry in self.mixture.split(","):
+            parts = re.fullmatch(r"\s*([A-Za-z0-9_.-]+)=(\d+\.?\d*|\.\d+)\s*", entry)
+            self._require(parts is not None and parts[1] not in shares, f"mixture={self.mixture!r}: {entry!r} is not NAME=WEIGHT")
+            assert parts is not None
+            shares[parts[1]] = Fraction(parts[2])
+            self._require(shares[parts[1]] > 0, f"mixture={self.mixture!r}: leave out {parts[1]}, whose weight is 0")
+        whole = {name: int(share * math.lcm(*(each.denominator for each in shares.values()))) for name, share in shares.items()}
+        whole = {name: weight // math.gcd(*whole.values()) for name, weight in whole.items()}
+        self._require(sum(whole.values()) <= 100_000, f"mixture={self.mixture!r}: give weights with fewer digits")
+        return whole
 
     @property
     def tokenizer_sample_bytes(self) -> int | None:

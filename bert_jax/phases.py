@@ -35,6 +35,8 @@ class Phase(Checked):
     """Share of the tokens to predict that become [MASK]."""
     random_prob: float | None = None
     """Share of the tokens to predict that become a random token."""
+    mixture: str | None = None
+    """Weights of the sources, as in data.mixture, which must be given too."""
     learning_rate_scale: float | None = None
     """Factor of the schedule's learning rate at the end of the phase. It starts at 1, and where the phase before left it."""
     learning_rate_shape: Literal["linear", "cosine", "1-sqrt", "jump"] = "linear"
@@ -114,10 +116,13 @@ def _run(cfg: TrainConfig, phase: Phase) -> TrainConfig:
     def given(**values: Any) -> dict[str, Any]:
         return {name: value for name, value in values.items() if value is not None}
 
+    if phase.mixture is not None and cfg.data.mixture is None:
+        raise InputError(f"mixture={phase.mixture!r} needs data.mixture, which says that the sources have names")
     masking = given(mask_prob=phase.mask_prob, random_prob=phase.random_prob)
     if phase.mask_rate is not None:
         masking |= {"rate": phase.mask_rate, "final_rate": phase.final_mask_rate}
     return cfg.replace(
-        phases=(), masking=cfg.masking.replace(**masking), data=cfg.data.replace(**given(max_seq_length=phase.max_seq_length)),
+        phases=(), masking=cfg.masking.replace(**masking),
+        data=cfg.data.replace(**given(max_seq_length=phase.max_seq_length, mixture=phase.mixture)),
         **given(batch_size=phase.batch_size, gradient_accumulation_steps=phase.gradient_accumulation_steps),
     )  # fmt: skip

@@ -17,7 +17,7 @@ import json
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -113,6 +113,7 @@ class Corpus:
     token_counts: np.ndarray  # int64 [V], of the training rows; 0 for special tokens, which are never predicted
     summary: Index
     sentences: Sample  # hashes of its sentences, or of a share of them
+    sources: dict[str, tuple[int, int]]  # the training rows [first, stop) of each source of a mixture
 
 
 def other_text(source: Sequence[str], run: str) -> str:
@@ -155,26 +156,40 @@ def make(
     Returns:
       The folder of the finished cache, and the tasks that make its shards.
     """
-    files = sources.list_files(cfg.source, sources.reader_of(cfg))
+    files_of = list_files(cfg)
+    files = [path for each in files_of.values() for path in each]
     tokenizer = load_tokenizer(str(tokenizer_path), cfg.special_tokens)
     cache = as_path(cache_dir)
     store.make_folder(cache)
     segments, hashes = _scan(files, cfg, cache, run)
-    directory = cache / _cache_key(hashes, tokenizer, cfg)
+    directory = cache / _cache_key(hashes, tokenizer, cfg, files_of)
     if begun and directory.name != begun[0]:
         raise InputError(other_text(cfg.source, begun[1]))
     numbers = {path: i for i, path in enumerate(files)}
+    name_of = {path: name for name, each in files_of.items() for path in each}
+    shards_of = {name: plan_shards([s for s in segments if name_of[s.path] == name]) for name in files_of}
     tasks = [
         ShardTask(i, shard, tuple(numbers[s.path] for s in shard), cfg, str(tokenizer_path), str(directory))
-        for i, shard in enumerate(plan_shards(segments))
+        for i, shard in enumerate(shard for shards in shards_of.values() for shard in shards)
     ]
     if not _has_index(directory):
         store.make_folder(directory)
         rule = hold_out(cfg, tuple(segments))
         run(make_shard, [dataclasses.replace(task, rule=rule) for task in tasks], "tokenize")
         if not (directory / "index.json").exists():  # else another run has made the same cache meanwhile
-            _write_index(directory, len(tasks), files, cfg, tokenizer, rule)
+            _write_index(directory, {name: len(shards) for name, shards in shards_of.items()}, files, cfg, tokenizer, rule)
     return directory, tasks
+
+
+def list_files(cfg: DataConfig) -> dict[str, list[str]]:
+    """Returns the files of each source of a mixture; without one, all files under the empty name."""
+    found: dict[str, list[str]] = {}
+    for name, paths in cfg.by_name.items():
+        found[name] = sources.list_files(paths, sources.reader_of(cfg))
+        for other in found.keys() - {name}:
+            if both := set(found[name]) & set(found[other]):
+                raise InputError(f"data.source: {min(both)} is in the sources {other} and {name}: leave it in one of them")
+    return found
 
 
 def _has_index(directory: AnyPath) -> bool:
@@ -210,7 +225,7 @@ def read_texts(cfg: DataConfig, progress: Progress) -> Iterator[str]:
     they are the same each time.
     """
     report, reader = sources.ReadReport(), sources.reader_of(cfg)
-    files = sources.list_files(cfg.source, reader)
+    files = [path for each in list_files(cfg).values() for path in each]
     scanned = run_in_processes(partial(_scan_file, reader, SHARD_BYTES), files, "scan", cfg.num_workers, progress)
     segments = [sources.Segment(*values) for found, _ in scanned for values in found]
     rule = hold_out(cfg, tuple(segments))
@@ -296,10 +311,12 @@ def plan_shards(segments: Sequence[sources.Segment]) -> list[Shard]:
     return [tuple(shard) for shard in shards]
 
 
-def _cache_key(hashes: Sequence[str], tokenizer: Tokenizer, cfg: DataConfig) -> str:
+def _cache_key(hashes: Sequence[str], tokenizer: Tokenizer, cfg: DataConfig, files_of: Mapping[str, Sequence[str]]) -> str:
     parts = ["documents", "text_column", "sentences", "on_error", "max_seq_length", "examples", "short_seq_prob",
              "dupe_factor", "eval_fraction"]  # fmt: skip
     options = {name: getattr(cfg, name) for name in parts} | ({"format": cfg.format} if cfg.format != "auto" else {})
+    if cfg.mixture is not None:  # no shard has text of two sources
+        options["sources"] = {name: len(each) for name, each in files_of.items()}
     text = json.dumps([FORMAT, SHARD_BYTES, list(hashes), tokenizer.fingerprint(), options])
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
@@ -309,9 +326,10 @@ def _lost(place: AnyPath) -> str:
 
 
 def _write_index(
-    directory: AnyPath, num_shards: int, files: Sequence[str], cfg: DataConfig, tokenizer: Tokenizer, rule: HoldOut
+    directory: AnyPath, shards_of: Mapping[str, int], files: Sequence[str], cfg: DataConfig, tokenizer: Tokenizer, rule: HoldOut
 ) -> None:
-    """Adds up the counts of the shards, and writes the index."""
+    """Adds up the counts of the shards, and writes the index. `shards_of`: the number of shards of each source."""
+    num_shards = sum(shards_of.values())
     there = {path.name for path in directory.iterdir()}
     if missing := [str(i) for i in range(num_shards) if not there.issuperset(shard_files(i))]:  # a lost worker reports nothing
         more = f" and {len(missing) - 10:,} more" if missing[10:] else ""
@@ -341,7 +359,7 @@ def _write_index(
         "checksums": counted.checksums,
         "row_lengths": counted.sums["row_lengths"].tolist(),
         "repeats": found,
-    }
+    } | ({} if cfg.mixture is None else {"sources": dict(shards_of)})
     arrays = {"token_counts": counted.sums["token_counts"], **dataclasses.asdict(counted.sentences)}
     write(directory / "counts.npz", lambda f: np.savez(f, **arrays))
     write(directory / "index.json", lambda f: f.write(json.dumps(summary | {"crc32": seal(summary)}).encode()))
@@ -367,4 +385,9 @@ def _open(directory: Path, tasks: Sequence[ShardTask]) -> Corpus:
     train = [(path, 0, n) for path, n in zip(paths, summary["train_rows"], strict=True)]
     held_out = list(zip(paths, summary["train_rows"], summary["rows"], strict=True))
     train_rows, held_out_rows = (Rows(shards, summary["columns"], check) for shards in (train, held_out))
-    return Corpus(train_rows, held_out_rows, token_counts, summary, Sample(**counts, halvings=halvings))
+    ends, parts = np.cumsum([0, *summary["train_rows"]]).tolist(), dict[str, tuple[int, int]]()
+    shard = 0
+    for name, number in summary.get("sources", {"": len(paths)}).items():
+        parts[name] = (ends[shard], ends[shard + number])
+        shard += number
+    return Corpus(train_rows, held_out_rows, token_counts, summary, Sample(**counts, halvings=halvings), parts)

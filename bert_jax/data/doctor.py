@@ -30,14 +30,26 @@ def examine(data: PretrainingData, cfg: TrainConfig, source: BatchSource) -> Dia
     warnings += _repeats(data.training)
     warnings += _leaks(data)
     mask_facts, mask_warnings = _masks(source)
-    drawn = sum((span.until - span.begin) * span.cfg.batch_size * span.cfg.data.max_seq_length for span in spans(cfg))
-    epochs = drawn / max(1, len(data.training.train) * cfg.data.max_seq_length)
+    by_source = _epochs(data, cfg)
+    epochs = max(by_source.values())
     facts += [("rows", f"{len(data.training.train):,} for training, {len(data.held_out):,} held out")]
-    facts += [("epochs", f"{epochs:.2f}"), *mask_facts]
+    shown = ", ".join(f"{name} {number:.2f}".strip() for name, number in by_source.items())
+    facts += [("epochs", shown), *mask_facts]
     if epochs > 100:
         rows = f"{len(data.training.train):,} rows"
         warnings.append(f"the run goes {epochs:.0f} times through its {rows}: it may learn them by heart")
     return Diagnosis(facts, warnings + mask_warnings)
+
+
+def _epochs(data: PretrainingData, cfg: TrainConfig) -> dict[str, float]:
+    """Returns how often the run reads each source of its mixture, or the whole text under the empty name."""
+    rows = dict.fromkeys(data.training.sources, 0.0)  # in units of rows of data.max_seq_length
+    for span, source in zip(spans(cfg), data.batches(cfg), strict=True):
+        counts = source.order.counts([(span.until - span.begin) * source.batch_size])[0]
+        for part, count in zip(source.parts, counts, strict=True):
+            rows[part.name] += int(count) * source.max_seq_length / cfg.data.max_seq_length
+    sizes = {name: max(1, stop - first) for name, (first, stop) in data.training.sources.items()}
+    return {name: number / sizes[name] for name, number in rows.items()}
 
 
 def _share(part: float, whole: float) -> str:

@@ -98,7 +98,7 @@ def load(cfg: TrainConfig, data: PretrainingData, progress: Progress) -> list[He
     """
     found = [_of(cfg, data, data.held_out, "")] if len(data.held_out) else []
     for name, paths in by_name(cfg.eval_sources).items():
-        own = cfg.data.replace(source=paths, eval_source=(), eval_fraction=0.0)
+        own = cfg.data.replace(source=paths, mixture=None, eval_source=(), eval_fraction=0.0)
         with _naming(name):
             rows = corpus.prepare(own, tokenizer_folder(cfg), cache_place(cfg), progress, Path(cfg.workdir) / "cache").train
         found.append(_of(cfg, data, rows, name))

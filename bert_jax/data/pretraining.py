@@ -53,14 +53,21 @@ class PretrainingData:
         A phase goes on in the order of the rows where the last one of the same row length left it.
         """
         found: list[BatchSource] = []
-        drawn: Counter[int] = Counter()
+        drawn: Counter[tuple[int, str]] = Counter()
         for span in spans(cfg):
             length = span.cfg.data.max_seq_length
-            rows = self.other_lengths.get(length, self.training).train
-            part = Part(0, len(rows), drawn=drawn[length])
-            source = BatchSource.of(span.cfg, self.tokenizer, rows)
-            found.append(replace(source, parts=(part,), begin=span.begin, mask_line=span.mask_line))
-            drawn[length] += (span.until - span.begin) * span.cfg.batch_size
+            text = self.other_lengths.get(length, self.training)
+            parts = tuple(
+                Part(*text.sources[name], weight, drawn[length, name], name) for name, weight in span.cfg.data.weights.items()
+            )
+            if empty := [part.name for part in parts if part.stop == part.first and len(parts) > 1]:
+                raise InputError(f"data.mixture: {empty[0]} has no rows to train on: give it more text, or leave it out")
+            source = replace(
+                BatchSource.of(span.cfg, self.tokenizer, text.train), parts=parts, begin=span.begin, mask_line=span.mask_line
+            )
+            found.append(source)
+            counts = source.order.counts([(span.until - span.begin) * span.cfg.batch_size])[0]
+            drawn.update({(length, part.name): int(count) for part, count in zip(parts, counts, strict=True)})
         return found
 
 
@@ -99,7 +106,7 @@ def texts(cfg: TrainConfig) -> list[DataConfig]:
     """Returns the data of each corpus: the training text, data.eval_source, and the training text in rows of other lengths."""
     data, apart = cfg.data, []
     if data.eval_source:
-        apart, data = [data.replace(source=data.eval_source, eval_fraction=0.0)], data.replace(eval_fraction=0.0)
+        apart, data = [data.replace(source=data.eval_source, mixture=None, eval_fraction=0.0)], data.replace(eval_fraction=0.0)
     lengths = sorted({span.cfg.data.max_seq_length for span in spans(cfg)} - {data.max_seq_length})
     return [data, *apart, *(data.replace(max_seq_length=length) for length in lengths)]
 
