@@ -224,10 +224,11 @@ class MaskingConfig(_Group):
 class OptimConfig(_Group):
     """The optimizer and the schedule of its learning rate."""
 
-    name: Literal["adamw_bert", "adamw", "lamb", "muon"] = "adamw_bert"
+    name: Literal["adamw_bert", "adamw", "stable_adamw", "lamb", "muon"] = "adamw_bert"
     (
-        "`adamw_bert`: google-research/bert's, without bias correction. `adamw`: the usual AdamW. `lamb`: for large batches. "
-        "`muon`: Muon for the kernels of the layers, AdamW for everything else."
+        "`adamw_bert`: google-research/bert's, without bias correction. `adamw`: the usual AdamW. `stable_adamw`: AdamW whose "
+        "updates are clipped where a gradient exceeds its history. `lamb`: for large batches. `muon`: Muon for the kernels of "
+        "the layers, AdamW for everything else."
     )
     learning_rate: float = 1e-4
     """Peak learning rate."""

@@ -9,7 +9,7 @@ import pytest
 from bert_jax.config import BertConfig, InputError, OptimConfig, Phase
 from bert_jax.model.convert import flatten, unflatten
 from bert_jax.model.heads import Bert, initialize
-from bert_jax.training import muon
+from bert_jax.training import muon, parallel
 from bert_jax.training.optim import decay_mask, layer_scales, make_optimizer, make_schedule, scaled_by_phases
 
 RATES = [0.01, 0.02, 0.03, 0.02, 0.01]
@@ -321,12 +321,65 @@ def test_a_matrix_is_orthogonalised_whatever_its_shape() -> None:
         assert values.max() < 1.3
 
 
+def test_muon_on_any_mesh_is_muon_on_one_device() -> None:
+    """Parameters cut by fsdp and tensor are whole where they are orthogonalised."""
+    rng = np.random.default_rng(2)
+    shapes = {"attention": {"query": (16, 16), "output": (16, 16)}, "mlp": {"intermediate": (16, 32), "output": (32, 16)}}
+    layer = {part: {name: {"kernel": rng.normal(size=shape).astype(np.float32)} for name, shape in own.items()}
+             for part, own in shapes.items()}  # fmt: skip
+    params = {"encoder": {"layer_0": layer, "layer_1": layer, "norm": {"scale": np.ones(16, np.float32)}}}
+    gradients = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
+    optimizer = make_optimizer(OptimConfig(name="muon"))
+
+    def step(params, gradients):
+        state = optimizer.init(params)
+        for _ in range(2):
+            updates, state = optimizer.update(gradients, state, params, learning_rate=1e-3, ok=True)
+        return updates, state
+
+    expected = jax.jit(step)(params, gradients)[0]
+    for fsdp, tensor in ((1, 1), (4, 1), (2, 2)):
+        devices = parallel.Devices(parallel.make_mesh(jax.devices(), fsdp, tensor))
+        placed = devices.place(params), devices.place(gradients)
+        kernel = placed[0]["encoder"]["layer_0"]["mlp"]["output"]["kernel"]
+        assert kernel.addressable_shards[0].data.shape == (32 // tensor, 16 // fsdp)
+        with jax.set_mesh(devices.mesh):
+            updates = jax.jit(step, out_shardings=None)(*placed)[0]
+        jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=1e-6), devices.gather(updates), expected)
+
+
 def test_muon_without_kernels_of_layers_is_refused() -> None:
     with pytest.raises(InputError, match="name='muon' finds no kernels of layers"):
         make_optimizer(OptimConfig(name="muon")).init({"kernel": jnp.ones((2, 2))})
 
 
-@pytest.mark.parametrize("name", ["adamw", "adamw_bert", "lamb", "muon"])
+def test_stable_adamw_is_an_independent_numpy_implementation_over_twenty_steps() -> None:
+    rng = np.random.default_rng(1)
+    expected = {"kernel": rng.normal(size=(6, 4)), "bias": rng.normal(size=4)}
+    ours = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), expected)
+    optimizer = make_optimizer(OptimConfig(name="stable_adamw", b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.1))
+    state, update = optimizer.init(ours), jax.jit(optimizer.update)
+    first, second, clipped = dict.fromkeys(expected, 0.0), dict.fromkeys(expected, 0.0), 0
+    for step in range(20):
+        size = 30.0 if step in (9, 15) else 1.0  # a gradient far beyond its history
+        gradients = {k: size * rng.normal(size=x.shape) for k, x in expected.items()}
+        updates, state = update({k: jnp.asarray(g, jnp.float32) for k, g in gradients.items()}, state, ours, learning_rate=0.01)
+        ours = jax.tree.map(jnp.add, ours, updates)
+        for k, g in gradients.items():
+            first[k], second[k] = 0.9 * first[k] + 0.1 * g, 0.98 * second[k] + 0.02 * g**2
+            root = np.sqrt(second[k] / (1 - 0.98 ** (step + 1)))
+            rms = np.sqrt((g**2 / np.maximum(root, 1e-6) ** 2).mean())
+            clipped += rms > 2
+            rate = 0.01 / max(1, rms)
+            expected[k] = expected[k] - rate * (
+                0.1 * expected[k] * (k == "kernel") + first[k] / (1 - 0.9 ** (step + 1)) / (root + 1e-6)
+            )
+    assert clipped >= 4
+    for k, x in expected.items():
+        np.testing.assert_allclose(ours[k], x, atol=1e-5, err_msg=k)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_bert", "stable_adamw", "lamb", "muon"])
 def test_an_update_that_is_not_ok_leaves_the_state_as_it_is(name):
     optimizer = make_optimizer(OptimConfig(name=name))
     params = {"encoder": {"layer_0": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}}

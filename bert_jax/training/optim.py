@@ -135,6 +135,26 @@ def scale_by_adam(b1: float, b2: float, eps: float, bias_correction: bool) -> op
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def clip_updates(adamw: optax.GradientTransformation, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
+    """Returns StableAdamW (Wortsman et al., 2023, algorithm 2) from a chain that begins with `scale_by_adam`.
+
+    It divides the updates of a tensor, weight decay included, by max(1, RMS), where RMS is the root mean square of the gradient
+    over the root of the corrected second moment. So a gradient that exceeds its history makes no larger step.
+    """
+
+    def update(updates: PyTree, state: PyTree, params: PyTree | None = None, **extra: object) -> tuple[PyTree, PyTree]:
+        steps, state = optax.with_extra_args_support(adamw).update(updates, state, params, **extra)
+        correction = 1 - b2 ** state[0].count
+
+        def clipped(step: Array, gradient: Array, nu: Array) -> Array:
+            ratio = jnp.square(gradient) / jnp.maximum(nu / correction, eps**2)
+            return step / jnp.maximum(1.0, jnp.sqrt(jnp.mean(ratio)))
+
+        return jax.tree.map(clipped, steps, updates, state[0].nu), state
+
+    return optax.GradientTransformationExtraArgs(adamw.init, update)
+
+
 class Guarded(optax.GradientTransformationExtraArgs):
     """A transformation that handles skipped batches itself.
 
@@ -178,7 +198,9 @@ def make_optimizer(cfg: OptimConfig, scales: PyTree | None = None) -> Guarded:
         parts = [*_muon_and(adam, cfg), decay, _for_kernels(cfg.muon_learning_rate / cfg.learning_rate)]
     if cfg.name == "lamb":
         parts.append(optax.masked(optax.scale_by_trust_ratio(), decay_mask))
-    direction = optax.chain(*parts)
+    direction: optax.GradientTransformation = optax.chain(*parts)
+    if cfg.name == "stable_adamw":
+        direction = clip_updates(direction, cfg.b2, cfg.eps)
     if scales is not None:
         scale = optax.stateless(lambda updates, params: jax.tree.map(lambda u, s: u * s, updates, scales))
         direction = optax.chain(optax.masked(direction, jax.tree.map(bool, scales)), scale)
