@@ -195,7 +195,7 @@ def finish(cfg: TrainConfig, head: Head, params: PyTree, reached: dict[str, floa
     masked = json.dumps([f"I {tokenizer.mask_token} it."])
     code = f"import bert_jax; print(bert_jax.FillMask(bert_jax.load({json.dumps(str(directory))}))({masked}))"
     next_step = (
-        f"Go on with your own text:\n    {prog} bert_mini --data.source 'text/*.txt' --workdir runs/mine"
+        f"Go on with your own text:\n    {prog} modern_mini --data.source 'text/*.txt' --workdir runs/mine"
         if cfg.data.source == ("stdlib:",)
         else f"Go on with a task:\n    {task} --text-column NAME --label-column NAME"
     )

@@ -3,9 +3,12 @@
     python train.py configs/modern_base.py --data.source 'gs://bucket/text/*.jsonl.gz' --workdir gs://bucket/runs/modern_base
 
 Hardware: a pod slice, as `bert_jax plan configs/modern_base.py --topology v5e:4x4` says; no measured run yet.
+
+AdamW's rate and decay rates, 30 % masks, and warm-up, stable rate and decay by 1 - sqrt are ModernBERT's as published. Muon's
+rate is that of quickstart, a quarter as wide (docs/recipes.md). Nothing was tried at this size.
 """
 
-from bert_jax.config import BertConfig, ComputeConfig, DataConfig, OptimConfig, TrainConfig
+from bert_jax.config import BertConfig, ComputeConfig, DataConfig, MaskingConfig, OptimConfig, TrainConfig
 
 
 def get_config() -> TrainConfig:
@@ -18,5 +21,9 @@ def get_config() -> TrainConfig:
         model=BertConfig.of_family("modernbert"),
         compute=ComputeConfig(dtype="bfloat16"),
         data=DataConfig(tokenizer="bpe", max_seq_length=1024),
-        optim=OptimConfig(name="adamw", learning_rate=8e-4, warmup_steps=2_000, schedule="warmup_stable_decay"),
-    )
+        masking=MaskingConfig(rate=0.3),
+        optim=OptimConfig(
+            name="muon", learning_rate=8e-4, muon_learning_rate=0.02, warmup_steps=2_000, b2=0.98,
+            schedule="warmup_stable_decay", decay_shape="1-sqrt",
+        ),
+    )  # fmt: skip

@@ -4,9 +4,12 @@
 
 Hardware: a laptop will do. The vocabulary, 8,192 pieces, is trained on the text. The layers are ModernBERT's: pre-norm, rotary,
 gated, without biases; two in three see 64 tokens on each side. transformers loads the export as ModernBertForMaskedLM.
+
+The recipe (Muon at 0.02, AdamW at 1e-3, 30 % masks) was tried with 4 layers of this width for 500 steps on 45 MB of text, one
+seed; docs/recipes.md has the numbers. Neither other rates nor the whole run were tried.
 """
 
-from bert_jax.config import BertConfig, DataConfig, OptimConfig, TrainConfig
+from bert_jax.config import BertConfig, DataConfig, MaskingConfig, OptimConfig, TrainConfig
 
 
 def get_config() -> TrainConfig:
@@ -22,5 +25,6 @@ def get_config() -> TrainConfig:
         checkpoint_every=500,
         model=model,
         data=DataConfig(tokenizer="bpe", max_seq_length=128),
-        optim=OptimConfig(name="adamw", learning_rate=1e-3, warmup_steps=500),
+        masking=MaskingConfig(rate=0.3),
+        optim=OptimConfig(name="muon", learning_rate=1e-3, muon_learning_rate=0.02, warmup_steps=500),
     )

@@ -6,9 +6,9 @@
 Samples are tokenised with special tokens, concatenated and cut into blocks of --length, the remainder dropped;
 DataCollatorForLanguageModeling masks 15 % in shuffled epochs; BertForMaskedLM in float32, Trainer's AdamW (fused, no
 decay on biases and LayerNorms), clipping to 1, linear warm-up and decay, which by wall time end exactly with the
-budget, however fast the machine is. Documents are read, and some held out, by
-bert_jax: --documents and --heldout-hash must be those of its run. A sample is a document or, as run_mlm.py has it with
-plain text files, a line.
+budget, however fast the machine is. --config DIR trains a model of another config.json, such as a ModernBERT's, from
+fresh weights. Documents are read, and some held out, by bert_jax: --documents and --heldout-hash must be those of its
+run. A sample is a document or, as run_mlm.py has it with plain text files, a line.
 
 Only training counts against --minutes: not tokenisation, not evaluation. The evaluation file holds int32 input_ids,
 token_type_ids, position_ids and sequence_ids [N, L], masked_positions and masked_ids [N, P], float32 masked_weights
@@ -64,26 +64,31 @@ class Blocks(torch.utils.data.Dataset):
 
 def adamw(model: torch.nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     """Trainer's default optimizer: fused, no decay on biases and LayerNorms."""
-    groups: tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]] = [], []
-    for name, parameter in model.named_parameters():
-        groups["bias" in name or "LayerNorm" in name].append(parameter)
-    decayed, plain = groups
+    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    plain = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     options = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return torch.optim.AdamW(options, lr=learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
 
 
 @torch.inference_mode()
-def evaluate(model: transformers.BertForMaskedLM, arrays: Arrays, batch_size: int = 64) -> float:
-    """Nats a masked token on the fixed masks, weighted; the model is left in train mode."""
+def evaluate(model: transformers.PreTrainedModel, arrays: Arrays, batch_size: int = 64) -> float:
+    """Nats a masked token of a BERT or ModernBERT on the fixed masks, weighted; the model is left in train mode."""
     model.eval()
     total = weight = 0.0
     for first in range(0, len(arrays["input_ids"]), batch_size):
         batch = {name: torch.from_numpy(rows[first : first + batch_size]) for name, rows in arrays.items()}
-        inputs = {name: batch[name].long() for name in ("input_ids", "token_type_ids", "position_ids")}
+        inputs = {name: batch[name].long() for name in ("input_ids", "position_ids")}
         attend = (batch["sequence_ids"][:, :, None] == batch["sequence_ids"][:, None, :])[:, None]
-        hidden = model.bert(**inputs, attention_mask=attend).last_hidden_state
-        picked = torch.take_along_dim(hidden, batch["masked_positions"].long()[:, :, None], dim=1)
-        logits, labels = model.cls(picked).flatten(0, 1), batch["masked_ids"].long().flatten()
+        if model.config.model_type == "modernbert":
+            place = torch.arange(attend.shape[-1])
+            near = (place[:, None] - place[None, :]).abs() <= model.config.local_attention // 2
+            hidden = model.model(**inputs, attention_mask={"full_attention": attend, "sliding_attention": attend & near})
+            head = torch.nn.Sequential(model.head, model.decoder)
+        else:
+            hidden = model.bert(**inputs, token_type_ids=batch["token_type_ids"].long(), attention_mask=attend)
+            head = model.cls
+        picked = torch.take_along_dim(hidden.last_hidden_state, batch["masked_positions"].long()[:, :, None], dim=1)
+        logits, labels = head(picked).flatten(0, 1), batch["masked_ids"].long().flatten()
         losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
         total += float((losses * batch["masked_weights"].flatten()).double().sum())
         weight += float(batch["masked_weights"].double().sum())
@@ -91,10 +96,27 @@ def evaluate(model: transformers.BertForMaskedLM, arrays: Arrays, batch_size: in
     return total / weight
 
 
+def make_model(args: argparse.Namespace, tokenizer: transformers.PreTrainedTokenizerBase) -> transformers.PreTrainedModel:
+    """A fresh model: of --config, or BERT of the given sizes."""
+    if args.config:
+        return transformers.AutoModelForMaskedLM.from_config(transformers.AutoConfig.from_pretrained(args.config)).train()
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=args.hidden,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.heads,
+        intermediate_size=args.intermediate,
+        max_position_embeddings=max(512, args.length),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return transformers.BertForMaskedLM(config).train()
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", nargs="+", required=True, help="files or globs, as bert_jax takes them")
     parser.add_argument("--tokenizer", required=True, help="directory with tokenizer.json and tokenizer_config.json")
+    parser.add_argument("--config", help="directory with a config.json; replaces the sizes of the model")
     parser.add_argument("--documents", choices=["file", "blank_line", "line"], default="file", help="as data.documents")
     parser.add_argument("--sample-by", choices=["document", "line"], default="document")
     for name, default in (SIZES | RUN | RATES).items():
@@ -122,16 +144,7 @@ def main() -> None:
     seconds = time.perf_counter() - start
     print(f"load before {load:.2f}; {len(samples)} samples in {len(blocks)} blocks; {seconds:.1f} s (not counted)")
 
-    config = transformers.BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=args.hidden,
-        num_hidden_layers=args.layers,
-        num_attention_heads=args.heads,
-        intermediate_size=args.intermediate,
-        max_position_embeddings=max(512, args.length),
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = transformers.BertForMaskedLM(config).train()
+    model = make_model(args, tokenizer)
     optimizer = adamw(model, args.learning_rate, args.weight_decay)
 
     def share_of_peak(_: int) -> float:
@@ -156,7 +169,10 @@ def main() -> None:
         if ended:
             break
         start = time.perf_counter()
-        model(**next(batches)).loss.backward()
+        batch = next(batches)
+        if model.config.model_type == "modernbert":
+            batch.pop("token_type_ids", None)  # it has none
+        model(**batch).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()

@@ -82,29 +82,12 @@ def test_evaluate_scores_a_folder_with_the_prompts_of_the_model(run, folder, tmp
     assert results_of(tmp_path)["exported"]["test"] == pytest.approx(results_of(run)["exported"]["test"], abs=1e-6)
 
 
-def test_mined_negatives_rank_high_below_the_margin_and_answer_no_query(run, folder, tmp_path, capsys):
-    out = tmp_path / "mined.jsonl"
-    main(["mine", str(run / "export"), "--data", str(folder), "--out", str(out), "--negatives", "3", "--skip-top", "2"])
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert len(rows) == 24
-    embedder = bert_jax.Embedder(bert_jax.load(run / "export"))
-    corpus = [json.loads(line)["text"] for line in (folder / "corpus.jsonl").read_text().splitlines()]
-    documents = embedder(corpus, prompt_name="document")
-    for row, query in zip(rows, embedder([row["query"] for row in rows], prompt_name="query"), strict=True):
-        scores = documents @ query
-        allowed = [i for i in np.argsort(-scores)[2:] if scores[i] <= 0.95 * scores[corpus.index(row["positive"])]]
-        expected = [corpus[i] for i in allowed if corpus[i] != row["positive"]][:3]
-        assert [row[f"negative_{i}"] for i in (1, 2, 3)] == expected + [""] * (3 - len(expected))
-    fewer, none = (sum(not row[name] for row in rows) for name in ("negative_3", "negative_1"))
-    assert f"24 pairs, of which {fewer} have fewer than 3 negatives and {none} none" in capsys.readouterr().out
-
-
 @pytest.mark.slow
 def test_chunks_on_eight_devices_by_pmap_train_as_the_whole_batch_on_one(model, folder, run, tmp_path):
     options = {"query_prompt": PROMPTS["query"], "document_prompt": PROMPTS["document"], "dimensions": "32,8"}
     more = {"num_devices": 8, "strategy": "pmap", "chunk_size": 1, "batching": "padded"}
     tune(model, "retrieval", folder, tmp_path, num_epochs=1, **options, **more)
-    np.testing.assert_allclose(losses_of(tmp_path)[0], losses_of(run)[0], rtol=1e-5)  # before the weights change
+    np.testing.assert_allclose(losses_of(tmp_path)[:2], losses_of(run)[:2], rtol=1e-5)  # before the weights change
 
 
 def test_known_documents_and_copies_have_the_numbers_that_the_loss_leaves_out(tokenizer):
