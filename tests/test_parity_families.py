@@ -12,14 +12,17 @@ from safetensors.numpy import load_file
 
 import bert_jax
 from bert_jax.model import convert
-from bert_jax.model.config import BertConfig
+from bert_jax.model.config import BertConfig, ComputeConfig
 from bert_jax.model.families import FAMILIES
+from bert_jax.model.families.row import COMMON_HEADS
+from bert_jax.model.heads import Bert
 from bert_jax.model.layers import ACTIVATIONS
 
 pytestmark = pytest.mark.parity
 RENAMED = ("camembert", "data2vec-text", "ernie", "megatron-bert", "xlm-roberta-xl")  # other families' parts under other names
 
-SELDOM = (*RENAMED, "rembert", "roformer")  # CI compares two of their heads
+IN_BFLOAT16 = ("bert", "modernbert", "eurobert", "deberta-v2")  # for CI
+SELDOM = (*RENAMED, "xlm-roberta", "rembert", "roformer")  # CI compares two of their heads
 
 
 def cases(slow, without=()):
@@ -28,7 +31,16 @@ def cases(slow, without=()):
     return [pytest.param(*pair, marks=pytest.mark.parity_more) if slow(*pair) else pair for pair in pairs]
 
 
-CASES = cases(lambda family, head: family in SELDOM and head not in ("masked_lm", "sequence_classification"))
+def seldom(family, head):
+    return family in SELDOM and head not in ("masked_lm", "sequence_classification")
+
+
+def as_in_bert(family, head):
+    """True for a head that is the same code under the same names as BERT's, which CI compares."""
+    return family != "bert" and FAMILIES[family].heads[head] == COMMON_HEADS.get(head)
+
+
+CASES = cases(seldom)
 SIZES = {
     "distilbert": dict(dim=32, n_layers=2, n_heads=4, hidden_dim=80),
     "albert": dict(embedding_size=16, num_hidden_groups=2, num_hidden_layers=4),
@@ -93,6 +105,20 @@ def make_batch(family, head):
     return {"input_ids": ids.astype(np.int32), "attention_mask": mask.copy(), "token_type_ids": types.astype(np.int32)}
 
 
+def packed_rows(rows):
+    """Rows [B, L, ...] of LENGTHS as two: the first, and the others one behind the other."""
+    behind = np.concatenate([row[:length] for row, length in zip(rows[1:], LENGTHS[1:], strict=True)])
+    return np.stack([rows[0], np.pad(behind, [(0, L - len(behind)), *[(0, 0)] * (behind.ndim - 1)])])
+
+
+def packed(batch):
+    numbers = np.repeat(np.arange(B)[:, None], L, axis=1)
+    places = np.broadcast_to(np.arange(L), (B, L))
+    rows = {name: packed_rows(batch[name]) for name in ("input_ids", "token_type_ids")}
+    ids = packed_rows(np.maximum(numbers, 1))
+    return {name: x.astype(np.int32) for name, x in (rows | {"sequence_ids": ids, "position_ids": packed_rows(places)}).items()}
+
+
 def their_outputs(model, batch, head, grad=False):
     import torch
 
@@ -152,16 +178,23 @@ def close(ours, theirs, real=None):
     assert ours.shape == theirs.shape
     if real is not None:
         ours, theirs = ours[real], theirs[real]
-    np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
-    assert np.abs(theirs).max() > 0.05  # or the tolerance would say little
+    largest = np.abs(theirs).max()
+    np.testing.assert_allclose(ours, theirs, atol=1e-5 * largest, rtol=0)
+    assert largest > 0.05  # a comparison with zeros would say nothing
 
 
-def assert_same_outputs(model, theirs, family, head):
+def our_outputs(model, family, head):
     """Hidden states, attention maps and what the head makes of them."""
-    batch = make_batch(family, head)
+
+    def forward(params, batch):
+        return model.apply(params, batch, output_hidden_states=True, output_attentions=True)
+
+    return jax.device_get(jax.jit(forward)(model.params, make_batch(family, head)))
+
+
+def assert_same_outputs(outputs, theirs, family, head):
+    batch, outputs = make_batch(family, head), dict(outputs)
     expected = their_outputs(theirs, batch, head)
-    flags = dict(output_hidden_states=True, output_attentions=True)
-    outputs = jax.device_get(jax.jit(lambda params, batch: model.apply(params, batch, **flags))(model.params, batch))
     mask = batch["attention_mask"].reshape(-1, L) > 0
     for ours, hidden in zip(outputs.pop("hidden_states"), expected.pop("hidden_states"), strict=True):
         close(ours, hidden, mask)
@@ -176,12 +209,40 @@ def assert_same_outputs(model, theirs, family, head):
         close(value, expected[name], mask if per_token else None)
 
 
-@pytest.mark.parametrize("family, head", CASES)
+@pytest.mark.parametrize("family, head", cases(lambda *pair: seldom(*pair) or as_in_bert(*pair)))
 def test_outputs_are_those_of_transformers(family, head, saved):
     theirs, directory = saved(family, head)
     model = load(directory)
     assert (model.config.model_type, model.head) == (family, head)
-    assert_same_outputs(model, theirs, family, head)
+    assert_same_outputs(our_outputs(model, family, head), theirs, family, head)
+
+
+def rms(x):
+    return np.sqrt(np.mean(np.square(x)))
+
+
+@pytest.mark.parametrize(
+    "family",
+    [family if family in IN_BFLOAT16 else pytest.param(family, marks=pytest.mark.parity_more) for family in FAMILIES],
+)
+def test_in_bfloat16_we_are_as_near_to_float32_as_transformers_is(family, saved):
+    """Root mean squares of the differences; ours were 0.6 to 1.2 times theirs when this was written."""
+    import torch
+
+    theirs, directory = saved(family, "masked_lm")
+    model, batch = load(directory), make_batch(family, "masked_lm")
+    module = Bert(model.config, "masked_lm", compute=ComputeConfig(dtype="bfloat16"))
+    forward = jax.jit(lambda params, batch: module.apply({"params": params}, batch, output_hidden_states=True))
+    ours, mask = forward(model.params, batch), batch["attention_mask"] > 0
+    exact, rounded = (their_outputs(each, batch, "masked_lm") for each in (theirs, copy.deepcopy(theirs).to(torch.bfloat16)))
+
+    def error(outputs, name, number):
+        found, right = ((each[name] if number is None else each[name][number]) for each in (outputs, exact))
+        found = np.asarray(found.detach().float() if isinstance(found, torch.Tensor) else found, np.float64)
+        return rms(found[mask] - right.detach().numpy()[mask]) / rms(right.detach().numpy()[mask])
+
+    for place in [("masked_lm_logits", None), *(("hidden_states", i) for i in range(len(exact["hidden_states"])))]:
+        assert error(ours, *place) < 1.5 * error(rounded, *place) < 0.1, place
 
 
 V2 = dict(position_buckets=-1, max_relative_positions=8, norm_rel_ebd="none", share_att_key=False, pos_att_type="c2p",
@@ -190,7 +251,10 @@ V2 = dict(position_buckets=-1, max_relative_positions=8, norm_rel_ebd="none", sh
 
 @pytest.mark.parametrize("family, head", cases(lambda family, head: family in RENAMED or head != "masked_lm", ["encoder"]))
 def test_gradients_are_those_of_transformers(family, head, saved, tmp_path):
-    """Of a sum that weighs each number of the head's outputs otherwise, with respect to every parameter."""
+    """Of a sum that weighs each number of the head's outputs otherwise, with respect to every parameter.
+
+    Heads of tokens are given two of the texts packed in one row.
+    """
     import torch
 
     theirs, directory = saved(family, head)
@@ -211,6 +275,9 @@ def test_gradients_are_those_of_transformers(family, head, saved, tmp_path):
         parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     theirs.save_pretrained(tmp_path)
     given = tensors_in(tmp_path)
+
+    if all(weight.shape[:2] == real.shape and head != "multiple_choice" for weight in weights.values()):
+        batch, weights = packed(batch), {name: packed_rows(weight) for name, weight in weights.items()}
 
     def total(params):
         outputs = model.apply(params, batch)
@@ -245,20 +312,31 @@ ODD = [  # settings that published models of the family have, or that its config
 ]
 
 
-@pytest.mark.parametrize("head", ["masked_lm", "sequence_classification"])
-@pytest.mark.parametrize(("family", "changes"), ODD)
+OF_CLASSIFIERS = ("classifier_pooling",)  # settings that the masked-LM head does not read
+ODD_CASES = [
+    pytest.param(family, changes, head, marks=[] if in_ci else pytest.mark.parity_more)
+    for family, changes in ODD
+    for head in ("masked_lm", "sequence_classification")
+    for in_ci in [(head == "masked_lm") != any(name in changes for name in OF_CLASSIFIERS)]
+]
+
+
+@pytest.mark.parametrize(("family", "changes", "head"), ODD_CASES)
 def test_odd_settings_give_the_outputs_of_transformers_and_are_kept(family, changes, head, tmp_path):
     theirs = their_model(family, head, **changes)
     theirs.save_pretrained(tmp_path / "theirs")
     model = bert_jax.load(tmp_path / "theirs")
-    assert_same_outputs(model, theirs, family, head)
+    ours = our_outputs(model, family, head)
+    assert_same_outputs(ours, theirs, family, head)
     bert_jax.save(model, tmp_path / "ours")
     again = type(theirs).from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
-    assert_same_outputs(model, again, family, head)
+    assert_same_outputs(ours, again, family, head)
     assert bert_jax.load(tmp_path / "ours").config == model.config
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(family, marks=pytest.mark.parity_more) if family in RENAMED else family for family in FAMILIES]
+)
 def test_an_output_layer_of_its_own_gives_the_logits_of_transformers_and_is_kept(family, tmp_path):
     import transformers
 
@@ -267,14 +345,15 @@ def test_an_output_layer_of_its_own_gives_the_logits_of_transformers_and_is_kept
     assert table.shape != decoder.shape or (table != decoder).any()
     theirs.save_pretrained(tmp_path / "theirs")
     model = load(tmp_path / "theirs")
-    assert_same_outputs(model, theirs, family, "masked_lm")
+    ours = our_outputs(model, family, "masked_lm")
+    assert_same_outputs(ours, theirs, family, "masked_lm")
     bert_jax.save(model, tmp_path / "ours")
     again, report = type(theirs).from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not strange(report)
     assert isinstance(again, transformers.PreTrainedModel)
     assert not again.config.tie_word_embeddings
     again.config._attn_implementation = "eager"
-    assert_same_outputs(model, again.eval(), family, "masked_lm")
+    assert_same_outputs(ours, again.eval(), family, "masked_lm")
 
 
 @pytest.mark.parametrize("act", get_args(get_type_hints(bert_jax.BertConfig)["hidden_act"]))
@@ -307,11 +386,18 @@ def test_positions_follow_from_the_paddings_id_and_not_from_the_mask(family, pad
 
 
 @pytest.mark.parametrize("family, head", CASES)
-def test_transformers_loads_what_we_save_key_by_key_and_the_tensors_are_bit_equal(family, head, saved, tmp_path):
+def test_transformers_and_we_load_what_we_save_key_by_key_and_the_tensors_are_bit_equal(family, head, saved, tmp_path):
     import transformers
 
     theirs, directory = saved(family, head)
-    bert_jax.save(load(directory), tmp_path)
+    ours = load(directory)
+    bert_jax.save(ours, tmp_path)
+    again = bert_jax.load(tmp_path)
+    assert (again.config, again.head, again.labels) == (ours.config, ours.head, ours.labels)
+    before, after = convert.flatten(ours.params), convert.flatten(again.params)
+    assert before.keys() == after.keys()
+    for path, leaf in before.items():
+        np.testing.assert_array_equal(leaf, after[path], err_msg=path)
     values = json.loads((tmp_path / "config.json").read_text())
     [name] = values["architectures"]
     model, report = getattr(transformers, name).from_pretrained(tmp_path, output_loading_info=True)
@@ -328,15 +414,3 @@ def test_transformers_loads_what_we_save_key_by_key_and_the_tensors_are_bit_equa
         if key not in ("dtype", "_name_or_path", "transformers_version", "tie_word_embeddings"):
             assert getattr(model.config, key) == value, key
     assert tensors_in(directory).keys() == tensors_in(tmp_path).keys()
-
-
-@pytest.mark.parametrize("family, head", CASES)
-def test_our_parameters_are_bit_equal_after_a_round_trip(family, head, saved, tmp_path):
-    model = load(saved(family, head)[1])
-    bert_jax.save(model, tmp_path)
-    again = bert_jax.load(tmp_path)
-    assert (again.config, again.head, again.labels) == (model.config, model.head, model.labels)
-    before, after = convert.flatten(model.params), convert.flatten(again.params)
-    assert before.keys() == after.keys()
-    for path, leaf in before.items():
-        np.testing.assert_array_equal(leaf, after[path], err_msg=path)

@@ -21,7 +21,7 @@ from bert_jax.training import losses
 pytestmark = pytest.mark.parity
 WORDS = make_words(60)
 STEPS, RATE = 10, 2e-3
-CFG = BertConfig(vocab_size=280, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+CFG = BertConfig(vocab_size=280, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
                  initializer_range=0.1)  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, cast
 
 import jax
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from bert_jax.errors import InputError
 from bert_jax.model.config import BertConfig, ComputeConfig
-from bert_jax.model.convert import Params, flatten
+from bert_jax.model.convert import Params, flatten, unflatten
 from bert_jax.model.encoder import Encoder
 from bert_jax.model.families import FAMILIES, Head
 from bert_jax.model.layers import (
@@ -377,7 +377,12 @@ def _scanned(module: Bert) -> Bert:
 
 def parameter_shapes(module: Bert) -> Params:
     """Returns the parameter tree as ShapeDtypeStructs; no device is touched."""
-    return jax.eval_shape(partial(initialize, _scanned(module)), 0)
+    return unflatten(_flat_shapes(module))
+
+
+@lru_cache(maxsize=32)  # loading and saving ask for the same shapes, and a trace takes longer than a small file
+def _flat_shapes(module: Bert) -> Params:
+    return flatten(jax.eval_shape(partial(initialize, _scanned(module)), 0))
 
 
 def initial_values(module: Bert, paths: Sequence[str], seed: int = 0) -> Params:
