@@ -327,6 +327,7 @@ class Plan:
         if chip is None or peak is None:
             return None
         compute = (self.flops + flops.recomputed_flops(cfg)) / devices.mesh.size / peak
+        compute += flops.muon_flops(cfg) / devices.rows_cut / peak  # matrices are divided over the devices that share rows
         moved = 2 * (self.sizes["parameters"] + self.sizes["optimizer state"]) + 2 * self.sizes["parameters"]
         sent = sum(c.times * c.sent(devices.mesh.size) for c in self.crossing)
         interconnect = sent / (links * chip.link) if links else 0.0
@@ -338,7 +339,7 @@ class Roofline(NamedTuple):
     """The least seconds that a step and its parts take.
 
     Attributes:
-      compute: Matrix products, recomputed ones too, at peak FLOP/s.
+      compute: Matrix products, recomputed ones and those of Muon too, at peak FLOP/s.
       update: Parameters and moments read and written once, gradients read twice (their norm comes before the first update).
       interconnect: Collectives, over the links of the worst placed chip.
       step: Gradients cross while others are computed, and the update waits for all.

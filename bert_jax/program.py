@@ -66,7 +66,7 @@ class Program:
         """Returns the losses of a batch; dropout is on if there is a key."""
         precision = self.cfg.compute.matmul_precision  # the backward pass takes over that of the forward pass
         with contextlib.nullcontext() if precision == "default" else jax.default_matmul_precision(precision):
-            return losses.pretraining_sums(heads.apply(self.module, params, batch, key, head_only=True), batch)
+            return losses.pretraining_sums(heads.apply(self.module, params, batch, key, head_only=True, decode=False), batch)
 
     def fresh(self) -> steps.TrainState:
         """Returns the state before the first step, with random weights. Pure."""

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bert_jax.model.layers import Decoder
+from bert_jax.training import decoded
 from bert_jax.training.losses import (
     Sum,
     accuracy,
@@ -324,3 +326,29 @@ def test_other_losses_are_not_moved_by_what_has_no_weight() -> None:
     )
     np.testing.assert_array_equal(grad[zero], 0)
     assert np.isfinite(grad).all()
+
+
+@pytest.mark.parametrize(("dtype", "biased"), [("float32", True), ("bfloat16", False)])
+def test_the_loss_of_some_logits_at_a_time_is_that_of_all_at_once(dtype, biased, monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    x, table = jnp.asarray(rng.normal(size=(2, 5, 6)), dtype), jnp.asarray(rng.normal(size=(V, 6)), jnp.float32)
+    bias = jnp.asarray(rng.normal(size=V), jnp.float32) if biased else None
+    batch = {"masked_ids": np.array([[1, 10, 0, 4, 4], [7, 3, 3, -1, 99]]), "masked_weights": rng.uniform(0.5, 2, (2, 5))}
+    batch["masked_weights"] = np.float32(batch["masked_weights"] * (batch["masked_ids"] % 99 < V) * (batch["masked_ids"] >= 0))
+    batch["masked_weights"][1, 4] = 0
+
+    def loss(layer, weights):
+        sums = pretraining_sums({"masked_lm_decoder": Decoder(*layer)}, batch | {"masked_weights": weights})
+        return sums["masked_lm_loss"].mean() + sums["masked_lm_accuracy"].total, sums
+
+    def run():
+        both = jax.jit(lambda *args: (jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(*args), loss(*args)))
+        return both((x, table, bias), batch["masked_weights"])
+
+    whole = run()
+    monkeypatch.setattr(decoded, "_CHUNK_BYTES", 3 * V * 4)  # three predictions at a time: three chunks of these, and one of one
+    assert decoded.is_large(Decoder(x, table, bias))
+    tolerance = 1e-5 if dtype == "float32" else 2e-2
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), rtol=tolerance, atol=tolerance / 2), whole, run()
+    )

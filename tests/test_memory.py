@@ -1,13 +1,14 @@
 """Estimates from a config alone agree with the models that it describes, in every family."""
 
 import math
+from dataclasses import replace
 
 import jax
 import pytest
 
 from bert_jax.config import BertConfig, ComputeConfig, DataConfig, MaskingConfig, OptimConfig, TrainConfig
 from bert_jax.model.heads import Bert, parameter_shapes
-from bert_jax.training import flops, memory
+from bert_jax.training import flops, memory, muon
 
 MODERN = BertConfig(model_type="modernbert", type_vocab_size=0, vocab_size=5000, hidden_size=256, num_hidden_layers=6,
                     num_attention_heads=4, intermediate_size=384, max_position_embeddings=1024, local_attention=128,
@@ -47,3 +48,22 @@ def test_layers_with_a_window_hold_fewer_scores():
     difference = memory.activation_bytes(whole, how, share) - memory.activation_bytes(MODERN, how, share)
     scores = 8 * 1024 * 4 * (1024 - 3 * 64)  # of a layer: rows, tokens, heads, keys
     assert difference == pytest.approx(1.05 * 4 * scores * 4 / 6 * (5 + 100 / 1024), rel=1e-6)  # 4 of 6 layers have the window
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [MODERN, BertConfig.preset("mini"), BertConfig.of_family("eurobert", num_hidden_layers=2)],
+    ids=lambda cfg: cfg.model_type,
+)
+def test_muon_keeps_one_moment_of_the_kernels_of_layers_and_its_products_are_counted(cfg):
+    run = TrainConfig(model=cfg, optim=OptimConfig(name="muon", muon_iterations=3))
+    params = parameter_shapes(Bert(cfg, "masked_lm"))
+    hidden = [x.shape for x, chosen in zip(*map(jax.tree.leaves, (params, muon.hidden_matrices(params))), strict=True) if chosen]
+    shares = [replace(memory.DeviceShare.of_run(run, "cpu", 1, 1, 1), muon=chosen) for chosen in (True, False)]
+    assert memory.DeviceShare.of_run(run, "cpu", 1, 1, 1).muon
+    assert not memory.DeviceShare.of_run(run.replace(optim=OptimConfig()), "cpu", 1, 1, 1).muon
+    ours, adam = (memory.state_bytes(cfg, share) for share in shares)
+    assert adam - ours == 4 * sum(map(math.prod, hidden))
+    products = sum(3 * (4 * min(shape) ** 2 * max(shape) + 2 * min(shape) ** 3) for shape in hidden)
+    assert flops.muon_flops(run) == products
+    assert flops.muon_flops(run.replace(optim=OptimConfig())) == 0

@@ -93,6 +93,8 @@ def _report(made: Plan, remedies: list[tuple[str, float]]) -> str:
     if not made.refusal:
         rows += [("collectives", line) for line in _crossing(made)]
     rows.append(("FLOPs", f"{made.flops:.3g} per step in matrix products, without recomputation"))
+    if cfg.optim.name == "muon":
+        rows.append(("Muon", _muon(cfg)))
     if roofline and made.fits:
         seconds = {"products": roofline.compute, "collectives": roofline.interconnect, "update": roofline.update}
         parts = " + ".join(f"{1e3 * value:.1f} {name}" for name, value in seconds.items())
@@ -102,6 +104,19 @@ def _report(made: Plan, remedies: list[tuple[str, float]]) -> str:
     rows.append(("compiled in", f"{made.compile_seconds:.0f} s"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows)
+
+
+def _muon(cfg: TrainConfig) -> str:
+    """Returns what Muon adds to the products of a step, and what it saves of AdamW's moments."""
+    from bert_jax.training import flops, memory
+
+    work = flops.muon_flops(cfg)
+    muon, adam = (
+        memory.state_bytes(cfg.model, memory.DeviceShare(1, 1, 0, "cpu", cfg.parallel.fsdp, cfg.parallel.tensor, muon=muon))
+        for muon in (True, False)
+    )
+    share = work / flops.step_flops(cfg)
+    return f"{work:.3g} more FLOPs ({share:.1%}) orthogonalise updates; state {_size(muon)} per device, by AdamW {_size(adam)}"
 
 
 def _fits(made: Plan) -> str:

@@ -6,6 +6,8 @@ prediction slots of a row, S sequences packed in a row, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -168,7 +170,7 @@ class EncoderLayer(nn.Module):
     """A Transformer layer: attention and feed-forward, each added to its input, with norms before or after (see `Form`).
 
     With `positions`, it returns its output at those positions alone: they attend to all of `x`, but nothing else is computed for
-    the other tokens.
+    the other tokens. Where `normed` is given and false, the norm before attention is left out.
     """
 
     cfg: BertConfig
@@ -183,6 +185,7 @@ class EncoderLayer(nn.Module):
         deterministic: bool,
         positions: Int[AnyArray, "B P"] | None = None,
         wants_weights: bool = False,
+        normed: Bool[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B Q D"], Float[Array, "B H Q L"] | None]:
         before = self.cfg.form.norm_placement == "pre"
         norms = {name: norm(self.cfg, x.dtype, name) for name in ("attention_norm", "mlp_norm")}
@@ -194,8 +197,10 @@ class EncoderLayer(nn.Module):
             return Dropout(self.cfg.hidden_dropout_prob)(x, deterministic)
 
         attend = SelfAttention(self.cfg, self.kind, self.kernel, name="attention")
-        normed = norms["attention_norm"](x) if before and self.kind.attention_norm else x
-        mixed, weights = attend(at(normed), tokens.at(positions), normed, tokens, deterministic, wants_weights)
+        reads = norms["attention_norm"](x) if before and self.kind.attention_norm else x
+        if normed is not None:
+            reads = jnp.where(normed, reads, x)
+        mixed, weights = attend(at(reads), tokens.at(positions), reads, tokens, deterministic, wants_weights)
         x = at(x) + drop(mixed)
         if not before:
             x = norms["attention_norm"](x)
@@ -285,9 +290,9 @@ class Encoder(nn.Module):
         keys = jax.random.split(jax.random.key(0) if deterministic else self.make_rng("dropout"), len(kinds))
 
         def layer(kind: LayerKind, positions: Int[AnyArray, "B P"] | None = None) -> Run:
-            def run(x: Array, params_and_key: tuple[Params, Array]) -> tuple[Array, tuple[Array | None, Array | None]]:
-                params, key = params_and_key
-                args = x, tokens, deterministic, positions, output_attentions
+            def run(x: Array, given: Given) -> tuple[Array, Asked]:
+                params, key, normed = given
+                args = x, tokens, deterministic, positions, output_attentions, normed
                 applied = modules[kind].apply({"params": params}, *args, rngs={"dropout": key})
                 x, weights = cast(tuple[Array, Array | None], applied)
                 x = laid_out(x, ROWS, None, None)
@@ -298,22 +303,25 @@ class Encoder(nn.Module):
             return jax.checkpoint(run, prevent_cse=not compute.scan_layers, policy=REMAT_POLICIES[compute.remat])
 
         first, whole = x, len(kinds) - (positions is not None)
+        runs = {kind: layer(kind) for kind in modules}
         kept: list[Asked] = []
-        given = list(zip(parameters, keys, strict=True))
-        apart = not cfg.form.first_norm or cfg.form.conv_kernel_size > 0  # the first layer is unlike the others
-        start, period = (int(apart), len(cfg.form.layer_types)) if compute.scan_layers else (whole, 1)
-        scanned = max(0, whole - start) // period * period
+        given: list[Given] = [(params, key, None) for params, key in zip(parameters, keys, strict=True)]
+        start, scanned, period = self._loops(whole)
+        if scanned and not kinds[0].attention_norm:  # with a norm that is not used, the first layer is like others
+            kinds[0] = dataclasses.replace(kinds[0], attention_norm=True)
+            unused = jax.tree.map(jnp.ones_like, {"attention_norm": parameters[1]["attention_norm"]})
+            given = [({**unused, **params}, key, jnp.bool(i > 0)) for i, (params, key, _) in enumerate(given)]
         for i in range(min(start, whole)):
-            x, asked = layer(kinds[i])(x, given[i])
+            x, asked = runs[kinds[i]](x, given[i])
             if i == 0 and cfg.form.conv_kernel_size:
                 x = disentangled.TokenConvolution(cfg, name="convolution")(first, x, tokens, deterministic)
                 asked = (x if output_hidden_states else None, asked[1])
             kept.append(asked)
         if scanned:
-            x, several = _scan([layer(kind) for kind in kinds[start : start + period]], x, given[start : start + scanned])
+            x, several = _scan([runs[kind] for kind in kinds[start : start + period]], x, given[start : start + scanned])
             kept += several
         for i in range(start + scanned, whole):
-            x, asked = layer(kinds[i])(x, given[i])
+            x, asked = runs[kinds[i]](x, given[i])
             kept.append(asked)
         if positions is not None:
             x, asked = layer(kinds[-1], positions)(x, given[-1])
@@ -328,6 +336,17 @@ class Encoder(nn.Module):
         if output_attentions:
             outputs["attentions"] = attentions
         return outputs
+
+    def _loops(self, whole: int) -> tuple[int, int, int]:
+        """Returns which of the first `whole` layers a scan runs: the first one, their number, and the layers of a period."""
+        cfg = self.cfg
+        if not self.compute.scan_layers:
+            return whole, 0, 1
+        start = int(cfg.form.conv_kernel_size > 0)
+        kinds = [dataclasses.replace(cfg.layer(i), attention_norm=True) for i in range(cfg.num_hidden_layers)]
+        period = next(n for n in range(1, len(kinds) + 1) if kinds[n:] == kinds[:-n])
+        scanned = max(0, whole - start) // period * period
+        return start, scanned if scanned > period else 0, period
 
     def _tokens(self, sequence_ids: Int[AnyArray, "B L"], position_ids: Int[AnyArray, "B L"]) -> Tokens:
         """Returns what the layers need to know of the tokens, computed once for all layers."""
@@ -347,35 +366,46 @@ class Encoder(nn.Module):
         return Tokens(sequence_ids, None, angles, bias, relative)
 
 
+Given = tuple[Params, Array, Array | None]  # a layer's parameters, its dropout key, and if it has a norm before attention
 Asked = tuple[Array | None, Array | None]  # a layer's output and its probabilities, where they are asked for
-Run = Callable[[Array, tuple[Params, Array]], tuple[Array, Asked]]
+Run = Callable[[Array, Given], tuple[Array, Asked]]
 
 
-def _scan(period: list[Run], x: Array, given: list[tuple[Params, Array]]) -> tuple[Array, list[Asked]]:
-    """Runs layers of repeating kinds by one scan over the periods.
+def _scan(period: list[Run], x: Array, given: list[Given]) -> tuple[Array, list[Asked]]:
+    """Runs layers of repeating kinds by a scan over the periods, in which a scan of its own runs neighbors of one kind.
+
+    Each body has one layer of a kind. With several in a body, XLA's CPU backend recomputes all of them before it begins the
+    backward pass of the last one.
 
     Args:
       period: The layers of one period.
       x: Their input.
-      given: Parameters and dropout key of each layer; a multiple of the period.
+      given: What each layer is given; a multiple of the period.
 
     Returns:
       The output, and what each layer was asked for.
     """
     size = len(period)
-    stacked = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *given[i::size]) for i in range(size)]
+    alike = [list(run) for _, run in itertools.groupby(range(size), key=lambda i: period[i])]
+    starts = range(0, len(given), size)
 
-    def body(x: Array, layers: list[tuple[Params, Array]]) -> tuple[Array, list[Asked]]:
+    def together(layers: list[Given]) -> Given:
+        return layers[0] if len(layers) == 1 else _stacked(layers)
+
+    stacked = [_stacked([together([given[start + i] for i in run]) for start in starts]) for run in alike]
+
+    def body(x: Array, given: list[Given]) -> tuple[Array, list[Asked]]:
         kept = []
-        for run, params_and_key in zip(period, layers, strict=True):
-            x, asked = run(x, params_and_key)
+        for run, layers in zip(alike, given, strict=True):
+            layer = period[run[0]]
+            x, asked = layer(x, layers) if len(run) == 1 else jax.lax.scan(layer, x, layers)
             kept.append(asked)
         return x, kept
 
     x, kept = jax.lax.scan(body, x, stacked)
+    places = [(asked, (n,) if len(run) > 1 else ()) for run, asked in zip(alike, kept, strict=True) for n in range(len(run))]
+    return x, [jax.tree.map(lambda x: x[n, *place], asked) for n in range(len(starts)) for asked, place in places]  # noqa: B023
 
-    def of_period(n: int, x: Array | None) -> Array | None:
-        return None if x is None else x[n]
 
-    periods = range(len(given) // size)
-    return x, [(of_period(n, state), of_period(n, weights)) for n in periods for state, weights in kept]
+def _stacked(given: list[Given]) -> Given:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *given)

@@ -23,13 +23,13 @@ from bert_jax.model.families import FAMILIES, Head
 from bert_jax.model.layers import (
     ACTIVATIONS,
     AnyArray,
+    Decoder,
     Dense,
     Dropout,
     gelu,
     initializer,
     norm,
     nowhere_if_negative,
-    tied_logits,
     word_table,
 )
 
@@ -62,7 +62,7 @@ class MaskedLMHead(nn.Module):
     cfg: BertConfig
 
     @nn.compact
-    def __call__(self, hidden: Float[Array, "B P D"], table: Float[AnyArray, "V E"]) -> Float[Array, "B P V"]:
+    def __call__(self, hidden: Float[Array, "B P D"], table: Float[AnyArray, "V E"]) -> Decoder:
         cfg, family = self.cfg, FAMILIES[self.cfg.model_type]
         width = cfg.output_embedding_size or table.shape[1]
         x = hidden
@@ -72,10 +72,8 @@ class MaskedLMHead(nn.Module):
             x = _transform(cfg, hidden, activation or cfg.hidden_act, width, normed=True)
         if not cfg.tie_word_embeddings:
             table = nn.Embed(cfg.vocab_size, width, embedding_init=initializer(cfg), name="decoder").embedding
-        logits = tied_logits(x, word_table(table))
-        if not cfg.form.decoder_bias:
-            return logits
-        return logits + jnp.asarray(self.param("bias", nn.initializers.zeros, (cfg.vocab_size,)))[None, None]
+        bias = jnp.asarray(self.param("bias", nn.initializers.zeros, (cfg.vocab_size,))) if cfg.form.decoder_bias else None
+        return Decoder(x, word_table(table), bias)
 
 
 def has_masked_lm(parts: Mapping[str, str]) -> bool:
@@ -241,7 +239,8 @@ class Bert(nn.Module):
 
     With `head_only`, the last layer is computed only where the head reads it, if the head reads few places of a row (sequence
     classification, multiple choice, pooled output, masked LM at `masked_positions`): the same outputs for less work, but no
-    `last_hidden_state`.
+    `last_hidden_state`. Without `decode`, a masked-LM head returns not logits but `masked_lm_decoder`, its output layer, for a
+    loss that never holds all of them.
 
     Returns `last_hidden_state` [B, L, D], on request `hidden_states` and `attentions`, and by `head`, in float32:
       encoder: `pooled_output` [B, S, D], where the family has a pooler
@@ -266,6 +265,7 @@ class Bert(nn.Module):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         head_only: bool = False,
+        decode: bool = True,
     ) -> dict[str, Any]:
         choices = None
         if self.head == "multiple_choice" and batch["input_ids"].ndim == 3:
@@ -287,7 +287,7 @@ class Bert(nn.Module):
         else:
             places = {name: batch[name] for name in ("masked_positions", "cls_positions") if name in batch}
             at = {name: gather_positions(hidden, place) for name, place in places.items()}
-        outputs |= self._head(hidden, at, batch, encoder, deterministic)
+        outputs |= self._head(hidden, at, batch, encoder, deterministic, decode)
         if choices:
             outputs["logits"] = outputs["logits"].reshape(choices)
         return outputs
@@ -314,11 +314,14 @@ class Bert(nn.Module):
         """Returns `last_hidden_state` alone."""
         return self(batch)["last_hidden_state"]
 
-    def _head(self, hidden: Array, at: dict[str, Array], batch: Batch, encoder: Encoder, deterministic: bool) -> dict[str, Array]:
+    def _head(
+        self, hidden: Array, at: dict[str, Array], batch: Batch, encoder: Encoder, deterministic: bool, decode: bool
+    ) -> dict[str, Any]:
         """Returns the head's outputs for the hidden states, and for those `at` the batch's positions."""
         cfg, head = self.cfg, self.head
         family = FAMILIES[cfg.model_type]
-        parts, outputs = family.head(head), {}
+        parts = family.head(head)
+        outputs: dict[str, Any] = {}
         drop = Dropout(cfg.hidden_dropout_prob if cfg.classifier_dropout is None else cfg.classifier_dropout)
 
         def classify(x: Array, features: int, name: str) -> Array:
@@ -347,7 +350,8 @@ class Bert(nn.Module):
         if has_masked_lm(parts):
             table = encoder.variables["params"]["embeddings"]["word_embeddings"]["embedding"]
             picked = at.get("masked_positions", hidden)
-            outputs["masked_lm_logits"] = MaskedLMHead(cfg, name="masked_lm")(picked, table)
+            decoder = MaskedLMHead(cfg, name="masked_lm")(picked, table)
+            outputs |= {"masked_lm_logits": decoder.logits()} if decode else {"masked_lm_decoder": decoder}
         if "next_sentence" in parts:
             outputs["next_sentence_logits"] = Dense(cfg, 2, name="next_sentence")(pooled).astype(jnp.float32)
         if head == "replaced_token":
@@ -396,9 +400,14 @@ def initial_values(module: Bert, paths: Sequence[str], seed: int = 0) -> Params:
 
 
 def apply(
-    module: Bert, params: PyTree, batch: Batch, dropout_key: PRNGKeyArray | None, head_only: bool = False
-) -> dict[str, Array]:
+    module: Bert,
+    params: PyTree,
+    batch: Batch,
+    dropout_key: PRNGKeyArray | None,
+    head_only: bool = False,
+    decode: bool = True,
+) -> dict[str, Any]:
     """Returns the outputs of `module` for a batch: with dropout where there is a key, else deterministic."""
     rngs = None if dropout_key is None else {"dropout": dropout_key}
-    outputs = module.apply({"params": params}, batch, dropout_key is None, head_only=head_only, rngs=rngs)
-    return cast(dict[str, Array], outputs)
+    outputs = module.apply({"params": params}, batch, dropout_key is None, head_only=head_only, decode=decode, rngs=rngs)
+    return cast(dict[str, Any], outputs)

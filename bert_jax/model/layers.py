@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -186,6 +186,25 @@ def tied_logits(x: Float[Array, "B P E"], table: Float[Array, "V E"]) -> Float[A
     if x.dtype != table.dtype:
         return _mixed_logits(x, table)
     return jnp.einsum("bpe,ve->bpv", x, table, preferred_element_type=jnp.float32)
+
+
+class Decoder(NamedTuple):
+    """An output layer that has not been applied.
+
+    Attributes:
+      inputs: What it would be applied to.
+      table: A row for each word.
+      bias: A number for each word.
+    """
+
+    inputs: Float[Array, "B P E"]
+    table: Float[Array, "V E"]
+    bias: Float[Array, " V"] | None
+
+    def logits(self) -> Float[Array, "B P V"]:
+        """Returns the products of the inputs with each word's row, and the bias."""
+        logits = tied_logits(self.inputs, self.table)
+        return logits if self.bias is None else logits + self.bias[None, None]
 
 
 def nowhere_if_negative(ids: Int[Array | np.ndarray, "..."]) -> Int[Array, "..."]:

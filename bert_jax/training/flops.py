@@ -5,7 +5,7 @@ A multiplication and an addition count as two. Only matrix products are counted:
 
 from __future__ import annotations
 
-from bert_jax.config import TrainConfig
+from bert_jax.config import BertConfig, TrainConfig
 
 # Dense bf16 FLOP/s of one jax device, by a part of its device_kind (makers' data sheets). The first match counts.
 PEAK_FLOPS = {
@@ -34,6 +34,23 @@ def recomputed_flops(cfg: TrainConfig) -> float:
     """Returns the FLOPs that `cfg.compute.remat` adds to a step: all of the layers' forward pass, or its attention products."""
     dense, attention, _ = _forward_flops(cfg)
     return {"full": float(dense + attention), "dots": float(attention)}.get(cfg.compute.remat, 0.0)
+
+
+def layer_kernels(cfg: BertConfig) -> list[tuple[int, int]]:
+    """Returns the shapes of the kernels of a layer."""
+    d, m, form = cfg.hidden_size, cfg.intermediate_size, cfg.form
+    kv = d * (cfg.num_key_value_heads or cfg.num_attention_heads) // cfg.num_attention_heads
+    own_positions = form.relative_positions == "disentangled" and not form.share_att_key
+    return [(d, d), (d, kv), (d, kv), (d, d), *[(d, d)] * (2 * own_positions), *[(d, m)] * (1 + form.gated_mlp), (m, d)]
+
+
+def muon_flops(cfg: TrainConfig) -> float:
+    """Returns the FLOPs by which Muon orthogonalises the updates of a step (`muon.orthogonalise`); 0 for other optimizers."""
+    if cfg.optim.name != "muon":
+        return 0.0
+    sides = [sorted(shape) for shape in layer_kernels(cfg.model)]
+    each = sum(4 * short**2 * long + 2 * short**3 for short, long in sides)
+    return float(cfg.optim.muon_iterations * each * (cfg.model.num_hidden_groups or cfg.model.num_hidden_layers))
 
 
 def _forward_flops(cfg: TrainConfig) -> tuple[int, int, int]:

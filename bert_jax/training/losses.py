@@ -7,13 +7,14 @@ is taken once, over all of them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from bert_jax.model.layers import AnyArray
+from bert_jax.training import decoded
 
 MASKED = -1e9  # the logit of what takes no part in a softmax
 
@@ -66,18 +67,25 @@ def _one_hot(logits: Float[AnyArray, "*B V"], labels: Int[AnyArray, "*B"]) -> Bo
     return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == labels[..., None]
 
 
-def pretraining_sums(outputs: Mapping[str, AnyArray], batch: Mapping[str, AnyArray]) -> dict[str, Sum]:
+def pretraining_sums(outputs: Mapping[str, Any], batch: Mapping[str, AnyArray]) -> dict[str, Sum]:
     """Returns the loss and accuracy of masked-language modelling and, with sentence pairs, of next-sentence prediction.
 
     Args:
-      outputs: `masked_lm_logits` [B, P, V] and, with sentence pairs, `next_sentence_logits` [B, 2].
+      outputs: `masked_lm_logits` [B, P, V] or a `masked_lm_decoder`, whose logits are then computed some at a time if they are
+        large; with sentence pairs also `next_sentence_logits` [B, 2].
       batch: `masked_ids` and `masked_weights` [B, P]; `next_sentence_label` [B], of which labels below 0 do not count.
 
     Returns:
       Sums by name. The training loss adds up those whose names end in `_loss`.
     """
-    args = outputs["masked_lm_logits"], batch["masked_ids"], batch["masked_weights"]
-    sums = {"masked_lm_loss": cross_entropy(*args), "masked_lm_accuracy": accuracy(*args)}
+    labels, weights, decoder = batch["masked_ids"], batch["masked_weights"], outputs.get("masked_lm_decoder")
+    if decoder is not None and decoded.is_large(decoder):
+        loss, hits = decoded.sums(decoder, jnp.asarray(labels), jnp.asarray(weights))
+        sums = {"masked_lm_loss": Sum(loss, jnp.sum(weights)), "masked_lm_accuracy": Sum(hits, jnp.sum(weights))}
+    else:
+        logits = outputs["masked_lm_logits"] if decoder is None else decoder.logits()
+        args = logits, labels, weights
+        sums = {"masked_lm_loss": cross_entropy(*args), "masked_lm_accuracy": accuracy(*args)}
     if "next_sentence_logits" in outputs:
         label = batch["next_sentence_label"]
         args = outputs["next_sentence_logits"], label, (label >= 0).astype(jnp.float32)

@@ -15,6 +15,7 @@ import jax
 from bert_jax.config import TrainConfig
 from bert_jax.model import attention
 from bert_jax.model.config import BertConfig, ComputeConfig
+from bert_jax.training import flops
 
 USABLE = 0.9  # the share of a device's memory that an estimate may fill
 
@@ -31,6 +32,7 @@ class DeviceShare:
       fsdp: Devices over which the parameters are sharded.
       tensor: Devices over which attention heads and the intermediate layer are sharded.
       microbatches: Microbatches in a step.
+      muon: Muon updates the kernels of the layers.
     """
 
     rows: int
@@ -40,13 +42,15 @@ class DeviceShare:
     fsdp: int = 1
     tensor: int = 1
     microbatches: int = 1
+    muon: bool = False
 
     @classmethod
     def of_run(cls, cfg: TrainConfig, platform: str, row_shards: int, fsdp: int, tensor: int) -> DeviceShare:
         """Returns the share of a pretraining run whose rows are divided over `row_shards` devices."""
         length, microbatches = cfg.data.max_seq_length, cfg.gradient_accumulation_steps
         rows = -(-cfg.batch_size // row_shards // microbatches)
-        return cls(rows, length, cfg.masking.num_slots(length), platform, fsdp, tensor, microbatches)
+        muon = cfg.optim.name == "muon"
+        return cls(rows, length, cfg.masking.num_slots(length), platform, fsdp, tensor, microbatches, muon)
 
 
 def num_parameters(cfg: BertConfig) -> int:
@@ -62,15 +66,15 @@ def num_parameters(cfg: BertConfig) -> int:
 def _layer_parameters(cfg: BertConfig) -> int:
     d, m, form = cfg.hidden_size, cfg.intermediate_size, cfg.form
     kv = d * (cfg.num_key_value_heads or cfg.num_attention_heads) // cfg.num_attention_heads
-    attention_kernels = 2 * d * (d + kv) + 2 * (d + kv) * form.attention_bias
     own_positions = form.relative_positions == "disentangled" and not form.share_att_key
-    mlp = (2 + form.gated_mlp) * d * m + (1 + form.gated_mlp) * m * form.mlp_bias + d * form.mlp_bias
-    return attention_kernels + 2 * (d * d + d) * own_positions + mlp + 2 * d * (1 + form.norm_bias)
+    biases = 2 * (d + kv) * form.attention_bias + 2 * d * own_positions + ((1 + form.gated_mlp) * m + d) * form.mlp_bias
+    return sum(rows * columns for rows, columns in flops.layer_kernels(cfg)) + biases + 2 * d * (1 + form.norm_bias)
 
 
 def state_bytes(cfg: BertConfig, share: DeviceShare) -> float:
-    """Returns the bytes of float32 parameters and two moments that lie on one device."""
-    return 12.0 * num_parameters(cfg) / (share.fsdp * share.tensor)
+    """Returns the bytes of float32 parameters and moments that lie on one device: two moments, one of what Muon updates."""
+    kernels = sum(rows * columns for rows, columns in flops.layer_kernels(cfg)) * (cfg.num_hidden_groups or cfg.num_hidden_layers)
+    return 4.0 * (3 * num_parameters(cfg) - kernels * share.muon) / (share.fsdp * share.tensor)
 
 
 def activation_bytes(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare) -> float:
