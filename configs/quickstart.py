@@ -24,10 +24,10 @@ def get_config() -> TrainConfig:
         model=model,
         data=DataConfig(source=("stdlib:",), tokenizer="unigram", eval_fraction=0.05),
         masking=MaskingConfig(rate=0.3),
-        optim=OptimConfig(name="muon", learning_rate=1e-3, muon_learning_rate=0.02, warmup_steps=50),
+        optim=OptimConfig(name="muon", learning_rate=3e-3, muon_learning_rate=0.02, warmup_steps=50),
         fill_masks=(
             "Return the [MASK] of the list.",
-            "If the file does not [MASK], an error is raised.",
-            "This function takes two [MASK].",
+            "Raise an [MASK] if the file does not exist.",
+            "Open the [MASK] for reading.",
         ),
     )
