@@ -374,6 +374,11 @@ class TrainConfig(_Group):
         "Pretrained directory: the run starts from its weights, with a fresh optimizer, and takes over its architecture and "
         "vocabulary, unless --model.* or --data.tokenizer override them."
     )
+    branch_from: str | None = None
+    (
+        "Work directory RUN of another run, or RUN@STEP: this run goes on from its newest or that checkpoint, with its optimizer "
+        "state, text and vocabulary, so that a long stable run can end in several ways."
+    )
     profile: int = 0
     """Number of steps to profile, after the first ten if possible. XProf, TensorBoard's profile plugin, shows WORKDIR/profile."""
     extend: bool = False
@@ -408,6 +413,7 @@ class TrainConfig(_Group):
             self.optim.warmup_steps <= self.num_steps,
             f"optim.warmup_steps={self.optim.warmup_steps} is more than num_steps={self.num_steps}: lower it",
         )
+        self._require(self.branch_from is None or self.init_from is None, "branch_from and init_from: give one of them")
         spans(self)  # checks the phases
 
     @property

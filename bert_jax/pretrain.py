@@ -44,13 +44,15 @@ def train(cfg: TrainConfig, prog: str = "bert_jax train") -> Reached:
     """
     multihost.connect(cfg.parallel)
     first, devices = multihost.is_first(), parallel.make_devices(cfg.parallel)
-    begun = workdir.recorded(cfg.checkpoints)
+    begun, branch = workdir.recorded(cfg.checkpoints), workdir.branch(cfg)
     check(cfg, devices, begun is not None)
     heldout.check(cfg)
     for line in multihost.first_then_others(lambda: workdir.claim(cfg, first)):
         if first:
             print(line, file=sys.stderr)
-    data = multihost.first_then_others(lambda: load_data(cfg, track, begun, warm_start.vocabulary(cfg.init_from)))
+    start = warm_start.vocabulary(cfg.init_from) if branch is None else branch.run / "tokenizer"
+    as_begun = begun or (branch and branch.record)
+    data = multihost.first_then_others(lambda: load_data(cfg, track, as_begun, start))
     same = to_dict(cfg.replace(parallel=cfg.parallel.replace(process_id=None, num_processes=None)))
     multihost.check_equal("the config", json.dumps(same))
     multihost.check_equal("the text", data.key)
@@ -71,7 +73,7 @@ def fit(
     program = build(cfg, devices, memory.device_bytes(devices.mesh.local_devices[0]))
     first = multihost.is_first()
     saved = checkpoint.Checkpointer(cfg.checkpoints, keep=cfg.keep_checkpoints)
-    state, start, lines = restore(program, saved, key)
+    state, start, lines = restore(program, saved, key, workdir.branch(cfg))
     folder = Path(cfg.workdir)
     if first:
         writer.cut(folder / "metrics.jsonl", start if saved.steps else -1, lines)
@@ -152,10 +154,13 @@ def make_evaluate(
     return lambda params: [measure(params, text) for text in held_out]
 
 
-def restore(program: Program, saved: checkpoint.Checkpointer, data_key: str) -> tuple[steps.TrainState, int, int]:
+def restore(
+    program: Program, saved: checkpoint.Checkpointer, data_key: str, branch: workdir.Branch | None
+) -> tuple[steps.TrainState, int, int]:
     """Returns the state to go on from, its step, and the number of lines of metrics.jsonl up to that step.
 
-    The state is that of the newest checkpoint or, without one, a fresh state with the weights of `init_from`.
+    The state is that of the newest checkpoint or, without one, of the checkpoint of `branch`, or a fresh state with the weights
+    of `init_from`.
 
     Raises:
         InputError: The checkpoint is of another run, as one that is older than a damaged one may be.
@@ -169,6 +174,12 @@ def restore(program: Program, saved: checkpoint.Checkpointer, data_key: str) -> 
         if meta["data"] != data_key:
             raise InputError(corpus.other_text(cfg.data.source, cfg.workdir))
         return state, start, meta.get("lines", 0)
+    if branch is not None:
+        with closing(checkpoint.Checkpointer(branch.checkpoints, read_only=True)) as other:
+            state, _, start = other.restore(branch.step, program.abstract_state)
+        if start >= cfg.num_steps:
+            raise InputError(f"--branch-from {cfg.branch_from} stands at step {start}: give a --num-steps above it")
+        return state, start, 0
     state = program.initial_state()
     if cfg.init_from:
         params = warm_start.start_from(cfg.init_from, program.module, program.devices.gather(state.params))

@@ -103,8 +103,10 @@ def read_record(folder: epath.Path) -> Json | None:
     return None
 
 
-def recorded(checkpoints: str) -> Json | None:
+def recorded(checkpoints: str, only: int | None = None) -> Json | None:
     """Returns the caller's part (`data`, `config`, ...) of a run's newest whole checkpoint record; None if there is none.
+
+    With `only`, it is the record of that step.
 
     The states are not read, so this takes no time. A folder that cannot be read counts as empty here.
     """
@@ -113,11 +115,41 @@ def recorded(checkpoints: str) -> Json | None:
     folder = epath.Path(checkpoints).expanduser()
     with contextlib.suppress(OSError, ImportError, ValueError):
         steps = [int(path.name) for path in folder.iterdir() if re.fullmatch(r"0|[1-9]\d*", path.name)]
-        for step in sorted(steps, reverse=True):
+        for step in sorted(steps, reverse=True) if only is None else {only} & set(steps):
             with contextlib.suppress(OSError, KeyError, TypeError):
                 if record := read_record(folder / str(step)):
                     return dict(record["meta"])
     return None
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The checkpoint of another run from which a run goes on: the folders, the step and the caller's part of its record."""
+
+    run: Path
+    checkpoints: str
+    step: int | None
+    record: Json
+
+
+def branch(cfg: TrainConfig) -> Branch | None:
+    """Returns the checkpoint that `cfg.branch_from` names, without its state.
+
+    Raises:
+        InputError: There is none.
+    """
+    if cfg.branch_from is None:
+        return None
+    parts = re.fullmatch(r"(.+?)(?:@(\d+))?", cfg.branch_from)
+    assert parts is not None  # any text but an empty one matches
+    run, step = Path(parts[1]), None if parts[2] is None else int(parts[2])
+    old = disk.read_json(run / "config.json", dict) or {}
+    checkpoints = old.get("checkpoint_dir") or str(run / "checkpoints")
+    if (record := recorded(checkpoints, step)) is None:
+        there = sorted(int(path.name) for path in Path(checkpoints).glob("*") if path.name.isdecimal())
+        which = "has no checkpoint" if step is None else f"has no whole checkpoint of step {step}"
+        raise InputError(f"branch_from: {run} {which}; it has {', '.join(map(str, there)) or 'none'}")
+    return Branch(run, checkpoints, step, record)
 
 
 def changed(old: Mapping[str, object], cfg: Checked, free: frozenset[str]) -> list[Change]:

@@ -183,6 +183,25 @@ def test_a_run_killed_in_each_phase_and_across_a_change_equals_one_that_was_not(
     assert recorded(tmp_path) == recorded(phased / "whole")
 
 
+def test_a_branch_goes_on_from_a_checkpoint_of_another_run_to_the_bit(project, whole_run, tmp_path):
+    branched = ("--branch-from", f"{whole_run}@8")
+    assert train.main(arguments(project, tmp_path / "run", *branched)) == 0
+    assert recorded(tmp_path / "run") == [line for line in recorded(whole_run) if json.loads(line)["step"] > 8]
+    shorter = ("--optim.schedule", "warmup_stable_decay", "--optim.decay-steps", "2", "--num-steps", "10")
+    assert train.main(arguments(project, tmp_path / "short", *branched, *shorter)) == 0
+    rates = [v["train/learning_rate"] for v in writer.read(tmp_path / "short" / "metrics.jsonl") if "train/loss" in v]
+    np.testing.assert_allclose(rates, [1e-3, 5e-4], rtol=1e-6)
+    for more, message in (
+        (("--branch-from", f"{whole_run}@5"), r"branch_from: .*whole has no whole checkpoint of step 5; it has 4, 8, 12"),
+        (("--branch-from", str(tmp_path)), "branch_from: .* has no checkpoint; it has none"),
+        ((*branched, "--num-steps", "8"), "stands at step 8: give a --num-steps above it"),
+        ((*branched, "--data.sentences", "line"), "the text of .* is not what .* was begun with"),
+        ((*branched, "--init-from", str(whole_run / "export")), "branch_from and init_from: give one of them"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train.main(arguments(project, tmp_path / "refused", *more))
+
+
 def test_checkpoints_may_be_elsewhere(project, whole_run, tmp_path):
     elsewhere = ("--checkpoint-dir", str(tmp_path / "elsewhere"))
     assert train.main(arguments(project, tmp_path / "run", *elsewhere)) == 0

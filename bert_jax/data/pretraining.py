@@ -88,11 +88,12 @@ def load_data(
     """
     tokenizer, kept = load_tokenizer(cfg, progress, begun, start), tokenizer_folder(cfg)
     copies = Path(cfg.workdir) / "cache"
+    begun_as = cfg.workdir if cfg.branch_from is None else f"{cfg.workdir} or --branch-from {cfg.branch_from}"
     keys: list[str] = begun["data"].split("+") if begun else []
     if keys and not cfg.data.eval_source:
         del keys[1]  # a run with one corpus has its key twice
     made = [
-        corpus.prepare(data, kept, cache_place(cfg), progress, copies, (keys[i], cfg.workdir) if keys else None)
+        corpus.prepare(data, kept, cache_place(cfg), progress, copies, (keys[i], begun_as) if keys[i:] else None)
         for i, data in enumerate(texts(cfg))
     ]
     training = held_out = made.pop(0)

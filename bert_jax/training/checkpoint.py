@@ -242,6 +242,22 @@ class Checkpointer:
             )
         return None
 
+    def restore(self, step: int | None, like: PyTree) -> tuple[PyTree, Json, int]:
+        """Returns the checkpoint of `step`, or the newest whole one, as `restore_latest` does.
+
+        Raises:
+          InputError: There is none, it is damaged, or it is of another model.
+        """
+        self.wait()
+        if step is not None and step in self.steps:
+            try:
+                return *self._restore(self.directory / str(step), jax.tree.map(_template, like)), step
+            except _Damaged as error:
+                raise InputError(f"checkpoint {self.directory / str(step)} is damaged ({error}): use another step") from None
+        if step is None and (newest := self.restore_latest(like)) is not None:
+            return newest
+        raise InputError(f"checkpoint folder {self.directory} has no step {step}; it has {self.steps}")
+
     def _restore(self, folder: epath.Path, like: PyTree) -> tuple[PyTree, Json]:
         """Returns a checkpoint's state and meta; raises _Damaged on all processes if one of them cannot read it."""
         result, reason = None, "another process cannot read it"
