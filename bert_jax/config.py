@@ -256,6 +256,11 @@ class OptimConfig(_Group):
     """Added to the square root of the second moment."""
     clip_norm: float | None = 1.0
     """Clip gradients to this global norm. None: no clipping."""
+    average: str | None = None
+    (
+        "Weights that are evaluated and exported: `ema:0.999`, an exponential moving average; `last:5`, the mean of the last "
+        "five checkpoints, at the end of the run. Default: those of the last step."
+    )
     max_skipped: int = 10
     """Stop after this many consecutive non-finite updates; fewer are skipped."""
 
@@ -266,8 +271,21 @@ class OptimConfig(_Group):
         self._require_least(1, "max_skipped", "muon_iterations")
         self._require_owner("decay_", "schedule", "warmup_stable_decay")
         self._require_owner("muon_", "name", "muon")
+        form = r"ema:0?\.\d+|last:[1-9]\d*"
+        valid = self.average is None or re.fullmatch(form, self.average) is not None
+        self._require(valid, f"average={self.average!r} is neither ema:DECAY, such as ema:0.999, nor last:NUMBER")
         for name in ("b1", "b2", "muon_momentum"):
             self._require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} is not in [0, 1)")
+
+    @property
+    def ema(self) -> float | None:
+        """The decay of the moving average of the weights, if `average` asks for one."""
+        return float(self.average.removeprefix("ema:")) if self.average and self.average.startswith("ema:") else None
+
+    @property
+    def last(self) -> int | None:
+        """The number of checkpoints whose weights are averaged, if `average` asks for that."""
+        return int(self.average.removeprefix("last:")) if self.average and self.average.startswith("last:") else None
 
     def _require_owner(self, prefix: str, owner: str, value: str) -> None:
         """Requires `owner` to be `value`, which alone uses the fields that begin with `prefix`, if one of them is set."""
@@ -414,6 +432,12 @@ class TrainConfig(_Group):
             f"optim.warmup_steps={self.optim.warmup_steps} is more than num_steps={self.num_steps}: lower it",
         )
         self._require(self.branch_from is None or self.init_from is None, "branch_from and init_from: give one of them")
+        made = -(-self.num_steps // self.checkpoint_every)
+        self._require(
+            self.optim.last is None or self.optim.last <= min(made, self.keep_checkpoints),
+            f"optim.average={self.optim.average!r}, but the run makes {made} checkpoints and keeps "
+            f"keep_checkpoints={self.keep_checkpoints}: average fewer, or keep more",
+        )
         spans(self)  # checks the phases
 
     @property

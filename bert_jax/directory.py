@@ -161,8 +161,9 @@ def _read_workdir(workdir: Path) -> Directory:
     if restored is None:
         raise InputError(f"{workdir} has no checkpoint yet")
     state, _, step = restored
+    params = optim.averaged(state.params, state.opt_state)
     print(f"step {step} of {workdir}", file=sys.stderr)
     values = {"architectures": [FAMILIES[cfg.model.model_type].architecture(cfg.head)]}
-    tensors = convert.as_named(convert.to_hugging_face(state.params, cfg.model, cfg.head), FAMILIES[cfg.model.model_type])
+    tensors = convert.as_named(convert.to_hugging_face(params, cfg.model, cfg.head), FAMILIES[cfg.model.model_type])
     tokenizer = workdir / "tokenizer"
     return Directory(workdir, values, cfg.model, tensors, str(workdir), home=tokenizer, library=tokenizer)

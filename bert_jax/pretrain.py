@@ -11,6 +11,8 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from bert_jax import hugepages, inference, pretrained, warm_start, workdir
@@ -21,7 +23,7 @@ from bert_jax.data.pretraining import BatchSource, load_data, tokenizer_folder
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.model.families import Head
 from bert_jax.program import Program, build, check
-from bert_jax.training import checkpoint, flops, loop, memory, multihost, parallel, steps, writer
+from bert_jax.training import checkpoint, flops, loop, memory, multihost, optim, parallel, steps, writer
 from bert_jax.workdir import Reached
 
 
@@ -44,14 +46,15 @@ def train(cfg: TrainConfig, prog: str = "bert_jax train") -> Reached:
     """
     multihost.connect(cfg.parallel)
     first, devices = multihost.is_first(), parallel.make_devices(cfg.parallel)
-    begun, branch = workdir.recorded(cfg.checkpoints), workdir.branch(cfg)
+    begun = workdir.recorded(cfg.checkpoints)
+    branch = workdir.branch(cfg) if begun is None else None
     check(cfg, devices, begun is not None)
     heldout.check(cfg)
     for line in multihost.first_then_others(lambda: workdir.claim(cfg, first)):
         if first:
             print(line, file=sys.stderr)
     start = warm_start.vocabulary(cfg.init_from) if branch is None else branch.run / "tokenizer"
-    as_begun = begun or (branch and branch.record)
+    as_begun = begun if branch is None else branch.record
     data = multihost.first_then_others(lambda: load_data(cfg, track, as_begun, start))
     same = to_dict(cfg.replace(parallel=cfg.parallel.replace(process_id=None, num_processes=None)))
     multihost.check_equal("the config", json.dumps(same))
@@ -73,7 +76,7 @@ def fit(
     program = build(cfg, devices, memory.device_bytes(devices.mesh.local_devices[0]))
     first = multihost.is_first()
     saved = checkpoint.Checkpointer(cfg.checkpoints, keep=cfg.keep_checkpoints)
-    state, start, lines = restore(program, saved, key, workdir.branch(cfg))
+    state, start, lines = restore(program, saved, key)
     folder = Path(cfg.workdir)
     if first:
         writer.cut(folder / "metrics.jsonl", start if saved.steps else -1, lines)
@@ -107,12 +110,16 @@ def fit(
                 loop.Cadence(span.until, cfg.log_every, cfg.eval_every, cfg.checkpoint_every, cfg.optim.max_skipped),
                 evaluate, save, log, stop, cost, first_loss=None if cfg.init_from else untrained_loss(cfg),
             )  # fmt: skip
+        final = optim.averaged(state.params, state.opt_state)
+        if cfg.optim.last is not None and stop.signal is None:
+            final = mean_of_last(program, saved, cfg.optim.last)
+            log.message(f"the weights are the mean of the last {cfg.optim.last} checkpoints")
     if stop.signal is not None:
         if first:
             print(f"stopped at step {int(state.step)} and saved; the same command continues", file=sys.stderr)
         return Reached({}, None, stop.signal)
-    reached = {name: value for values in evaluate(state.params) for name, value in values.items()}
-    params = devices.gather(state.params)
+    reached = {name: value for values in evaluate(final) for name, value in values.items()}
+    params = devices.gather(final)
     if first:
         finish(cfg, program.module.head, params, reached, prog)
     return Reached(reached, folder / "export")
@@ -154,13 +161,11 @@ def make_evaluate(
     return lambda params: [measure(params, text) for text in held_out]
 
 
-def restore(
-    program: Program, saved: checkpoint.Checkpointer, data_key: str, branch: workdir.Branch | None
-) -> tuple[steps.TrainState, int, int]:
+def restore(program: Program, saved: checkpoint.Checkpointer, data_key: str) -> tuple[steps.TrainState, int, int]:
     """Returns the state to go on from, its step, and the number of lines of metrics.jsonl up to that step.
 
-    The state is that of the newest checkpoint or, without one, of the checkpoint of `branch`, or a fresh state with the weights
-    of `init_from`.
+    The state is that of the newest checkpoint or, without one, of the checkpoint of `branch_from`, or a fresh state with the
+    weights of `init_from`.
 
     Raises:
         InputError: The checkpoint is of another run, as one that is older than a damaged one may be.
@@ -174,7 +179,7 @@ def restore(
         if meta["data"] != data_key:
             raise InputError(corpus.other_text(cfg.data.source, cfg.workdir))
         return state, start, meta.get("lines", 0)
-    if branch is not None:
+    if (branch := workdir.branch(cfg)) is not None:
         with closing(checkpoint.Checkpointer(branch.checkpoints, read_only=True)) as other:
             state, _, start = other.restore(branch.step, program.abstract_state)
         if start >= cfg.num_steps:
@@ -185,6 +190,18 @@ def restore(
         params = warm_start.start_from(cfg.init_from, program.module, program.devices.gather(state.params))
         state = state._replace(params=program.devices.place(params))
     return state, 0, 0
+
+
+def mean_of_last(program: Program, saved: checkpoint.Checkpointer, number: int) -> PyTree:
+    """Returns the mean of the parameters of the last `number` checkpoints. Raises InputError if one cannot be read."""
+    chosen = saved.steps[-number:]
+    if len(chosen) < number:
+        raise InputError(f"optim.average: there are {len(chosen)} checkpoints in {saved.directory}, not the last {number}")
+    total: PyTree = None
+    for step in chosen:
+        params = saved.restore(step, program.abstract_state)[0].params
+        total = params if total is None else jax.tree.map(jnp.add, total, params)
+    return jax.tree.map(lambda x: x / number, total)
 
 
 def untrained_loss(cfg: TrainConfig) -> float:

@@ -378,6 +378,17 @@ def test_phases_that_cannot_be_are_refused_by_name(build, message):
         build()
 
 
+def test_averages_of_what_is_not_kept_and_two_starts_are_refused():
+    with pytest.raises(InputError, match=r"average='last:4', but the run makes 100 checkpoints and keeps keep_checkpoints=3"):
+        TrainConfig(optim=OptimConfig(average="last:4"))
+    with pytest.raises(InputError, match=r"average='last:2', but the run makes 1 checkpoints"):
+        run_in().replace(optim=OptimConfig(warmup_steps=10, average="last:2"))
+    with pytest.raises(InputError, match=r"average='ema:2' is neither ema:DECAY, such as ema:0.999, nor last:NUMBER"):
+        OptimConfig(average="ema:2")
+    with pytest.raises(InputError, match="branch_from and init_from: give one of them"):
+        TrainConfig(branch_from="runs/a@3", init_from="runs/b/export")
+
+
 # ---- compute: its fields were once part of the model
 
 

@@ -183,6 +183,34 @@ def test_a_run_killed_in_each_phase_and_across_a_change_equals_one_that_was_not(
     assert recorded(tmp_path) == recorded(phased / "whole")
 
 
+@pytest.mark.slow
+def test_averages_of_weights_are_evaluated_and_exported(project, whole_run, tmp_path):
+    assert train.main(arguments(project, tmp_path / "ema", "--optim.average", "ema:0.5")) == 0
+    (losses, averaged), lines = ({}, {}), (recorded(folder) for folder in (whole_run, tmp_path / "ema"))
+    for found, each in zip((losses, averaged), lines, strict=True):
+        values = [json.loads(line) for line in each]
+        found |= {v["step"]: v["train/loss"] for v in values if "train/loss" in v}
+        found["eval"] = values[-1]["eval/masked_lm_loss"]
+    assert losses.pop("eval") != averaged.pop("eval")
+    assert losses == averaged  # training is what it was
+    shutil.rmtree(tmp_path / "ema" / "checkpoints" / "12")
+    before = recorded(tmp_path / "ema")
+    assert train.main(arguments(project, tmp_path / "ema", "--optim.average", "ema:0.5")) == 0
+    assert recorded(tmp_path / "ema") == before
+    ids = np.arange(5, 12)[None]
+    exported, converted = bert_jax.load(tmp_path / "ema" / "export"), bert_jax.load(tmp_path / "ema")
+    np.testing.assert_array_equal(*(model.encode(model.params, ids) for model in (exported, converted)))
+
+    assert train.main(arguments(project, tmp_path / "last", "--optim.average", "last:2")) == 0
+    encoded = []
+    for step in (12, 8):
+        model = bert_jax.load(tmp_path / "last")  # of the newest checkpoint
+        encoded.append(np.asarray(model.params["encoder"]["embeddings"]["word_embeddings"]["embedding"]))
+        shutil.rmtree(tmp_path / "last" / "checkpoints" / str(step))
+    exported = bert_jax.load(tmp_path / "last" / "export").params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
+    np.testing.assert_allclose(exported, (encoded[0] + encoded[1]) / 2, atol=1e-7)
+
+
 def test_a_branch_goes_on_from_a_checkpoint_of_another_run_to_the_bit(project, whole_run, tmp_path):
     branched = ("--branch-from", f"{whole_run}@8")
     assert train.main(arguments(project, tmp_path / "run", *branched)) == 0
@@ -196,7 +224,6 @@ def test_a_branch_goes_on_from_a_checkpoint_of_another_run_to_the_bit(project, w
         (("--branch-from", str(tmp_path)), "branch_from: .* has no checkpoint; it has none"),
         ((*branched, "--num-steps", "8"), "stands at step 8: give a --num-steps above it"),
         ((*branched, "--data.sentences", "line"), "the text of .* is not what .* was begun with"),
-        ((*branched, "--init-from", str(whole_run / "export")), "branch_from and init_from: give one of them"),
     ):
         with pytest.raises(InputError, match=message):
             train.main(arguments(project, tmp_path / "refused", *more))

@@ -17,6 +17,7 @@ from jaxtyping import PyTree
 
 from bert_jax.config import InputError
 from bert_jax.training.losses import Sum
+from bert_jax.training.optim import averaged
 from bert_jax.training.steps import TrainState
 from bert_jax.training.writer import Log
 
@@ -164,7 +165,8 @@ def fit(
       batches: The batches of this process, from `state.step` on.
       put: Moves a batch to the devices.
       cadence: When to log, evaluate, save and end.
-      evaluate: params -> values by name, a dictionary for each line of the log; called at its cadence and at the end.
+      evaluate: params, or their moving average -> values by name, a dictionary for each line of the log; called at its cadence
+        and at the end.
       save: Called with the state and the last evaluation, at its cadence and at the end.
       log: Receives metrics, times and messages.
       stop: Ends the loop early.
@@ -191,7 +193,7 @@ def fit(
         evaluation: dict[str, float] = {}
         if step % cadence.eval_every == 0 or step == cadence.num_steps:
             meter.settle()
-            for values in evaluate(state.params):
+            for values in evaluate(averaged(state.params, state.opt_state)):
                 log.scalars(step, values)
                 shown = (f"{name.removeprefix('eval/')} {value:.4f}" for name, value in values.items())
                 log.message(f"step {step}: " + "  ".join(shown))

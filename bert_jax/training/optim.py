@@ -210,7 +210,42 @@ def make_optimizer(cfg: OptimConfig, scales: PyTree | None = None) -> Guarded:
         updates, state = direction.update(updates, state, params, **extra)
         return descent.update(updates, optax.EmptyState(), params, **extra)[0], state
 
-    return Guarded(direction.init, update)
+    optimizer = Guarded(direction.init, update)
+    return optimizer if cfg.ema is None else _with_average(optimizer, cfg.ema)
+
+
+class Averaged(NamedTuple):
+    """The state of an optimizer, the moving average of the parameters, and the number of updates in it (int32)."""
+
+    inner: PyTree
+    average: PyTree
+    number: Array
+
+
+def _with_average(optimizer: Guarded, decay: float) -> Guarded:
+    """Returns `optimizer` with an exponential moving average of the parameters, which it writes in place.
+
+    The decay of update n (from 0) is min(decay, n / (n + 9)): the average begins at the first updated parameters and covers
+    about the last tenth of the updates until that is longer than 1 / (1 - decay).
+    """
+
+    def init(params: PyTree) -> Averaged:
+        return Averaged(optimizer.init(params), jax.tree.map(jnp.array, params), jnp.int32(0))
+
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree | None = None, *, ok: ArrayLike = True, **extra: object
+    ) -> tuple[PyTree, PyTree]:
+        updates, inner = optimizer.update(updates, state.inner, params, ok=ok, **extra)
+        kept = jnp.minimum(decay, state.number / (state.number + 9.0))
+        average = jax.tree.map(lambda a, p, u: jnp.where(ok, kept * a + (1 - kept) * (p + u), a), state.average, params, updates)
+        return updates, Averaged(inner, average, state.number + jnp.where(ok, 1, 0))
+
+    return Guarded(init, update)
+
+
+def averaged(params: PyTree, opt_state: PyTree) -> PyTree:
+    """Returns the parameters to evaluate and export: the moving average where the optimizer keeps one."""
+    return opt_state.average if isinstance(opt_state, Averaged) else params
 
 
 def _muon_and(adam: optax.GradientTransformationExtraArgs, cfg: OptimConfig) -> list[optax.GradientTransformationExtraArgs]:
