@@ -27,6 +27,7 @@ SIZES = {
     "distilbert": dict(classifier_dropout=0.2),
     "albert": dict(embedding_size=16, num_hidden_groups=1),
     "electra": dict(embedding_size=16),
+    "rembert": dict(embedding_size=16, output_embedding_size=16),
     "modernbert": dict(num_hidden_layers=4, local_attention=6, classifier_dropout=0.0, embedding_dropout_prob=0.0),
     "deberta-v2": dict(type_vocab_size=0, position_table=False, position_buckets=16, share_att_key=True, norm_rel_ebd=True),
     "esm": dict(token_dropout=True, mask_token_id=4),

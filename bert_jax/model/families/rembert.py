@@ -33,4 +33,5 @@ REMBERT = Family(
         "num_hidden_layers": 32, "num_attention_heads": 18, "intermediate_size": 4608, "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.1,
     },
+    write=lambda cfg: {"tie_word_embeddings": False},
 )  # fmt: skip
