@@ -132,7 +132,7 @@ def alone(project):
 @pytest.mark.parametrize(
     "layout",
     [
-        pytest.param((), id="data"),
+        pytest.param((), id="data", marks=pytest.mark.slow),
         pytest.param(("--parallel.fsdp", "2", "--parallel.tensor", "2"), id="fsdp-tensor"),
         pytest.param(("--parallel.fsdp", "4"), id="fsdp", marks=pytest.mark.slow),
     ],
@@ -147,6 +147,7 @@ def test_two_processes_train_as_one(project, alone, tmp_path, layout):
     assert_same_run(tmp_path, alone)
 
 
+@pytest.mark.slow
 def test_two_processes_of_a_pmap_train_as_one_without_dropout(project, tmp_path):
     no_dropout = ("--model.hidden-dropout-prob", "0", "--model.attention-probs-dropout-prob", "0")
     two, one = tmp_path / "two", tmp_path / "one"
@@ -157,6 +158,7 @@ def test_two_processes_of_a_pmap_train_as_one_without_dropout(project, tmp_path)
     assert_same_run(two, one)
 
 
+@pytest.mark.slow
 def test_two_processes_fine_tune_as_one(tokenizer, tmp_path):
     import jax
 
@@ -229,7 +231,7 @@ def test_sigterm_to_one_saves_and_ends_all_behind_the_same_step(project, alone, 
     assert_same_run(tmp_path, alone)
 
 
-@pytest.mark.parametrize("what", ["config", "text"])
+@pytest.mark.parametrize("what", ["config", pytest.param("text", marks=pytest.mark.slow)])
 def test_processes_that_were_given_different_things_all_say_so(project, tmp_path, what):
     """Another seed; or another text under the same name, with work directories on disks of their own."""
     folders = [tmp_path / "a", tmp_path / "b"]

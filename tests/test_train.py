@@ -90,7 +90,7 @@ def test_another_run_of_the_same_seed_gives_the_same_bytes(project, whole_run, t
     assert first == second
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_same_command_continues_to_the_bit(project, whole_run, tmp_path, monkeypatch, number):
     fit, calls = loop.fit, []
 
@@ -246,6 +246,7 @@ def test_checkpoints_may_be_elsewhere(project, whole_run, tmp_path):
         train.main(arguments(project, tmp_path / "other", *elsewhere, "--seed", "4"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_before_a_damaged_one_is_refused(project, whole_run, tmp_path):
     """The newest record is this run's, so nothing is refused before it proves to be damaged."""
     shutil.copytree(whole_run, tmp_path / "run")
@@ -301,6 +302,7 @@ def test_a_killed_run_continues_to_the_bit(project, whole_run, tmp_path):
     assert recorded(tmp_path) == recorded(whole_run)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_parameters_cut_otherwise(project, whole_run, tmp_path):
     assert train.main(arguments(project, tmp_path, "--num-steps", "12", "--parallel.fsdp", "2", "--parallel.tensor", "2")) == 0
     shutil.rmtree(tmp_path / "checkpoints" / "12")

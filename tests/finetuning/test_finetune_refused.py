@@ -5,20 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from finetune_cases import (
-    csv_table,
-    json_lines,
-    multi_label,
-    pairs,
-    regression,
-    scored_pairs,
-    squad2,
-    sst2,
-    start,
-    swag,
-    tagging,
-    tune,
-)
+from finetune_cases import csv_table, json_lines, sst2, start, tune
 
 from bert_jax.config import InputError
 
@@ -98,15 +85,6 @@ def test_a_file_or_a_forbidden_folder_is_no_work_directory(model, finished, tmp_
     monkeypatch.setattr(Path, "write_text", refuse)  # root may write anywhere
     with pytest.raises(InputError, match=r"cannot use the work directory .*/closed: Permission denied"):
         tune(model, "sst2", finished(sst2).workdir.parent, tmp_path / "closed")
-
-
-@pytest.mark.parametrize("build", [sst2, multi_label, regression, tagging, squad2, swag, scored_pairs, pairs])
-def test_an_unknown_metric_is_refused_before_training_with_those_there_are(model, finished, tmp_path, build):
-    run = finished(build)
-    with pytest.raises(InputError, match=r"--metric accuracies is not among the metrics of this task: ") as error:
-        tune(model, run.case.task, workdir=tmp_path, metric="accuracies", **run.options)
-    assert str(error.value).partition("this task: ")[2].split(", ") == list(run.results["metrics"]["dev"])
-    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_early_stopping_that_would_keep_the_last_weights_is_refused(model, tmp_path, capsys):

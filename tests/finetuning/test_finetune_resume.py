@@ -133,7 +133,7 @@ def test_dev_is_predicted_once_an_evaluation_and_again_where_the_export_has_othe
     ] * 2
 
 
-@pytest.mark.parametrize("number,at", [(signal.SIGTERM, 45), (signal.SIGINT, 72)])
+@pytest.mark.parametrize("number,at", [(signal.SIGTERM, 45), pytest.param(signal.SIGINT, 72, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_same_command_goes_on_to_the_bit(model, finished, two_seeds, tmp_path, monkeypatch, number, at):
     """Amid the second run, and in its last step."""
     put, calls = stages.parallel.Devices.put, []

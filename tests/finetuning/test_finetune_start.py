@@ -64,6 +64,7 @@ def test_a_fine_tuned_directory_starts_another_task(finished, tmp_path):
     assert after["token_classifier/kernel"].shape == (32, 5)
 
 
+@pytest.mark.slow
 def test_via_fine_tunes_on_another_task_first(model, finished, tmp_path, monkeypatch, capsys):
     first, then = finished(mnli).workdir.parent, finished(rte).workdir.parent
     options = {"via": f"mnli={first}", "learning_rates": NO_CHANGE}

@@ -7,9 +7,27 @@ import shlex
 import jax
 import numpy as np
 import pytest
-from finetune_cases import CASES, check_cosines, odd_csv, results_of, rows_of, sst2
+from finetune_cases import (
+    CASES,
+    check_cosines,
+    cola,
+    multi_label,
+    odd_csv,
+    pairs,
+    regression,
+    results_of,
+    rows_of,
+    rte,
+    scored_pairs,
+    squad2,
+    sst2,
+    swag,
+    tagging,
+    tune,
+)
 
 import bert_jax
+from bert_jax.config import InputError
 from bert_jax.data.layout import Layout
 from bert_jax.tasks.metrics import entities
 
@@ -88,8 +106,11 @@ CHECKS = {
 }  # fmt: skip
 
 
+SLOW = (cola, rte)  # classification that other cases have too
+
+
 @pytest.mark.filterwarnings("ignore:.* texts have more than 14 tokens")
-@pytest.mark.parametrize("build", CASES)
+@pytest.mark.parametrize("build", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES])
 def test_a_task_leaves_scores_predictions_and_a_model_that_predicts_the_same(build, finished):
     run = finished(build)
     check_results(run.case, run.results, run.workdir, run.argv)
@@ -117,3 +138,12 @@ def test_classes_that_a_word_tells_are_learnt(finished):
     assert run.results["metrics"]["dev"]["accuracy"] == 1.0
     assert run.results["runs"][0]["failed"] is None
     assert {row["prediction"] for row in rows_of(run.workdir / "predictions" / "test.tsv")} == {"negative"}
+
+
+@pytest.mark.parametrize("build", [sst2, multi_label, regression, tagging, squad2, swag, scored_pairs, pairs])
+def test_an_unknown_metric_is_refused_before_training_with_those_there_are(model, finished, tmp_path, build):
+    run = finished(build)
+    with pytest.raises(InputError, match=r"--metric accuracies is not among the metrics of this task: ") as error:
+        tune(model, run.case.task, workdir=tmp_path, metric="accuracies", **run.options)
+    assert str(error.value).partition("this task: ")[2].split(", ") == list(run.results["metrics"]["dev"])
+    assert not (tmp_path / "metrics.jsonl").exists()

@@ -125,7 +125,14 @@ def test_batches_of_like_lengths_learn_in_another_order(model, finished, tmp_pat
     assert losses_of(tmp_path)[0] != pytest.approx(losses_of(run.workdir)[0], rel=1e-3)
 
 
-@pytest.mark.parametrize("layout", [{}, {"strategy": "pmap"}, {"fsdp": 2, "tensor": 2}], ids=["8x1x1", "pmap", "2x2x2"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param({}, id="8x1x1", marks=pytest.mark.slow),
+        pytest.param({"strategy": "pmap"}, id="pmap", marks=pytest.mark.slow),
+        pytest.param({"fsdp": 2, "tensor": 2}, id="2x2x2"),
+    ],
+)
 def test_eight_devices_give_the_losses_and_scores_of_one(model, finished, tmp_path, layout):
     run = finished(sst2)
     found = tune(model, "sst2", run.workdir.parent, tmp_path, num_devices=8, **layout)

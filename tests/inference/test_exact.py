@@ -56,6 +56,7 @@ def in_process(folder, count, shuffles, sizes, threads, devices):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_an_exact_text_has_the_same_bits_in_any_company_place_list_and_number_of_threads_and_devices(folder):
     here = same_bits.digests(folder, 200, 2, [1, 6, 80])
     assert list(here) == ["Embedder", "Classifier", "FillMask", "Tagger", "Answerer"]
