@@ -101,6 +101,17 @@ def load_beir(data: TaskData, test_only: bool) -> Splits:
     return Splits(train, dev, test, (), notes, hasher.hexdigest())
 
 
+def judged_training_queries(data: TaskData) -> tuple[list[Record], list[str]]:
+    """Returns the queries of qrels/train.tsv with their label `Judged`, and lines to show. Raises InputError as `load_beir`."""
+    hasher, notes = hashlib.sha256(), list[str]()
+    path = _path(data.data, os.path.join("qrels", "train.tsv")) if is_beir(data.data) else None
+    if path is None:
+        raise InputError(f"{data.data}: not a folder in BEIR's layout with corpus.jsonl, queries.jsonl and qrels/train.tsv")
+    corpus, queries = (_texts(data.data, name, hasher, notes) for name in ("corpus.jsonl", "queries.jsonl"))
+    qrels = _qrels(path, data, queries, corpus, hasher, notes)
+    return _judged("train", qrels, queries, _collection(corpus), notes), notes
+
+
 def _path(folder: str, name: str) -> str | None:
     """Returns the file of that name, plain or compressed; None without one."""
     return next((path for end in ("", ".gz") if os.path.isfile(path := os.path.join(folder, name + end))), None)

@@ -1,10 +1,12 @@
 """Retrieval from files to scores: a folder in BEIR's layout, and a table with hard negatives."""
 
 import json
+import re
+import shlex
 
 import numpy as np
 import pytest
-from finetune_cases import FILLERS, recorded, results_of, text, tune
+from finetune_cases import FILLERS, ROOT, recorded, results_of, text, tune
 
 import bert_jax
 from bert_jax.__main__ import main
@@ -82,12 +84,29 @@ def test_evaluate_scores_a_folder_with_the_prompts_of_the_model(run, folder, tmp
     assert results_of(tmp_path)["exported"]["test"] == pytest.approx(results_of(run)["exported"]["test"], abs=1e-6)
 
 
+def test_mined_negatives_rank_high_below_the_margin_and_answer_no_query(run, folder, tmp_path, capsys):
+    out = tmp_path / "mined.jsonl"
+    main(["mine", str(run / "export"), "--data", str(folder), "--out", str(out), "--negatives", "3", "--skip-top", "2"])
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == 24
+    embedder = bert_jax.Embedder(bert_jax.load(run / "export"))
+    corpus = [json.loads(line)["text"] for line in (folder / "corpus.jsonl").read_text().splitlines()]
+    documents = embedder(corpus, prompt_name="document")
+    for row, query in zip(rows, embedder([row["query"] for row in rows], prompt_name="query"), strict=True):
+        scores = documents @ query
+        allowed = [i for i in np.argsort(-scores)[2:] if scores[i] <= 0.95 * scores[corpus.index(row["positive"])]]
+        expected = [corpus[i] for i in allowed if corpus[i] != row["positive"]][:3]
+        assert [row[f"negative_{i}"] for i in (1, 2, 3)] == expected + [""] * (3 - len(expected))
+    fewer, none = (sum(not row[name] for row in rows) for name in ("negative_3", "negative_1"))
+    assert f"24 pairs, of which {fewer} have fewer than 3 negatives and {none} none" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_chunks_on_eight_devices_by_pmap_train_as_the_whole_batch_on_one(model, folder, run, tmp_path):
     options = {"query_prompt": PROMPTS["query"], "document_prompt": PROMPTS["document"], "dimensions": "32,8"}
     more = {"num_devices": 8, "strategy": "pmap", "chunk_size": 1, "batching": "padded"}
     tune(model, "retrieval", folder, tmp_path, num_epochs=1, **options, **more)
-    np.testing.assert_allclose(losses_of(tmp_path)[:2], losses_of(run)[:2], rtol=1e-5)  # before the weights change
+    np.testing.assert_allclose(losses_of(tmp_path)[0], losses_of(run)[0], rtol=1e-5)  # before the weights change
 
 
 def test_known_documents_and_copies_have_the_numbers_that_the_loss_leaves_out(tokenizer):
@@ -108,3 +127,19 @@ def test_a_table_is_searched_among_its_own_documents(model, tmp_path):
         model, "retrieval", tmp_path / "train.jsonl", tmp_path / "run", num_epochs=1, eval_every=1, batch_size=14, dev_size=2
     )
     assert set(found["metrics"]["dev"]) == {"ndcg_at_10", "mrr_at_10", "map", "recall_at_1", "recall_at_10", "recall_at_100"}
+
+
+@pytest.mark.docs
+def test_the_commands_of_the_guide_lead_from_a_folder_to_a_retriever_trained_with_mined_negatives(
+    model, folder, tmp_path, monkeypatch
+):
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "retrieval.md").read_text(), re.DOTALL)
+    small = {"MODEL": str(model), "FOLDER": str(folder), "256": "48", "64": "8", "10": "2"}
+    monkeypatch.chdir(tmp_path)
+    for line in "".join(blocks).splitlines():
+        name, *words = [small.get(word, word) for word in shlex.split(line)[1:]]
+        more = ["--num-epochs", "2", "--num-devices", "1", "--learning-rates", "1e-2"] if name == "finetune" else []
+        assert not main([name, *words, *more])
+    rows = [json.loads(line) for line in (tmp_path / "mined.jsonl").read_text().splitlines()]
+    assert len(rows) == 24
+    assert set(results_of(tmp_path / "evaluation")["exported"]) == {"test"}
