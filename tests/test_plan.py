@@ -12,6 +12,7 @@ import pytest
 
 from bert_jax import plan
 from bert_jax.__main__ import main
+from bert_jax.commands.plan import _report
 from bert_jax.config import BertConfig, ComputeConfig, DataConfig, InputError, OptimConfig, ParallelConfig, TrainConfig
 from bert_jax.program import Program, build
 from bert_jax.training import flops, memory, parallel
@@ -242,6 +243,21 @@ def test_a_step_is_bounded_by_products_links_and_memory(monkeypatch):
     assert made.roofline.mfu == pytest.approx(made.roofline.compute / made.roofline.step)
     again = planned(SMALL.replace(compute=ComputeConfig(remat="full")), crossing=crossing)
     assert 1.2 < again.roofline.compute / made.roofline.compute < 4 / 3  # the layers' forward pass once more, not the head's
+
+
+def test_the_report_says_what_muon_computes_and_the_moments_that_it_saves():
+    rate = dict(optim=OptimConfig(name="muon", muon_iterations=3, warmup_steps=2))
+    lines = dict(line.split("  ", 1) for line in _report(planned(SMALL.replace(**rate)), []).splitlines())
+    d, m, layers = 64, 256, 3
+    work = 3 * layers * (4 * (4 + 2) * d**3 + 2 * (4 * d**2 * m + 2 * d**3))  # four kernels d x d, and two d x m
+    adam = 3 * 4 * memory.num_parameters(SMALL.model)
+    muon = adam - 4 * layers * (4 * d**2 + 2 * d * m)
+    share = work / flops.step_flops(SMALL)
+    assert lines["Muon"].strip() == (
+        f"{work:.3g} more FLOPs ({share:.1%}) orthogonalise updates; state {muon / 2**20:.1f} MiB per device, by AdamW "
+        f"{adam / 2**20:.1f} MiB"
+    )
+    assert "Muon" not in _report(planned(SMALL), [])
 
 
 def test_a_gpu_has_what_jax_takes_of_its_memory_and_a_step_that_needs_more_does_not_fit():

@@ -3,12 +3,15 @@
     python tests/benchmarks/encoding.py --make-texts 'text/**/*.txt' --seed 0 --tokenizer-of DIR --texts sentences.txt
     python tests/benchmarks/encoding.py --model DIR --texts sentences.txt --rounds 7 --threads 2 --json encoding.json
     python tests/benchmarks/encoding.py --model base --tokenizer-of DIR --texts sentences.txt --json encoding_base.json
+    python tests/benchmarks/encoding.py --model modern-minilm --tokenizer-of DIR --texts sentences.txt --json modern.json
+    python tests/benchmarks/encoding.py --model mpnet-base --tokenizer-of DIR --texts sentences.txt --json mpnet.json
     python tests/benchmarks/encoding.py --startup --model DIR --rounds 5 --json startup.json
 
 The first writes sentences of their natural length, at most 256 tokens, to --texts. The second times passes over them, from
 strings to mean-pooled normalised vectors, tokenization included; --model base is a random encoder of 12 layers of 768 in
-DIR's vocabulary. The third times whole processes from their start to the first embedding of one sentence, imports
-included; ours without a persistent compilation cache (jax's default), with an empty one and with a filled one.
+DIR's vocabulary, modern-minilm a ModernBERT of 6 layers of 384, mpnet-base an encoder of all-mpnet-base's shape. --startup
+times whole processes from their start to the first embedding of one sentence, imports included; ours without a persistent
+compilation cache (jax's default), with an empty one and with a filled one.
 --peer-python is the interpreter of the peers (peer_encoding.py says who they are and what they need); none looks for
 anything on the network.
 
@@ -48,8 +51,8 @@ _END = re.compile(r"(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)([.!?][\"”’')\]]*)\
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="directory, or `base`")
-    parser.add_argument("--tokenizer-of", type=Path, help="directory of the tokenizer for --model base and --make-texts")
+    parser.add_argument("--model", help=f"directory, or random weights: {', '.join(protocol.ENCODERS)}")
+    parser.add_argument("--tokenizer-of", type=Path, help="directory of the tokenizer for random weights and --make-texts")
     parser.add_argument("--texts", type=Path, help="text file, one text a line")
     parser.add_argument("--participants", nargs="+", choices=(*PEERS, *ALSO), default=PEERS, help="besides ours")
     parser.add_argument("--rounds", type=int, default=7)
@@ -65,8 +68,8 @@ def parse() -> argparse.Namespace:
         parser.error("--make-texts needs --texts and --tokenizer-of")
     if not args.make_texts and (not args.model or not (args.texts or args.startup)):
         parser.error("--model and --texts say what to encode with what")
-    if args.model == "base" and not args.tokenizer_of:
-        parser.error("--model base needs --tokenizer-of")
+    if args.model in protocol.ENCODERS and not args.tokenizer_of:
+        parser.error(f"--model {args.model} needs --tokenizer-of")
     return args
 
 
@@ -100,9 +103,9 @@ class Commands:
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
         self.environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         self.model = args.model
-        if args.model == "base":
-            self.model = str(directory / "base")
-            self.once("ours", "--base-with-tokenizer-of", str(args.tokenizer_of))
+        if args.model in protocol.ENCODERS:
+            self.model = str(directory / args.model)
+            self.once("ours", "--random", args.model, "--tokenizer-of", str(args.tokenizer_of))
 
     def start(self, name: str, *flags: str, **environment: str) -> protocol.Participant:
         """The process of participant `name`, once it is ready."""
@@ -121,9 +124,11 @@ class Commands:
 
 def encoding(args: argparse.Namespace, commands: Commands) -> tuple[list[str], dict[str, Any]]:
     """The table of passes over --texts, and all that was measured."""
-    names = ("ours", *args.participants)
     texts, graphs = ["--texts", str(args.texts)], ["--graphs", str(commands.directory)]
-    tuned = {name: commands.once(name, *texts, *graphs, "--tune") for name in names if name in TUNED}
+    tuned = {name: commands.once(name, *texts, *graphs, "--tune") for name in args.participants if name in TUNED}
+    absent = {name: facts["absent"] for name, facts in tuned.items() if "absent" in facts}
+    tuned = {name: facts for name, facts in tuned.items() if name not in absent}
+    names = ("ours", *(name for name in args.participants if name not in absent))
     running: list[protocol.Participant] = []
     try:
         for name in names:
@@ -169,8 +174,9 @@ def encoding(args: argparse.Namespace, commands: Commands) -> tuple[list[str], d
             f"| {len(reference) / row['median_seconds']:.0f} | {row['cold_seconds']:.3f} | {row['second_seconds']:.3f} "
             f"| {row['peak_rss_mb']:.0f} | {row['difference']:.1e} | {settings} |"
         )
+    lines += [f"\n{name}: absent, {why}" for name, why in absent.items()]
     trials = {name: facts["trials"] for name, facts in tuned.items()}
-    return lines, dict(results=results, facts=facts, trials=trials, answers=answers, lengths=lengths)
+    return lines, dict(results=results, facts=facts, trials=trials, answers=answers, lengths=lengths, absent=absent)
 
 
 def startup(args: argparse.Namespace, commands: Commands) -> tuple[list[str], dict[str, Any]]:

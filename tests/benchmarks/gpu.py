@@ -240,26 +240,27 @@ def packed_is_separate(tiny: bool) -> None:
     found = sequences(np.random.default_rng(3), 12, longest, cfg.vocab_size)
     examples = [Example(ids, np.zeros_like(ids), np.zeros(1, np.int32)) for ids in found]
     rows = [indices for _, indices in pack_rows(examples, [length], lambda n: n)]
-    packed = fill_rows(examples, rows, len(rows), length, 16, 0)
+    packed = fill_rows(examples, rows, len(examples), length, 16, 0)  # as many rows as separate ones: one compilation for both
     alone = fill_rows(examples, [[i] for i in range(len(examples))], len(examples), length, 1, 0)
     head_size = cfg.hidden_size // cfg.num_attention_heads
     names = ("input_ids", "token_type_ids", "position_ids", "sequence_ids")
 
-    def tokens(encoder: Encoder, arrays: dict[str, np.ndarray], places: Any) -> np.ndarray:
+    shapes = jax.eval_shape(Encoder(cfg).init, jax.random.key(0), *(packed.arrays[name] for name in names))
+    params = numpy_params(shapes)
+
+    def tokens(encode: Any, arrays: dict[str, np.ndarray], places: Any) -> np.ndarray:
         """Hidden states of the tokens of each example in turn."""
-        args = [arrays[name] for name in names]
-        params = numpy_params(jax.eval_shape(encoder.init, jax.random.key(0), *args))
         with jax.default_matmul_precision("highest"):
-            hidden = np.asarray(jax.jit(encoder.apply)(params, *args)["last_hidden_state"], np.float32)
+            hidden = np.asarray(encode(params, *(arrays[name] for name in names))["last_hidden_state"], np.float32)
         at = {place.example: (place.row, place.tokens) for place in places}
         return np.concatenate([hidden[at[i]] for i in range(len(examples))])
 
     for dtype in ("float32", "bfloat16"):
-        encoder = Encoder(cfg, ComputeConfig(dtype=dtype))
+        encode = jax.jit(Encoder(cfg, ComputeConfig(dtype=dtype)).apply)
         kernel, why = attention.choose("auto", jax.default_backend(), length, head_size, dtype, 0.0)
-        together, apart = (tokens(encoder, batch.arrays, batch.places) for batch in (packed, alone))
+        together, apart = (tokens(encode, batch.arrays, batch.places) for batch in (packed, alone))
         one_sequence = packed.arrays | {"sequence_ids": np.minimum(packed.arrays["sequence_ids"], 1)}
-        across = tokens(encoder, one_sequence, packed.places)
+        across = tokens(encode, one_sequence, packed.places)
         changed = np.sqrt(np.mean((across - apart) ** 2))
         error = np.sqrt(np.mean((together - apart) ** 2)) / max(changed, 1e-9)
         limit = {"float32": 1e-3, "bfloat16": 0.1}[dtype]

@@ -16,7 +16,8 @@ Participants:
 
 --tune tries the batch sizes 16, 32 and 64 (onnxruntime: each with the exported graph, which the session optimises, and with
 the one that onnxruntime.transformers.optimizer fused) on every fourth batch, and says which is the fastest; the exported
-graphs are written to --graphs. Needs transformers >= 5 and PyTorch, sentence-transformers, onnxruntime and onnx.
+graphs are written to --graphs. Where onnxruntime is not installed or cannot export the encoder, it says so instead.
+Needs transformers >= 5 and PyTorch, sentence-transformers, onnxruntime and onnx.
 """
 
 from __future__ import annotations
@@ -171,7 +172,11 @@ def torch_by_length() -> None:
 
 def onnxruntime() -> None:
     if args.tune:
-        export()
+        try:
+            export()
+        except Exception as error:  # whatever an exporter raises for an encoder that it does not know
+            protocol.say(ready=True, absent=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+            return
     import onnxruntime
     import tokenizers
 
@@ -189,9 +194,11 @@ def onnxruntime() -> None:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         session = onnxruntime.InferenceSession(str(args.graphs / graph), options, providers=["CPUExecutionProvider"])
 
+        names = {x.name for x in session.get_inputs()}
+
         def run(input_ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
             inputs = {"input_ids": input_ids, "attention_mask": mask, "token_type_ids": np.zeros_like(input_ids)}
-            hidden = session.run(None, inputs)[0]
+            hidden = session.run(None, {name: inputs[name] for name in names})[0]
             return np.stack([row[:n].mean(axis=0) for row, n in zip(hidden, mask.sum(1), strict=True)])
 
         return run
@@ -206,6 +213,8 @@ def onnxruntime() -> None:
 
 def export() -> None:
     """The encoder as ONNX graphs with batch and length left open: as exported, and fused for BERT."""
+    import inspect
+
     torch = limit_torch()
     import transformers
     from onnxruntime.transformers import optimizer
@@ -217,11 +226,13 @@ def export() -> None:
             super().__init__()
             self.encoder = model
 
-        def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
-            return self.encoder(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)[0]
+        def forward(self, *values: Any) -> Any:
+            return self.encoder(**dict(zip(inputs, values, strict=True)))[0]
 
     mask = torch.tensor([[1] * 9, [1] * 6 + [0] * 3])
     inputs = dict(input_ids=mask * 5, attention_mask=mask, token_type_ids=mask * 0)
+    if "token_type_ids" not in inspect.signature(model.forward).parameters:
+        del inputs["token_type_ids"]
     open_axes = {name: {0: "batch", 1: "length"} for name in (*inputs, "last_hidden_state")}
     exported, fused = (str(args.graphs / name) for name in GRAPHS)
     torch.onnx.export(

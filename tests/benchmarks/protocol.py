@@ -163,6 +163,12 @@ class Participant:
 
 # --- the participants of encoding.py ---
 
+ENCODERS = {  # of random weights: family, layers, hidden size, heads, intermediate size
+    "base": ("bert", 12, 768, 12, 3072),
+    "modern-minilm": ("modernbert", 6, 384, 6, 576),  # MiniLM's size in the form of Ettin's 32M
+    "mpnet-base": ("mpnet", 12, 768, 12, 3072),  # all-mpnet-base's
+}
+
 
 def encoding_arguments(doc: str | None, add: Callable[[argparse.ArgumentParser], Any]) -> argparse.Namespace:
     """What to encode with what, and what `add` adds; limits this process to `--threads` cores, so call it before imports."""
