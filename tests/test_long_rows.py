@@ -70,7 +70,8 @@ def test_a_row_of_8192_tokens_takes_half_a_gigabyte_forward_and_two_and_a_half_f
     assert compiled.memory_analysis().temp_size_in_bytes - gradients < 2500 * MB
 
 
-@pytest.mark.parametrize("dropout", [0.0, pytest.param(0.1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_a_scan_over_periods_gives_the_outputs_and_gradients_of_one_layer_after_the_other(dropout):
     """Global and local layers, of which the first lacks a norm; with dropout, the last one at some positions alone."""
     cfg = BertConfig.of_family(

@@ -172,6 +172,13 @@ OWN_FILES = {  # what the README's examples of fine-tuning name
         {"id": str(i), "question": "Who?", "is_impossible": i % 3 == 0,
          "answers": [] if i % 3 == 0 else [{"text": "Anna", "answer_start": 0}]} for i in range(30)]}]}]}),
     "pairs.csv": "question,duplicate\n" + "".join(f"who {i}?,who is {i}?\n" for i in range(30)),
+    "mined.jsonl": "".join(
+        json.dumps({"query": f"q {i}", "positive": f"answer {i}", "negative_1": f"answer {i + 50}"}) + "\n" for i in range(30)
+    ),
+    "FOLDER/corpus.jsonl": "".join(json.dumps({"_id": f"d{i}", "title": "", "text": f"answer {i}"}) + "\n" for i in range(30)),
+    "FOLDER/queries.jsonl": "".join(json.dumps({"_id": f"q{i}", "text": f"question {i}"}) + "\n" for i in range(30)),
+    "FOLDER/qrels/train.tsv": "query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i in range(20)),
+    "FOLDER/qrels/dev.tsv": "query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i in range(20, 30)),
 }  # fmt: skip
 
 
@@ -179,6 +186,7 @@ OWN_FILES = {  # what the README's examples of fine-tuning name
 def test_every_example_of_fine_tuning_on_own_files_runs(words, export, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name, content in OWN_FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
     argv = [str(export / "runs/quickstart/export"), *words[2:]]
     assert finetune.main([*argv, "--num-epochs", "1", "--max-seq-length", "32", "--batch-size", "8", "--workdir", "work"]) == 0

@@ -24,6 +24,7 @@ from bert_jax.training import loop, writer
 ROOT = Path(__file__).parent.parent
 STEPS = 12
 TWO_STEPS = ["--num-steps", "2", "--optim.warmup-steps", "1"]
+ONE_DEVICE = ["--parallel.num-devices", "1"]  # whose programs compile sooner
 
 CONFIG = """
 from bert_jax.config import BertConfig, DataConfig, OptimConfig, TrainConfig
@@ -147,7 +148,9 @@ def phased(project):
     folder = project / "phased"
     folder.mkdir()
     shutil.copy(project / "text.txt", folder)
-    (folder / "config.py").write_text(CONFIG + PHASES)
+    one_device = CONFIG.replace("import ", "import ParallelConfig, ")
+    one_device = one_device.replace("seed=3", "seed=3, parallel=ParallelConfig(num_devices=1)")
+    (folder / "config.py").write_text(one_device + PHASES)
     assert train.main(arguments(folder, folder / "whole")) == 0
     return folder
 
@@ -215,10 +218,6 @@ def test_a_branch_goes_on_from_a_checkpoint_of_another_run_to_the_bit(project, w
     branched = ("--branch-from", f"{whole_run}@8")
     assert train.main(arguments(project, tmp_path / "run", *branched)) == 0
     assert recorded(tmp_path / "run") == [line for line in recorded(whole_run) if json.loads(line)["step"] > 8]
-    shorter = ("--optim.schedule", "warmup_stable_decay", "--optim.decay-steps", "2", "--num-steps", "10")
-    assert train.main(arguments(project, tmp_path / "short", *branched, *shorter)) == 0
-    rates = [v["train/learning_rate"] for v in writer.read(tmp_path / "short" / "metrics.jsonl") if "train/loss" in v]
-    np.testing.assert_allclose(rates, [1e-3, 5e-4], rtol=1e-6)
     for more, message in (
         (("--branch-from", f"{whole_run}@5"), r"branch_from: .*whole has no whole checkpoint of step 5; it has 4, 8, 12"),
         (("--branch-from", str(tmp_path)), "branch_from: .* has no checkpoint; it has none"),
@@ -227,6 +226,14 @@ def test_a_branch_goes_on_from_a_checkpoint_of_another_run_to_the_bit(project, w
     ):
         with pytest.raises(InputError, match=message):
             train.main(arguments(project, tmp_path / "refused", *more))
+
+
+@pytest.mark.slow
+def test_a_branch_may_end_in_a_decay_of_its_own(project, whole_run, tmp_path):
+    shorter = ("--optim.schedule", "warmup_stable_decay", "--optim.decay-steps", "2", "--num-steps", "10")
+    assert train.main(arguments(project, tmp_path, "--branch-from", f"{whole_run}@8", *shorter)) == 0
+    rates = [v["train/learning_rate"] for v in writer.read(tmp_path / "metrics.jsonl") if "train/loss" in v]
+    np.testing.assert_allclose(rates, [1e-3, 5e-4], rtol=1e-6)
 
 
 def test_checkpoints_may_be_elsewhere(project, whole_run, tmp_path):
@@ -362,7 +369,7 @@ def test_a_run_continues_on_another_number_of_devices(project, whole_run, tmp_pa
 
 def test_sentence_pairs_train_both_heads_and_export_for_pretraining(project, tmp_path):
     pairs = ["--data.examples", "sentence_pairs", "--data.dupe-factor", "2", "--num-steps", "4", "--optim.warmup-steps", "1"]
-    assert train.main(arguments(project, tmp_path, *pairs, "--gradient-accumulation-steps", "1")) == 0
+    assert train.main(arguments(project, tmp_path, *pairs, *ONE_DEVICE, "--gradient-accumulation-steps", "1")) == 0
     last = writer.read(tmp_path / "metrics.jsonl")[-1]
     assert {"eval/masked_lm_loss", "eval/next_sentence_loss", "eval/next_sentence_accuracy"} <= last.keys()
     assert bert_jax.load(tmp_path / "export").head == "pretraining"
@@ -372,7 +379,7 @@ def test_init_from_continues_the_weights_at_another_length(project, whole_run, t
     """In the architecture and vocabulary of the model, whatever the config file has."""
     other = tmp_path / "config.py"
     other.write_text(CONFIG.replace("num_hidden_layers=2", "num_hidden_layers=1").replace("vocab_size=200", "vocab_size=190"))
-    more = ["--init-from", str(whole_run / "export"), "--data.max-seq-length", "16", *TWO_STEPS]
+    more = ["--init-from", str(whole_run / "export"), "--data.max-seq-length", "16", *TWO_STEPS, *ONE_DEVICE]
     assert train.main([str(other), *arguments(project, tmp_path / "shorter", *more)[1:]]) == 0
     first = next(v for v in writer.read(tmp_path / "shorter" / "metrics.jsonl") if "train/loss" in v)
     fresh = next(v for v in writer.read(whole_run / "metrics.jsonl") if "train/loss" in v)
@@ -386,6 +393,7 @@ def test_init_from_continues_the_weights_at_another_length(project, whole_run, t
     assert not (tmp_path / "wider").exists()  # nothing was begun: no text was read
 
 
+@pytest.mark.slow
 def test_a_begun_run_goes_on_without_the_model_it_started_from(project, whole_run, tmp_path):
     shutil.copytree(whole_run / "export", tmp_path / "model")
     command = arguments(project, tmp_path / "run", "--init-from", str(tmp_path / "model"), *TWO_STEPS)
@@ -449,7 +457,7 @@ def test_updates_that_are_never_finite_stop_the_run_and_name_the_steps(project, 
 
 
 def test_a_run_without_held_out_text_trains(project, tmp_path):
-    assert train.main(arguments(project, tmp_path, "--data.eval-fraction", "0", *TWO_STEPS)) == 0
+    assert train.main(arguments(project, tmp_path, "--data.eval-fraction", "0", *TWO_STEPS, *ONE_DEVICE)) == 0
     assert not any(name.startswith("eval/") for v in writer.read(tmp_path / "metrics.jsonl") for name in v)
 
 
