@@ -36,6 +36,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -667,17 +668,22 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     began = time.time()
     record: dict[str, Any] = dict(argv=sys.argv[1:], machine=platform.machine(), python=platform.python_version(), rows=[])
+    lock = threading.Lock()
 
     def seen(row: dict[str, Any]) -> None:
-        record["rows"].append(row)
-        record["seconds"] = time.time() - began
-        print(line(row), flush=True)
-        if args.json:
-            args.json.write_text(json.dumps(record, indent=1) + "\n")
+        with lock:
+            record["rows"].append(row)
+            record["seconds"] = time.time() - began
+            print(line(row), flush=True)
+            if args.json:
+                args.json.write_text(json.dumps(record, indent=1) + "\n")
 
-    for name in args.sections:
+    def run(name: str) -> None:
         if problem := run_section(name, args, seen):
             seen({"section": name, "case": "the section", "failed": problem})
+
+    with ThreadPoolExecutor(2 if args.tiny else 1) as pool:  # toy sizes are mostly compiled, each on one core; times need all
+        list(pool.map(run, args.sections))
     bad = [row for row in record["rows"] if "failed" in row or row.get("ok") is False]
     print(f"\n{len(bad)} of {len(record['rows'])} results are failures; {time.time() - began:.0f} s")
     return 1 if bad else 0
