@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from bert_jax.inference import Classifier as Classifier
     from bert_jax.inference import Embedder as Embedder
     from bert_jax.inference import FillMask as FillMask
+    from bert_jax.inference import Reranker as Reranker
     from bert_jax.inference import Tagger as Tagger
     from bert_jax.inference import nearest as nearest
     from bert_jax.model.config import BertConfig as BertConfig
@@ -28,8 +29,9 @@ _HOME = {
     "BertConfig": "model.config", "ComputeConfig": "model.config", "Bert": "model.heads", "InputError": "errors",
     "Pooling": "pooling",
     "Model": "pretrained", "load": "pretrained", "save": "pretrained",
-    "Answerer": "inference", "Classifier": "inference", "Embedder": "inference", "FillMask": "inference", "Tagger": "inference",
-    "nearest": "inference", "train": "pretrain", "finetune": "finetuning.finetune",
+    "Answerer": "inference", "Classifier": "inference", "Embedder": "inference", "FillMask": "inference",
+    "Reranker": "inference", "Tagger": "inference", "nearest": "inference",
+    "train": "pretrain", "finetune": "finetuning.finetune",
 }  # fmt: skip
 __all__ = list(_HOME)
 

@@ -10,7 +10,20 @@ from pathlib import Path
 import tyro
 
 import bert_jax
-from bert_jax.commands import compare, convert, evaluate, finetune, glue, mine, plan, predictors, prepare, tokenizer, train
+from bert_jax.commands import (
+    compare,
+    convert,
+    evaluate,
+    finetune,
+    glue,
+    mine,
+    plan,
+    predictors,
+    prepare,
+    rerank,
+    tokenizer,
+    train,
+)
 from bert_jax.config import InputError, did_you_mean
 
 Command = Callable[[list[str], str], int | None]  # (arguments, what the user typed before them) -> exit status
@@ -43,6 +56,7 @@ COMMANDS: dict[str, Command] = {
     "answer": _cli(predictors.answer),
     "embed": _cli(predictors.embed),
     "mine": _cli(mine.mine),
+    "rerank": _cli(rerank.rerank),
     "glue-zip": _cli(glue.glue_zip),
     "glue-check": _cli(glue.glue_check),
 }

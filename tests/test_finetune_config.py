@@ -139,7 +139,7 @@ def test_a_loss_that_the_data_is_not_for_is_refused(train, loss, fitting):
 
 def test_options_of_other_kinds_of_tasks_are_refused():
     for options, message in (
-        (dict(loss="cosine"), "loss='cosine' is for similarity, not for classification"),
+        (dict(loss="cosine"), "loss='cosine' is for similarity, reranking, not for classification"),
         (dict(null_threshold=1.0), "null_threshold=1.0 is for question_answering, not for classification"),
         (dict(null_threshold=0.0), "null_threshold=0.0 is for question_answering, not for classification"),
         (dict(label_threshold=0.4), "label_threshold=0.4 is for multi_label, not for classification"),

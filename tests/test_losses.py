@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bert_jax.model.layers import Decoder
-from bert_jax.training import decoded
+from bert_jax.training import decoded, reranking
 from bert_jax.training.losses import (
     Sum,
     accuracy,
@@ -352,3 +352,16 @@ def test_the_loss_of_some_logits_at_a_time_is_that_of_all_at_once(dtype, biased,
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), rtol=tolerance, atol=tolerance / 2), whole, run()
     )
+
+
+def test_losses_of_rerankers_are_the_nats_of_labels_pairs_and_lists_without_what_is_missing():
+    scores, right = np.array([[1.0, -1.0, 9.0], [0.5, 2.0, -3.0]]), np.array([[1.0, 0, 1], [1, 0, 0]])
+    present = np.array([[1.0, 1, 0], [1, 1, 1]])
+    nats = -np.log(1 / (1 + np.exp(-np.array([1.0, 1, 0.5, -2, 3]))))  # of the sigmoid of each score that is there
+    assert float(reranking.pointwise_loss(scores, right, present).mean()) == pytest.approx(nats.mean(), rel=1e-6)
+    nats = np.log1p(np.exp(-np.array([2.0, -1.5, 3.5])))  # of the differences
+    assert float(reranking.pairwise_loss(scores, right, present).mean()) == pytest.approx(nats.mean(), rel=1e-6)
+    shares = np.exp(1) / np.exp([1, -1]).sum(), np.exp(0.5) / np.exp(scores[1]).sum()
+    found = reranking.listwise_loss(scores, right, present)
+    assert float(found.mean()) == pytest.approx(-np.log(shares).mean(), rel=1e-6)
+    assert float(found.weight) == 2

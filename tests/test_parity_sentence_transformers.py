@@ -10,7 +10,7 @@ import pytest
 from test_parity_predictions import TEXTS, Served
 
 import bert_jax
-from bert_jax import Classifier, Embedder, Pooling
+from bert_jax import Classifier, Embedder, Pooling, Reranker
 from bert_jax.tuned import Tuned
 
 pytestmark = pytest.mark.parity
@@ -294,6 +294,11 @@ def test_cross_encoders_as_the_installed_version_saves_them(activation, num_labe
     else:
         expected_of_ours = expected
     np.testing.assert_allclose(found, expected_of_ours, atol=1e-5, rtol=0)
+    if num_labels == 1 and activation in ("Identity", None):
+        reranker, documents = Reranker(ours), TEXTS[1:7]
+        np.testing.assert_allclose(reranker(PAIRS), expected[:, 0], atol=1e-5, rtol=0)
+        order = [each["corpus_id"] for each in theirs.rank(TEXTS[0], documents)]
+        assert [each.document for each in reranker.rank(TEXTS[0], documents)] == order
     bert_jax.save(ours, tmp_path / "ours")
     again, kept = cross_encoder(tmp_path / "ours", num_labels)
     np.testing.assert_allclose(kept, expected, atol=1e-6, rtol=0)

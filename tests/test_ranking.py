@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from bert_jax.tasks.ranking import Ranking, by_descending_id, merge, ranking_scores, write_run
+from bert_jax.errors import InputError
+from bert_jax.tasks.ranking import Ranking, by_descending_id, merge, ranking_scores, read_run, write_run
 
 
 def runs(seed):
@@ -50,6 +51,23 @@ def test_a_run_has_the_lines_of_trec_eval(tmp_path):
     ranking = Ranking(np.array([2, 0]), np.array([0.5, 0.25], np.float32))
     write_run(tmp_path / "dev.trec", ["q1"], [ranking], ["a", "b", "c"])
     assert (tmp_path / "dev.trec").read_text() == "q1 Q0 c 1 0.5 bert_jax\nq1 Q0 a 2 0.25 bert_jax\n"
+    (found,) = read_run(tmp_path / "dev.trec", ["a", "b", "c"]).values()
+    assert (found.documents.tolist(), found.scores.tolist()) == ([2, 0], [0.5, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("q1 Q0 a 1 0.5", ":2: 5 fields"),
+        ("q1 Q0 z 2 0.5 x", ":2: the document 'z' is not in"),
+        ("q1 Q0 a 2 0.5 x", ":2: query 'q1' has the document 'a' twice"),
+        ("q1 Q0 b 2 half x", ":2: the score 'half'"),
+    ],
+)
+def test_a_run_that_does_not_fit_is_refused_with_its_line(line, message, tmp_path):
+    (tmp_path / "first.trec").write_text(f"q1 Q0 a 1 0.5 x\n{line}\n")
+    with pytest.raises(InputError, match=message):
+        read_run(tmp_path / "first.trec", ["a", "b"])
 
 
 PYTREC_EVAL = {

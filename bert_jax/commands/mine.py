@@ -45,7 +45,7 @@ def mine(
     from bert_jax.finetuning import stages
     from bert_jax.finetuning.config import FinetuneConfig
     from bert_jax.tasks import mining
-    from bert_jax.tasks.beir import judged_training_queries
+    from bert_jax.tasks.beir import judged_queries
     from bert_jax.tasks.ranking import Ranking
     from bert_jax.tasks.split import Predictions
     from bert_jax.tasks.splits import Splits
@@ -55,7 +55,7 @@ def mine(
     compilation_cache.keep()
     task, length = find_task("retrieval"), max_seq_length or pretrained.describe(model).max_length
     task_data = TaskData(data=data)
-    records, notes = judged_training_queries(task_data)
+    records, _, notes = judged_queries(task_data, "train")
     cfg = FinetuneConfig(model=model, task=task.name, task_data=task_data, num_epochs=0, max_seq_length=length).resolved(task)
     splits = Splits([], {}, {"train": records}, (), notes, "")
     for note in notes:

@@ -47,7 +47,7 @@ class FinetuneConfig(Checked):
     (
         "A task of the table in docs/finetune.md (cola sst2 mrpc stsb qqp mnli qnli rte wnli ax squad squad2 ner swag), or a "
         "kind for your own files: classification multi_label regression tagging question_answering multiple_choice similarity "
-        "retrieval."
+        "retrieval reranking."
     )
     task_data: TaskData = field(default_factory=TaskData)
     workdir: str | None = None
@@ -129,8 +129,11 @@ class FinetuneConfig(Checked):
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
-    loss: Literal["auto", "cosine", "ranking", "triplet"] = "auto"
-    """similarity: cosine (labelled pairs), ranking (other pairs; in-batch negatives) or triplet. auto: by the data."""
+    loss: Literal["auto", "cosine", "ranking", "triplet", "pointwise", "pairwise", "listwise"] = "auto"
+    (
+        "similarity: cosine (labelled pairs), ranking (other pairs; in-batch negatives) or triplet; auto: by the data. "
+        "reranking: pointwise, pairwise or listwise (auto)."
+    )
     temperature: float = 0.05
     """similarity with the ranking loss, and retrieval: divisor of the cosines."""
     query_prompt: str | None = None

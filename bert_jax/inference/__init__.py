@@ -10,5 +10,7 @@ from bert_jax.inference.embedder import sentence_vectors as sentence_vectors
 from bert_jax.inference.fill_mask import Filling as Filling
 from bert_jax.inference.fill_mask import FillMask as FillMask
 from bert_jax.inference.predictor import Predictor as Predictor
+from bert_jax.inference.reranker import Ranked as Ranked
+from bert_jax.inference.reranker import Reranker as Reranker
 from bert_jax.inference.tagger import Entity as Entity
 from bert_jax.inference.tagger import Tagger as Tagger

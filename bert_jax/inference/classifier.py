@@ -16,7 +16,7 @@ from bert_jax.model.heads import TORCH_ACTIVATIONS
 from bert_jax.pooling import activation_name
 from bert_jax.pretrained import Model, ProblemType
 
-_ACTIVATIONS = {**TORCH_ACTIVATIONS, "Softmax": jax.nn.softmax}
+ACTIVATIONS = {**TORCH_ACTIVATIONS, "Softmax": jax.nn.softmax}
 
 
 class Classification(NamedTuple):
@@ -45,7 +45,7 @@ def _distinct(labels: tuple[str, ...]) -> tuple[str, ...]:
     return numbered if len(set(numbered)) == len(numbered) else tuple(f"{name} ({i})" for i, name in enumerate(labels))
 
 
-def _meaning(model: Model, labels: int) -> tuple[ProblemType, str]:
+def meaning(model: Model, labels: int) -> tuple[ProblemType, str]:
     """Returns the problem type of logits of `labels` classes, and the activation that turns them into scores.
 
     A single value goes through the activation in sentence-transformers' files. Without one, it is unchanged where config.json has
@@ -89,7 +89,7 @@ class Classifier(Predictor):
         super().__init__(model, exact, max_length)
         in_order = ("in_order", "swapped") if model.config.model_type == "albert" else ("is_next", "random")
         self.labels = _distinct(model.labels or (("LABEL_0",) if model.head == "sequence_classification" else in_order))
-        self.problem_type, self._activation = _meaning(model, len(self.labels))
+        self.problem_type, self._activation = meaning(model, len(self.labels))
         tuned = model.tuned.label_thresholds if threshold is None else ()
         self.thresholds = tuned or (0.5 if threshold is None else threshold,) * len(self.labels)
 
@@ -97,7 +97,7 @@ class Classifier(Predictor):
         batch["cls_positions"] = batch.pop("places")
         outputs = self.model.apply(params, batch, head_only=True)  # a pretraining head reads every token anyway
         logits = outputs["logits"] if self.model.head == "sequence_classification" else outputs["next_sentence_logits"]
-        return {"scores": _ACTIVATIONS[self._activation](logits)}
+        return {"scores": ACTIVATIONS[self._activation](logits)}
 
     def __call__(self, texts: Sequence[Text]) -> list[Classification]:
         """Classifies each text, or tuple of two texts. Cuts texts that are too long, with a warning."""

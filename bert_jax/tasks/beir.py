@@ -101,15 +101,16 @@ def load_beir(data: TaskData, test_only: bool) -> Splits:
     return Splits(train, dev, test, (), notes, hasher.hexdigest())
 
 
-def judged_training_queries(data: TaskData) -> tuple[list[Record], list[str]]:
-    """Returns the queries of qrels/train.tsv with their label `Judged`, and lines to show. Raises InputError as `load_beir`."""
+def judged_queries(data: TaskData, split: str) -> tuple[list[Record], list[Judged], list[str]]:
+    """Returns the queries of qrels/SPLIT.tsv, their labels, and lines to show. Raises InputError as `load_beir`."""
     hasher, notes = hashlib.sha256(), list[str]()
-    path = _path(data.data, os.path.join("qrels", "train.tsv")) if is_beir(data.data) else None
+    path = _path(data.data, os.path.join("qrels", f"{split}.tsv")) if is_beir(data.data) else None
     if path is None:
-        raise InputError(f"{data.data}: not a folder in BEIR's layout with corpus.jsonl, queries.jsonl and qrels/train.tsv")
+        raise InputError(f"{data.data}: not a folder in BEIR's layout with corpus.jsonl, queries.jsonl and qrels/{split}.tsv")
     corpus, queries = (_texts(data.data, name, hasher, notes) for name in ("corpus.jsonl", "queries.jsonl"))
     qrels = _qrels(path, data, queries, corpus, hasher, notes)
-    return _judged("train", qrels, queries, _collection(corpus), notes), notes
+    records = _judged(split, qrels, queries, _collection(corpus), notes)
+    return records, [record.label for record in records], notes
 
 
 def _path(folder: str, name: str) -> str | None:

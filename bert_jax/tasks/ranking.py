@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bert_jax.disk import write_text
+from bert_jax.errors import InputError
 from bert_jax.tasks.metrics import mrr_at_10, ndcg_at_10
 
 DEPTH = 1000  # documents of a ranking that count, as in TREC's runs
@@ -57,6 +58,39 @@ def ranking_scores(ranked: Sequence[Sequence[float]], judged: Sequence[Sequence[
 
 def _mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
+
+
+def read_run(path: Path, documents: Sequence[str]) -> dict[str, Ranking]:
+    """Reads a run in trec_eval's form: the ranking of each query by its id, with documents by their place in `documents`.
+
+    Raises:
+      InputError: a line has not six fields, no number as its score, an unknown document, or a document for the second time.
+    """
+    numbers, found = {id: number for number, id in enumerate(documents)}, dict[str, dict[int, float]]()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from None
+    for place, line in enumerate(lines, 1):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) != 6:
+            raise InputError(f"{path}:{place}: {len(fields)} fields; a run has six: query Q0 document rank score name")
+        query, document = fields[0], fields[2]
+        if document not in numbers:
+            raise InputError(f"{path}:{place}: the document {document!r} is not in corpus.jsonl: give a run of this corpus")
+        own = found.setdefault(query, {})
+        if numbers[document] in own:
+            raise InputError(f"{path}:{place}: query {query!r} has the document {document!r} twice")
+        try:
+            own[numbers[document]] = float(fields[4])
+        except ValueError:
+            raise InputError(f"{path}:{place}: the score {fields[4]!r} is not a number") from None
+    if not found:
+        raise InputError(f"{path}: holds no rankings")
+    each = {query: Ranking(np.array([*own], np.int64), np.array([*own.values()], np.float32)) for query, own in found.items()}
+    return {query: merge(None, ranking) for query, ranking in each.items()}
 
 
 def write_run(

@@ -14,18 +14,17 @@ from jaxtyping import PyTree
 from bert_jax.data.batching import PackedBatch
 from bert_jax.data.finetuning import Encoded, Item, Items, encode_texts
 from bert_jax.data.layout import Layout, Text
-from bert_jax.data.records import Record, labels_of, numbered, take, texts_of
+from bert_jax.data.records import Record, labels_of, numbered, texts_of
 from bert_jax.errors import InputError
 from bert_jax.inference import Embedder, nearest
 from bert_jax.pretrained import Model
 from bert_jax.tasks.beir import Judged, is_beir, load_beir
+from bert_jax.tasks.candidates import Candidates, no_target
 from bert_jax.tasks.common import of_items
 from bert_jax.tasks.figures import Figure, Listing, example_cells, highest
 from bert_jax.tasks.figures import Text as FigureText
-from bert_jax.tasks.kind import Kind, Predict
-from bert_jax.tasks.labels import LabelReader, few
+from bert_jax.tasks.kind import Predict
 from bert_jax.tasks.metrics import Details
-from bert_jax.tasks.parsing import PAIRS, File, Noted
 from bert_jax.tasks.ranking import DEPTH, Ranking, merge, ranking_scores, write_run
 from bert_jax.tasks.similarity import pooling_notes, pooling_of, sequence_vectors
 from bert_jax.tasks.split import Predicted, Predictions, Split
@@ -36,18 +35,10 @@ from bert_jax.training.losses import Sum
 from bert_jax.training.steps import Batch
 
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # names of the prompt of documents, as sentence-transformers has them
-_MOST_NEGATIVES = 64  # columns that are found by their names
 _BLOCK = 8192  # documents that are embedded and compared at a time, which bounds the memory
 
 
-def _columns(query: str) -> list[tuple[str, ...]]:
-    """Returns the usual columns of a query, its document and hard negatives, the most columns first."""
-    numbered_ones = [f"negative_{i}" for i in range(1, _MOST_NEGATIVES + 1)]
-    several = [(query, "positive", *numbered_ones[:count]) for count in range(_MOST_NEGATIVES, 0, -1)]
-    return [*several, (query, "positive", "negative"), (query, "positive")]
-
-
-class Retrieval(Kind[None, Ranking]):
+class Retrieval(Candidates[Ranking]):
     """Retrieval. A prediction is the ranking of the corpus for a query.
 
     The texts of a record are a query, a document and hard negatives, or in BEIR's layout outside training a query alone.
@@ -56,50 +47,13 @@ class Retrieval(Kind[None, Ranking]):
     name = "retrieval"
     head = "encoder"
     options = frozenset(["query_prompt", "document_prompt", "dimensions", "directions", "chunk_size"])
-    needs_all_rows = True
     reads_every_token = True
-    scores_unlabelled = True
-    num_texts = (2, float("inf"))
-    usual_texts = (*_columns("query"), *_columns("anchor"), *PAIRS)
-    labels_are_optional = True
-    unit = "queries"
 
     # --- files ---
 
     def load(self, task: Task, data: TaskData) -> Splits | None:
         """Reads a folder in BEIR's layout; other data is a table."""
         return load_beir(data, task.test_only) if is_beir(data.data) else None
-
-    def read_label(self, reader: LabelReader, value: object, place: str) -> None:
-        return None
-
-    def whole_texts(self, texts: tuple[str, ...]) -> tuple[str, ...]:
-        """Puts the document in the place of negatives that are missing: the loss leaves out copies of it."""
-        return texts if len(texts) < 3 else (*texts[:2], *(text if text.strip() else texts[1] for text in texts[2:]))
-
-    def checked(self, split: str, file: File, noted: Noted) -> tuple[Sequence[Record], list[str]]:
-        """Leaves out rows whose query is the document; counts these and missing negatives."""
-        kept, itself, fewer, none = list[int](), list[str](), list[str](), list[str]()
-        for i, texts in enumerate(texts_of(file.records)):
-            missing = sum(not text.strip() for text in texts[2:])
-            if texts[0] == texts[1]:
-                itself.append(file.records[i].place)
-                continue
-            kept.append(i)
-            if missing:
-                (none if missing == len(texts) - 2 else fewer).append(file.records[i].place)
-        notes = [f"warning: {split}: {len(itself)} rows left out, whose query is the document: {few(itself)}"] * bool(itself)
-        notes += [f"{split}: {len(fewer)} rows have fewer negatives than columns: {few(fewer)}"] * bool(fewer)
-        notes += [f"warning: {split}: {len(none)} rows have no negative: {few(none)}"] * bool(none)
-        return take(file.records, kept) if itself else file.records, notes
-
-    def content(self, texts: tuple[str, ...]) -> str:
-        """Returns the query: all its rows are held out together."""
-        return texts[0]
-
-    def parts(self, texts: tuple[str, ...]) -> tuple[str, ...]:
-        """Returns none: training and evaluation may search the same documents."""
-        return ()
 
     # --- training ---
 
@@ -134,8 +88,8 @@ class Retrieval(Kind[None, Ranking]):
         )
         judged = _judged(records)
         if judged:
-            queries = encode_texts(records, plain, _no_target, lambda texts: [query(texts[0])])
-            corpus = encode_texts(judged[0].collection.records, plain, _no_target, lambda texts: [document(texts[0])])
+            queries = encode_texts(records, plain, no_target, lambda texts: [query(texts[0])])
+            corpus = encode_texts(judged[0].collection.records, plain, no_target, lambda texts: [document(texts[0])])
             assert isinstance(queries.items, Items)
             assert isinstance(corpus.items, Items)
             return Encoded(_joined(queries.items, corpus.items), queries.lost + corpus.lost)
@@ -143,7 +97,7 @@ class Retrieval(Kind[None, Ranking]):
         def sequences(texts: tuple[str, ...]) -> list[Text]:
             return [query(texts[0]), *map(document, self.whole_texts(texts)[1:])]
 
-        encoded = encode_texts(records, plain, _no_target, sequences)
+        encoded = encode_texts(records, plain, no_target, sequences)
         assert isinstance(encoded.items, Items)
         return dataclasses.replace(encoded, items=dataclasses.replace(encoded.items, targets=self._numbers(records)))
 
@@ -302,10 +256,6 @@ def _relevances(ranking: Ranking, relevances: Mapping[int, int]) -> list[int]:
 def _prompt_of(prompts: Mapping[str, object], names: Sequence[str]) -> str | None:
     """Returns the first of `names` that is among the prompts; None without one."""
     return next((name for name in names if name in prompts), None)
-
-
-def _no_target(label: object) -> np.ndarray:
-    return np.zeros((), np.int32)
 
 
 def _joined(a: Items, b: Items) -> Items:

@@ -7,6 +7,7 @@ from bert_jax.tasks.classification import Classification, MultiLabel, Regression
 from bert_jax.tasks.kind import Kind
 from bert_jax.tasks.multiple_choice import MultipleChoice
 from bert_jax.tasks.question_answering import QuestionAnswering
+from bert_jax.tasks.reranking import Reranking
 from bert_jax.tasks.retrieval import Retrieval
 from bert_jax.tasks.similarity import Similarity
 from bert_jax.tasks.tagging import Tagging
@@ -14,11 +15,14 @@ from bert_jax.tasks.task import Task
 
 classification, multi_label, regression = Classification(), MultiLabel(), Regression()
 tagging, question_answering = Tagging(), QuestionAnswering()
-multiple_choice, similarity, retrieval = MultipleChoice(), Similarity(), Retrieval()
+multiple_choice, similarity = MultipleChoice(), Similarity()
+retrieval, reranking = Retrieval(), Reranking()
 KINDS: dict[str, Kind] = {
     kind.name: kind
-    for kind in (classification, multi_label, regression, tagging, question_answering, multiple_choice, similarity, retrieval)
-}
+    for kind in (
+        classification, multi_label, regression, tagging, question_answering, multiple_choice, similarity, retrieval, reranking,
+    )
+}  # fmt: skip
 
 _YES_NO = {"0": "not_entailment", "1": "entailment"}
 _NLI = ("entailment", "not_entailment")
@@ -59,6 +63,7 @@ TASKS: dict[str, Task] = {
         Task("multiple_choice", multiple_choice),
         Task("similarity", similarity, metrics=("spearman",)),
         Task("retrieval", retrieval, metrics=("ndcg_at_10",)),
+        Task("reranking", reranking, metrics=("ndcg_at_10",)),
     ]
 }  # fmt: skip
 
