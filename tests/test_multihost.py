@@ -263,6 +263,7 @@ console.run(train.main, sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_raises_ends_the_other_too(project, tmp_path):
     (tmp_path / "broken.py").write_text(BROKEN)
     argv = [project / "config.py", "--workdir", tmp_path / "run", "--data.source", project / "text.txt"]

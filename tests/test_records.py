@@ -122,7 +122,7 @@ def test_items_are_those_of_their_records_encoded_alone(kind, counts, tokenizer,
     assert len(KINDS[kind].encode(stored([]), ("a", "b"), layout).items) == 0
 
 
-@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize("columns", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_table_takes_at_most_four_bytes_a_byte(tmp_path, tokenizer, columns, monkeypatch):
     """What short rows take at the peak of reading them, and of all that is between that and training batches.
 

@@ -236,6 +236,7 @@ def test_a_branch_may_end_in_a_decay_of_its_own(project, whole_run, tmp_path):
     np.testing.assert_allclose(rates, [1e-3, 5e-4], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_checkpoints_may_be_elsewhere(project, whole_run, tmp_path):
     elsewhere = ("--checkpoint-dir", str(tmp_path / "elsewhere"))
     assert train.main(arguments(project, tmp_path / "run", *elsewhere)) == 0

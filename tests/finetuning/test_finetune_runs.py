@@ -52,6 +52,7 @@ def test_what_is_not_finite_is_no_number_in_results_json(apart):
     assert {run["score"] for run in found["runs"][4:]} == {"-inf"}
 
 
+@pytest.mark.slow
 def test_runs_in_one_program_score_as_they_do_one_after_the_other(model, finished, apart, tmp_path):
     found = tune(model, "sst2", finished(sst2).workdir.parent, tmp_path, together="yes", **SEVERAL)
     for ours, theirs in zip(found["runs"][:4], results_of(apart)["runs"], strict=False):

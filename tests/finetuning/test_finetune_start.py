@@ -26,6 +26,7 @@ from bert_jax.finetuning.runs import Runs
 from bert_jax.pooling import Dense
 
 
+@pytest.mark.slow
 def test_the_head_of_the_same_classes_is_kept_or_starts_anew_as_asked(finished, tmp_path, capsys):
     run = finished(sst2)
     kept = tune(run.export, "sst2", run.workdir.parent, tmp_path / "kept", learning_rates=NO_CHANGE, init_head="keep")
