@@ -21,6 +21,7 @@ from bert_jax.commands import (
     predictors,
     prepare,
     rerank,
+    score,
     tokenizer,
     train,
 )
@@ -57,6 +58,7 @@ COMMANDS: dict[str, Command] = {
     "embed": _cli(predictors.embed),
     "mine": _cli(mine.mine),
     "rerank": _cli(rerank.rerank),
+    "score": _cli(score.score),
     "glue-zip": _cli(glue.glue_zip),
     "glue-check": _cli(glue.glue_check),
 }

@@ -144,6 +144,8 @@ class FinetuneConfig(Checked):
     """retrieval: train also embeddings that are cut to these numbers of leading values, such as 384,256,128,64."""
     directions: Literal["one", "both"] = "one"
     """retrieval: find the document of each query; both: also the query of each document, among those of the batch."""
+    distillation: Literal["kl", "margin_mse"] | None = None
+    """retrieval with --score-column: the loss of the teacher's scores, added to that of the batch. Default: kl."""
     chunk_size: int | None = None
     (
         "similarity, retrieval: rows that a device encodes at a time (a packed row holds several texts). The gradients stay "
@@ -193,12 +195,13 @@ class FinetuneConfig(Checked):
             self.loss, self.temperature, self.label_smoothing,
             null_threshold=self.null_threshold, label_threshold=self.label_threshold, query_prompt=self.query_prompt,
             document_prompt=self.document_prompt, dimensions=self.dimensions, directions=self.directions,
+            distillation=self.distillation,
         )  # fmt: skip
 
 
 _OF_SOME_KINDS = (
     "loss", "label_smoothing", "null_threshold", "label_threshold", "class_weights", "query_prompt", "document_prompt",
-    "dimensions", "directions", "chunk_size",
+    "dimensions", "directions", "distillation", "chunk_size",
 )  # fmt: skip
 
 

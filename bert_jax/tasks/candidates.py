@@ -8,8 +8,8 @@ import numpy as np
 
 from bert_jax.data.records import Record, take, texts_of
 from bert_jax.tasks.kind import Kind
-from bert_jax.tasks.labels import LabelReader, few
-from bert_jax.tasks.parsing import PAIRS, File, Noted
+from bert_jax.tasks.labels import few
+from bert_jax.tasks.parsing import PAIRS, File, L, Noted
 from bert_jax.tasks.split import P
 
 _MOST_NEGATIVES = 64  # columns that are found by their names
@@ -22,7 +22,7 @@ def _columns(query: str) -> list[tuple[str, ...]]:
     return [*several, (query, "positive", "negative"), (query, "positive")]
 
 
-class Candidates(Kind[None, P]):
+class Candidates(Kind[L, P]):
     """A kind whose records are a query, a document that answers it, and hard negatives, which may be empty."""
 
     needs_all_rows = True
@@ -31,9 +31,6 @@ class Candidates(Kind[None, P]):
     usual_texts = (*_columns("query"), *_columns("anchor"), *PAIRS)
     labels_are_optional = True
     unit = "queries"
-
-    def read_label(self, reader: LabelReader, value: object, place: str) -> None:
-        return None
 
     def whole_texts(self, texts: tuple[str, ...]) -> tuple[str, ...]:
         """Puts the document in the place of negatives that are missing: the loss leaves out copies of it."""

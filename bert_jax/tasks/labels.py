@@ -40,6 +40,7 @@ class LabelReader:
 
     def __init__(self, task: Task, data: TaskData) -> None:
         self.task, self.separator = task, data.label_separator  # between two labels of a cell
+        self.named = bool(data.label_column)  # by the user
         given = None if data.unlabelled_mark is None else frozenset(map(_canonical, data.unlabelled_mark))
         self._marks = (task.kind.label_marks if given is None else given) - {*task.labels, *task.words}
         self.unlabelled: Counter[str] = Counter()  # cells by mark for "no label"; an empty cell, null and NaN are "empty"

@@ -21,6 +21,7 @@ from bert_jax.tasks.common import Logits, by_item, of_items, one_place
 from bert_jax.tasks.figures import Figure, Listing, example_cells, highest
 from bert_jax.tasks.figures import Text as FigureText
 from bert_jax.tasks.kind import Predict
+from bert_jax.tasks.labels import LabelReader
 from bert_jax.tasks.metrics import Details
 from bert_jax.tasks.parsing import File, Noted
 from bert_jax.tasks.predictions import write_table
@@ -36,7 +37,7 @@ _LOSSES = {"pointwise": pointwise_loss, "pairwise": pairwise_loss, "listwise": l
 _SCORES = ("ndcg_at_10", "mrr_at_10", "map", "recall_at_1")
 
 
-class Reranking(Candidates[np.ndarray]):
+class Reranking(Candidates[None, np.ndarray]):
     """Reranking. A prediction is float32 scores [k] of the k candidates of a query: its document, then its negatives."""
 
     name = "reranking"
@@ -47,6 +48,9 @@ class Reranking(Candidates[np.ndarray]):
         """Returns None: the data are tables. Raises InputError for a folder in BEIR's layout."""
         if is_beir(data.data):
             raise InputError(f"{data.data}: BEIR's layout has no candidates to rerank: `bert_jax mine` writes a table of them")
+        return None
+
+    def read_label(self, reader: LabelReader, value: object, place: str) -> None:
         return None
 
     def checked(self, split: str, file: File, noted: Noted) -> tuple[Sequence[Record], list[str]]:

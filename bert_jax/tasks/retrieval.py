@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,9 +15,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from bert_jax.data.batching import PackedBatch
+from bert_jax.data.files import Row
 from bert_jax.data.finetuning import Encoded, Item, Items, encode_texts
 from bert_jax.data.layout import Layout, Text
-from bert_jax.data.records import Record, labels_of, numbered, texts_of
+from bert_jax.data.records import Record, labels_of, numbered, texts_of, with_labels
 from bert_jax.errors import InputError
 from bert_jax.inference import Embedder, nearest
 from bert_jax.pretrained import Model
@@ -24,7 +28,9 @@ from bert_jax.tasks.common import of_items
 from bert_jax.tasks.figures import Figure, Listing, example_cells, highest
 from bert_jax.tasks.figures import Text as FigureText
 from bert_jax.tasks.kind import Predict
+from bert_jax.tasks.labels import LabelReader
 from bert_jax.tasks.metrics import Details
+from bert_jax.tasks.parsing import Columns, File, Noted
 from bert_jax.tasks.ranking import DEPTH, Ranking, merge, ranking_scores, write_run
 from bert_jax.tasks.similarity import pooling_notes, pooling_of, sequence_vectors
 from bert_jax.tasks.split import Predicted, Predictions, Split
@@ -36,9 +42,10 @@ from bert_jax.training.steps import Batch
 
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # names of the prompt of documents, as sentence-transformers has them
 _BLOCK = 8192  # documents that are embedded and compared at a time, which bounds the memory
+TeacherScores = tuple[float | None, ...]  # one for each document of a row
 
 
-class Retrieval(Candidates[Ranking]):
+class Retrieval(Candidates[TeacherScores, Ranking]):
     """Retrieval. A prediction is the ranking of the corpus for a query.
 
     The texts of a record are a query, a document and hard negatives, or in BEIR's layout outside training a query alone.
@@ -46,7 +53,7 @@ class Retrieval(Candidates[Ranking]):
 
     name = "retrieval"
     head = "encoder"
-    options = frozenset(["query_prompt", "document_prompt", "dimensions", "directions", "chunk_size"])
+    options = frozenset(["query_prompt", "document_prompt", "dimensions", "directions", "distillation", "chunk_size"])
     reads_every_token = True
 
     # --- files ---
@@ -55,7 +62,39 @@ class Retrieval(Candidates[Ranking]):
         """Reads a folder in BEIR's layout; other data is a table."""
         return load_beir(data, task.test_only) if is_beir(data.data) else None
 
+    def read_label(self, reader: LabelReader, value: object, place: str) -> TeacherScores | None:
+        """Returns the scores of a teacher in the column that the user names; other columns are no labels."""
+        return _teacher_scores(value, place) if reader.named else None
+
+    def read_row(
+        self, row: Row, columns: Columns, label: TeacherScores | None, noted: Noted
+    ) -> tuple[tuple[str, ...], TeacherScores | None]:
+        """Returns the texts and the scores of the documents. Raises InputError unless each document has one."""
+        texts, _ = super().read_row(row, columns, None, noted)
+        if label is None:
+            return texts, None
+        documents = texts[1:]
+        if len(label) != len(documents):
+            raise InputError(
+                f"{row.place}: {len(label)} scores for {len(documents)} documents: give one for each (--score-column)"
+            )
+        if any(score is None and text.strip() for score, text in zip(label, documents, strict=True)) or label[0] is None:
+            raise InputError(f"{row.place}: a document has no score: `bert_jax score` writes them all (--score-column)")
+        return texts, tuple(label[0] if score is None else score for score in label)  # as whole_texts copies the document
+
+    def checked(self, split: str, file: File, noted: Noted) -> tuple[Sequence[Record], list[str]]:
+        """Leaves out what `Candidates.checked` does; only training uses scores."""
+        records, notes = super().checked(split, file, noted)
+        return records if split == "train" else with_labels(records, [None] * len(records)), notes
+
     # --- training ---
+
+    def settle(self, options: Options, train: Sequence[Record]) -> tuple[Options, Sequence[Record], list[str]]:
+        """Chooses the loss of the teacher's scores, if there are any."""
+        scored = len(train) > 0 and labels_of(train)[0] is not None
+        if options.distillation and len(train) and not scored:
+            raise InputError(f"distillation={options.distillation!r} needs the scores of a teacher: give --score-column")
+        return dataclasses.replace(options, distillation=(options.distillation or "kl") if scored else None), train, []
 
     def adapt(self, model: Model, limit: int, task: Task, splits: Splits, options: Options) -> tuple[Model, list[str]]:
         """Returns the model with its length and prompts, which Embedder uses. Raises InputError for too many dimensions."""
@@ -79,7 +118,8 @@ class Retrieval(Candidates[Ranking]):
         """Tokenizes queries with their documents, or judged queries and then the documents of the corpus.
 
         The target of an item is int32 [1 + C + P]: the numbers of the query, of its C documents, and of all documents that are
-        known to answer the query (-1 fills these up), where equal texts of the split have equal numbers.
+        known to answer the query (-1 fills these up), where equal texts of the split have equal numbers. With the scores of a
+        teacher it is float64, which holds all numbers exactly, and ends with the C scores.
         """
         plain = dataclasses.replace(layout, read=str)
         query, document = (
@@ -99,7 +139,10 @@ class Retrieval(Candidates[Ranking]):
 
         encoded = encode_texts(records, plain, no_target, sequences)
         assert isinstance(encoded.items, Items)
-        return dataclasses.replace(encoded, items=dataclasses.replace(encoded.items, targets=self._numbers(records)))
+        targets = self._numbers(records)
+        if len(records) and labels_of(records)[0] is not None:
+            targets = np.concatenate([targets, np.array(labels_of(records), np.float64)], axis=1)
+        return dataclasses.replace(encoded, items=dataclasses.replace(encoded.items, targets=targets))
 
     def _numbers(self, records: Sequence[Record]) -> np.ndarray:
         """Returns the targets of `encode`."""
@@ -120,7 +163,11 @@ class Retrieval(Candidates[Ranking]):
         for place in packed.places:
             where[place.example] = place.row * packed.positions.shape[1] + place.slots.start
         numbers = np.pad(np.array([item.target for item in items]), (missing, (0, 0)), constant_values=-1)
-        return {
+        scores = {}
+        if np.issubdtype(numbers.dtype, np.floating):
+            scores = {"teacher_scores": numbers[:, 1 - each :].astype(np.float32)}
+            numbers = numbers[:, : 1 - each].astype(np.int32)
+        return scores | {
             "slots": np.pad(where.reshape(-1, each), (missing, (0, 0))),
             "weights": np.pad(np.ones(len(items), np.float32), missing),
             "query_ids": numbers[:, 0],
@@ -137,7 +184,8 @@ class Retrieval(Candidates[Ranking]):
         known = Known(batch["query_ids"], batch["document_ids"], batch["positive_ids"])
         loss = contrastive_loss(
             own[:, 0], own[:, 1:], batch["weights"], options.temperature, known=known, dimensions=options.dimensions,
-            both_directions=options.directions == "both",
+            both_directions=options.directions == "both", distillation=options.distillation,
+            teacher_scores=batch.get("teacher_scores"),
         )  # fmt: skip
         return {"retrieval_loss": loss}
 
@@ -251,6 +299,22 @@ def _judged(records: Sequence[Record]) -> list[Judged]:
 
 def _relevances(ranking: Ranking, relevances: Mapping[int, int]) -> list[int]:
     return [relevances.get(document, 0) for document in ranking.documents.tolist()]
+
+
+def _teacher_scores(value: object, place: str) -> TeacherScores | None:
+    """Returns the list of numbers in a cell, which may be spelled as JSON; None for an empty cell."""
+    if value is None or value == "":
+        return None
+    items: object = value.tolist() if isinstance(value, np.ndarray) else value  # in .parquet
+    with contextlib.suppress(ValueError):
+        items = json.loads(items) if isinstance(items, str) else items
+    if not isinstance(items, list) or not all(x is None or _is_number(x) for x in items):
+        raise InputError(f"{place}: the scores are {str(value)[:60]!r}; expected a list of numbers (--score-column)")
+    return tuple(None if x is None else float(x) for x in items)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _prompt_of(prompts: Mapping[str, object], names: Sequence[str]) -> str | None:

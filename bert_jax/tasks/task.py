@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
+import tyro
 
 from bert_jax.config import Checked
 
@@ -51,10 +52,10 @@ class TaskData(Checked):
     """File to predict at the end, instead of the one in `data`."""
     text_column: tuple[str, ...] = ()
     """Columns of the text or the two texts; similarity: two or three texts; multiple_choice: the context, then the choices."""
-    label_column: tuple[str, ...] = ()
+    label_column: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--score-column"])] = ()
     (
         "Column of the label. In CoNLL files, its number: from 0, or from the end as -1. For multi_label, also several columns "
-        "of 0 and 1, one for each class."
+        "of 0 and 1, one for each class. retrieval: a teacher's scores of the documents of a row, a list."
     )
     id_column: str | None = None
     """Column of the ids of examples in the predictions. Default: their numbers."""
@@ -101,3 +102,4 @@ class Options:
     document_prompt: str | None = None
     dimensions: tuple[int, ...] = ()
     directions: str = "one"
+    distillation: Literal["kl", "margin_mse"] | None = None

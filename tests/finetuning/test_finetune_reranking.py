@@ -94,3 +94,19 @@ def test_predictions_name_the_rank_of_each_document_and_the_export_has_one_value
     assert lines[0].split("\t") == ["id", "prediction", "score"]
     assert len(lines) == 14
     assert json.loads((run / "export" / "config.json").read_text())["id2label"] == {"0": "LABEL_0"}
+
+
+def test_score_writes_the_logits_that_a_retriever_is_distilled_from(run, model, tmp_path):
+    data, out, rows = tmp_path / "mined.jsonl", tmp_path / "scored.jsonl", rows_of(3, 20)
+    data.write_text(json_lines(rows))
+    assert not main(["score", str(run / "export"), "--data", str(data), "--out", str(out)])
+    scored = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [{name: value for name, value in row.items() if name != "scores"} for row in scored] == rows
+    reranker, names = bert_jax.Reranker(bert_jax.load(run / "export")), ("positive", "negative_1", "negative_2")
+    for row in scored:
+        there = [(row["query"], row[name]) for name in names if row[name]]
+        logits = np.array([score for score in row["scores"] if score is not None])
+        np.testing.assert_allclose(1 / (1 + np.exp(-logits)), reranker(there), atol=1e-6)
+        assert [score is None for score in row["scores"]] == [not row[name] for name in names]
+    tune(model, "retrieval", out, tmp_path / "run", score_column="scores", num_epochs=1, distillation="margin_mse")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["task_data"]["label_column"] == ["scores"]

@@ -10,10 +10,15 @@ from finetune_cases import FILLERS, ROOT, recorded, results_of, text, tune
 
 import bert_jax
 from bert_jax.__main__ import main
+from bert_jax.data.batching import PackedBatch
 from bert_jax.data.layout import Layout
 from bert_jax.data.records import Record
+from bert_jax.errors import InputError
 from bert_jax.tasks.ranking import ranking_scores
-from bert_jax.tasks.table import KINDS
+from bert_jax.tasks.splits import load_splits
+from bert_jax.tasks.table import KINDS, find_task
+from bert_jax.tasks.task import Options, TaskData
+from bert_jax.training.contrastive import Known, contrastive_loss
 
 RETRIEVAL = KINDS["retrieval"]
 PROMPTS = {"query": f"{FILLERS[0]}: ", "document": f"{FILLERS[1]} "}
@@ -115,6 +120,56 @@ def test_known_documents_and_copies_have_the_numbers_that_the_loss_leaves_out(to
     items = RETRIEVAL.encode([Record(texts, None, str(i), f"f:{i}") for i, texts in enumerate(rows)], (), layout).items
     #   query, document, two negatives (the missing one is a copy of the document), and the known documents of the query
     assert [item.target.tolist() for item in items] == [[0, 1, 2, 1, 1, 5], [3, 4, 1, 0, 4, -1], [0, 5, 4, 6, 1, 5]]
+
+
+def scored_table(folder, scores):
+    """A table of 12 rows, every other one without a second negative."""
+    rows = [{"query": f"q {i}", "positive": f"p {i}", "negative_1": f"n {i}", "negative_2": "m" * (i % 2), "scores": scores(i)}
+            for i in range(12)]  # fmt: skip
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / "train.jsonl")
+
+
+def test_a_teachers_scores_are_read_where_their_column_is_named_and_nothing_changes_without(tokenizer, tmp_path):
+    data = scored_table(tmp_path, lambda i: [1.5 + i, -0.5, 0.25 if i % 2 else None])
+    layout, task = Layout(tokenizer, bert_jax.BertConfig(vocab_size=280), 16), find_task("retrieval")
+    vectors, batches = np.random.default_rng(0).standard_normal((1, 8, 6)).astype(np.float32), []
+    for column in ((), ("scores",)):
+        records = load_splits(task, TaskData(data=data, label_column=column, dev_size=2)).train
+        options, records, _ = RETRIEVAL.settle(Options(), records)
+        items = RETRIEVAL.encode(records, (), layout).items[:2]
+        assert options.distillation == ("kl" if column else None)
+        packed = PackedBatch({}, np.zeros((1, 8), np.int32), [])
+        batches.append(RETRIEVAL.targets(items, packed, 2))
+    plain, scored = batches
+    assert all(np.array_equal(plain[name], scored[name]) and plain[name].dtype == scored[name].dtype for name in plain)
+    assert set(scored) - set(plain) == {"teacher_scores"}
+    numbers = [int(record.texts[0][2:]) for record in records[:2]]
+    expected = [[1.5 + i, -0.5, 0.25 if i % 2 else 1.5 + i] for i in numbers]  # a missing negative is a copy of the document
+    np.testing.assert_array_equal(scored["teacher_scores"], np.array(expected, np.float32))
+    slots = np.arange(8, dtype=np.int32).reshape(2, 4)
+    for batch, teacher in ((plain, {}), (scored, {"distillation": "kl", "teacher_scores": scored["teacher_scores"]})):
+        given = Options(distillation="kl" if teacher else None)
+        found = RETRIEVAL.loss({"vectors": vectors}, batch | {"slots": slots}, given, None)["retrieval_loss"]
+        own = vectors.reshape(2, 4, 6)
+        known = Known(batch["query_ids"], batch["document_ids"], batch["positive_ids"])
+        assert float(found.total) == float(
+            contrastive_loss(own[:, 0], own[:, 1:], batch["weights"], known=known, **teacher).total
+        )
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ([1.0, 2.0], "2 scores for 3 documents"),
+        ([1.0, None, 0.5], "a document has no score"),
+        ("high", "expected a list of numbers"),
+    ],
+)
+def test_scores_that_do_not_fit_are_refused_with_their_line(scores, message, tmp_path):
+    data = scored_table(tmp_path, lambda i: scores)
+    with pytest.raises(InputError, match=f"train.jsonl:1: .*{message}"):
+        load_splits(find_task("retrieval"), TaskData(data=data, label_column=("scores",)))
 
 
 @pytest.mark.slow
