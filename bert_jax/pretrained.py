@@ -309,6 +309,8 @@ def save(model: Model, directory: str | Path) -> None:
         check_padding(model.config, model.tokenizer)
         pad_id = model.tokenizer.pad_id
     config = convert.config_to_hugging_face(model.config, model.head, pad_id)
+    if model.tokenizer:
+        config |= {key: getattr(model.tokenizer, of) for key, of in FAMILIES[model.config.model_type].special_ids.items()}
     labels = model.labels or (("LABEL_0",) if model.head in LABELLED_HEADS else ())
     if labels:
         config["id2label"] = {str(i): name for i, name in enumerate(labels)}

@@ -673,6 +673,17 @@ def test_a_tokenizer_gives_token_types_to_models_that_take_them_alone(tmp_path, 
     assert names == ["input_ids", *given, "attention_mask"]
 
 
+@pytest.mark.parametrize(
+    ("model_type", "keys"), [("modernbert", ("cls_token_id", "sep_token_id")), ("eurobert", ("bos_token_id", "eos_token_id"))]
+)
+def test_a_config_names_the_special_tokens_of_its_tokenizer(tmp_path, tokenizer, model_type, keys):
+    """The defaults of these families are ids of their own, large vocabularies."""
+    cfg = family(model_type)
+    save(Model(cfg, params_of(cfg, "masked_lm"), tokenizer), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert [config[key] for key in (*keys, "pad_token_id")] == [tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id]
+
+
 def test_a_saved_directory_has_the_files_that_others_read_and_no_others(tmp_path, tokenizer):
     save(labelled("sequence_classification", tokenizer, problem_type="multi_label_classification"), tmp_path)
     files = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}

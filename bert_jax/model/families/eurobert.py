@@ -75,4 +75,5 @@ EUROBERT = Family(
     only={"position_embedding_type": (), "pretraining_tp": (1,)},
     read=_read,
     write=_write,
+    special_ids={"bos_token_id": "cls_id", "eos_token_id": "sep_id", "mask_token_id": "mask_id"},
 )  # fmt: skip

@@ -101,4 +101,5 @@ MODERNBERT = Family(
     masked_lm_activation="classifier_activation",
     read=_read,
     write=_write,
+    special_ids={"bos_token_id": "cls_id", "cls_token_id": "cls_id", "eos_token_id": "sep_id", "sep_token_id": "sep_id"},
 )  # fmt: skip

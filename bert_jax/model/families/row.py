@@ -170,6 +170,8 @@ class Family:
       constants: Returns tensors that files hold but no training changes, by name after `prefix`.
       read: Returns further fields of BertConfig from the content of a config.json; raises InputError for unsupported values.
       write: Returns further keys of a config.json.
+      special_ids: Keys of their config.json whose defaults are ids of their vocabulary -> the attribute of `Tokenizer` that
+        has the id in ours.
       pooler_activation: Activation of the pooler; None: hidden_act.
       masked_lm_activation: Activation in the masked-LM head; None: hidden_act; "classifier_activation": that of `form`.
       dropout_before_pooler: A text classifier applies dropout to the pooler's input, too.
@@ -197,6 +199,7 @@ class Family:
     constants: Callable[[BertConfig], dict[str, np.ndarray]] = lambda cfg: {}
     read: Callable[[Values], Fields] = lambda values: {}
     write: Callable[[BertConfig], Fields] = lambda cfg: {}
+    special_ids: Mapping[str, str] = field(default_factory=dict)
     pooler_activation: str | None = "tanh"
     masked_lm_activation: str | None = None
     dropout_before_pooler: bool = False
