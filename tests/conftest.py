@@ -43,7 +43,18 @@ def tokenizer_dir(tokenizer, tmp_path_factory):
 
 # Families that CI compares with transformers in one or two heads; `-m parity_more` runs the rest of their tests.
 LESS_OFTEN = {"camembert", "data2vec-text", "ernie", "megatron-bert", "xlm-roberta-xl", "rembert-cut"}
-LESS_OFTEN_BY_TEXT = LESS_OFTEN | {"nomic_bert", "eurobert", "gte", "esm", "rembert", "roformer", "electra", "distilbert"}
+LESS_OFTEN_BY_TEXT = LESS_OFTEN | {
+    "nomic_bert",
+    "eurobert",
+    "gte",
+    "esm",
+    "rembert",
+    "roformer",
+    "electra",
+    "distilbert",
+    "albert",
+    "xlm-roberta",
+}
 
 
 def pytest_collection_modifyitems(items):

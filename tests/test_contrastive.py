@@ -162,7 +162,8 @@ def folded(key, count):
     return jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.arange(count))
 
 
-@pytest.mark.parametrize("items", [64, pytest.param(512, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("items", [64, 512])
 def test_chunks_on_a_mesh_with_fsdp_give_the_gradients_of_the_whole_batch(items):
     """With dropout: sentence-transformers#3862, where the second pass over a chunk had other random numbers than the first."""
     rows, others = make_batch(items)

@@ -208,7 +208,12 @@ def test_packed_rows_give_what_plain_numpy_gives_of_each_sequence(family, change
         np.testing.assert_allclose(hidden[row, at], expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+ALIKE = (  # others have their layers
+    "camembert", "data2vec-text", "ernie", "megatron-bert", "xlm-roberta-xl", "rembert", "gte", "nomic_bert",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("family", [pytest.param(name, marks=[pytest.mark.slow] * (name in ALIKE)) for name in FAMILIES])
 def test_packed_and_padded_rows_give_what_each_sequence_alone_gives(family):
     cfg = config(family)
     batch = make_batch(cfg)

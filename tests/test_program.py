@@ -27,7 +27,7 @@ def precisions(**compute) -> set[str]:
 
 
 @pytest.mark.parametrize("more", [{}, {"remat": "full", "scan_layers": True}], ids=["plain", "recomputed, by a scan"])
-@pytest.mark.parametrize("precision", ["default", "high", "highest"])
+@pytest.mark.parametrize("precision", ["default", pytest.param("high", marks=pytest.mark.slow), "highest"])
 def test_every_matrix_product_of_a_step_has_the_precision_of_the_config(precision, more):
     assert precisions(matmul_precision=precision, **more) == {precision.upper()}
 

@@ -152,6 +152,7 @@ def pairs_batch(seed: int) -> dict[str, np.ndarray]:
     return make_batch(64, seed, ids, 2 * pairs + rng.integers(0, 2, (64, P)))
 
 
+@pytest.mark.slow
 def test_bfloat16_learns_along_the_curve_of_float32() -> None:
     cfg = OptimConfig(name="adamw", learning_rate=5e-3, warmup_steps=50)
     _, full = train(pairs_batch, cfg, 200)

@@ -113,6 +113,7 @@ def check_equal(workdir, whole):
     assert (workdir / "export" / "model.safetensors").read_bytes() == (whole / "export" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_dev_is_predicted_once_an_evaluation_and_again_where_the_export_has_other_weights(model, finished, tmp_path, monkeypatch):
     predict, save, seen, saved = Evaluator.predict, Checkpointer.save, [], []
     monkeypatch.setattr(Evaluator, "predict", lambda self, split, params: seen.append(split.name) or predict(self, split, params))

@@ -40,6 +40,7 @@ def test_the_head_of_the_same_classes_is_kept_or_starts_anew_as_asked(finished, 
         assert np.array_equal(fresh[path], value) == (not path.startswith("sequence_classifier"))
 
 
+@pytest.mark.slow
 def test_the_rows_of_classes_that_both_have_are_kept(finished, tmp_path, capsys):
     run, other = finished(mnli), finished(rte)
     match = {"learning_rates": NO_CHANGE, "init_head": "match"}
@@ -57,6 +58,7 @@ def test_the_rows_of_classes_that_both_have_are_kept(finished, tmp_path, capsys)
         tune(run.export, "sst2", finished(sst2).workdir.parent, tmp_path / "none", init_head="match")
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_directory_starts_another_task(finished, tmp_path):
     run, other = finished(sst2), finished(tagging)
     tune(run.export, "tagging", other.workdir.parent, tmp_path, learning_rates=NO_CHANGE)

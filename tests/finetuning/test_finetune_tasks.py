@@ -11,6 +11,8 @@ from finetune_cases import (
     CASES,
     check_cosines,
     cola,
+    mnli,
+    mrpc,
     multi_label,
     odd_csv,
     pairs,
@@ -106,7 +108,7 @@ CHECKS = {
 }  # fmt: skip
 
 
-SLOW = (cola, rte)  # classification that other cases have too
+SLOW = (cola, rte, mrpc, mnli)  # classification that other cases have too
 
 
 @pytest.mark.filterwarnings("ignore:.* texts have more than 14 tokens")

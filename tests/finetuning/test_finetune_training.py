@@ -71,7 +71,7 @@ def test_classes_count_by_their_weights_and_other_weights_are_another_run(finish
         tune(export, "sst2", tmp_path, tmp_path / "run", **options)
 
 
-@pytest.mark.parametrize("select", ["best", "last"])
+@pytest.mark.parametrize("select", [pytest.param("best", marks=pytest.mark.slow), "last"])
 def test_the_weights_of_the_best_or_the_last_evaluation_are_kept(finished, tmp_path, select):
     """Trained on wrong labels, a model that knows the right ones is the best at first."""
     for name, content in sst2().files.items():
