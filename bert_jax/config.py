@@ -53,6 +53,27 @@ class _Group(Checked):
             self._require(value is None or value > 0, f"{name}={value} must be positive")
 
 
+def named_paths(entries: Sequence[str], where: str, why: str = "") -> dict[str, tuple[str, ...]]:
+    """Returns the paths of each name in entries NAME=PATH; a name may be given several times.
+
+    >>> named_paths(["novels=a.txt", "law=b/*.txt", "novels=c.txt"], "eval_sources")
+    {'novels': ('a.txt', 'c.txt'), 'law': ('b/*.txt',)}
+
+    Raises:
+        InputError: An entry is not NAME=PATH. The message begins with `where` and says `why` it must be.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for entry in entries:
+        parts = re.fullmatch(r"([A-Za-z0-9_.-]+)=(.+)", entry)
+        if parts is None:
+            raise InputError(
+                f"{where}: {entry!r} is not NAME=PATH{why}, with a name of letters, digits, '_', '.' and '-': "
+                "give for example novels='novels/*.txt'"
+            )
+        found[parts[1]] = (*found.get(parts[1], ()), parts[2])
+    return found
+
+
 @dataclass(frozen=True)
 class DataConfig(_Group):
     """The text, and how it becomes rows of token ids."""
@@ -136,13 +157,7 @@ class DataConfig(_Group):
         """The paths of `source` by the name of their source; without a mixture, all under the empty name."""
         if self.mixture is None:
             return {"": self.source}
-        found: dict[str, tuple[str, ...]] = {}
-        for entry in self.source:
-            parts = re.fullmatch(r"([A-Za-z0-9_.-]+)=(.+)", entry)
-            if parts is None:
-                raise InputError(f"DataConfig: source: {entry!r} is not NAME=PATH, which mixture={self.mixture!r} needs")
-            found[parts[1]] = (*found.get(parts[1], ()), parts[2])
-        return found
+        return named_paths(self.source, "DataConfig: source", f", which mixture={self.mixture!r} needs")
 
     @property
     def weights(self) -> dict[str, int]:

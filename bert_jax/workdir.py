@@ -140,8 +140,9 @@ def branch(cfg: TrainConfig) -> Branch | None:
     """
     if cfg.branch_from is None:
         return None
-    parts = re.fullmatch(r"(.+?)(?:@(\d+))?", cfg.branch_from)
-    assert parts is not None  # any text but an empty one matches
+    parts = re.fullmatch(r"(.+?)(?:@(\d+))?", cfg.branch_from, re.DOTALL)
+    if parts is None:
+        raise InputError("branch_from is empty: give the work directory of another run, or RUN@STEP")
     run, step = Path(parts[1]), None if parts[2] is None else int(parts[2])
     old = disk.read_json(run / "config.json", dict) or {}
     checkpoints = old.get("checkpoint_dir") or str(run / "checkpoints")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import make_documents, quiet, write_documents
 
-from bert_jax.config import BertConfig, DataConfig, InputError, MaskingConfig, OptimConfig, TrainConfig
+from bert_jax.config import BertConfig, DataConfig, InputError, MaskingConfig, OptimConfig, TrainConfig, named_paths
 from bert_jax.data import heldout
 from bert_jax.data.pretraining import BatchSource, load_data
 from bert_jax.data.tokenizer import Tokenizer
@@ -79,9 +79,9 @@ def test_one_text_has_as_many_bytes_in_every_vocabulary(config, data):
 
 def test_sources_are_named():
     with pytest.raises(InputError, match=r"eval_sources: 'a.txt' is not NAME=PATH, .*give for example novels='novels/\*.txt'"):
-        heldout.by_name(["a.txt"])
+        named_paths(["a.txt"], "eval_sources")
     with pytest.raises(InputError, match="is not NAME=PATH"):
-        heldout.by_name(["a/b=a.txt"])
+        named_paths(["a/b=a.txt"], "eval_sources")
 
 
 def test_a_source_without_text_is_refused_by_its_name(config, data, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 
 from bert_jax import disk
 from bert_jax.config import BertConfig, ComputeConfig, DataConfig, InputError, TrainConfig, from_dict, to_dict
-from bert_jax.workdir import FREE_FIELDS, claim, recorded
+from bert_jax.workdir import FREE_FIELDS, branch, claim, recorded
 
 
 @pytest.fixture
@@ -301,3 +301,8 @@ def test_a_damaged_config_json_is_named(run, content):
     with pytest.raises(InputError, match=rf"{re.escape(str(path.parent))}.*"):
         claim(run)
     assert path.read_bytes() == content
+
+
+def test_a_branch_of_no_run_is_refused():
+    with pytest.raises(InputError, match="branch_from is empty: give the work directory of another run, or RUN@STEP"):
+        branch(TrainConfig(branch_from=""))

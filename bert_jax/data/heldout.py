@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from bert_jax.config import MaskingConfig, TrainConfig
+from bert_jax.config import MaskingConfig, TrainConfig, named_paths
 from bert_jax.data import corpus, sources
 from bert_jax.data.pretraining import Batch, BatchSource, PretrainingData, cache_place, tokenizer_folder, unigram_loss
 from bert_jax.data.tokenizer import Tokenizer
@@ -53,27 +52,6 @@ def metric_prefix(name: str) -> str:
     return f"eval/{name}/" if name else "eval/"
 
 
-def by_name(eval_sources: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Returns the paths of each name of eval_sources; a name may be given several times.
-
-    >>> by_name(["novels=a.txt", "law=b/*.txt", "novels=c.txt"])
-    {'novels': ('a.txt', 'c.txt'), 'law': ('b/*.txt',)}
-
-    Raises:
-      InputError: An entry is not NAME=PATH.
-    """
-    found: dict[str, tuple[str, ...]] = {}
-    for entry in eval_sources:
-        parts = re.fullmatch(r"([A-Za-z0-9_.-]+)=(.+)", entry)
-        if parts is None:
-            raise InputError(
-                f"eval_sources: {entry!r} is not NAME=PATH, with a name of letters, digits, '_', '.' and '-': "
-                "give for example novels='novels/*.txt'"
-            )
-        found[parts[1]] = (*found.get(parts[1], ()), parts[2])
-    return found
-
-
 @contextlib.contextmanager
 def _naming(name: str) -> Iterator[None]:
     """Adds the name of a text to the errors inside."""
@@ -85,7 +63,7 @@ def _naming(name: str) -> Iterator[None]:
 
 def check(cfg: TrainConfig) -> None:
     """Checks that the files of eval_sources exist. Raises InputError, which names the source, if they do not."""
-    for name, paths in by_name(cfg.eval_sources).items():
+    for name, paths in named_paths(cfg.eval_sources, "eval_sources").items():
         with _naming(name):
             sources.list_files(paths, sources.reader_of(cfg.data))
 
@@ -97,7 +75,7 @@ def load(cfg: TrainConfig, data: PretrainingData, progress: Progress) -> list[He
       InputError: A text cannot be read or is empty.
     """
     found = [_of(cfg, data, data.held_out, "")] if len(data.held_out) else []
-    for name, paths in by_name(cfg.eval_sources).items():
+    for name, paths in named_paths(cfg.eval_sources, "eval_sources").items():
         own = cfg.data.replace(source=paths, mixture=None, eval_source=(), eval_fraction=0.0)
         with _naming(name):
             rows = corpus.prepare(own, tokenizer_folder(cfg), cache_place(cfg), progress, Path(cfg.workdir) / "cache").train
