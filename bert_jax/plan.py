@@ -327,7 +327,7 @@ class Plan:
         if chip is None or peak is None:
             return None
         compute = (self.flops + flops.recomputed_flops(cfg)) / devices.mesh.size / peak
-        compute += flops.muon_flops(cfg) / devices.rows_cut / peak  # matrices are divided over the devices that share rows
+        compute += flops.muon_flops(cfg, devices.rows_cut) / peak
         moved = 2 * (self.sizes["parameters"] + self.sizes["optimizer state"]) + 2 * self.sizes["parameters"]
         sent = sum(c.times * c.sent(devices.mesh.size) for c in self.crossing)
         interconnect = sent / (links * chip.link) if links else 0.0

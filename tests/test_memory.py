@@ -1,6 +1,7 @@
 """Estimates from a config alone agree with the models that it describes, in every family."""
 
 import math
+from collections import Counter
 from dataclasses import replace
 
 import jax
@@ -64,6 +65,8 @@ def test_muon_keeps_one_moment_of_the_kernels_of_layers_and_its_products_are_cou
     assert not memory.DeviceShare.of_run(run.replace(optim=OptimConfig()), "cpu", 1, 1, 1).muon
     ours, adam = (memory.state_bytes(cfg, share) for share in shares)
     assert adam - ours == 4 * sum(map(math.prod, hidden))
-    products = sum(3 * (4 * min(shape) ** 2 * max(shape) + 2 * min(shape) ** 3) for shape in hidden)
-    assert flops.muon_flops(run) == products
+    sides = Counter((min(shape), max(shape)) for shape in hidden)
+    each = {(m, n): 3 * (3.5 * m**2 * n + 1.5 * m**3) for m, n in sides}  # a quarter of two of the products is copied
+    assert flops.muon_flops(run) == sum(number * each[shape] for shape, number in sides.items())
+    assert flops.muon_flops(run, 8) == sum(math.ceil(number / 8) * each[shape] for shape, number in sides.items())
     assert flops.muon_flops(run.replace(optim=OptimConfig())) == 0

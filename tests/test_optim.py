@@ -259,6 +259,7 @@ def test_a_warm_up_and_a_decay_that_do_not_fit_the_run_are_refused() -> None:
         (dict(clip_norm=0.0), "clip_norm=0.0 must be positive"),
         (dict(b2=1.0), r"b2=1.0 is not in \[0, 1\)"),
         (dict(muon_momentum=0.9), "muon_momentum=0.9 needs name='muon', not 'adamw_bert'"),
+        (dict(name="muon", muon_coefficients="polar_express", muon_iterations=2), "for 3, 4 or 5 .* not for muon_iterations=2"),
         (dict(decay_shape="1-sqrt"), "decay_shape='1-sqrt' needs schedule='warmup_stable_decay', not 'linear'"),
     ],
 )
@@ -267,24 +268,29 @@ def test_options_that_make_no_sense_are_refused(options: dict, message: str) -> 
         OptimConfig(**options)
 
 
-def numpy_orthogonal(x):
-    """Five Newton-Schulz iterations of one matrix (Jordan et al., 2024), float64."""
+JORDAN = dict(muon_coefficients="jordan", muon_iterations=5)
+POLAR = dict(muon_coefficients="polar_express", muon_iterations=3)
+
+
+def numpy_orthogonal(x, polynomials):
+    """Newton-Schulz iterations of one matrix (Jordan et al., 2024), float64."""
     x = x.T if x.shape[0] > x.shape[1] else x
     y = x / np.sqrt((x**2).sum())
-    for _ in range(5):
+    for a, b, c in polynomials:
         square = y @ y.T
-        y = 3.4445 * y - 4.7750 * square @ y + 2.0315 * square @ square @ y
+        y = a * y + b * square @ y + c * square @ square @ y
     return y
 
 
-def test_muon_is_an_independent_numpy_implementation_over_twenty_steps() -> None:
+@pytest.mark.parametrize(("options", "polynomials"), [(JORDAN, 5 * [(3.4445, -4.7750, 2.0315)]), (POLAR, muon.POLAR_EXPRESS[3])])
+def test_muon_is_an_independent_numpy_implementation_over_twenty_steps(options, polynomials) -> None:
     rng = np.random.default_rng(0)
     shapes = {"query": (8, 8), "intermediate": (8, 20), "output": (20, 8)}
     layers = {f"layer_{i}": {name: {"kernel": rng.normal(size=shape), "bias": rng.normal(size=shape[1])}
                              for name, shape in shapes.items()} for i in range(2)}  # fmt: skip
     table, head = rng.normal(size=(11, 8)), rng.normal(size=(8, 3))
     params = {"encoder": layers | {"embeddings": {"embedding": table}}, "classifier": {"kernel": head}}
-    cfg = OptimConfig(name="muon", learning_rate=1e-3, muon_learning_rate=0.02, weight_decay=0.1, eps=1e-8)
+    cfg = OptimConfig(name="muon", learning_rate=1e-3, muon_learning_rate=0.02, weight_decay=0.1, eps=1e-8, **options)
     optimizer = make_optimizer(cfg)
     ours = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
     state, update = optimizer.init(ours), jax.jit(optimizer.update)
@@ -301,7 +307,7 @@ def test_muon_is_an_independent_numpy_implementation_over_twenty_steps() -> None
             decay = 0.0 if path.endswith("bias") else 0.1
             if path.startswith("encoder/layer") and path.endswith("kernel"):
                 first[:] = 0.95 * first + 0.05 * gradient
-                matrix = numpy_orthogonal(0.05 * gradient + 0.95 * first)
+                matrix = numpy_orthogonal(0.05 * gradient + 0.95 * first, polynomials)
                 rows, columns = gradient.shape
                 matrix = (matrix.T if rows > columns else matrix) * max(1, columns / rows) ** 0.5
                 expected[path] -= 20 * rate * (matrix + decay * expected[path])
@@ -313,12 +319,35 @@ def test_muon_is_an_independent_numpy_implementation_over_twenty_steps() -> None
         np.testing.assert_allclose(x, expected[path], atol=1e-5, err_msg=path)
 
 
-def test_a_matrix_is_orthogonalised_whatever_its_shape() -> None:
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 12, 7)), jnp.float32)
-    for batch in (x, x.swapaxes(1, 2)):
-        values = np.linalg.svd(muon.orthogonalise(batch, 5), compute_uv=False)
-        assert values.min() > 0.5
-        assert values.max() < 1.3
+@pytest.mark.parametrize(("number", "least", "band"), [(3, 0.01, 0.29), (4, 0.003, 0.23), (5, 0.001, 0.14)])
+def test_the_polynomials_of_a_number_of_iterations_are_the_nearest_to_one(number, least, band) -> None:
+    """An odd quintic is the nearest to 1 on an interval if it is off by as much, above and below in turns, at four points."""
+    singular = np.linspace(least, 1, 100_001)
+    begin, end = least / 1.01, 1.01
+    for a, b, c in muon.POLAR_EXPRESS[number]:
+        x = np.linspace(begin, end, 100_001)
+        off = a * x + b * x**3 + c * x**5 - 1
+        worst = np.abs(off).max()
+        turns = np.flatnonzero(np.diff(np.sign(np.diff(off)))) + 1
+        np.testing.assert_allclose(off[[0, *turns, -1]], worst * np.array([-1, 1, -1, 1]), atol=2e-3)
+        singular = a * singular + b * singular**3 + c * singular**5
+        begin, end = (1 - worst) / 1.01, (1 + worst) * 1.01
+    assert 0.98 * band < np.abs(singular - 1).max() < band
+
+
+def test_a_matrix_is_orthogonalised_whatever_its_shape_and_type() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 7, 12))
+    x[2] = rng.normal(size=(7, 1)) * rng.normal(size=12)  # the largest singular value that there is, and others of 0
+    wide, square = jnp.asarray(x, jnp.float32), jnp.asarray(x[..., :7], jnp.float32)
+    for batch in (wide, square, wide.astype(jnp.bfloat16)):
+        for polynomials, band in ((5 * (muon.JORDAN,), 0.33), (muon.POLAR_EXPRESS[3], 0.31), (muon.POLAR_EXPRESS[4], 0.25)):
+            result = muon.orthogonalise(batch, polynomials)
+            assert result.dtype == batch.dtype
+            values = np.linalg.svd(np.asarray(result, np.float64), compute_uv=False)
+            assert np.abs(values[:2] - 1).max() < band
+            assert abs(values[2, 0] - 1) < band
+            assert values[2, 1:].max() < band
 
 
 def test_muon_on_any_mesh_is_muon_on_one_device() -> None:
@@ -329,7 +358,7 @@ def test_muon_on_any_mesh_is_muon_on_one_device() -> None:
              for part, own in shapes.items()}  # fmt: skip
     params = {"encoder": {"layer_0": layer, "layer_1": layer, "norm": {"scale": np.ones(16, np.float32)}}}
     gradients = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
-    optimizer = make_optimizer(OptimConfig(name="muon"))
+    optimizer = make_optimizer(OptimConfig(name="muon", **POLAR))
 
     def step(params, gradients):
         state = optimizer.init(params)

@@ -241,6 +241,8 @@ def test_a_step_is_bounded_by_products_links_and_memory(monkeypatch):
     assert made.roofline.update == pytest.approx((2 * (40 + 80) + 2 * 40) / 8.19e11)
     assert made.roofline.step == max(made.roofline.compute, made.roofline.interconnect) + made.roofline.update
     assert made.roofline.mfu == pytest.approx(made.roofline.compute / made.roofline.step)
+    by_muon = planned(SMALL.replace(optim=OptimConfig(name="muon", warmup_steps=2)), crossing=crossing)
+    assert by_muon.roofline.compute == pytest.approx((work / 8 + flops.muon_flops(by_muon.program.cfg, 8)) / 1e9)
     again = planned(SMALL.replace(compute=ComputeConfig(remat="full")), crossing=crossing)
     assert 1.2 < again.roofline.compute / made.roofline.compute < 4 / 3  # the layers' forward pass once more, not the head's
 
@@ -249,7 +251,8 @@ def test_the_report_says_what_muon_computes_and_the_moments_that_it_saves():
     rate = dict(optim=OptimConfig(name="muon", muon_iterations=3, warmup_steps=2))
     lines = dict(line.split("  ", 1) for line in _report(planned(SMALL.replace(**rate)), []).splitlines())
     d, m, layers = 64, 256, 3
-    work = 3 * layers * (4 * (4 + 2) * d**3 + 2 * (4 * d**2 * m + 2 * d**3))  # four kernels d x d, and two d x m
+    square, rectangle = 3 * 5 * d**3, 3 * (3.5 * d**2 * m + 1.5 * d**3)
+    work = layers * (4 * square + 2 * rectangle)
     adam = 3 * 4 * memory.num_parameters(SMALL.model)
     muon = adam - 4 * layers * (4 * d**2 + 2 * d * m)
     share = work / flops.step_flops(SMALL)

@@ -5,6 +5,8 @@ A multiplication and an addition count as two. Only matrix products are counted:
 
 from __future__ import annotations
 
+from collections import Counter
+
 from bert_jax.config import BertConfig, TrainConfig
 
 # Dense bf16 FLOP/s of one jax device, by a part of its device_kind (makers' data sheets). The first match counts.
@@ -44,13 +46,25 @@ def layer_kernels(cfg: BertConfig) -> list[tuple[int, int]]:
     return [(d, d), (d, kv), (d, kv), (d, d), *[(d, d)] * (2 * own_positions), *[(d, m)] * (1 + form.gated_mlp), (m, d)]
 
 
-def muon_flops(cfg: TrainConfig) -> float:
-    """Returns the FLOPs by which Muon orthogonalises the updates of a step (`muon.orthogonalise`); 0 for other optimizers."""
+def muon_flops(cfg: TrainConfig, devices: int = 1) -> float:
+    """Returns the FLOPs by which Muon orthogonalises the updates of a step (`muon.orthogonalise`); 0 for other optimizers.
+
+    With `devices`, it is the work of one of them: matrices of one shape are divided over them whole.
+    """
     if cfg.optim.name != "muon":
         return 0.0
-    sides = [sorted(shape) for shape in layer_kernels(cfg.model)]
-    each = sum(4 * short**2 * long + 2 * short**3 for short, long in sides)
-    return float(cfg.optim.muon_iterations * each * (cfg.model.num_hidden_groups or cfg.model.num_hidden_layers))
+    shapes = Counter((min(shape), max(shape)) for shape in layer_kernels(cfg.model))
+    layers, work = cfg.model.num_hidden_groups or cfg.model.num_hidden_layers, 0
+    for (short, long), number in shapes.items():
+        each = _symmetric_flops(short, long) + _symmetric_flops(short, short) + 2 * short**2 * long
+        work += -(-number * layers // devices) * each
+    return float(cfg.optim.muon_iterations * work)
+
+
+def _symmetric_flops(rows: int, inner: int) -> int:
+    """Returns the FLOPs of `muon._symmetric_product`: the block below the diagonal is copied."""
+    half = rows // 2
+    return 2 * inner * (half * rows + (rows - half) ** 2)
 
 
 def _forward_flops(cfg: TrainConfig) -> tuple[int, int, int]:

@@ -5,6 +5,7 @@ A gradient's few large directions no longer drown the many small ones: each upda
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from typing import NamedTuple
@@ -12,14 +13,34 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PyTree
 
+from bert_jax.config import OptimConfig
 from bert_jax.errors import InputError
-from bert_jax.model.layers import ROWS, laid_out
+from bert_jax.model.layers import ROWS, inside_training_mesh, laid_out
 
 _HIDDEN = re.compile(r"encoder/layer_\d+/.*kernel")
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # for x, x^3 and x^5: they push every singular value in (0, 1] to about 1
+
+Quintic = tuple[float, float, float]  # coefficients of x, x^3 and x^5
+JORDAN: Quintic = (3.4445, -4.7750, 2.0315)  # of each iteration; five take singular values in [0.002, 1] to [0.68, 1.21]
+# Of all iterations, by their number (Amsel et al., 2025, algorithm 1): each is the odd quintic nearest to 1 on the singular
+# values that those before it leave, 1 % wider on each side for errors of rounding. They take values in [0.01, 1] to
+# [0.71, 1.29], in [0.003, 1] to [0.77, 1.23], and in [0.001, 1] to [0.86, 1.14].
+POLAR_EXPRESS: dict[int, tuple[Quintic, ...]] = {
+    3: ((8.0211, -22.956, 16.623), (3.6231, -2.6621, 0.5141), (2.687, -1.9711, 0.4406)),
+    4: ((8.3032, -24.0473, 17.4737), (4.0121, -2.9303, 0.5431), (3.508, -2.5811, 0.5053), (2.5295, -1.8448, 0.4277)),
+    5: (
+        (8.3873, -24.373, 17.7277), (4.1446, -3.0199, 0.5529), (3.9395, -2.8808, 0.5378), (3.311, -2.4403, 0.4902),
+        (2.3195, -1.6687, 0.41),
+    ),
+}  # fmt: skip
+
+
+def quintics(cfg: OptimConfig) -> tuple[Quintic, ...]:
+    """Returns the polynomials of the iterations of a config."""
+    number = cfg.muon_iterations
+    return (JORDAN,) * number if cfg.muon_coefficients == "jordan" else POLAR_EXPRESS[number]
 
 
 class MuonState(NamedTuple):
@@ -37,32 +58,62 @@ def hidden_matrices(params: PyTree) -> PyTree[bool]:
     return jax.tree_util.tree_map_with_path(hidden, params)
 
 
-def orthogonalise(x: Float[Array, "N I O"], iterations: int) -> Float[Array, "N I O"]:
+def orthogonalise(x: Float[Array, "N M L"], polynomials: tuple[Quintic, ...]) -> Float[Array, "N M L"]:
     """Returns matrices with the singular vectors of `x` and singular values near 1, by Newton-Schulz iterations.
 
-    An iteration costs 4 m^2 n + 2 m^3 FLOPs per matrix, where m is the shorter side: it works on the products of that side.
+    An iteration takes two symmetric products, of which a quarter is copied, and a third: 3.5 M^2 L + 1.5 M^3 FLOPs a matrix.
+
+    Args:
+      x: Wide matrices: M is at most L. Products have their type; the norm is computed in float32.
+      polynomials: See `quintics`.
     """
-    wide = x if x.shape[1] <= x.shape[2] else x.swapaxes(1, 2)
-    wide = wide / (jnp.linalg.norm(wide, axis=(1, 2), keepdims=True) + 1e-7)
-    a, b, c = COEFFICIENTS
-    for _ in range(iterations):
-        square = wide @ wide.swapaxes(1, 2)
-        wide = a * wide + (b * square + c * square @ square) @ wide
-    return wide if x.shape[1] <= x.shape[2] else wide.swapaxes(1, 2)
+    precise = x.astype(jnp.float32)
+    x = (precise / (jnp.linalg.norm(precise, axis=(1, 2), keepdims=True) + 1e-7)).astype(x.dtype)
+    for a, b, c in polynomials:
+        square = _symmetric_product(x, x.swapaxes(1, 2))
+        x = a * x + (b * square + c * _symmetric_product(square, square)) @ x
+    return x
 
 
-def scale_by_muon(momentum: float, iterations: int) -> optax.GradientTransformationExtraArgs:
+def _symmetric_product(x: Float[Array, "N M L"], y: Float[Array, "N L M"]) -> Float[Array, "N M M"]:
+    """Returns `x @ y`, which must be symmetric: the block below the diagonal is that above it."""
+    half = x.shape[1] // 2
+    above = x[:, :half] @ y
+    corner = x[:, half:] @ y[:, :, half:]
+    below = jnp.concatenate([above[:, :, half:].swapaxes(1, 2), corner], axis=2)
+    return jnp.concatenate([above, below], axis=1)
+
+
+def _wide(x: Float[Array, "I O"]) -> Float[Array, "M L"]:
+    """Returns `x`, or its transpose if that has fewer rows."""
+    return x if x.shape[0] <= x.shape[1] else x.T
+
+
+def _over_devices(batch: Float[Array, "N M L"]) -> Float[Array, "P M L"]:
+    """Lays matrices over the devices of a mesh that share rows, after zeros that make their number divisible."""
+    if not inside_training_mesh():
+        return batch
+    mesh = jax.sharding.get_abstract_mesh()
+    missing = -len(batch) % math.prod(mesh.shape[name] for name in ROWS)
+    return laid_out(jnp.pad(batch, ((0, missing), (0, 0), (0, 0))), ROWS, None, None)
+
+
+def scale_by_muon(
+    momentum: float, polynomials: tuple[Quintic, ...], dtype: DTypeLike = jnp.float32
+) -> optax.GradientTransformationExtraArgs:
     """Returns Muon without a learning rate, for a tree of matrices [in, out]; other leaves must be masked.
 
     The update of a matrix is its orthogonalised Nesterov momentum times max(1, out / in)^0.5, so that it changes a layer's
-    output by about the learning rate whatever the layer's shape. Matrices of one shape are orthogonalised as one batch. On a mesh
-    the batch is laid over the devices that share rows: each matrix is whole where it is orthogonalised, and cut where it rests.
+    output by about the learning rate whatever the layer's shape. Matrices of one shape, or of its transpose, are orthogonalised
+    as one batch. On a mesh the batch is laid over the devices that share rows: each matrix is whole where it is orthogonalised,
+    and cut where it rests.
 
     Its `update` takes `ok`, a boolean: if it is false, the momentum stays as it is.
 
     Args:
       momentum: Decay rate of the momentum.
-      iterations: Newton-Schulz iterations.
+      polynomials: Those of the Newton-Schulz iterations (see `quintics`).
+      dtype: Type in which matrices cross devices and are multiplied. The momentum is float32.
     """
 
     def init(params: PyTree) -> MuonState:
@@ -80,12 +131,14 @@ def scale_by_muon(momentum: float, iterations: int) -> optax.GradientTransformat
         leaves, tree = jax.tree.flatten(ahead)
         of_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for number, leaf in enumerate(leaves):
-            of_shape[leaf.shape].append(number)
-        for (rows, columns), numbers in of_shape.items():
-            batch = laid_out(jnp.stack([leaves[number] for number in numbers]), ROWS, None, None)
-            scaled = orthogonalise(batch, iterations) * max(1, columns / rows) ** 0.5
-            for number, matrix in zip(numbers, scaled, strict=True):
-                leaves[number] = matrix
+            of_shape[tuple(sorted(leaf.shape))].append(number)
+        for numbers in of_shape.values():
+            batch = jnp.stack([_wide(leaves[number]).astype(dtype) for number in numbers])
+            matrices = orthogonalise(_over_devices(batch), polynomials)
+            for number, matrix in zip(numbers, matrices, strict=False):  # without the zeros behind them
+                rows, columns = leaves[number].shape
+                turned = matrix if rows <= columns else matrix.T
+                leaves[number] = turned.astype(leaves[number].dtype) * max(1, columns / rows) ** 0.5
         return jax.tree.unflatten(tree, leaves), MuonState(mu)
 
     return optax.GradientTransformationExtraArgs(init, update)

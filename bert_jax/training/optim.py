@@ -254,7 +254,8 @@ def _muon_and(adam: optax.GradientTransformationExtraArgs, cfg: OptimConfig) -> 
     def others(params: PyTree) -> PyTree[bool]:
         return jax.tree.map(lambda hidden: not hidden, muon.hidden_matrices(params))
 
-    hidden = optax.masked(muon.scale_by_muon(cfg.muon_momentum, cfg.muon_iterations), muon.hidden_matrices)
+    chosen = muon.scale_by_muon(cfg.muon_momentum, muon.quintics(cfg), cfg.muon_dtype)
+    hidden = optax.masked(chosen, muon.hidden_matrices)
     return [hidden, optax.masked(adam, others)]
 
 
