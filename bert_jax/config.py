@@ -258,6 +258,11 @@ class OptimConfig(_Group):
         "muon: polynomials of the iterations. `jordan`: one for all of them, usually 5. `polar_express`: the best ones for 3, 4 "
         "or 5 iterations; 3 do for training what 5 of `jordan` do, for 60 % of the work."
     )
+    muon_scale: Literal["shape", "adamw"] = "shape"
+    (
+        "muon: factor of an orthogonalised update. `shape`: max(1, out / in)^0.5, which changes a layer's output by about the "
+        "rate. `adamw`: 0.2 max(in, out)^0.5, as large as an update of AdamW, so that muon_learning_rate may be AdamW's."
+    )
     muon_dtype: Literal["float32", "bfloat16"] = "float32"
     """muon: type of the iterations' products, and of the matrices that cross devices. bfloat16 is fast on TPUs and GPUs only."""
     schedule: Literal["linear", "bert_tf", "cosine", "warmup_stable_decay"] = "linear"

@@ -58,6 +58,7 @@ def records(*labels, texts=("a", "b")):
         (dict(temperature=0.0), "temperature=0.0 must be positive"),
         (dict(null_threshold=float("nan")), "null_threshold=nan is not finite"),
         (dict(select="last", early_stopping=2), "early_stopping keeps the best weights: it needs select='best'"),
+        (dict(optimizer="muon", lora_rank=2), "lora_rank leaves no kernels of layers to optimizer='muon'"),
         (dict(batching="pakced"), "batching='pakced' is a str"),
         (dict(seeds=True), "seeds=True is a bool"),
     ],

@@ -378,8 +378,22 @@ def test_muon_on_any_mesh_is_muon_on_one_device() -> None:
 
 
 def test_muon_without_kernels_of_layers_is_refused() -> None:
-    with pytest.raises(InputError, match="name='muon' finds no kernels of layers"):
+    with pytest.raises(InputError, match="muon finds no kernels of layers"):
         make_optimizer(OptimConfig(name="muon")).init({"kernel": jnp.ones((2, 2))})
+
+
+def test_muons_updates_may_be_as_large_as_those_of_adamw() -> None:
+    """A root mean square of 0.2: that of an orthogonal matrix, (rows of the shorter side)^0.5 over all, times the factor."""
+    rng = np.random.default_rng(4)
+    shapes = {"query": (24, 24), "up": (24, 64), "down": (64, 24)}
+    layer = {name: {"kernel": jnp.asarray(rng.normal(size=shape), jnp.float32)} for name, shape in shapes.items()}
+    params = {"encoder": {"layer_0": layer}, "classifier": {"kernel": jnp.ones((24, 2))}}
+    optimizer = make_optimizer(OptimConfig(name="muon", learning_rate=1.0, muon_learning_rate=1.0, muon_scale="adamw",
+                                           muon_coefficients="polar_express", weight_decay=0.0))  # fmt: skip
+    updates = flatten(optimizer.update(params, optimizer.init(params), params, learning_rate=1e-3)[0])
+    for name in shapes:
+        found = np.sqrt(np.mean(np.square(updates[f"encoder/layer_0/{name}/kernel"])))
+        np.testing.assert_allclose(found, 0.2e-3, rtol=0.15, err_msg=name)
 
 
 def test_stable_adamw_is_an_independent_numpy_implementation_over_twenty_steps() -> None:

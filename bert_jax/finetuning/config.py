@@ -83,8 +83,12 @@ class FinetuneConfig(Checked):
     """Share of the steps over which the learning rate rises."""
     schedule: Literal["linear", "bert_tf", "cosine"] = "linear"
     """Decay of the learning rate to 0 after the warm-up."""
-    optimizer: Literal["adamw", "adamw_bert", "lamb"] = "adamw"
-    """`adamw` corrects the bias of the moments, which small training sets need; `adamw_bert`, BERT's own, does not."""
+    optimizer: Literal["adamw", "adamw_bert", "stable_adamw", "lamb", "muon"] = "adamw"
+    (
+        "`adamw` corrects the bias of the moments, which small training sets need; `adamw_bert`, BERT's own, does not. "
+        "`stable_adamw` clips updates where a gradient exceeds its history. `muon`: Muon for the kernels of the layers, with "
+        "updates as large as AdamW's, and `adamw` for embeddings, norms, biases and the head."
+    )
     weight_decay: float = 0.01
     """Decoupled weight decay, not applied to biases and LayerNorm."""
     eps: float = 1e-6
@@ -170,6 +174,8 @@ class FinetuneConfig(Checked):
         self._require(len(rates) == len(self.learning_rates), twice)
         lora_alone = self.lora_rank is None or (self.layer_decay == 1 and self.freeze_layers == 0)
         self._require(lora_alone, "lora_rank freezes the encoder: leave out layer_decay and freeze_layers")
+        no_kernels = self.lora_rank is not None and self.optimizer == "muon"
+        self._require(not no_kernels, "lora_rank leaves no kernels of layers to optimizer='muon': leave out one of them")
         for name, value in (("via_text_column", self.via_text_column), ("via_label_column", self.via_label_column)):
             self._require(self.via is not None or not value, f"{name}={value} is for the data of via: give via as well")
         stops = self.early_stopping is None or self.select == "best"

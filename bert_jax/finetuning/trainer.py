@@ -70,7 +70,8 @@ class Trainer:
             devices, cut = self.devices, self.devices.mesh.shape
             shape = max(self.batches.shapes, key=lambda shape: shape.rows * shape.length)
             rows = min(-(-shape.rows // devices.rows_cut), self.cfg.chunk_size or shape.rows)
-            share = memory.DeviceShare(rows, shape.length, 0, devices.platform, cut["fsdp"], cut["tensor"])
+            muon = self.cfg.optimizer == "muon"
+            share = memory.DeviceShare(rows, shape.length, 0, devices.platform, cut["fsdp"], cut["tensor"], muon=muon)
             compute = memory.choose_recomputation(cfg, compute, share, memory.device_bytes(devices.mesh.local_devices[0]))
         return Bert(cfg, self.start.model.head, max(1, len(self.start.model.labels)), compute)
 
@@ -89,10 +90,15 @@ class Trainer:
     @property
     def _optim(self) -> OptimConfig:
         cfg = self.cfg
-        return OptimConfig(
+        chosen = OptimConfig(
             name=cfg.optimizer, learning_rate=1.0, schedule=cfg.schedule, warmup_steps=int(cfg.warmup_ratio * self.num_steps),
             weight_decay=cfg.weight_decay, eps=cfg.eps, clip_norm=cfg.clip_norm,
         )  # fmt: skip
+        if cfg.optimizer != "muon":
+            return chosen
+        return chosen.replace(
+            muon_learning_rate=1.0, muon_scale="adamw", muon_coefficients="polar_express", muon_iterations=3, muon_dtype=cfg.dtype
+        )
 
     @cached_property
     def _scales(self) -> PyTree | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -35,6 +36,14 @@ POLAR_EXPRESS: dict[int, tuple[Quintic, ...]] = {
         (2.3195, -1.6687, 0.41),
     ),
 }  # fmt: skip
+
+
+# Factors of the updates of matrices [in, out], by OptimConfig.muon_scale: that of Jordan et al., and that which gives an update
+# the root mean square of one by AdamW, about 0.2 (Liu et al., 2025, section 2.2).
+SCALES: dict[str, Callable[[int, int], float]] = {
+    "shape": lambda rows, columns: max(1, columns / rows) ** 0.5,
+    "adamw": lambda rows, columns: 0.2 * max(rows, columns) ** 0.5,
+}
 
 
 def quintics(cfg: OptimConfig) -> tuple[Quintic, ...]:
@@ -99,26 +108,30 @@ def _over_devices(batch: Float[Array, "N M L"]) -> Float[Array, "P M L"]:
 
 
 def scale_by_muon(
-    momentum: float, polynomials: tuple[Quintic, ...], dtype: DTypeLike = jnp.float32
+    momentum: float,
+    polynomials: tuple[Quintic, ...],
+    scale: Callable[[int, int], float] = SCALES["shape"],
+    dtype: DTypeLike = jnp.float32,
 ) -> optax.GradientTransformationExtraArgs:
     """Returns Muon without a learning rate, for a tree of matrices [in, out]; other leaves must be masked.
 
-    The update of a matrix is its orthogonalised Nesterov momentum times max(1, out / in)^0.5, so that it changes a layer's
-    output by about the learning rate whatever the layer's shape. Matrices of one shape, or of its transpose, are orthogonalised
-    as one batch. On a mesh the batch is laid over the devices that share rows: each matrix is whole where it is orthogonalised,
-    and cut where it rests.
+    The update of a matrix is its orthogonalised Nesterov momentum times `scale`. By that of "shape" it changes a layer's output
+    by about the learning rate whatever the layer's shape. Matrices of one shape, or of its transpose, are orthogonalised as one
+    batch. On a mesh the batch is laid over the devices that share rows: each matrix is whole where it is orthogonalised, and cut
+    where it rests.
 
     Its `update` takes `ok`, a boolean: if it is false, the momentum stays as it is.
 
     Args:
       momentum: Decay rate of the momentum.
       polynomials: Those of the Newton-Schulz iterations (see `quintics`).
+      scale: A value of `SCALES`.
       dtype: Type in which matrices cross devices and are multiplied. The momentum is float32.
     """
 
     def init(params: PyTree) -> MuonState:
         if not jax.tree.leaves(params):
-            raise InputError("optim.name='muon' finds no kernels of layers in what is trained: choose adamw")
+            raise InputError("muon finds no kernels of layers in what is trained: choose the optimizer adamw")
         return MuonState(jax.tree.map(jnp.zeros_like, params))
 
     def update(
@@ -138,7 +151,7 @@ def scale_by_muon(
             for number, matrix in zip(numbers, matrices, strict=False):  # without the zeros behind them
                 rows, columns = leaves[number].shape
                 turned = matrix if rows <= columns else matrix.T
-                leaves[number] = turned.astype(leaves[number].dtype) * max(1, columns / rows) ** 0.5
+                leaves[number] = turned.astype(leaves[number].dtype) * scale(rows, columns)
         return jax.tree.unflatten(tree, leaves), MuonState(mu)
 
     return optax.GradientTransformationExtraArgs(init, update)

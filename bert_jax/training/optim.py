@@ -254,7 +254,7 @@ def _muon_and(adam: optax.GradientTransformationExtraArgs, cfg: OptimConfig) -> 
     def others(params: PyTree) -> PyTree[bool]:
         return jax.tree.map(lambda hidden: not hidden, muon.hidden_matrices(params))
 
-    chosen = muon.scale_by_muon(cfg.muon_momentum, muon.quintics(cfg), cfg.muon_dtype)
+    chosen = muon.scale_by_muon(cfg.muon_momentum, muon.quintics(cfg), muon.SCALES[cfg.muon_scale], cfg.muon_dtype)
     hidden = optax.masked(chosen, muon.hidden_matrices)
     return [hidden, optax.masked(adam, others)]
 

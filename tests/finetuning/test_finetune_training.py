@@ -31,6 +31,23 @@ def test_frozen_layers_stay_to_the_bit_and_lower_layers_learn_more_slowly(model,
             assert moved == pytest.approx(1e-2, rel=1e-3), path
 
 
+def test_by_muon_the_layers_kernels_take_steps_of_their_own_and_all_else_those_of_adamw(finished, tmp_path):
+    """The first update: of kernels, a matrix whose singular values are about 1, with the root mean square 0.2."""
+    options = {"optimizer": "muon", "freeze_layers": 1, "num_epochs": 0.1, "weight_decay": 0, "eps": 1e-12}
+    start = finished(sst2).export
+    tune(start, "sst2", finished(sst2).workdir.parent, tmp_path, **options)
+    before, after = weights(start), weights(tmp_path / "export")
+    for path, value in before.items():
+        moved = after[path] - value
+        if path.startswith("encoder/layer_1") and path.endswith("kernel"):
+            values = np.linalg.svd(moved, compute_uv=False) / (1e-2 * 0.2 * max(value.shape) ** 0.5)
+            assert 0.7 < values.max() < 1.3, path
+        elif path.startswith("encoder/layer_1") or not path.startswith("encoder/"):
+            assert np.abs(moved).max() == pytest.approx(1e-2, rel=1e-3) or path.endswith("key/bias"), path
+        else:
+            assert np.abs(moved).max() == 0, path
+
+
 def test_adapters_are_trained_instead_of_the_encoder_and_merged_in_the_export(finished, tmp_path):
     run = finished(sst2)
     found = tune(run.export, "sst2", run.workdir.parent, tmp_path, lora_rank=2, num_epochs=1, eval_every=6)
