@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from bert_jax.inference import Embedder as Embedder
     from bert_jax.inference import FillMask as FillMask
     from bert_jax.inference import Reranker as Reranker
+    from bert_jax.inference import SparseEmbedder as SparseEmbedder
     from bert_jax.inference import Tagger as Tagger
     from bert_jax.inference import nearest as nearest
     from bert_jax.model.config import BertConfig as BertConfig
     from bert_jax.model.config import ComputeConfig as ComputeConfig
     from bert_jax.model.heads import Bert as Bert
     from bert_jax.pooling import Pooling as Pooling
+    from bert_jax.pooling import SparsePooling as SparsePooling
     from bert_jax.pretrain import train as train
     from bert_jax.pretrained import Model as Model
     from bert_jax.pretrained import load as load
@@ -27,10 +29,10 @@ if TYPE_CHECKING:
 # Names are imported when first used: a process that tokenizes text needs no jax.
 _HOME = {
     "BertConfig": "model.config", "ComputeConfig": "model.config", "Bert": "model.heads", "InputError": "errors",
-    "Pooling": "pooling",
+    "Pooling": "pooling", "SparsePooling": "pooling",
     "Model": "pretrained", "load": "pretrained", "save": "pretrained",
     "Answerer": "inference", "Classifier": "inference", "Embedder": "inference", "FillMask": "inference",
-    "Reranker": "inference", "Tagger": "inference", "nearest": "inference",
+    "Reranker": "inference", "SparseEmbedder": "inference", "Tagger": "inference", "nearest": "inference",
     "train": "pretrain", "finetune": "finetuning.finetune",
 }  # fmt: skip
 __all__ = list(_HOME)

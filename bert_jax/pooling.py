@@ -1,13 +1,13 @@
-"""Sentence embeddings from hidden states: the settings in sentence-transformers' files, read and written. No JAX here."""
+"""Embeddings of texts: the settings in sentence-transformers' files, read and written. No JAX here."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 
@@ -24,6 +24,7 @@ _LEGACY: dict[str, PoolingMode] = {  # in the order that their vectors are conca
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }  # fmt: skip
+ENCODERS = ("Transformer", "MLMTransformer")  # modules of sentence-transformers that hold the encoder
 _TRANSFORMERS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")  # as its files are called
 # Names in sentence_bert_config.json that do not change a vector, or change it only if their value differs.
 _HARMLESS = {"max_seq_length", "do_lower_case", "unpad_inputs"}
@@ -34,6 +35,7 @@ _UNSET: dict[str, object] = {
 _TASKS = {  # model type -> (transformer_task, module_output_name, what the encoder is asked for)
     "SentenceTransformer": ("feature-extraction", "token_embeddings", "last_hidden_state"),
     "CrossEncoder": ("sequence-classification", "scores", "logits"),
+    "SparseEncoder": ("fill-mask", "token_embeddings", "logits"),
 }
 _ARGUMENTS = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
 _HARMLESS_ARGUMENTS = {"trust_remote_code", "torch_dtype", "dtype", "attn_implementation", "add_pooling_layer", "use_cache"}
@@ -85,8 +87,69 @@ class Dense:
         return f"Dense({self.kernel.shape[0]} -> {self.kernel.shape[1]}, {self.activation})"
 
 
+class Module(NamedTuple):
+    """A module of sentence-transformers: its class, the content of its config.json, and its tensors; both may be empty."""
+
+    type: str
+    config: Mapping[str, object] = {}
+    tensors: Mapping[str, np.ndarray] = {}
+
+
+class Embedding:
+    """The settings that all embeddings have: which text is read, and how much of it.
+
+    Attributes:
+      kind: what the model is called in messages.
+      max_length: maximum tokens per text, special ones included; the rest is cut. None: as many as the model takes.
+      lowercase: lowercase texts before they are tokenized.
+      prompt: text to put before each text.
+      prompts: further prompts by name.
+    """
+
+    kind: ClassVar[str]
+    max_length: int | None
+    lowercase: bool
+    prompt: str
+    prompts: Mapping[str, str]
+
+    @property
+    def include_prompt(self) -> bool:
+        """True if the tokens of the prompt, and the special token before them, are part of the embedding."""
+        return True
+
+    def read(self, text: str) -> str:
+        """Returns the text that is tokenized: with the prompt, and in lower case if so set."""
+        return (self.prompt + text).lower() if self.lowercase else self.prompt + text
+
+    def with_prompt(self, name: str) -> Self:
+        """Returns a copy with the prompt of that name. Raises InputError if there is none."""
+        if name not in self.prompts:
+            known = ", ".join(map(repr, self.prompts)) or "none"
+            raise InputError(f"no prompt {name!r}{did_you_mean(name, self.prompts)}; the model's prompts: {known}")
+        return self.replace(prompt=self.prompts[name])
+
+    def replace(self, **changes: Any) -> Self:
+        """Returns a copy with other values."""
+        return replace(self, **changes)  # type: ignore[type-var]
+
+    def first_place(self, layout: Layout) -> int:
+        """Returns the place of the first token that counts: 0, or the number of tokens of the prompt, without [SEP]."""
+        if self.include_prompt or not self.prompt:
+            return 0
+        (example,), _ = layout.examples([self.read("")], self.max_length)
+        return len(example.input_ids) - (int(example.input_ids[-1]) in layout.tokenizer.special_ids)
+
+    def modules(self, cfg: BertConfig) -> list[Module]:
+        """Returns the modules of sentence-transformers, the one of the encoder first."""
+        raise NotImplementedError
+
+    def library(self) -> dict[str, object]:
+        """Returns the keys of config_sentence_transformers.json besides the prompts."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Pooling:
+class Pooling(Embedding):
     """Settings of an embedding: hidden states [L, D] are pooled, passed through the dense layers, normalised, then truncated.
 
     Attributes:
@@ -104,6 +167,7 @@ class Pooling:
       similarity_fn_name: how sentence-transformers compares embeddings; only kept for `save`.
     """
 
+    kind: ClassVar[str] = "dense"
     mode: PoolingMode | tuple[PoolingMode, ...] = "mean"
     normalize: bool = True
     max_length: int | None = None
@@ -133,17 +197,6 @@ class Pooling:
         """The kernel, and the bias where there is one, of each dense layer."""
         return [[layer.kernel] if layer.bias is None else [layer.kernel, layer.bias] for layer in self.dense]
 
-    def read(self, text: str) -> str:
-        """Returns the text that is tokenized: with the prompt, and in lower case if so set."""
-        return (self.prompt + text).lower() if self.lowercase else self.prompt + text
-
-    def with_prompt(self, name: str) -> Pooling:
-        """Returns a copy with the prompt of that name. Raises InputError if there is none."""
-        if name not in self.prompts:
-            known = ", ".join(map(repr, self.prompts)) or "none"
-            raise InputError(f"no prompt {name!r}{did_you_mean(name, self.prompts)}; the model's prompts: {known}")
-        return replace(self, prompt=self.prompts[name])
-
     def width(self, hidden_size: int) -> int:
         """Returns the number of values of an embedding. Raises InputError if a dense layer does not take its input."""
         width = hidden_size * len(self.modes)
@@ -153,12 +206,56 @@ class Pooling:
             width = layer.kernel.shape[1]
         return min(width, self.truncate_dim or width)
 
-    def first_place(self, layout: Layout) -> int:
-        """Returns the place of the first token that is pooled: 0, or the number of tokens of the prompt, without [SEP]."""
-        if self.include_prompt or not self.prompt:
-            return 0
-        (example,), _ = layout.examples([self.read("")], self.max_length)
-        return len(example.input_ids) - (int(example.input_ids[-1]) in layout.tokenizer.special_ids)
+    def modules(self, cfg: BertConfig) -> list[Module]:
+        """Returns the modules of sentence-transformers: Transformer, Pooling, Dense layers, Normalize."""
+        dense = []
+        for layer in self.dense:
+            tensors = {"linear.weight": layer.kernel.T} | ({} if layer.bias is None else {"linear.bias": layer.bias})
+            config = {
+                "in_features": layer.kernel.shape[0],
+                "out_features": layer.kernel.shape[1],
+                "bias": layer.bias is not None,
+                "activation_function": ACTIVATIONS[layer.activation],
+            }
+            dense.append(Module(f"{_MODELS}.Dense", config, tensors))
+        pooling = {"word_embedding_dimension": cfg.hidden_size, **_mode_keys(self)}
+        normalize = [Module(f"{_MODELS}.Normalize")] * self.normalize
+        return [Module(f"{_MODELS}.Transformer"), Module(f"{_MODELS}.Pooling", pooling), *dense, *normalize]
+
+    def library(self) -> dict[str, object]:
+        """Returns `similarity_fn_name`, and `truncate_dim` where it is set."""
+        cut = {} if self.truncate_dim is None else {"truncate_dim": self.truncate_dim}
+        return {"similarity_fn_name": self.similarity_fn_name, **cut}
+
+
+@dataclass(frozen=True)
+class SparsePooling(Embedding):
+    """Settings of a sparse embedding, which has a weight for each token of the vocabulary (SPLADE v2, Formal et al., 2021).
+
+    The weight of a token is the maximum of log(1 + relu(logit)) over the text, special tokens included, with the logits of the
+    masked-LM head. Embeddings are compared by their inner product.
+
+    Attributes:
+      max_length: as in `Pooling`, like the other fields.
+    """
+
+    kind: ClassVar[str] = "sparse"
+    max_length: int | None = None
+    lowercase: bool = False
+    prompt: str = ""
+    prompts: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def modules(self, cfg: BertConfig) -> list[Module]:
+        """Returns the modules of sentence-transformers: MLMTransformer and SpladePooling."""
+        splade = {"pooling_strategy": "max", "activation_function": "relu", "word_embedding_dimension": cfg.vocab_size}
+        return [Module(f"{_SPARSE_MODELS}.MLMTransformer"), Module(f"{_SPARSE_MODELS}.SpladePooling", splade)]
+
+    def library(self) -> dict[str, object]:
+        """Returns the class of the model and `similarity_fn_name`."""
+        return {"model_type": "SparseEncoder", "similarity_fn_name": "dot"}
+
+
+_MODELS, _SPARSE_MODELS = "sentence_transformers.models", "sentence_transformers.sparse_encoder.models"
 
 
 # --- reading ---
@@ -202,23 +299,25 @@ def read_modules(directory: Path) -> list[tuple[str, Path]]:
 def encoder_folder(directory: Path) -> Path:
     """Returns the folder of the encoder's files, such as 0_Transformer, if modules.json names one, else the directory."""
     try:
-        folders = [folder for kind, folder in read_modules(directory) if kind == "Transformer"]
+        folders = [folder for kind, folder in read_modules(directory) if kind in ENCODERS]
     except InputError:  # read_pooling tells
         return directory
     return folders[0] if folders and (folders[0] / "config.json").is_file() else directory
 
 
-def read_pooling(directory: Path) -> Pooling | None:
+def read_pooling(directory: Path) -> Pooling | SparsePooling | None:
     """Returns the settings in modules.json and the files that it names; None where there is no modules.json, or no pooling in it.
 
     Raises InputError for what is not supported: embeddings without it would be other ones.
     """
     modules = read_modules(directory)
     kinds, known = [kind for kind, _ in modules], ("Transformer", "Pooling", "Dense", "Normalize")
+    if "SpladePooling" in kinds:
+        return _read_sparse(directory, modules)
     for kind in kinds:
         if kind not in known:
             raise InputError(f"{directory}/modules.json: {kind} modules are not supported; known: {', '.join(known)}")
-    of, library = _read_library(directory / "config_sentence_transformers.json")
+    of, library = _read_library(directory / "config_sentence_transformers.json", ["SentenceTransformer", "CrossEncoder"])
     if "Pooling" not in kinds and "Dense" not in kinds:
         for folder in (folder for kind, folder in modules if of == "CrossEncoder" and kind == "Transformer"):
             _, lowercase = _read_transformer(folder, of)
@@ -243,6 +342,25 @@ def read_pooling(directory: Path) -> Pooling | None:
     )  # fmt: skip
 
 
+def _read_sparse(directory: Path, modules: list[tuple[str, Path]]) -> SparsePooling:
+    """Returns the settings of a SparseEncoder."""
+    kinds = [kind for kind, _ in modules]
+    if len(kinds) != 2 or kinds[0] not in ENCODERS:
+        expected = "expected a Transformer or MLMTransformer, then a SpladePooling"
+        raise InputError(f"{directory}/modules.json: {', '.join(kinds)} are not supported together; {expected}")
+    path = modules[1][1] / "config.json"
+    config = _object(path)
+    for name, value in (("pooling_strategy", "max"), ("activation_function", "relu")):
+        if config.get(name, value) != value:
+            raise InputError(f"{path}: {name}={config[name]!r} is not supported, only {value!r}")
+    _, library = _read_library(directory / "config_sentence_transformers.json", ["SparseEncoder"])
+    if library["similarity_fn_name"] not in (None, "dot"):
+        said = f"similarity_fn_name={library['similarity_fn_name']!r} is not supported, only 'dot'"
+        raise InputError(f"{directory}/config_sentence_transformers.json: {said}")
+    length, lowercase = _read_transformer(modules[0][1], "SparseEncoder")
+    return SparsePooling(length, lowercase, library["prompt"], library["prompts"])
+
+
 def read_activation(directory: Path, config: Mapping[str, Any]) -> Any:
     """Returns the activation on a CrossEncoder's logits, by config_sentence_transformers.json, else config.json, else None."""
     library = _object(directory / "config_sentence_transformers.json")
@@ -256,18 +374,18 @@ def read_activation(directory: Path, config: Mapping[str, Any]) -> Any:
     return next((named for named in said if named is not None), None)
 
 
-def _read_library(path: Path) -> tuple[str, dict[str, Any]]:
-    """(model type, arguments of Pooling) that config_sentence_transformers.json says."""
+def _read_library(path: Path, known: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """(model type, the first of those `known` by default; arguments of Pooling) that config_sentence_transformers.json says."""
     config = _object(path)
     named, prompts = _typed(config, "default_prompt_name", str, None, path), _typed(config, "prompts", dict, {}, path)
     prompts = {name: _typed(prompts, name, str, "", path) for name in prompts}
     if named and named not in prompts:
         raise InputError(f"{path}: default_prompt_name={named!r} is not among its prompts")
-    of = config.get("model_type") or "SentenceTransformer"
+    of = config.get("model_type") or known[0]
     if of == "CrossEncoder" and named and prompts[named]:
         raise InputError(f"{path}: the default prompt {prompts[named]!r} of a CrossEncoder is not supported")
-    if of not in _TASKS:
-        raise InputError(f"{path}: {of} models are not supported; known: {', '.join(_TASKS)}")
+    if of not in known:
+        raise InputError(f"{path}: {of} models are not supported with these modules; known: {', '.join(known)}")
     return of, {
         "prompt": prompts[named] if named else "",
         "prompts": prompts,
@@ -355,45 +473,35 @@ def _mode_keys(pooling: Pooling) -> Mapping[str, object]:
     return {key: mode in order for key, mode in _LEGACY.items() if mode in order or mode in ("cls", "mean", "max")} | prompt
 
 
-def write_pooling(directory: Path, pooling: Pooling, cfg: BertConfig) -> None:
+def write_pooling(directory: Path, pooling: Embedding, cfg: BertConfig) -> None:
     """Writes the files that sentence-transformers reads, in the form that all its versions do.
 
     modules.json, which names the others, comes last; each file appears whole or not at all. Raises OSError where it cannot.
     """
-    kinds = ["Transformer", "Pooling", *["Dense"] * len(pooling.dense), *["Normalize"] * pooling.normalize]
-    folders = ["", *(f"{i}_{kind}" for i, kind in enumerate(kinds[1:], 1))]
     prompts = dict(pooling.prompts)
     if pooling.prompt and pooling.prompt not in prompts.values():
         prompts["default" if "default" not in prompts else f"default {len(prompts)}"] = pooling.prompt
     library = {
         "prompts": prompts,
         "default_prompt_name": next(name for name in prompts if prompts[name] == pooling.prompt) if pooling.prompt else None,
-        "similarity_fn_name": pooling.similarity_fn_name,
-        **({} if pooling.truncate_dim is None else {"truncate_dim": pooling.truncate_dim}),
+        **pooling.library(),
     }
     files: dict[str, object] = {
-        "1_Pooling/config.json": {"word_embedding_dimension": cfg.hidden_size, **_mode_keys(pooling)},
         "sentence_bert_config.json": {
             "max_seq_length": min(pooling.max_length or cfg.max_length, cfg.max_length),
             "do_lower_case": pooling.lowercase,
         },
         "config_sentence_transformers.json": library,
     }
-    for folder, layer in zip(folders[2:], pooling.dense, strict=False):
-        files[f"{folder}/config.json"] = {
-            "in_features": layer.kernel.shape[0],
-            "out_features": layer.kernel.shape[1],
-            "bias": layer.bias is not None,
-            "activation_function": ACTIVATIONS[layer.activation],
-        }
-        weights = {"linear.weight": layer.kernel.T} | ({} if layer.bias is None else {"linear.bias": layer.bias})
-        (directory / folder).mkdir(exist_ok=True)
-        as_saved = {name: np.ascontiguousarray(array, np.float32) for name, array in weights.items()}
-        write_safetensors(directory / folder / "model.safetensors", as_saved)
-    types = [f"sentence_transformers.models.{kind}" for kind in kinds]
-    files["modules.json"] = [
-        {"idx": i, "name": str(i), "path": folder, "type": kind}
-        for i, (folder, kind) in enumerate(zip(folders, types, strict=True))
-    ]
-    for name, content in files.items():
+    listed = []
+    for i, module in enumerate(pooling.modules(cfg)):
+        folder = f"{i}_{module.type.rpartition('.')[2]}" if i else ""
+        listed.append({"idx": i, "name": str(i), "path": folder, "type": module.type})
+        if module.config:
+            files[f"{folder}/config.json"] = module.config
+        if module.tensors:
+            (directory / folder).mkdir(exist_ok=True)
+            as_saved = {name: np.ascontiguousarray(array, np.float32) for name, array in module.tensors.items()}
+            write_safetensors(directory / folder / "model.safetensors", as_saved)
+    for name, content in {**files, "modules.json": listed}.items():
         put(directory / name, json.dumps(content, indent=2) + "\n")

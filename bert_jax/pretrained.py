@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -26,7 +26,7 @@ from bert_jax.model.config import BertConfig, ComputeConfig
 from bert_jax.model.convert import Params
 from bert_jax.model.families import FAMILIES, Head
 from bert_jax.model.heads import Bert, initial_values, parameter_shapes
-from bert_jax.pooling import Pooling, read_activation, read_pooling, write_pooling
+from bert_jax.pooling import Embedding, read_activation, read_pooling, write_pooling
 from bert_jax.tuned import Tuned, read_tuned
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -74,7 +74,8 @@ class Model:
       labels: names of the classes, if the head has classes.
       problem_type: the meaning of a sequence classifier's logits; None: single_label_classification, or regression if there is
         one logit.
-      pooling: sentence-transformers' settings for embeddings, if there are any; a str is the reason why they are not supported.
+      pooling: sentence-transformers' settings for embeddings (`Pooling`, or `SparsePooling` of a sparse retriever), if there are
+        any; a str is the reason why they are not supported.
       activation: the class of torch.nn that sentence-transformers' CrossEncoder applies to the logits, if its files name one.
       untrained: the parameters of the head that the file lacked; predictors that use the head warn.
       tuned: lengths and thresholds from fine-tuning, which predictors follow.
@@ -88,7 +89,7 @@ class Model:
     head: Head = "masked_lm"
     labels: tuple[str, ...] = ()
     problem_type: ProblemType | None = None
-    pooling: Pooling | str | None = None
+    pooling: Embedding | str | None = None
     activation: str | None = None
     untrained: Untrained | None = field(default=None, repr=False)
     tuned: Tuned = field(default_factory=Tuned)
@@ -206,7 +207,7 @@ def describe(path_or_name: str | Path) -> Model:
     if head == "sequence_classification":
         problem_type, activation = files.values.get("problem_type"), read_activation(files.library, files.values)
     tuned = read_tuned(files.home, files.values, len(labels) or None)
-    return Model(files.config, {}, None, head, labels, problem_type, None, activation, tuned=tuned)
+    return Model(files.config, {}, None, head, labels, problem_type, _read_library(files)[0], activation, tuned=tuned)
 
 
 def convert_tensors(files: Directory, tensors: Mapping[str, np.ndarray], head: Head, num_labels: int) -> convert.Converted:
@@ -243,7 +244,7 @@ def _read_tokenizer(files: Directory, special_tokens: SpecialTokens | None) -> t
         return None, str(error)
 
 
-def _read_library(files: Directory) -> tuple[Pooling | str | None, str | None]:
+def _read_library(files: Directory) -> tuple[Embedding | str | None, str | None]:
     try:
         return read_pooling(files.library), read_activation(files.library, files.values)
     except InputError as error:
@@ -330,9 +331,9 @@ def save(model: Model, directory: str | Path) -> None:
             no_types = model.config.form.token_types == "never"  # transformers' class refuses them
             tokenizer = model.tokenizer.without_token_types() if no_types else model.tokenizer
             tokenizer.save(directory, model_max_length=model.max_length)
-        if isinstance(model.pooling, Pooling):
+        if isinstance(model.pooling, Embedding):
             read = model.pooling.max_length or model.max_length
-            write_pooling(directory, replace(model.pooling, max_length=read), model.config)
+            write_pooling(directory, model.pooling.replace(max_length=read), model.config)
         else:
             (directory / "modules.json").unlink(missing_ok=True)  # an earlier model's
     except (OSError, SafetensorError) as e:

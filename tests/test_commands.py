@@ -188,6 +188,17 @@ def test_a_prompt_that_the_model_lacks_is_refused(run, models):
         run("embed", models["masked_lm"], "--prompt-name", "query", stdin=b"bako\n")
 
 
+def test_embed_of_a_sparse_retriever_gives_the_weights_of_tokens(run, tokenizer, tmp_path):
+    model = make_model(tokenizer, "masked_lm", pooling=bert_jax.SparsePooling(5))
+    pretrained.save(model, tmp_path / "model")
+    (found,) = run("embed", tmp_path / "model", stdin=b"bako tine\n")
+    embed = bert_jax.SparseEmbedder(model)
+    (expected,) = embed.words(embed(["bako tine"]))
+    assert found["embedding"] == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(InputError, match="is a sparse retriever: leave out --out, --pooling"):
+        run("embed", tmp_path / "model", "--pooling", "cls", stdin=b"bako\n")
+
+
 def test_no_normalize_leaves_lengths(run, models):
     (scaled,), (free,) = (run("embed", models["masked_lm"], *more, stdin=b"bako\n") for more in ([], ["--no-normalize"]))
     assert np.linalg.norm(scaled["embedding"]) == pytest.approx(1)

@@ -11,7 +11,7 @@ from bert_jax.config import ParallelConfig
 from bert_jax.model import heads
 from bert_jax.model.config import BertConfig
 from bert_jax.training.chunking import in_chunks
-from bert_jax.training.contrastive import Known, contrastive_loss
+from bert_jax.training.contrastive import DOT, Known, contrastive_loss, flops
 from bert_jax.training.parallel import Devices, make_devices, make_mesh
 
 N, C, D = 6, 3, 8
@@ -46,6 +46,17 @@ def test_a_query_meets_all_documents_of_the_batch_in_blocks_of_any_size():
         assert mean(QUERIES, DOCUMENTS, ONES, 0.1, block=block, known=APART) == pytest.approx(expected, rel=1e-6)
     shorter = sum(nats(QUERIES[:, :size], DOCUMENTS[..., :size], 0.1).mean() for size in (8, 4, 2))
     assert mean(QUERIES, DOCUMENTS, ONES, 0.1, dimensions=(8, 4, 2)) == pytest.approx(shorter, rel=1e-6)
+
+
+def test_sparse_embeddings_are_compared_by_inner_products_and_the_cost_of_their_search_is_that_of_the_mean():
+    queries, documents = np.maximum(QUERIES, 0), np.maximum(DOCUMENTS, 0)
+    scores = np.einsum("nd,mcd->nmc", queries, documents).reshape(N, -1).astype(np.float64)
+    expected = (np.logaddexp.reduce(scores, axis=1) - scores[np.arange(N), C * np.arange(N)]).mean()
+    assert mean(queries, documents, ONES, 1.0, scoring=DOT) == pytest.approx(expected, rel=1e-6)
+    weights = ONES.copy()
+    weights[1:3] = 0
+    cost = (queries[[0, 3, 4, 5]].mean(axis=0) ** 2).sum()
+    assert float(flops(queries, weights).mean()) == pytest.approx(cost, rel=1e-6)
 
 
 def test_known_positives_and_copies_are_no_negatives():

@@ -3,14 +3,24 @@
 import json
 import os
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from bert_jax.config import BertConfig, InputError
-from bert_jax.model.heads import TORCH_ACTIVATIONS, pool
-from bert_jax.pooling import ACTIVATIONS, Dense, Pooling, encoder_folder, read_activation, read_pooling, write_pooling
+from bert_jax.model.heads import TORCH_ACTIVATIONS, pool, pool_words
+from bert_jax.pooling import (
+    ACTIVATIONS,
+    Dense,
+    Pooling,
+    SparsePooling,
+    encoder_folder,
+    read_activation,
+    read_pooling,
+    write_pooling,
+)
 
 CONFIG = BertConfig(hidden_size=32, num_attention_heads=2, max_position_embeddings=64)
 
@@ -50,6 +60,43 @@ def test_what_is_written_is_read(tmp_path, mode, normalize):
     pooling = Pooling(mode, normalize, max_length=48, lowercase=normalize, include_prompt=normalize)
     write_pooling(tmp_path, pooling, CONFIG)
     assert read_pooling(tmp_path) == pooling
+
+
+def test_weights_of_words_and_their_gradients_are_those_of_the_largest_logit_of_a_sequence():
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((2, 9, 5)).astype(np.float32)
+    ids = np.array([[1, 1, 1, 1, 2, 2, 2, 0, 0], [1, 1, 2, 3, 3, 3, 3, 3, 3]], np.int32)
+    of_weights = rng.standard_normal((2, 4, 5)).astype(np.float32)
+    found, back = jax.vjp(lambda x: pool_words(x, ids, 4), logits)
+    expected, gradient = np.zeros((2, 4, 5)), np.zeros_like(logits)
+    for row, sequence, word in np.ndindex(2, 4, 5):
+        own = np.flatnonzero(ids[row] == sequence + 1)
+        if len(own) and (high := logits[row, own, word].max()) > 0:
+            expected[row, sequence, word] = np.log1p(high)
+            gradient[row, own[logits[row, own, word].argmax()], word] = of_weights[row, sequence, word] / (1 + high)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(back(jnp.asarray(of_weights))[0], gradient, rtol=1e-6)
+
+
+def test_a_sparse_encoder_is_written_and_read_and_what_would_change_its_numbers_is_refused_by_name(tmp_path):
+    pooling = SparsePooling(48, True, "find: ", {"query": "find: ", "document": ""})
+    write_pooling(tmp_path, pooling, CONFIG)
+    assert read_pooling(tmp_path) == pooling
+    folder, library = tmp_path / "1_SpladePooling", tmp_path / "config_sentence_transformers.json"
+    for path, changes in (
+        (folder / "config.json", {"pooling_strategy": "sum"}),
+        (folder / "config.json", {"activation_function": "log1p_relu"}),
+        (library, {"similarity_fn_name": "cosine"}),
+        (library, {"model_type": "SentenceTransformer"}),
+    ):
+        before = path.read_text()
+        path.write_text(json.dumps(json.loads(before) | changes))
+        with pytest.raises(InputError, match=f"{path.name}: .*{next(iter(changes.values()))}"):
+            read_pooling(tmp_path)
+        path.write_text(before)
+    (tmp_path / "modules.json").write_text(json.dumps(modules("Router", "SpladePooling")))
+    with pytest.raises(InputError, match="Router, SpladePooling are not supported together"):
+        read_pooling(tmp_path)
 
 
 @pytest.mark.parametrize("mode", [*MODES, ("cls", "max")], ids=str)
@@ -291,7 +338,11 @@ def test_a_normalize_of_tokens_is_refused(tmp_path):
         ("config_sentence_transformers", {"truncate_dim": True}, "truncate_dim=True"),
         ("config_sentence_transformers", {"prompts": ["query"]}, "prompts="),
         ("config_sentence_transformers", {"prompts": {"query": 3}}, "query=3"),
-        ("config_sentence_transformers", {"model_type": "SparseEncoder"}, "SparseEncoder models are not supported"),
+        (
+            "config_sentence_transformers",
+            {"model_type": "SparseEncoder"},
+            "SparseEncoder models are not supported with these modules",
+        ),
         ("config_sentence_transformers", {"similarity_fn_name": 3}, "similarity_fn_name=3"),
     ],
 )

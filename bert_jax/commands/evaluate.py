@@ -58,14 +58,14 @@ def evaluate(
     from bert_jax.finetuning.config import FinetuneConfig
     from bert_jax.finetuning.finetune import finish
     from bert_jax.tasks.splits import load_splits
-    from bert_jax.tasks.table import find_task
+    from bert_jax.tasks.table import task_of
 
     compilation_cache.keep()
     described = pretrained.describe(model)
     name = task or described.tuned.task
     if name is None:
         raise InputError(f"{model} does not name the task that it was fine-tuned on: give --task")
-    row = dataclasses.replace(find_task(name), test_only=True)
+    row = dataclasses.replace(task_of(name, described), test_only=True)
     if row.kind.has_classes:
         row = dataclasses.replace(row, labels=described.labels)
     length = described.window if row.kind.reads_windows else described.max_length

@@ -49,11 +49,12 @@ def mine(
     from bert_jax.tasks.ranking import Ranking
     from bert_jax.tasks.split import Predictions
     from bert_jax.tasks.splits import Splits
-    from bert_jax.tasks.table import find_task
+    from bert_jax.tasks.table import task_of
     from bert_jax.tasks.task import TaskData
 
     compilation_cache.keep()
-    task, length = find_task("retrieval"), max_seq_length or pretrained.describe(model).max_length
+    described = pretrained.describe(model)
+    task, length = task_of("retrieval", described), max_seq_length or described.max_length
     task_data = TaskData(data=data)
     records, _, notes = judged_queries(task_data, "train")
     cfg = FinetuneConfig(model=model, task=task.name, task_data=task_data, num_epochs=0, max_seq_length=length).resolved(task)

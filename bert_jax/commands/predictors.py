@@ -422,6 +422,8 @@ def embed(
 ) -> None:  # fmt: skip
     """Embed each text as a vector: {"text", "embedding": [...]}, or all as one array.
 
+    A sparse retriever (finetune --form sparse) gives the weights of tokens instead: {"text", "embedding": {token: weight}}.
+
     Args:
         texts: The texts.
         out: File for a float32 array [texts, width] (NumPy's .npy), instead of JSONL.
@@ -437,6 +439,11 @@ def embed(
     scaled = normalize if normalize or no_normalize else None
 
     def make(model: bert_jax.Model) -> _Made:
+        if isinstance(model.pooling, bert_jax.SparsePooling):
+            if out or pooling or scaled is not None:
+                raise InputError(f"{texts.model} is a sparse retriever: leave out --out, --pooling and --[no-]normalize")
+            sparse = bert_jax.SparseEmbedder(model, max_length=texts.max_seq_length, exact=texts.exact)
+            return lambda some: sparse.words(sparse(some, prompt_name)), {"embedding": dict}
         changes = {"mode": pooling, "normalize": scaled, "max_length": texts.max_seq_length}
         chosen: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
         own = model.pooling

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 _RULES: tuple[tuple[str, Callable[..., bool], str], ...] = (  # fields, the condition on a value, and the error
     ("batch_size seeds eval_every early_stopping log_every lora_rank chunk_size", lambda x: x >= 1, "is below 1"),
-    ("num_epochs weight_decay freeze_layers", lambda x: x >= 0, "is negative"),
+    (
+        "num_epochs weight_decay freeze_layers query_regularizer_weight document_regularizer_weight",
+        lambda x: x >= 0,
+        "is negative",
+    ),
     ("max_seq_length", lambda x: x >= 8, "is below 8"),
     ("eps clip_norm lora_alpha temperature", lambda x: x > 0, "must be positive"),
     ("learning_rates", lambda rates: all(rate > 0 for rate in rates), "must be positive"),
@@ -138,8 +142,17 @@ class FinetuneConfig(Checked):
         "similarity: cosine (labelled pairs), ranking (other pairs; in-batch negatives) or triplet; auto: by the data. "
         "reranking: pointwise, pairwise or listwise (auto)."
     )
-    temperature: float = 0.05
-    """similarity with the ranking loss, and retrieval: divisor of the cosines."""
+    form: Literal["dense", "sparse"] = "dense"
+    (
+        "retrieval: dense, a vector for each text; sparse, weights of the tokens of the vocabulary (SPLADE), from a model with a "
+        "masked-LM head (docs/retrieval.md)."
+    )
+    query_regularizer_weight: float = 5e-5
+    """retrieval --form sparse: weight of the FLOPS of queries in the loss, which rises over the first third of the steps."""
+    document_regularizer_weight: float = 3e-5
+    """retrieval --form sparse: weight of the FLOPS of documents."""
+    temperature: float | None = None
+    """similarity with the ranking loss, and retrieval: divisor of the scores. Default: 0.05; --form sparse: 1."""
     query_prompt: str | None = None
     """retrieval: text to put before each query, which the exported model keeps. Default: the prompt `query` of the model."""
     document_prompt: str | None = None
@@ -185,29 +198,33 @@ class FinetuneConfig(Checked):
         """Returns the config with the task's defaults, then the general ones, for unset fields."""
         usual: dict[str, object] = {
             "num_epochs": 3, "batch_size": 32, "learning_rates": (3e-5,), "max_seq_length": 128, "workdir": f"runs/{task.name}",
+            "temperature": 0.05,
         } | dict(task.defaults)  # fmt: skip
         return self.replace(**{name: value for name, value in usual.items() if getattr(self, name) in (None, ())})
 
     def options(self, kind: Kind) -> Options:
         """Returns the fields that only some kinds of tasks read. Raises InputError if a field of another kind is set."""
-        from bert_jax.tasks.table import KINDS  # here: it imports jax
+        from bert_jax.tasks.table import KINDS, RETRIEVERS  # here: it imports jax
 
         for name in _OF_SOME_KINDS:
             value = getattr(self, name)
             if value != getattr(type(self), name) and name not in kind.options:
-                those = ", ".join(other.name for other in KINDS.values() if name in other.options)
-                raise InputError(f"{name}={value!r} is for {those}, not for {kind.name}")
+                forms = {f"retrieval --form {form}": other for form, other in RETRIEVERS.items()}
+                those = [other.name for other in KINDS.values() if name in other.options and "retrieval" not in other.name]
+                those += [title for title, other in forms.items() if name in other.options]
+                raise InputError(f"{name}={value!r} is for {', '.join(those)}, not for {kind.name}")
         return Options(
-            self.loss, self.temperature, self.label_smoothing,
+            self.loss, self.temperature or 0.05, self.label_smoothing,
             null_threshold=self.null_threshold, label_threshold=self.label_threshold, query_prompt=self.query_prompt,
             document_prompt=self.document_prompt, dimensions=self.dimensions, directions=self.directions,
-            distillation=self.distillation,
+            distillation=self.distillation, query_regularizer_weight=self.query_regularizer_weight,
+            document_regularizer_weight=self.document_regularizer_weight,
         )  # fmt: skip
 
 
 _OF_SOME_KINDS = (
     "loss", "label_smoothing", "null_threshold", "label_threshold", "class_weights", "query_prompt", "document_prompt",
-    "dimensions", "directions", "distillation", "chunk_size",
+    "dimensions", "directions", "distillation", "chunk_size", "query_regularizer_weight", "document_regularizer_weight",
 )  # fmt: skip
 
 

@@ -42,7 +42,7 @@ def finetune(cfg: FinetuneConfig, command: str = "bert_jax.finetune") -> Reached
         InputError: The config, the data, the model or the work directory does not allow the run.
     """
     multihost.connect(cfg.parallel)
-    task = find_task(cfg.task)
+    task = find_task(cfg.task, cfg.form)
     if cfg.num_epochs == 0 and cfg.max_seq_length is None:  # the length of the model's training
         there = pretrained.describe(cfg.model)
         cfg = cfg.replace(max_seq_length=there.max_length if there.tuned.task else None)

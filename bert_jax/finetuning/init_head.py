@@ -17,7 +17,7 @@ from bert_jax.hub import find
 from bert_jax.model import convert
 from bert_jax.model.families import Head
 from bert_jax.model.heads import initial_values
-from bert_jax.pooling import ACTIVATIONS, Pooling, read_pooling
+from bert_jax.pooling import ACTIVATIONS, Embedding, Pooling, read_pooling
 from bert_jax.pretrained import Model, ProblemType, convert_tensors, report
 from bert_jax.tuned import Tuned, read_tuned
 
@@ -56,7 +56,7 @@ class StartingModel:
 
 def load_for_task(
     path_or_name: str | Path, head: Head, labels: Sequence[str], problem_type: ProblemType | None, init_head: InitHead,
-    special_tokens: SpecialTokens | None = "text",
+    special_tokens: SpecialTokens | None = "text", embedding: Embedding | None = None,
 ) -> StartingModel:  # fmt: skip
     """Reads the model that a fine-tuning run starts from.
 
@@ -67,9 +67,12 @@ def load_for_task(
       problem_type: as in `Model`.
       init_head: as in `FinetuneConfig`.
       special_tokens: as in `FinetuneConfig`; None: as the files of the tokenizer say.
+      embedding: settings of the embeddings that are trained, where the files have none; default: with the head "encoder", the
+        normalized mean.
 
     Raises:
-      InputError: as `load` does, and where a head of another task is to be kept or matched.
+      InputError: as `load` does, where a head of another task is to be kept or matched, and where the model has embeddings of
+        another form.
     """
     labels = tuple(labels)
     files = read(find(path_or_name))
@@ -88,7 +91,7 @@ def load_for_task(
         files.config, converted.params,
         Tokenizer.load(files.home, model_type=files.config.model_type, special_tokens=special_tokens),
         head, labels, problem_type,
-        pooling=read_pooling(files.library) or Pooling() if head == "encoder" else None,
+        pooling=_embedding(files, embedding or (Pooling() if head == "encoder" else None)),
         activation=ACTIVATIONS["Identity"] if problem_type == "regression" else None,  # that of CrossEncoder is a sigmoid
         tuned=read_tuned(files.home, files.values, len(found.labels) or None) if kept else Tuned(),
     )  # fmt: skip
@@ -98,6 +101,21 @@ def load_for_task(
     classes = f" ({', '.join(found.labels)})" if found.labels else ""
     note = f"{layer} of {files.path}{classes}: {fate}" if f"{layer}.weight" in files.tensors else ""
     return StartingModel(model, tuple(converted.fresh), matched, note)
+
+
+def _embedding(files: Directory, wanted: Embedding | None) -> Embedding | None:
+    """Returns the settings of embeddings in the files; those that are wanted, with the files' prompts, where they are dense."""
+    if wanted is None:
+        return None
+    there = read_pooling(files.library)
+    if there is None or there.kind == wanted.kind:
+        return there or wanted
+    if not isinstance(there, Pooling):
+        raise InputError(
+            f"{files.path} has {there.kind} embeddings, not {wanted.kind} ones: give --task retrieval --form {there.kind}"
+        )
+    names = ("max_length", "lowercase", "prompt", "prompts")
+    return wanted.replace(**{name: getattr(there, name) for name in names})
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from bert_jax.config import OptimConfig
 from bert_jax.disk import as_numbers, write_json
 from bert_jax.errors import InputError
 from bert_jax.finetuning.trainer import Stepped, Trainer
-from bert_jax.pooling import Pooling
+from bert_jax.pooling import Embedding
 from bert_jax.tasks.metrics import Scores
 from bert_jax.tasks.split import Predictions
 from bert_jax.training import checkpoint, loop, multihost, steps, writer
@@ -174,8 +174,8 @@ class Runs:
     def _export(self, number: int, params: PyTree, tuned: Tuned, predicted: dict[str, Predictions]) -> None:
         """Saves the model of a run with the lengths and thresholds that it was scored with."""
         model, pooling = self.trainer.start.model, self.trainer.start.model.pooling
-        if isinstance(pooling, Pooling):
-            pooling = dataclasses.replace(pooling, max_length=tuned.max_length)
+        if isinstance(pooling, Embedding):
+            pooling = pooling.replace(max_length=tuned.max_length)
         model = dataclasses.replace(model, params=jax.device_get(params), tuned=tuned, pooling=pooling)
         pretrained.save(model, self.folder(number) / "export")
         self.scored[self.members[number]] = Scored(checksum(model.params), predicted)

@@ -21,7 +21,7 @@ from bert_jax.finetuning.init_head import CLASSIFIER, StartingModel, load_for_ta
 from bert_jax.finetuning.runs import Member, Outcome, Runs, Scored, checksum
 from bert_jax.finetuning.trainer import Trainer
 from bert_jax.finetuning.weighting import class_weights
-from bert_jax.pooling import Pooling
+from bert_jax.pooling import Embedding, Pooling
 from bert_jax.pretrained import Model
 from bert_jax.tasks import holdout
 from bert_jax.tasks.kind import Kind
@@ -71,7 +71,7 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Say) -> tuple[
 def _load(cfg: FinetuneConfig, kind: Kind, splits: Splits, trains: bool, say: Say) -> StartingModel:
     """Reads the model with the head of the task. Raises InputError if the config asks for more tokens or layers."""
     reads = cfg.special_tokens or ("text" if trains else None)  # None: as in the training of the model
-    start = load_for_task(cfg.model, kind.head, splits.labels, kind.problem_type, cfg.init_head, reads)
+    start = load_for_task(cfg.model, kind.head, splits.labels, kind.problem_type, cfg.init_head, reads, kind.embedding)
     if start.note:
         say(start.note)
     longest, layers = start.model.config.max_length, start.model.config.num_hidden_layers
@@ -92,7 +92,7 @@ def _load(cfg: FinetuneConfig, kind: Kind, splits: Splits, trains: bool, say: Sa
 def _limit(cfg: FinetuneConfig, model: Model) -> int:
     """Returns the tokens of a sequence: those of the config, as far as the model and its pooling take them."""
     assert cfg.max_seq_length is not None
-    pooled = model.pooling.max_length if isinstance(model.pooling, Pooling) else None
+    pooled = model.pooling.max_length if isinstance(model.pooling, Embedding) else None
     return min(cfg.max_seq_length, pooled or cfg.max_seq_length, model.config.max_length)
 
 
@@ -109,7 +109,7 @@ def _encode(
     name: str, kind: Kind, records: Sequence[Record], labels: Sequence[str], model: Model, limit: int, say: Say
 ) -> Split:  # fmt: skip
     """Tokenizes a split; shows the number of records that were cut."""
-    pooling = model.pooling if isinstance(model.pooling, Pooling) else Pooling()
+    pooling = model.pooling if isinstance(model.pooling, Embedding) else Pooling()
     roles = {role: pooling.with_prompt(role).read for role in pooling.prompts}
     layout = Layout(model.need_tokenizer(), model.config, limit, pooling.read, roles)
     found = kind.encode(records, labels, layout).read_from(pooling.first_place(layout))

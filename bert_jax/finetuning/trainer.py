@@ -143,6 +143,8 @@ class Trainer:
 
         def step(state: steps.TrainState, batch: steps.Batch, peak: ArrayLike, seed: ArrayLike) -> Stepped:
             key = jax.random.fold_in(jax.random.key(seed), state.step)
+            if self.task.kind.reads_progress:
+                batch = {**batch, "progress": state.step / self.num_steps}
             return update(state, batch, jnp.asarray(peak * rate(state.step), jnp.float32), key)
 
         return step
@@ -182,7 +184,9 @@ def make_sums(
         if axis_name is None or not kind.needs_all_rows:
             return kind.loss(outputs, batch, options, model)
         rest = {name: value for name, value in batch.items() if name not in rows}
-        outputs, rest = jax.lax.all_gather((outputs, rest), axis_name, tiled=True)
+        same = {name: value for name, value in rest.items() if not value.ndim}
+        outputs, apart = jax.lax.all_gather((outputs, {x: rest[x] for x in rest.keys() - same}), axis_name, tiled=True)
+        rest = same | apart
         share = 1 / jax.lax.axis_size(axis_name)  # every device computes the loss of the whole batch
         found = kind.loss(outputs, rest, options, model)
         return {name: Sum(total * share, weight * share) for name, (total, weight) in found.items()}

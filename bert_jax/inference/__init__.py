@@ -12,5 +12,6 @@ from bert_jax.inference.fill_mask import FillMask as FillMask
 from bert_jax.inference.predictor import Predictor as Predictor
 from bert_jax.inference.reranker import Ranked as Ranked
 from bert_jax.inference.reranker import Reranker as Reranker
+from bert_jax.inference.sparse_embedder import SparseEmbedder as SparseEmbedder
 from bert_jax.inference.tagger import Entity as Entity
 from bert_jax.inference.tagger import Tagger as Tagger

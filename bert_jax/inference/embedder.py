@@ -58,8 +58,9 @@ class Embedder(Predictor):
         """
         super().__init__(model, exact)
         chosen = pooling or model.pooling or Pooling()
-        if isinstance(chosen, str):
-            raise InputError(f"{chosen}; for other embeddings of this model, give a pooling: Embedder(model, Pooling(...))")
+        if not isinstance(chosen, Pooling):
+            why = chosen if isinstance(chosen, str) else f"this model has {chosen.kind} embeddings"
+            raise InputError(f"{why}; for other embeddings of this model, give a pooling: Embedder(model, Pooling(...))")
         self.pooling = chosen
         self._width = chosen.width(model.config.hidden_size)
         self._longest = min(self.pooling.max_length or self._longest, model.config.max_length)

@@ -125,6 +125,38 @@ def pool(
     return jnp.concatenate([one(mode) for mode in modes], axis=-1)
 
 
+def pool_words(logits: Float[Array, "B L V"], sequence_ids: Int[AnyArray, "B L"], count: int) -> Float[Array, "B S V"]:
+    """Returns the weight of each word in the sequences 1 to `count` of each row (SPLADE v2, Formal et al., 2021, section 3.1).
+
+    The weight is the maximum of log(1 + relu(logit)) over the tokens of a sequence, special tokens included. Sequences that a row
+    lacks have zeros.
+    """
+    # The logarithm of the largest logit is the largest logarithm, and there are fewer sequences than tokens.
+    highest = jax.vmap(partial(_highest, count=count))(logits, jnp.asarray(sequence_ids))
+    return jnp.log1p(jax.nn.relu(highest))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _highest(x: Float[Array, "L V"], ids: Int[Array, " L"], count: int) -> Float[Array, "S V"]:
+    """Returns the maximum of each column over the rows of the ids 1 to `count`; the gradient is that of the first such row."""
+    return _highest_forward(x, ids, count)[0]
+
+
+def _highest_forward(x: Array, ids: Array, count: int) -> tuple[Array, tuple[Array, Array]]:
+    highest = jax.ops.segment_max(x, ids, count + 1)
+    places = jnp.where(x == highest[ids], jnp.arange(x.shape[0])[:, None], x.shape[0])
+    return highest[1:], (jax.ops.segment_min(places, ids, count + 1), ids)
+
+
+def _highest_backward(count: int, kept: tuple[Array, Array], of_highest: Array) -> tuple[Array, None]:
+    first, ids = kept  # the logits, which are much larger, are not kept
+    of_all = jnp.pad(of_highest, ((1, 0), (0, 0)))
+    return jnp.where(first[ids] == jnp.arange(ids.shape[0])[:, None], of_all[ids], 0), None
+
+
+_highest.defvjp(_highest_forward, _highest_backward)
+
+
 TORCH_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {  # the classes of torch.nn that pooling.ACTIVATIONS names
     "Identity": lambda x: x, "Tanh": jnp.tanh, "Sigmoid": jax.nn.sigmoid, "ReLU": jax.nn.relu, "GELU": gelu, "SiLU": jax.nn.silu,
 }  # fmt: skip

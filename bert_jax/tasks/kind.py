@@ -15,6 +15,7 @@ from bert_jax.data.finetuning import Encoded, Item, as_one, encode_texts, per_se
 from bert_jax.data.layout import Layout, Text
 from bert_jax.data.records import Record
 from bert_jax.model.families import Head
+from bert_jax.pooling import Embedding
 from bert_jax.pretrained import Model, ProblemType
 from bert_jax.tasks.figures import Figure
 from bert_jax.tasks.metrics import Details
@@ -35,10 +36,12 @@ class Kind(Parsing[L], Protocol[L, P]):
     name: str
     head: Head = "sequence_classification"
     problem_type: ProblemType | None = None  # in config.json
+    embedding: Embedding | None = None  # settings of the embeddings that are trained, where the model's files have none
     options: frozenset[str] = frozenset()  # the fields of Options that the kind reads
     has_classes: bool = False  # the labels of the training rows are the classes of the head
     needs_all_rows: bool = False  # the loss compares sequences that may be in rows of different devices
     reads_every_token: bool = False  # the loss reads the last layer at every token, not only where the head runs
+    reads_progress: bool = False  # the loss reads `progress` of the batch, the share of the steps that are done
     reads_windows: bool = False  # long texts are read in windows, not cut
     scores_unlabelled: bool = False  # splits without labels are scored too
 

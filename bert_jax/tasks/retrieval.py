@@ -20,19 +20,18 @@ from bert_jax.data.finetuning import Encoded, Item, Items, encode_texts
 from bert_jax.data.layout import Layout, Text
 from bert_jax.data.records import Record, labels_of, numbered, texts_of, with_labels
 from bert_jax.errors import InputError
-from bert_jax.inference import Embedder, nearest
+from bert_jax.pooling import Embedding
 from bert_jax.pretrained import Model
 from bert_jax.tasks.beir import Judged, is_beir, load_beir
 from bert_jax.tasks.candidates import Candidates, no_target
-from bert_jax.tasks.common import of_items
 from bert_jax.tasks.figures import Figure, Listing, example_cells, highest
 from bert_jax.tasks.figures import Text as FigureText
+from bert_jax.tasks.forms import FORMS, Form
 from bert_jax.tasks.kind import Predict
 from bert_jax.tasks.labels import LabelReader
 from bert_jax.tasks.metrics import Details
 from bert_jax.tasks.parsing import Columns, File, Noted
-from bert_jax.tasks.ranking import DEPTH, Ranking, merge, ranking_scores, write_run
-from bert_jax.tasks.similarity import pooling_notes, pooling_of, sequence_vectors
+from bert_jax.tasks.ranking import DEPTH, Ranking, ranking_scores, write_run
 from bert_jax.tasks.split import Predicted, Predictions, Split
 from bert_jax.tasks.splits import Splits
 from bert_jax.tasks.task import Options, Task, TaskData
@@ -41,7 +40,6 @@ from bert_jax.training.losses import Sum
 from bert_jax.training.steps import Batch
 
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # names of the prompt of documents, as sentence-transformers has them
-_BLOCK = 8192  # documents that are embedded and compared at a time, which bounds the memory
 TeacherScores = tuple[float | None, ...]  # one for each document of a row
 
 
@@ -52,9 +50,12 @@ class Retrieval(Candidates[TeacherScores, Ranking]):
     """
 
     name = "retrieval"
-    head = "encoder"
-    options = frozenset(["query_prompt", "document_prompt", "dimensions", "directions", "distillation", "chunk_size"])
     reads_every_token = True
+
+    def __init__(self, form: Form = FORMS["dense"]) -> None:
+        """Makes the kind of a form of retriever."""
+        self.form, self.head, self.embedding, self.reads_progress = form, form.head, form.embedding, form.reads_progress
+        self.options = form.options | {"query_prompt", "document_prompt", "directions", "distillation", "chunk_size"}
 
     # --- files ---
 
@@ -97,22 +98,18 @@ class Retrieval(Candidates[TeacherScores, Ranking]):
         return dataclasses.replace(options, distillation=(options.distillation or "kl") if scored else None), train, []
 
     def adapt(self, model: Model, limit: int, task: Task, splits: Splits, options: Options) -> tuple[Model, list[str]]:
-        """Returns the model with its length and prompts, which Embedder uses. Raises InputError for too many dimensions."""
-        pooling = pooling_of(model)
+        """Returns the model with its length and prompts, which predictors use. Raises InputError for options that do not fit."""
+        assert isinstance(model.pooling, Embedding)
         given = {"query": options.query_prompt, "document": options.document_prompt}
-        prompts = dict(pooling.prompts) | {name: prompt for name, prompt in given.items() if prompt is not None}
-        if any(prompts.values()) and not pooling.include_prompt:
+        prompts = dict(model.pooling.prompts) | {name: prompt for name, prompt in given.items() if prompt is not None}
+        if any(prompts.values()) and not model.pooling.include_prompt:
             raise InputError("the pooling of this model leaves out prompts (include_prompt), which is not supported here")
-        width = pooling.width(model.config.hidden_size)
-        if options.dimensions and max(options.dimensions) > width:
-            raise InputError(f"dimensions={options.dimensions} has more than the {width} of this model's embeddings")
-        pooling = dataclasses.replace(pooling, max_length=limit, prompts=prompts, similarity_fn_name="cosine")
-        notes = [note for note in pooling_notes(pooling) if "prompt" not in note]
+        embedding, notes = self.form.adapt(model.pooling.replace(max_length=limit, prompts=prompts), model, options)
         named = {"queries": _prompt_of(prompts, ("query",)), "documents": _prompt_of(prompts, _DOCUMENT_PROMPTS)}
         for what, name in named.items():
-            if prompt := prompts[name] if name else pooling.prompt:
+            if prompt := prompts[name] if name else embedding.prompt:
                 notes.append(f"{what} begin with {prompt!r}")
-        return dataclasses.replace(model, pooling=pooling), notes
+        return dataclasses.replace(model, pooling=embedding), notes
 
     def encode(self, records: Sequence[Record], labels: Sequence[str], layout: Layout) -> Encoded:
         """Tokenizes queries with their documents, or judged queries and then the documents of the corpus.
@@ -176,39 +173,28 @@ class Retrieval(Candidates[TeacherScores, Ranking]):
         }
 
     def reduce(self, outputs: dict[str, jax.Array], rows: Batch, model: Model) -> dict[str, jax.Array]:
-        """Returns `vectors` [B, S, D] of the sequences."""
-        return sequence_vectors(outputs, rows, model)
+        """Returns the embeddings of the sequences, or what these are made of."""
+        return self.form.reduce(outputs, rows, model)
 
     def loss(self, outputs: dict[str, jax.Array], batch: Batch, options: Options, model: Model) -> dict[str, Sum]:
-        own = of_items(outputs["vectors"], batch)
+        queries, documents = self.form.items(outputs, batch)
         known = Known(batch["query_ids"], batch["document_ids"], batch["positive_ids"])
         loss = contrastive_loss(
-            own[:, 0], own[:, 1:], batch["weights"], options.temperature, known=known, dimensions=options.dimensions,
-            both_directions=options.directions == "both", distillation=options.distillation,
+            queries, documents, batch["weights"], options.temperature, scoring=self.form.scoring, known=known,
+            dimensions=options.dimensions, both_directions=options.directions == "both", distillation=options.distillation,
             teacher_scores=batch.get("teacher_scores"),
         )  # fmt: skip
-        return {"retrieval_loss": loss}
+        return {"retrieval_loss": loss, **self.form.penalties(queries, documents, batch, options)}
 
     # --- scores ---
 
     def predictor(self, model: Model, limit: int) -> Predict[Ranking]:
-        embedder = Embedder(model, dataclasses.replace(pooling_of(model), max_length=None))  # the texts are already cut
-
-        def embed(split: Split, numbers: Sequence[int], params: PyTree) -> np.ndarray:
-            sequences = split.encoded.sequences
-            results = embedder.run([sequences[i] for i in numbers], params)
-            vectors = np.array([result["vectors"][0] for result in results], np.float32)
-            return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+        searcher = self.form.searcher(model)
 
         def predict(split: Split, params: PyTree) -> Predictions[Ranking]:
-            search = _search(split)
-            queries = embed(split, search.queries, params)
-            best: list[Ranking | None] = [None] * len(queries)
-            for start in range(0, len(search.documents), _BLOCK):
-                vectors = embed(split, search.documents[start : start + _BLOCK], params)
-                scores, found = nearest(queries, vectors, DEPTH)
-                best = [merge(own, Ranking(found[i] + start, scores[i])) for i, own in enumerate(best)]
-            return Predictions([ranking for i in search.of_record if (ranking := best[i]) is not None])
+            search, sequences = _search(split), split.encoded.sequences
+            best = searcher.rank(sequences, search.queries, search.documents, params, DEPTH)
+            return Predictions([best[i] for i in search.of_record])
 
         return predict
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from bert_jax.errors import InputError, did_you_mean
+from bert_jax.pretrained import Model
 from bert_jax.tasks.classification import Classification, MultiLabel, Regression
+from bert_jax.tasks.forms import FORMS, form_of
 from bert_jax.tasks.kind import Kind
 from bert_jax.tasks.multiple_choice import MultipleChoice
 from bert_jax.tasks.question_answering import QuestionAnswering
@@ -16,7 +20,8 @@ from bert_jax.tasks.task import Task
 classification, multi_label, regression = Classification(), MultiLabel(), Regression()
 tagging, question_answering = Tagging(), QuestionAnswering()
 multiple_choice, similarity = MultipleChoice(), Similarity()
-retrieval, reranking = Retrieval(), Reranking()
+RETRIEVERS = {form.name: Retrieval(form) for form in FORMS.values()}
+retrieval, reranking = RETRIEVERS["dense"], Reranking()
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
@@ -68,9 +73,23 @@ TASKS: dict[str, Task] = {
 }  # fmt: skip
 
 
-def find_task(name: str) -> Task:
-    """Returns the task of a name, also in GLUE's spelling (SST-2, STS-B, CoLA). Raises InputError for an unknown name."""
+def find_task(name: str, form: str = "dense") -> Task:
+    """Returns the task of a name, also in GLUE's spelling (SST-2, STS-B, CoLA), and for retrieval in a form of `FORMS`.
+
+    Raises InputError for an unknown name, and for a form of a task that has none.
+    """
     plain = name.lower().replace("-", "") if name.lower().replace("-", "") in TASKS else name.replace("-", "_")
     if plain not in TASKS:
         raise InputError(f"no task {name!r}{did_you_mean(name, TASKS)}; known: {', '.join(TASKS)}")
-    return TASKS[plain]
+    task = TASKS[plain]
+    if form == "dense":
+        return task
+    if task.kind is not retrieval:
+        raise InputError(f"form={form!r} is for retrieval, not for {task.name}")
+    return dataclasses.replace(task, kind=RETRIEVERS[form], defaults={**task.defaults, **FORMS[form].defaults})
+
+
+def task_of(name: str, model: Model) -> Task:
+    """Returns the task of a name for a trained model: retrieval in the form of the model."""
+    task = find_task(name)
+    return find_task(name, form_of(model)) if task.kind is retrieval else task

@@ -103,3 +103,5 @@ class Options:
     dimensions: tuple[int, ...] = ()
     directions: str = "one"
     distillation: Literal["kl", "margin_mse"] | None = None
+    query_regularizer_weight: float = 5e-5
+    document_regularizer_weight: float = 3e-5

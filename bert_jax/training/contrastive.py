@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from bert_jax.model.layers import AnyArray
 from bert_jax.training.losses import MASKED, Sum, weighted_sum
@@ -29,12 +29,44 @@ class Known(NamedTuple):
     positives: Int[AnyArray, "N P"]
 
 
+class Scoring(NamedTuple):
+    """A way to score queries and documents, each a tree of arrays with the texts on the first axis.
+
+    Attributes:
+      prepare: (texts, number of leading dimensions to keep or None for all) -> what the other two take, in float32.
+      documents: (a query, M documents) -> their scores [M].
+      queries: (a document, M queries) -> their scores [M].
+      cells: (queries, documents) -> float32 numbers that the computation of one query's score of one document holds.
+    """
+
+    prepare: Callable[[PyTree, int | None], PyTree]
+    documents: Callable[[PyTree, PyTree], Float[Array, " M"]]
+    queries: Callable[[PyTree, PyTree], Float[Array, " M"]]
+    cells: Callable[[PyTree, PyTree], int]
+
+
+def _inner(anchor: Float[Array, " D"], candidates: Float[Array, "M D"]) -> Float[Array, " M"]:
+    return jnp.matmul(candidates, anchor, precision="highest")
+
+
+def _unit(x: Float[AnyArray, "*B D"]) -> Float[Array, "*B D"]:
+    """Scales vectors to length 1, in float32; zeros stay zeros."""
+    wide = jnp.asarray(x, jnp.float32)
+    return wide * jax.lax.rsqrt(jnp.maximum(jnp.sum(wide * wide, axis=-1, keepdims=True), 1e-24))
+
+
+COSINE = Scoring(lambda x, size: _unit(x[..., :size]), _inner, _inner, lambda queries, documents: 1)
+DOT = Scoring(lambda x, size: jnp.asarray(x[..., :size], jnp.float32), _inner, _inner, lambda queries, documents: 1)
+_MOST_CELLS = 2**26  # float32 numbers of scores that are computed at a time
+
+
 def contrastive_loss(
-    queries: Float[AnyArray, "N D"],
-    documents: Float[AnyArray, "N C D"],
+    queries: PyTree,
+    documents: PyTree,
     weights: Float[AnyArray, " N"],
     temperature: float | Float[Array, ""] = 0.05,
     *,
+    scoring: Scoring = COSINE,
     in_batch: bool = True,
     both_directions: bool = False,
     dimensions: Sequence[int] = (),
@@ -43,7 +75,7 @@ def contrastive_loss(
     teacher_scores: Float[AnyArray, "N C"] | None = None,
     block: int = 1024,
 ) -> Sum:
-    """Returns the loss of each query, in nats; scores are cosines divided by `temperature`.
+    """Returns the loss of each query, in nats; scores are those of `scoring` divided by `temperature`.
 
     In-batch negatives (Henderson et al., 2017, section 4.4): the negative log-likelihood of a query's positive among the N x C
     documents of the batch. The documents of one query stay together, so that no order of devices can take a hard negative for a
@@ -52,10 +84,12 @@ def contrastive_loss(
     of the margins by which the positive exceeds each negative (Hofstätter et al., 2020).
 
     Args:
-      queries: Embeddings of N queries, of any length.
-      documents: Embeddings of C documents for each query: the positive, then C - 1 hard negatives.
+      queries: Embeddings of N queries: [N, D], of any length, or a tree of arrays [N, ...] that `scoring` takes.
+      documents: Embeddings of C documents for each query: [N, C, D], or a tree of arrays [N, C, ...]; the positive, then C - 1
+        hard negatives.
       weights: 0 or 1; the documents of a query of weight 0 are no other query's negatives.
-      temperature: Divides the cosines; an array may be trained.
+      temperature: Divides the scores; an array may be trained.
+      scoring: Scores a query and a document; default: by the cosine of their embeddings.
       in_batch: Add the loss of in-batch negatives.
       both_directions: Average it with that of each positive's query among the queries of the batch.
       dimensions: Sum the loss over embeddings that are cut to these leading dimensions (Kusupati et al., 2022); empty: whole
@@ -63,26 +97,40 @@ def contrastive_loss(
       known: Leaves out false negatives: documents that are known to answer the query, copies of these, and the query itself.
       distillation: Add this loss; it needs `teacher_scores`.
       teacher_scores: The teacher's scores of each query's documents.
-      block: Queries that are compared with all documents at a time. It bounds the memory, which is that of block x N x C scores.
+      block: Most queries that are compared with all documents at a time. It bounds the memory, which is that of block x N x C
+        scores; scores that take more than a number each are computed for fewer queries at a time.
     """
-    count, each, width = documents.shape
+    count, each = jax.tree.leaves(documents)[0].shape[:2]
     total = jnp.zeros((count,), jnp.float32)
-    for size in dimensions or (width,):
-        q, d = _unit(queries[:, :size]), _unit(documents[..., :size])
+    for size in dimensions or (None,):
+        q, d = scoring.prepare(queries, size), scoring.prepare(documents, size)
         if in_batch:
-            own = jnp.arange(count)
-            flat = d.reshape(count * each, -1)
+            own, first = jnp.arange(count), jax.tree.map(lambda x: x[:, 0], d)
+            flat = jax.tree.map(lambda x: x.reshape(count * each, *x.shape[2:]), d)
+            block = min(block, max(1, _MOST_CELLS // (count * each * scoring.cells(q, flat))))
             wrong = None if known is None else _FalseNegatives(known.queries, known.positives, known.documents.reshape(-1))
-            nats = _nats(q, flat, own * each, jnp.repeat(weights, each), temperature, wrong, block)
+            of_all = jnp.repeat(weights, each)
+            nats = _nats(scoring.documents, q, flat, own * each, of_all, temperature, wrong, block)
             if both_directions:
                 back = None if known is None else _FalseQueries(known.documents[:, 0], known.queries, known.positives)
-                nats = (nats + _nats(d[:, 0], q, own, weights, temperature, back, block)) / 2
+                nats = (nats + _nats(scoring.queries, first, q, own, weights, temperature, back, block)) / 2
             total += nats
         if distillation is not None:
             assert teacher_scores is not None
-            scores = jnp.einsum("nd,ncd->nc", q, d, precision="highest") / temperature
+            scores = jax.vmap(scoring.documents)(q, d) / temperature
             total += _distillation(scores, jnp.asarray(teacher_scores, jnp.float32), distillation)
     return weighted_sum(total, weights)
+
+
+def flops(vectors: Float[AnyArray, "N V"], weights: Float[AnyArray, " N"]) -> Sum:
+    """Returns the sum over V of the squared mean over N: the cost of a sparse search (Paria et al., 2020, equation 4).
+
+    Args:
+      vectors: Sparse vectors, none below 0.
+      weights: 0 or 1; a vector of weight 0 does not count.
+    """
+    mean = jnp.sum(vectors * weights[:, None], axis=0) / jnp.maximum(jnp.sum(weights), 1)
+    return Sum(jnp.sum(jnp.square(mean)), jnp.ones(()))
 
 
 class _FalseNegatives(NamedTuple):
@@ -113,8 +161,9 @@ class _FalseQueries(NamedTuple):
 
 
 def _nats(
-    anchors: Float[Array, "N D"],
-    candidates: Float[Array, "M D"],
+    score: Callable[[PyTree, PyTree], Float[Array, " M"]],
+    anchors: PyTree,
+    candidates: PyTree,
     own: Int[Array, " N"],
     weights: Float[AnyArray, " M"],
     temperature: float | Float[Array, ""],
@@ -124,16 +173,15 @@ def _nats(
     """Returns the negative log-likelihood of candidate own[n] among the candidates of anchor n."""
     counted = jnp.asarray(weights) > 0
 
-    def one(place: tuple[Array, Array, Array]) -> Float[Array, ""]:
+    def one(place: tuple[Array, Any, Array]) -> Float[Array, ""]:
         n, anchor, right = place
         allowed = counted if wrong is None else counted & ~wrong.of(n)
         allowed |= jnp.arange(len(counted)) == right
-        scores = jnp.matmul(candidates, anchor, precision="highest") / temperature
-        return jax.nn.logsumexp(jnp.where(allowed, scores, MASKED))
+        scores = score(anchor, candidates) / temperature
+        return jax.nn.logsumexp(jnp.where(allowed, scores, MASKED)) - scores[right]
 
     # Recomputed in the backward pass, so that no [N, M] scores are ever kept.
-    totals = jax.lax.map(jax.checkpoint(one), (jnp.arange(len(anchors)), anchors, own), batch_size=block)
-    return totals - jnp.sum(anchors * candidates[own], axis=-1) / temperature
+    return jax.lax.map(jax.checkpoint(one), (jnp.arange(own.shape[0]), anchors, own), batch_size=block)
 
 
 def _distillation(scores: Float[Array, "N C"], teacher: Float[Array, "N C"], kind: Distillation) -> Float[Array, " N"]:
@@ -142,9 +190,3 @@ def _distillation(scores: Float[Array, "N C"], teacher: Float[Array, "N C"], kin
         return jnp.mean(jnp.square(margins - right), axis=-1)
     right = jax.nn.log_softmax(teacher)
     return jnp.sum(jnp.exp(right) * (right - jax.nn.log_softmax(scores)), axis=-1)
-
-
-def _unit(x: Float[AnyArray, "*B D"]) -> Float[Array, "*B D"]:
-    """Scales vectors to length 1, in float32; zeros stay zeros."""
-    wide = jnp.asarray(x, jnp.float32)
-    return wide * jax.lax.rsqrt(jnp.maximum(jnp.sum(wide * wide, axis=-1, keepdims=True), 1e-24))

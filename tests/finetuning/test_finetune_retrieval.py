@@ -14,9 +14,11 @@ from bert_jax.data.batching import PackedBatch
 from bert_jax.data.layout import Layout
 from bert_jax.data.records import Record
 from bert_jax.errors import InputError
+from bert_jax.finetuning.config import FinetuneConfig
+from bert_jax.tasks.forms import FORMS
 from bert_jax.tasks.ranking import ranking_scores
 from bert_jax.tasks.splits import load_splits
-from bert_jax.tasks.table import KINDS, find_task
+from bert_jax.tasks.table import KINDS, find_task, task_of
 from bert_jax.tasks.task import Options, TaskData
 from bert_jax.training.contrastive import Known, contrastive_loss
 
@@ -54,16 +56,16 @@ def losses_of(workdir):
     return np.array([(each["train/loss"], each["train/gradient_norm"]) for each in steps])
 
 
-def scores_by_hand(export, folder, split):
-    """The scores of the saved model, by Embedder and a ranking of all documents."""
+def scores_by_hand(export, folder, split, predictor=bert_jax.Embedder):
+    """The scores of the saved model, by its predictor and a ranking of all documents."""
     files = ((folder / f"{name}.jsonl").read_text().splitlines() for name in ("corpus", "queries"))
     corpus, queries = ([json.loads(line) for line in lines] for lines in files)
     own = [line.split("\t")[:2] for line in (folder / "qrels" / f"{split}.tsv").read_text().splitlines()[1:]]
-    embedder = bert_jax.Embedder(bert_jax.load(export))
-    documents = embedder([row["text"] for row in corpus], prompt_name="document")
+    embed = predictor(bert_jax.load(export))
+    documents = embed([row["text"] for row in corpus], prompt_name="document")
     asked = {row["_id"]: row["text"] for row in queries}
-    vectors = embedder([asked[q] for q, _ in own], prompt_name="query")
-    order = np.argsort(-vectors @ documents.T, axis=1)
+    scores = embed([asked[q] for q, _ in own], prompt_name="query") @ documents.T
+    order = np.argsort(-(scores if isinstance(scores, np.ndarray) else scores.toarray()), axis=1)
     return ranking_scores(
         [[float(corpus[j]["_id"] == d) for j in row] for row, (_, d) in zip(order, own, strict=True)], [[1]] * len(own)
     )
@@ -89,6 +91,35 @@ def test_evaluate_scores_a_folder_with_the_prompts_of_the_model(run, folder, tmp
     assert results_of(tmp_path)["exported"]["test"] == pytest.approx(results_of(run)["exported"]["test"], abs=1e-6)
 
 
+def test_a_sparse_retriever_learns_is_scored_as_its_export_and_keeps_its_form(model, folder, tmp_path):
+    weights = {"query_regularizer_weight": 1e-3, "document_regularizer_weight": 2e-3}
+    more = {"query_prompt": PROMPTS["query"], "document_prompt": PROMPTS["document"], "form": "sparse", **weights}
+    found = tune(model, "retrieval", folder, tmp_path, num_epochs=6, learning_rates="1e-2", **more)
+    expected = scores_by_hand(tmp_path / "export", folder, "dev", bert_jax.SparseEmbedder)
+    assert found["exported"]["dev"] == pytest.approx(expected, abs=1e-6)
+    steps = [each for line in recorded(tmp_path) if "train/loss" in (each := json.loads(line))]
+    losses = [each["train/retrieval_loss"] for each in steps]
+    assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:2])
+    assert steps[0]["train/document_flops_loss"] == 0 < steps[2]["train/document_flops_loss"]
+    assert 0 < steps[-1]["train/query_tokens"] < 280
+    described = bert_jax.pretrained.describe(tmp_path / "export")
+    assert task_of("retrieval", described).kind.form.name == "sparse"
+    with pytest.raises(InputError, match=r"has sparse embeddings, not dense ones: give --task retrieval --form sparse"):
+        tune(tmp_path / "export", "retrieval", folder, tmp_path / "dense", num_epochs=1)
+
+
+def test_forms_and_their_options_are_refused_where_they_do_not_belong():
+    with pytest.raises(InputError, match="form='sparse' is for retrieval, not for cola"):
+        find_task("cola", "sparse")
+    for name, value, form in (("dimensions", (8,), "dense"), ("document_regularizer_weight", 1.0, "sparse")):
+        other = {"dense": "sparse", "sparse": "dense"}[form]
+        with pytest.raises(InputError, match=f"{name}=.* is for retrieval --form {form}, not for retrieval"):
+            FinetuneConfig(**{name: value}).options(find_task("retrieval", other).kind)
+        assert getattr(FinetuneConfig(**{name: value}).options(find_task("retrieval", form).kind), name) == value
+    sparse = find_task("retrieval", "sparse")
+    assert [FinetuneConfig().resolved(task).temperature for task in (sparse, find_task("retrieval"))] == [1, 0.05]
+
+
 def test_mined_negatives_rank_high_below_the_margin_and_answer_no_query(run, folder, tmp_path, capsys):
     out = tmp_path / "mined.jsonl"
     main(["mine", str(run / "export"), "--data", str(folder), "--out", str(out), "--negatives", "3", "--skip-top", "2"])
@@ -112,6 +143,15 @@ def test_chunks_on_eight_devices_by_pmap_train_as_the_whole_batch_on_one(model, 
     more = {"num_devices": 8, "strategy": "pmap", "chunk_size": 1, "batching": "padded"}
     tune(model, "retrieval", folder, tmp_path, num_epochs=1, **options, **more)
     np.testing.assert_allclose(losses_of(tmp_path)[0], losses_of(run)[0], rtol=1e-5)  # before the weights change
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [name for name in FORMS if name != "dense"])
+def test_chunks_of_every_form_on_eight_devices_train_as_the_whole_batch_on_one(form, model, folder, tmp_path):
+    eight = {"num_devices": 8, "strategy": "pmap", "chunk_size": 1, "batching": "padded"}
+    for name, more in (("one", {}), ("eight", eight)):
+        tune(model, "retrieval", folder, tmp_path / name, num_epochs=1, form=form, **more)
+    np.testing.assert_allclose(losses_of(tmp_path / "eight")[0], losses_of(tmp_path / "one")[0], rtol=1e-5)
 
 
 def test_known_documents_and_copies_have_the_numbers_that_the_loss_leaves_out(tokenizer):

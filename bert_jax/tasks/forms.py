@@ -1,0 +1,212 @@
+"""The forms of a retriever: a row for each, with an object that says how texts become embeddings and how these are compared."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from bert_jax.data.batching import Example
+from bert_jax.errors import InputError
+from bert_jax.inference import Embedder, SparseEmbedder, nearest
+from bert_jax.model.families import Head
+from bert_jax.model.heads import pool_words
+from bert_jax.pooling import Embedding, Pooling, SparsePooling
+from bert_jax.pretrained import Model
+from bert_jax.tasks.common import of_items
+from bert_jax.tasks.ranking import Ranking, merge
+from bert_jax.tasks.similarity import pooling_notes, sequence_vectors
+from bert_jax.tasks.task import Options
+from bert_jax.training.contrastive import COSINE, DOT, Scoring, flops
+from bert_jax.training.losses import Sum, weighted_sum
+from bert_jax.training.steps import Batch
+
+E = TypeVar("E")  # the embeddings of many texts, on the host
+_WARMUP = 1 / 3  # share of the steps over which the weights of regularizers rise (Formal et al., 2021: 50,000 of 150,000)
+
+
+class Searcher(ABC, Generic[E]):
+    """Ranks tokenized documents for tokenized queries, with any parameters of a model.
+
+    Attributes:
+      block: documents that are embedded and compared at a time, which bounds the memory.
+    """
+
+    block: int = 8192
+
+    @abstractmethod
+    def embed(self, sequences: Sequence[Example], params: PyTree) -> E:
+        """Returns the embeddings of sequences."""
+
+    @abstractmethod
+    def best(self, queries: E, documents: E, depth: int) -> list[Ranking]:
+        """Returns the best documents for each query, by their number; of equal scores, the smaller number first."""
+
+    def rank(
+        self, sequences: Sequence[Example], queries: Sequence[int], documents: Sequence[int], params: PyTree, depth: int
+    ) -> list[Ranking]:  # fmt: skip
+        """Returns the best documents for each query: places in `documents`.
+
+        Args:
+          sequences: all tokenized texts.
+          queries: the numbers of the sequences that are queries.
+          documents: the numbers of those that are documents.
+          params: the parameters.
+          depth: documents of a ranking.
+        """
+        asked = self.embed([sequences[i] for i in queries], params)
+        rankings: list[Ranking | None] = [None] * len(queries)
+        for start in range(0, len(documents), self.block):
+            some = self.embed([sequences[i] for i in documents[start : start + self.block]], params)
+            both = zip(rankings, self.best(asked, some, depth), strict=True)
+            rankings = [merge(own, Ranking(found + start, scores), depth) for own, (found, scores) in both]
+        return [ranking for ranking in rankings if ranking is not None]
+
+
+class Form(ABC):
+    """A form of retriever.
+
+    Attributes:
+      embedding: the settings of embeddings, where the model's files have none; its `kind` is the name of the form.
+      head: the head that the model needs.
+      scoring: how the loss scores a query and a document.
+      options: the fields of Options that this form reads and others may not.
+      defaults: fields of FinetuneConfig whose usual value differs from the general one.
+      reads_progress: the loss reads `progress`, the share of the steps that are done.
+    """
+
+    embedding: Embedding
+    head: Head
+    scoring: Scoring
+    options: frozenset[str] = frozenset()
+    defaults: ClassVar[Mapping[str, object]] = {}
+    reads_progress: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name on the command line."""
+        return self.embedding.kind
+
+    def adapt(self, embedding: Any, model: Model, options: Options) -> tuple[Embedding, list[str]]:
+        """Returns the settings that are trained and exported, and lines to show. Raises InputError if the options do not fit."""
+        return embedding, []
+
+    @abstractmethod
+    def reduce(self, outputs: dict[str, jax.Array], rows: Batch, model: Model) -> dict[str, jax.Array]:
+        """Returns what the loss reads of the outputs for some rows of a batch."""
+
+    def items(self, outputs: dict[str, jax.Array], batch: Batch) -> tuple[PyTree, PyTree]:
+        """Returns the N queries and their C documents each, as `scoring` takes them."""
+        own = of_items(outputs["vectors"], batch)
+        return own[:, 0], own[:, 1:]
+
+    def penalties(self, queries: PyTree, documents: PyTree, batch: Batch, options: Options) -> dict[str, Sum]:
+        """Returns further sums: losses to add, whose names end in `_loss`, and values to show."""
+        return {}
+
+    @abstractmethod
+    def searcher(self, model: Model) -> Searcher:
+        """Returns the searcher of a model, whose texts are already cut."""
+
+
+class _DenseSearcher(Searcher[np.ndarray]):
+    def __init__(self, model: Model) -> None:
+        assert isinstance(model.pooling, Pooling)
+        self._embedder = Embedder(model, model.pooling.replace(max_length=None))
+
+    def embed(self, sequences: Sequence[Example], params: PyTree) -> np.ndarray:
+        results = self._embedder.run(sequences, params)
+        vectors = np.array([result["vectors"][0] for result in results], np.float32)
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+    def best(self, queries: np.ndarray, documents: np.ndarray, depth: int) -> list[Ranking]:
+        scores, found = nearest(queries, documents, depth)
+        return [Ranking(*each) for each in zip(found, scores, strict=True)]
+
+
+class Dense(Form):
+    """A vector for each text, compared by the cosine (Reimers and Gurevych, 2019)."""
+
+    embedding = Pooling()
+    head = "encoder"
+    scoring = COSINE
+    options = frozenset(["dimensions"])
+
+    def adapt(self, embedding: Pooling, model: Model, options: Options) -> tuple[Embedding, list[str]]:
+        width = embedding.width(model.config.hidden_size)
+        if options.dimensions and max(options.dimensions) > width:
+            raise InputError(f"dimensions={options.dimensions} has more than the {width} of this model's embeddings")
+        embedding = dataclasses.replace(embedding, similarity_fn_name="cosine")
+        return embedding, [note for note in pooling_notes(embedding) if "prompt" not in note]
+
+    def reduce(self, outputs: dict[str, jax.Array], rows: Batch, model: Model) -> dict[str, jax.Array]:
+        """Returns `vectors` [B, S, D] of the sequences."""
+        return sequence_vectors(outputs, rows, model)
+
+    def searcher(self, model: Model) -> Searcher:
+        return _DenseSearcher(model)
+
+
+class _SparseSearcher(Searcher[Any]):
+    """Embeddings are a csr_array of SciPy, [texts, vocabulary]."""
+
+    def __init__(self, model: Model) -> None:
+        self._embedder = SparseEmbedder(model)
+
+    def embed(self, sequences: Sequence[Example], params: PyTree) -> Any:
+        return self._embedder.rows(sequences, params)
+
+    def best(self, queries: Any, documents: Any, depth: int) -> list[Ranking]:
+        rankings, inverted = [], documents.T.tocsr()
+        for row in range(queries.shape[0]):
+            scores = (queries[[row]] @ inverted).toarray()[0]
+            order = np.argsort(-scores, kind="stable")[:depth]
+            rankings.append(Ranking(order, scores[order]))
+        return rankings
+
+
+class Sparse(Form):
+    """A weight for each token of the vocabulary, compared by the inner product (SPLADE v2, Formal et al., 2021)."""
+
+    embedding = SparsePooling()
+    head = "masked_lm"
+    scoring = DOT
+    options = frozenset(["query_regularizer_weight", "document_regularizer_weight"])
+    defaults: ClassVar[Mapping[str, object]] = {"temperature": 1.0}
+    reads_progress = True
+
+    def reduce(self, outputs: dict[str, jax.Array], rows: Batch, model: Model) -> dict[str, jax.Array]:
+        """Returns `vectors` [B, S, V] of the sequences."""
+        return {"vectors": pool_words(outputs["masked_lm_logits"], rows["sequence_ids"], rows["cls_positions"].shape[1])}
+
+    def penalties(self, queries: jax.Array, documents: jax.Array, batch: Batch, options: Options) -> dict[str, Sum]:
+        """Returns the regularizers, whose weights rise quadratically (section 3.2), and the numbers of tokens with a weight."""
+        scale, weights = jnp.square(jnp.minimum(1, batch["progress"] / _WARMUP)), batch["weights"]
+        count, each = documents.shape[:2]
+        sides = {
+            "query": (queries, weights, options.query_regularizer_weight),
+            "document": (documents.reshape(count * each, -1), jnp.repeat(weights, each), options.document_regularizer_weight),
+        }
+        sums = {}
+        for name, (vectors, own, weight) in sides.items():
+            total, one = flops(vectors, own)
+            sums[f"{name}_flops_loss"] = Sum(weight * scale * total, one)
+            sums[f"{name}_tokens"] = weighted_sum(jnp.sum(vectors > 0, axis=-1).astype(jnp.float32), own)
+        return sums
+
+    def searcher(self, model: Model) -> Searcher:
+        return _SparseSearcher(model)
+
+
+FORMS: dict[str, Form] = {form.name: form for form in (Dense(), Sparse())}
+
+
+def form_of(model: Model) -> str:
+    """Returns the name of the form that the files of a model describe; dense where they describe none."""
+    return model.pooling.kind if isinstance(model.pooling, Embedding) else "dense"
