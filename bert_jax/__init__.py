@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from bert_jax.inference import SparseEmbedder as SparseEmbedder
     from bert_jax.inference import Tagger as Tagger
     from bert_jax.inference import nearest as nearest
+    from bert_jax.inference import open_vectors as open_vectors
+    from bert_jax.inference import quantize as quantize
     from bert_jax.model.config import BertConfig as BertConfig
     from bert_jax.model.config import ComputeConfig as ComputeConfig
     from bert_jax.model.heads import Bert as Bert
@@ -33,6 +35,7 @@ _HOME = {
     "Model": "pretrained", "load": "pretrained", "save": "pretrained",
     "Answerer": "inference", "Classifier": "inference", "Embedder": "inference", "FillMask": "inference",
     "Reranker": "inference", "SparseEmbedder": "inference", "Tagger": "inference", "nearest": "inference",
+    "open_vectors": "inference", "quantize": "inference",
     "train": "pretrain", "finetune": "finetuning.finetune",
 }  # fmt: skip
 __all__ = list(_HOME)

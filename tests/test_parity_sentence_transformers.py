@@ -348,3 +348,21 @@ def test_one_label_without_an_activation_is_what_the_pipeline_says(problem_type,
     if problem_type is None:
         _, of_cross_encoder = cross_encoder(tmp_path / "theirs", 1)
         np.testing.assert_allclose(scores(bert_jax.load(tmp_path / "theirs")), of_cross_encoder, atol=1e-5, rtol=0)
+
+
+def test_quantized_vectors_and_their_scores_are_those_of_sentence_transformers():
+    from sentence_transformers.util import quantization
+
+    rng = np.random.default_rng(0)
+    queries, corpus = (rng.standard_normal((count, 20)).astype(np.float32) for count in (5, 200))
+    corpus[:, 3] = 0.25  # a dimension without a range
+    ranges = np.stack([corpus[:150].min(axis=0), corpus[:150].max(axis=0)])  # the other vectors are clipped
+    int8, bits = bert_jax.quantize(corpus, "int8", ranges), bert_jax.quantize(corpus, "binary")
+    np.testing.assert_array_equal(int8.array, quantization.quantize_embeddings(corpus, "int8", ranges=ranges))
+    np.testing.assert_array_equal(bits.array, quantization.quantize_embeddings(corpus, "ubinary"))
+    theirs = quantization._dequantize_embeddings(int8.array, "int8", ranges), np.unpackbits(bits.array, axis=-1)[:, :20]
+    for vectors, values in zip((int8, bits), theirs, strict=True):
+        expected = queries @ values.T.astype(np.float64)
+        scores, found = bert_jax.nearest(queries, vectors, 10, factor=20)  # all of them are scored again
+        np.testing.assert_allclose(scores, -np.sort(-expected, axis=1)[:, :10], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(np.take_along_axis(expected, found, axis=1), scores, rtol=1e-5, atol=1e-6)

@@ -1,8 +1,9 @@
-"""Embeds texts, and searches for the nearest embeddings."""
+"""Embeds texts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from bert_jax.config import InputError
+from bert_jax.data.passages import PassageSize, passage_room, passages
 from bert_jax.inference.predictor import Predictor, as_list
 from bert_jax.model.heads import TORCH_ACTIVATIONS, pool
 from bert_jax.model.layers import AnyArray
@@ -89,51 +91,25 @@ class Embedder(Predictor):
         results = self.run([example.read_from(first) for example in self._encode(texts, pooling.max_length)])
         return np.array([result["vectors"][0] for result in results], np.float32).reshape(-1, self._width)
 
+    def passages(
+        self, texts: Sequence[str], tokens: int, overlap: int = 0, prompt_name: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Embeds long texts in passages of whole words, for `nearest(..., documents=...)`.
 
-def nearest(queries: np.ndarray, corpus: np.ndarray, top_k: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the vectors of a corpus with the largest inner products, exactly.
+        Args:
+          texts: N texts.
+          tokens: tokens of a passage at most, with the prompt and the special tokens.
+          overlap: tokens of the passage before that a passage repeats at most.
+          prompt_name: as in a call; the prompt stands before each passage.
 
-    Inner products of normalized embeddings are cosine similarities.
+        Returns:
+          Vectors, float32 [P, E], and the number of the text of each, int64 [P], ascending.
 
-    Args:
-      queries: [Q, D].
-      corpus: [N, D].
-      top_k: vectors for each query; k is the smaller of this and N.
-
-    Returns:
-      Scores, float32 [Q, k], and indices, int64 [Q, k], the best first, ties by index.
-
-    Raises:
-      InputError: the widths differ.
-    """
-    if top_k < 1:
-        raise InputError(f"top_k={top_k} is below 1")
-    queries, corpus = (np.atleast_2d(np.asarray(x, np.float32)) for x in (queries, corpus))
-    if queries.shape[1] != corpus.shape[1]:
-        raise InputError(f"queries have {queries.shape[1]} dimensions, the corpus {corpus.shape[1]}: embed both with one model")
-    top_k = min(top_k, len(corpus))
-    scores = np.empty((len(queries), top_k), np.float32)
-    indices = np.empty((len(queries), top_k), np.int64)
-    block = max(1, 2**26 // max(1, len(corpus)))  # 256 MB of scores at a time
-    for start in range(0, len(queries) if top_k else 0, block):
-        some = queries[start : start + block] @ corpus.T
-        best = _best_columns(some, top_k)
-        order = np.lexsort((best, -np.take_along_axis(some, best, axis=1)), axis=1)
-        best = np.take_along_axis(best, order, axis=1)
-        indices[start : start + block] = best
-        scores[start : start + block] = np.take_along_axis(some, best, axis=1)
-    return scores, indices
-
-
-def _best_columns(scores: np.ndarray, top_k: int) -> np.ndarray:
-    """Returns the columns of the `top_k` largest values of each row in any order; ties go to the first columns."""
-    if top_k == scores.shape[1]:
-        return np.broadcast_to(np.arange(top_k), scores.shape)
-    best = np.argpartition(-scores, top_k - 1, axis=1)[:, :top_k]
-    values = np.take_along_axis(scores, best, axis=1)
-    least = values.min(axis=1, keepdims=True)
-    some_left_out = (scores == least).sum(axis=1) > (values == least).sum(axis=1)
-    for row in np.flatnonzero(some_left_out):
-        above, equal = np.flatnonzero(scores[row] > least[row]), np.flatnonzero(scores[row] == least[row])
-        best[row] = np.concatenate([above, equal])[:top_k]
-    return best
+        Raises:
+          InputError: the model cannot read as many tokens, or no room is left for words of the text.
+        """
+        pooling = self.pooling if prompt_name is None else self.pooling.with_prompt(prompt_name)
+        room = passage_room(PassageSize(tokens, overlap), replace(self._layout, limit=self._longest), pooling.read)
+        found = list(passages(as_list(texts), self.tokenizer, room, overlap))
+        vectors = self([passage for own in found for passage in own], prompt_name)
+        return vectors, np.repeat(np.arange(len(found)), [len(own) for own in found])

@@ -16,6 +16,7 @@ import numpy as np
 
 from bert_jax.data import files
 from bert_jax.data.files import Hasher
+from bert_jax.data.passages import PassageSize
 from bert_jax.data.records import Record, Records
 from bert_jax.errors import InputError
 from bert_jax.tasks.labels import few
@@ -30,9 +31,13 @@ _HEADER = ("query-id", "corpus-id", "score")
 
 @dataclass(frozen=True, eq=False)
 class Collection:
-    """The documents of a corpus, in the order in which trec_eval ranks documents of equal scores."""
+    """The documents of a corpus, in the order in which trec_eval ranks documents of equal scores.
+
+    They are searched in passages of the size `chunk`, if it is given.
+    """
 
     records: Records
+    chunk: PassageSize | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ids", [record.id for record in self.records])
@@ -92,7 +97,7 @@ def load_beir(data: TaskData, test_only: bool) -> Splits:
     if not test_only and "dev" not in read:
         read["train"], read["dev"], note = _held_out(read["train"], data.dev_size)
         notes.append(note)
-    collection = _collection(corpus)
+    collection = _collection(corpus, data.passage_size)
     judged: dict[str, Sequence[Record]] = {
         name: _judged(name, qrels, queries, collection, notes) for name, qrels in read.items() if name != "train"
     }
@@ -109,7 +114,7 @@ def judged_queries(data: TaskData, split: str) -> tuple[list[Record], list[Judge
         raise InputError(f"{data.data}: not a folder in BEIR's layout with corpus.jsonl, queries.jsonl and qrels/{split}.tsv")
     corpus, queries = (_texts(data.data, name, hasher, notes) for name in ("corpus.jsonl", "queries.jsonl"))
     qrels = _qrels(path, data, queries, corpus, hasher, notes)
-    records = _judged(split, qrels, queries, _collection(corpus), notes)
+    records = _judged(split, qrels, queries, _collection(corpus, data.passage_size), notes)
     return records, [record.label for record in records], notes
 
 
@@ -178,11 +183,11 @@ def _held_out(qrels: Sequence[_Qrel], dev_size: float) -> tuple[list[_Qrel], lis
     return [one for one in qrels if one.query not in held], [one for one in qrels if one.query in held], note
 
 
-def _collection(corpus: Mapping[str, Record]) -> Collection:
+def _collection(corpus: Mapping[str, Record], chunk: PassageSize | None) -> Collection:
     ids, records = list(corpus), Records()
     for place in by_descending_id(ids):
         records.append(corpus[ids[place]])
-    return Collection(records)
+    return Collection(records, chunk)
 
 
 def _judged(

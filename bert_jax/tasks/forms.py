@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from bert_jax import inference
 from bert_jax.data.batching import Example
 from bert_jax.errors import InputError
-from bert_jax.inference import Embedder, SparseEmbedder, nearest
+from bert_jax.inference import Best, Embedder, SparseEmbedder, cuts
 from bert_jax.model.families import Head
 from bert_jax.model.heads import pool_words
 from bert_jax.pooling import Embedding, Pooling, SparsePooling
 from bert_jax.pretrained import Model
 from bert_jax.tasks.common import of_items
-from bert_jax.tasks.ranking import Ranking, merge
+from bert_jax.tasks.ranking import Ranking
 from bert_jax.tasks.similarity import pooling_notes, sequence_vectors
 from bert_jax.tasks.task import Options
 from bert_jax.training.contrastive import COSINE, DOT, Scoring, flops
@@ -28,7 +29,18 @@ from bert_jax.training.losses import Sum, weighted_sum
 from bert_jax.training.steps import Batch
 
 E = TypeVar("E")  # the embeddings of many texts, on the host
+D = TypeVar("D", contravariant=True)
 _WARMUP = 1 / 3  # share of the steps over which the weights of regularizers rise (Formal et al., 2021: 50,000 of 150,000)
+
+
+class Search(Protocol[D]):
+    """The best documents of queries among those that were added so far."""
+
+    def add(self, documents: D, numbers: range | np.ndarray) -> None:
+        """Adds the embeddings of documents, or of their passages, with the number of the document of each, ascending."""
+
+    def found(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the scores and the numbers of the best documents, [Q, k]; of equal scores, the smaller number first."""
 
 
 class Searcher(ABC, Generic[E]):
@@ -45,28 +57,43 @@ class Searcher(ABC, Generic[E]):
         """Returns the embeddings of sequences."""
 
     @abstractmethod
-    def best(self, queries: E, documents: E, depth: int) -> list[Ranking]:
-        """Returns the best documents for each query, by their number; of equal scores, the smaller number first."""
+    def search(self, queries: E, depth: int) -> Search[E]:
+        """Begins the search for the best documents of queries."""
 
     def rank(
-        self, sequences: Sequence[Example], queries: Sequence[int], documents: Sequence[int], params: PyTree, depth: int
+        self, sequences: Sequence[Example], queries: Sequence[int], documents: Sequence[int], numbers: range | np.ndarray,
+        params: PyTree, depth: int,
     ) -> list[Ranking]:  # fmt: skip
-        """Returns the best documents for each query: places in `documents`.
+        """Returns the best documents for each query.
 
         Args:
           sequences: all tokenized texts.
           queries: the numbers of the sequences that are queries.
-          documents: the numbers of those that are documents.
+          documents: the numbers of those that are documents, or passages of documents.
+          numbers: the document of each of these, ascending. A document has the score of its best passage.
           params: the parameters.
           depth: documents of a ranking.
         """
-        asked = self.embed([sequences[i] for i in queries], params)
-        rankings: list[Ranking | None] = [None] * len(queries)
-        for start in range(0, len(documents), self.block):
-            some = self.embed([sequences[i] for i in documents[start : start + self.block]], params)
-            both = zip(rankings, self.best(asked, some, depth), strict=True)
-            rankings = [merge(own, Ranking(found + start, scores), depth) for own, (found, scores) in both]
-        return [ranking for ranking in rankings if ranking is not None]
+        search = self.search(self.embed([sequences[i] for i in queries], params), depth)
+        for part in cuts(numbers, self.block):
+            search.add(self.embed([sequences[i] for i in documents[part]], params), numbers[part])
+        return [Ranking(found, scores) for scores, found in zip(*search.found(), strict=True)]
+
+
+class ByScores(Generic[E]):
+    """A search by functions of documents, which return the scores of some queries after others, float32 [R, N]."""
+
+    def __init__(self, queries: int, depth: int, scores: Callable[[E], Iterable[np.ndarray]]) -> None:
+        self._best, self._scores = Best(queries, depth), scores
+
+    def add(self, documents: E, numbers: range | np.ndarray) -> None:
+        first = 0
+        for own in self._scores(documents):
+            self._best.add(own, numbers, first)
+            first += len(own)
+
+    def found(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._best.found()
 
 
 class Form(ABC):
@@ -125,9 +152,8 @@ class _DenseSearcher(Searcher[np.ndarray]):
         vectors = np.array([result["vectors"][0] for result in results], np.float32)
         return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
-    def best(self, queries: np.ndarray, documents: np.ndarray, depth: int) -> list[Ranking]:
-        scores, found = nearest(queries, documents, depth)
-        return [Ranking(*each) for each in zip(found, scores, strict=True)]
+    def search(self, queries: np.ndarray, depth: int) -> Search[np.ndarray]:
+        return inference.Search(queries, depth)
 
 
 class Dense(Form):
@@ -162,13 +188,12 @@ class _SparseSearcher(Searcher[Any]):
     def embed(self, sequences: Sequence[Example], params: PyTree) -> Any:
         return self._embedder.rows(sequences, params)
 
-    def best(self, queries: Any, documents: Any, depth: int) -> list[Ranking]:
-        rankings, inverted = [], documents.T.tocsr()
-        for row in range(queries.shape[0]):
-            scores = (queries[[row]] @ inverted).toarray()[0]
-            order = np.argsort(-scores, kind="stable")[:depth]
-            rankings.append(Ranking(order, scores[order]))
-        return rankings
+    def search(self, queries: Any, depth: int) -> Search[Any]:
+        def scores(documents: Any) -> Iterator[np.ndarray]:
+            inverted = documents.T.tocsr()
+            return ((queries[[row]] @ inverted).toarray() for row in range(queries.shape[0]))
+
+        return ByScores(queries.shape[0], depth, scores)
 
 
 class Sparse(Form):

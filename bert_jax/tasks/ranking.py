@@ -94,7 +94,7 @@ def read_run(path: Path, documents: Sequence[str]) -> dict[str, Ranking]:
 
 
 def write_run(
-    path: Path, queries: Sequence[str], rankings: Sequence[Ranking], documents: Sequence[str], depth: int = 100
+    path: Path, queries: Iterable[str], rankings: Iterable[Ranking], documents: Sequence[str], depth: int = 100
 ) -> Path:
     """Writes the first `depth` documents of each query as trec_eval reads them: `query Q0 document rank score bert_jax`."""
 

@@ -18,6 +18,7 @@ from bert_jax.data.batching import PackedBatch
 from bert_jax.data.files import Row
 from bert_jax.data.finetuning import Encoded, Item, Items, encode_texts
 from bert_jax.data.layout import Layout, Text
+from bert_jax.data.passages import passage_room, passages
 from bert_jax.data.records import Record, labels_of, numbered, texts_of, with_labels
 from bert_jax.errors import InputError
 from bert_jax.pooling import Embedding
@@ -125,8 +126,17 @@ class Retrieval(Candidates[TeacherScores, Ranking]):
         )
         judged = _judged(records)
         if judged:
+            collection, chunk = judged[0].collection, judged[0].collection.chunk
             queries = encode_texts(records, plain, no_target, lambda texts: [query(texts[0])])
-            corpus = encode_texts(judged[0].collection.records, plain, no_target, lambda texts: [document(texts[0])])
+            room = 0 if chunk is None else passage_room(chunk, layout, document)
+
+            def parts(texts: tuple[str, ...]) -> list[Text]:
+                if chunk is None:
+                    return [document(texts[0])]
+                (own,) = passages(texts, layout.tokenizer, room, chunk.overlap)
+                return [document(passage) for passage in own]
+
+            corpus = encode_texts(collection.records, plain, no_target, parts)
             assert isinstance(queries.items, Items)
             assert isinstance(corpus.items, Items)
             return Encoded(_joined(queries.items, corpus.items), queries.lost + corpus.lost)
@@ -193,7 +203,7 @@ class Retrieval(Candidates[TeacherScores, Ranking]):
 
         def predict(split: Split, params: PyTree) -> Predictions[Ranking]:
             search, sequences = _search(split), split.encoded.sequences
-            best = searcher.rank(sequences, search.queries, search.documents, params, DEPTH)
+            best = searcher.rank(sequences, search.queries, search.documents, search.numbers, params, DEPTH)
             return Predictions([best[i] for i in search.of_record])
 
         return predict
@@ -237,7 +247,8 @@ class _Search(NamedTuple):
     """The queries and documents of a split: numbers of their sequences, and which document is how relevant."""
 
     queries: Sequence[int]
-    documents: Sequence[int]
+    documents: Sequence[int]  # or passages of documents
+    numbers: range | np.ndarray  # the document of each of these
     relevances: Sequence[Mapping[int, int]]
     of_record: Sequence[int]  # the query of each record
     ids: Sequence[str]  # the ids of the documents
@@ -256,11 +267,14 @@ def _search(split: Split) -> _Search:
     if judged := _judged(records):
         corpus = judged[0].collection
         each = range(count)
-        found = range(count, count + len(corpus.ids))
-        return _Search(each, found, [one.relevances for one in judged], each, corpus.ids, corpus.records)
+        numbers: range | np.ndarray = range(len(corpus.ids))
+        if isinstance(items := split.encoded.items, Items) and not isinstance(items.firsts, range):
+            numbers = np.repeat(numbers, np.diff(items.firsts[count:]))
+        found = range(count, count + len(numbers))
+        return _Search(each, found, numbers, [one.relevances for one in judged], each, corpus.ids, corpus.records)
     texts = [Retrieval().whole_texts(record) for record in texts_of(records)]
     width = len(texts[0])
-    numbers: dict[str, int] = {}
+    known: dict[str, int] = {}
     places, relevances, asked, queries = list[tuple[int, int]](), list[dict[int, int]](), dict[str, int](), list[int]()
     for row, own in enumerate(texts):
         if own[0] not in asked:
@@ -268,13 +282,15 @@ def _search(split: Split) -> _Search:
             queries.append(row * width)
             relevances.append({})
         for place, text in enumerate(own[1:], 1):
-            if text not in numbers:
-                numbers[text] = len(places)
+            if text not in known:
+                known[text] = len(places)
                 places.append((row, place))
-        relevances[asked[own[0]]][numbers[own[1]]] = 1
+        relevances[asked[own[0]]][known[own[1]]] = 1
     documents = [row * width + place for row, place in places]
     of_record = [asked[own[0]] for own in texts]
-    return _Search(queries, documents, relevances, of_record, [f"d{i}" for i in range(len(places))], records, places)
+    return _Search(
+        queries, documents, range(len(documents)), relevances, of_record, [f"d{i}" for i in range(len(places))], records, places
+    )
 
 
 def _judged(records: Sequence[Record]) -> list[Judged]:
@@ -309,10 +325,13 @@ def _prompt_of(prompts: Mapping[str, object], names: Sequence[str]) -> str | Non
 
 
 def _joined(a: Items, b: Items) -> Items:
-    """Returns the items of both, each of one sequence."""
+    """Returns the items of both; those of `a` have one sequence each."""
     types = a.token_type_ids
     if len(b.token_type_ids):
         types = np.concatenate([types, np.zeros(len(a.input_ids) - len(types), np.uint8), b.token_type_ids])
     ends = np.concatenate([a.ends, a.ends[-1] + b.ends[1:]])
     targets = np.concatenate([a.targets, b.targets])
-    return Items(np.concatenate([a.input_ids, b.input_ids]), types, ends, range(len(ends)), targets)
+    firsts: range | np.ndarray = range(len(ends))
+    if len(b.firsts) < len(b.ends):
+        firsts = np.concatenate([np.arange(len(a)), len(a) + np.asarray(b.firsts)])
+    return Items(np.concatenate([a.input_ids, b.input_ids]), types, ends, firsts, targets)

@@ -52,6 +52,8 @@ def load_splits(task: Task, data: TaskData) -> Splits:
     """
     if (own := task.kind.load(task, data)) is not None:
         return own
+    if data.chunk_documents is not None:
+        raise InputError(f"--chunk-documents is for retrieval from a folder in BEIR's layout; {data.data} is none: leave it out")
     hasher, notes = hashlib.sha256(), list[str]()
     files = {split: _read(split, path, task, data, hasher, notes) for split, path in find_files(task, data).items()}
     task, read = _settled(task, data, files, notes)

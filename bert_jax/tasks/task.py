@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,6 +13,7 @@ import tyro
 from bert_jax.config import Checked
 
 if TYPE_CHECKING:  # a kind imports jax, which a command line does not need
+    from bert_jax.data.passages import PassageSize
     from bert_jax.tasks.kind import Kind
 
 
@@ -76,6 +78,11 @@ class TaskData(Checked):
     """Column of a group (a speaker, a document, a product); the rows of a group are held out together."""
     max_train_rows: int | None = None
     """Number of training rows to use, drawn with seed 0. Default: all."""
+    chunk_documents: str | None = None
+    (
+        "retrieval, folders: TOKENS or TOKENS,OVERLAP. The corpus is searched in passages of so many tokens; a document has the "
+        "score of its best passage. Default: the start of each document is searched."
+    )
 
     def __post_init__(self) -> None:
         for name in ("label_column", "unlabelled_mark"):
@@ -86,6 +93,15 @@ class TaskData(Checked):
         self._require(share_or_number, f"dev_size={self.dev_size} is neither a share below 1 nor a number of rows")
         self._require(self.max_train_rows is None or self.max_train_rows >= 1, f"max_train_rows={self.max_train_rows} is below 1")
         self._require(self.label_separator != "", "label_separator is empty")
+        expected = f"chunk_documents={self.chunk_documents!r}: expected TOKENS or TOKENS,OVERLAP, such as 256,32"
+        self._require(re.fullmatch(r"[1-9]\d*(,\d+)?", self.chunk_documents or "1") is not None, expected)
+
+    @property
+    def passage_size(self) -> PassageSize | None:
+        """The size of passages, if documents are searched in such."""
+        from bert_jax.data.passages import PassageSize
+
+        return None if self.chunk_documents is None else PassageSize(*map(int, self.chunk_documents.split(",")))
 
 
 @dataclass(frozen=True)

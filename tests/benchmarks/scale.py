@@ -3,8 +3,11 @@
     python tests/benchmarks/scale.py vocabulary prepare start document rows --sizes 10 100 400 --json scale.json
     python tests/benchmarks/scale.py files --sizes 20000
     python tests/benchmarks/scale.py documents --sizes 1 20
+    python tests/benchmarks/scale.py search search_int8 search_binary --sizes 0.1 1
 
-Sizes are megabytes of text (`files`: files of 2 kB; `documents`: millions of documents of a few words). Text is made of
+Sizes are megabytes of text (`files`: files of 2 kB; `documents`: millions of documents of a few words; `search`: millions of
+vectors of 384 values in a file, among which the best 1,000 for each of 10,000 queries are found, as `bert_jax mine` does; their
+`own_mb` is the peak without the pages of the file, which the system takes back when it needs them). Text is made of
 random words of Zipf's distribution, or is that of `--text`, again and again. `start` opens the cache that `prepare` made of as
 much text, as a second run does, and asks the doctor. Peak memory is of the largest process; `bytes_a_byte` is the memory beyond
 that of the smallest size for each byte of text beyond it.
@@ -20,6 +23,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +35,8 @@ ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 MB = 1_000_000
+WIDTH = 384  # of vectors, as MiniLM's
+SEARCHES = {"search": "float32", "search_int8": "int8", "search_binary": "binary"}
 
 
 def sentences(seed: int, text: list[str]) -> Iterator[str]:
@@ -138,15 +144,61 @@ def rows(folder: Path, *_: Any) -> None:
     batches.train([0], 0)
 
 
+def search(folder: Path, size: float, text: list[str], precision: str = "float32") -> None:
+    """Searches in 10 portions; in less precision, the best 1,000 candidates are scored again for 250."""
+    from bert_jax.inference import nearest, open_vectors
+
+    watch = Watch()
+    path = folder / "text" / ("vectors.npy" if precision == "float32" else f"{precision}.safetensors")
+    vectors, rng = open_vectors(path), np.random.default_rng(1)
+    rescore = None if precision == "float32" else open_vectors(folder / "text" / "vectors.npy").array
+    begun = time.perf_counter()
+    for _ in range(10):
+        nearest(rng.standard_normal((1000, WIDTH), np.float32), vectors, 1000 if rescore is None else 250, rescore=rescore)
+    print(json.dumps({"seconds": round(time.perf_counter() - begun, 1), "own_mb": watch.peak()}))
+
+
+class Watch:
+    """The peak of the memory of this process that is no page of a file, in MB, looked at twenty times a second."""
+
+    def __init__(self) -> None:
+        self._peak, self._done = 0, threading.Event()
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def _look(self) -> None:
+        while not self._done.wait(0.05):
+            lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+            self._peak = max(self._peak, int(lines["RssAnon"].split()[0]))
+
+    def peak(self) -> float:
+        self._done.set()
+        return self._peak * 1024 / 1e6
+
+
+def write_vectors(folder: Path, count: int) -> None:
+    """Random vectors of length 1 in float32, int8 and binary."""
+    from bert_jax.inference import vectors
+
+    rng = np.random.default_rng(0)
+    array = np.lib.format.open_memmap(folder / "vectors.npy", "w+", np.float32, (count, WIDTH))
+    for start in range(0, count, 10_000):
+        block = rng.standard_normal((min(10_000, count - start), WIDTH), np.float32)
+        array[start : start + len(block)] = block / np.linalg.norm(block, axis=1, keepdims=True)
+    for precision in ("int8", "binary"):
+        vectors.write_vectors(folder / f"{precision}.safetensors", array, precision)
+
+
 MADE: dict[str, Callable[[Path, float, list[str]], None]] = {  # what is written before the clock starts
     "files": lambda folder, size, text: [write_text(folder / f"{i}.txt", 0.002, text, seed=i) for i in range(int(size))] and None,
     "document": lambda folder, size, text: write_text(folder / "a.txt", size, text, " "),
     "documents": lambda folder, size, text: write_lines(folder / "a.txt", int(size * 1_000_000)),
     "rows": lambda folder, size, text: write_rows(folder / "train.csv", size, text),
+    **dict.fromkeys(SEARCHES, lambda folder, size, text: write_vectors(folder, int(size * 1_000_000))),
 }
 CASES: dict[str, Callable[..., None]] = {
     "vocabulary": vocabulary, "prepare": prepare, "start": start, "files": prepare, "document": document,
     "documents": documents, "rows": rows,
+    **{name: functools.partial(search, precision=precision) for name, precision in SEARCHES.items()},
 }  # fmt: skip
 
 
@@ -208,7 +260,7 @@ def main() -> None:
         for size in args.sizes:
             found = measure(case, size, text)
             first = first or found
-            if size > first["size"] and case not in ("files", "documents"):
+            if size > first["size"] and case not in ("files", "documents", *SEARCHES):
                 found["bytes_a_byte"] = (found["peak_mb"] - first["peak_mb"]) / (size - first["size"])
             all_found.append(found)
             print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items()), flush=True)

@@ -120,6 +120,28 @@ def test_forms_and_their_options_are_refused_where_they_do_not_belong():
     assert [FinetuneConfig().resolved(task).temperature for task in (sparse, find_task("retrieval"))] == [1, 0.05]
 
 
+def test_a_document_has_the_score_of_its_best_passage(run, folder, tmp_path):
+    size, words = (8, 1), ["evaluate", str(run / "export"), "--data", str(folder), "--out", str(tmp_path / "out")]
+    main([*words, "--chunk-documents", "8,1"])
+    corpus, asked = (
+        {row["_id"]: row["text"] for row in map(json.loads, (folder / f"{name}.jsonl").read_text().splitlines())}
+        for name in ("corpus", "queries")
+    )
+    embedder, queries = bert_jax.Embedder(bert_jax.load(run / "export")), [f"q{i}" for i in range(30, 36)]
+    vectors, documents = embedder.passages(list(corpus.values()), *size, prompt_name="document")
+    assert len(vectors) > 1.5 * len(corpus)
+    products = embedder([asked[query] for query in queries], prompt_name="query") @ vectors.T
+    best = np.array([products[:, documents == i].max(axis=1) for i in range(len(corpus))]).T
+    scores, found = bert_jax.nearest(products, np.eye(len(vectors)), 36, documents=documents)
+    np.testing.assert_allclose(scores, np.take_along_axis(best, found, axis=1), atol=1e-6)
+    ranked = [[float(f"d{j}" == f"d{i}") for j in own] for i, own in enumerate(np.argsort(-best, axis=1), 30)]
+    assert results_of(tmp_path / "out")["exported"]["test"] == pytest.approx(ranking_scores(ranked, [[1]] * 6), abs=1e-6)
+    with pytest.raises(InputError, match="--chunk-documents is for retrieval from a folder"):
+        load_splits(find_task("retrieval"), TaskData(data=str(folder / "corpus.jsonl"), chunk_documents="14"))
+    with pytest.raises(InputError, match="expected TOKENS or TOKENS,OVERLAP"):
+        TaskData(data=str(folder), chunk_documents="14;3")
+
+
 def test_mined_negatives_rank_high_below_the_margin_and_answer_no_query(run, folder, tmp_path, capsys):
     out = tmp_path / "mined.jsonl"
     main(["mine", str(run / "export"), "--data", str(folder), "--out", str(out), "--negatives", "3", "--skip-top", "2"])
@@ -231,6 +253,9 @@ def test_the_commands_of_the_guide_lead_from_a_folder_to_a_retriever_trained_wit
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "retrieval.md").read_text(), re.DOTALL)
     small = {"MODEL": str(model), "FOLDER": str(folder), "256": "48", "64": "8", "10": "2"}
     monkeypatch.chdir(tmp_path)
+    for name in ("corpus", "queries"):
+        rows = map(json.loads, (folder / f"{name}.jsonl").read_text().splitlines())
+        (tmp_path / f"{name}.txt").write_text("".join(row["text"] + "\n" for row in rows))
     for line in "".join(blocks).splitlines():
         name, *words = [small.get(word, word) for word in shlex.split(line)[1:]]
         more = ["--num-epochs", "2", "--num-devices", "1", "--learning-rates", "1e-2"] if name == "finetune" else []
