@@ -2,36 +2,136 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
 
 from bert_jax.data.records import Record
+from bert_jax.errors import InputError
 from bert_jax.tasks.beir import Judged
 from bert_jax.tasks.ranking import Ranking
 
+_TOGETHER = 64  # queries whose candidates a teacher scores at a time
+
+
+class Margin(NamedTuple):
+    """The distance of a negative's score from that of the positive, as others may answer the query without being known to.
+
+    Attributes:
+      share: a negative scores at most this share of the positive (Moreira et al., 2024, section 3.2), or, where the positive
+        scores below 0, as far below it as it would above 0.
+      absolute: a negative scores at least this much less than the positive.
+    """
+
+    share: float | None = None
+    absolute: float | None = None
+
+    def most(self, positive: float) -> float:
+        """Returns the highest score of a negative; both rules hold.
+
+        >>> Margin(0.5).most(0.5), Margin(0.5).most(-0.5), Margin(0.5, 0.5).most(0.5)
+        (0.25, -0.75, 0.0)
+        """
+        share = positive if self.share is None else positive * (self.share if positive >= 0 else 2 - self.share)
+        return min(share, positive if self.absolute is None else positive - self.absolute)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A cross-encoder that scores candidates instead of the model that found them.
+
+    Attributes:
+      logits: pairs of a query and a document -> logits, float32 [N].
+      activation: logits -> the scores that margins are of.
+      candidates: documents of each query that are scored.
+    """
+
+    logits: Callable[[Sequence[tuple[str, str]]], np.ndarray]
+    activation: Callable[[np.ndarray], np.ndarray]
+    candidates: int
+
+
+@dataclass(frozen=True)
+class _Query:
+    text: str
+    judged: Judged
+    ranking: Ranking
+    skip_top: int
+
+    @property
+    def positives(self) -> list[str]:
+        texts = self.judged.collection.records
+        return [texts[document].texts[0] for document, relevance in self.judged.relevances.items() if relevance > 0]
+
+    def scores(self) -> dict[str, float]:
+        """Returns the score of each positive; one that the ranking lacks scores below all of it."""
+        found = dict(zip(self.ranking.documents.tolist(), self.ranking.scores.tolist(), strict=True))
+        relevant = [document for document, relevance in self.judged.relevances.items() if relevance > 0]
+        return {
+            text: found.get(document, float("-inf")) for text, document in zip(self.positives, relevant, strict=True)
+        }  # fmt: skip
+
+    def others(self) -> Iterator[tuple[str, float]]:
+        """Yields the texts after the first `skip_top` that may be negatives, and their scores, each once, the best first."""
+        texts, seen = self.judged.collection.records, {"", self.text, *self.positives}
+        for document, score in zip(*(part[self.skip_top :].tolist() for part in self.ranking), strict=True):
+            text = texts[document].texts[0]
+            if text not in seen:
+                seen.add(text)
+                yield text, score
+
 
 def mine(
-    records: Sequence[Record], rankings: Sequence[Ranking], negatives: int, skip_top: int, margin: float
-) -> Iterator[dict[str, str]]:
+    records: Sequence[Record],
+    rankings: Sequence[Ranking],
+    negatives: int,
+    skip_top: int,
+    margin: Margin,
+    teacher: Teacher | None = None,
+) -> Iterator[dict[str, object]]:
     """Yields `query`, `positive` and `negative_1`, ... for each query and relevant document; missing negatives are empty.
 
-    The negatives are the first documents of the ranking after the first `skip_top` whose score is at most `margin` times that of
-    the positive (Moreira et al., 2024, section 3.2), as others may answer the query without being known to. A positive that the
-    ranking lacks scores below all of it, and gets none.
+    The negatives are the first documents of the ranking after the first `skip_top` whose score is below that of the positive by
+    `margin`. The scores are those of the ranking, where a positive that it lacks gets no negative, or of the `teacher`, whose
+    logits of the document and its negatives are then `scores`, null for a missing one.
     """
-    for record, (documents, scores) in zip(records, rankings, strict=True):
-        judged = record.label
-        assert isinstance(judged, Judged)
-        texts, own = judged.collection.records, dict(zip(documents.tolist(), scores.tolist(), strict=True))
-        relevant = [document for document, relevance in judged.relevances.items() if relevance > 0]
-        known = {texts[document].texts[0] for document in relevant} | {record.texts[0]}
-        for document in relevant:
-            most = margin * own[document] if document in own else float("-inf")
-            found = list[str]()
-            for other in documents[skip_top:].tolist():
-                text = texts[other].texts[0]
-                if own[other] <= most and text not in known and text not in found and text:
-                    found.append(text)
-                if len(found) == negatives:
-                    break
-            named = {f"negative_{i}": text for i, text in enumerate([*found, *[""] * (negatives - len(found))], 1)}
-            yield {"query": record.texts[0], "positive": texts[document].texts[0], **named}
+    queries = (_Query(r.texts[0], _judged(r), own, skip_top) for r, own in zip(records, rankings, strict=True))
+    while some := list(islice(queries, _TOGETHER)):
+        taught = None if teacher is None else iter(_logits(some, teacher))
+        for query in some:
+            if teacher is None or taught is None:
+                own = query.scores()
+                for positive in query.positives:
+                    most = margin.most(own[positive])
+                    yield _row(query, positive, (text for text, score in query.others() if score <= most), negatives)
+                continue
+            logits = next(taught)
+            values = dict(zip(logits, teacher.activation(np.array([*logits.values()], np.float32)).tolist(), strict=True))
+            others = [text for text, _ in islice(query.others(), teacher.candidates)]
+            for positive in query.positives:
+                most = margin.most(values[positive])
+                row = _row(query, positive, (text for text in others if values[text] <= most), negatives)
+                named = [row["positive"], *(row[f"negative_{i}"] for i in range(1, negatives + 1))]
+                yield row | {"scores": [logits.get(str(text)) for text in named]}
+
+
+def _judged(record: Record) -> Judged:
+    if not isinstance(record.label, Judged):
+        raise InputError(f"{record.place}: a query without judgements")
+    return record.label
+
+
+def _logits(queries: Sequence[_Query], teacher: Teacher) -> list[Mapping[str, float]]:
+    """Returns the logits of the positives and the candidates of each query."""
+    texts = [[*query.positives, *(text for text, _ in islice(query.others(), teacher.candidates))] for query in queries]
+    found = iter(teacher.logits([(query.text, text) for query, own in zip(queries, texts, strict=True) for text in own]).tolist())
+    return [dict(zip(own, islice(found, len(own)), strict=True)) for own in texts]
+
+
+def _row(query: _Query, positive: str, others: Iterator[str], negatives: int) -> dict[str, object]:
+    found = list(islice(others, negatives))
+    named = {f"negative_{i}": text for i, text in enumerate([*found, *[""] * (negatives - len(found))], 1)}
+    return {"query": query.text, "positive": positive, **named}

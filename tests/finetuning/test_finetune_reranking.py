@@ -110,3 +110,39 @@ def test_score_writes_the_logits_that_a_retriever_is_distilled_from(run, model, 
         assert [score is None for score in row["scores"]] == [not row[name] for name in names]
     tune(model, "retrieval", out, tmp_path / "run", score_column="scores", num_epochs=1, distillation="margin_mse")
     assert json.loads((tmp_path / "run" / "config.json").read_text())["task_data"]["label_column"] == ["scores"]
+
+
+def test_a_teacher_chooses_the_negatives_that_mine_writes_with_its_logits(run, model, tmp_path, capsys):
+    rng = np.random.default_rng(4)
+    corpus = [{"_id": f"d{i}", "text": text(rng, *[MARKERS[0]] * (i < 6))} for i in range(14)]
+    queries = [{"_id": f"q{i}", "text": text(rng)} for i in range(4)]
+    (tmp_path / "corpus.jsonl").write_text(json_lines(corpus))
+    (tmp_path / "queries.jsonl").write_text(json_lines(queries))
+    (tmp_path / "qrels").mkdir()
+    lines = "".join(f"q{i}\td{i}\t1\n" for i in range(4))
+    (tmp_path / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n" + lines)
+    out, teacher = tmp_path / "mined.jsonl", run / "export"
+    words = ["mine", str(model), "--data", str(tmp_path), "--out", str(out), "--negatives", "3", "--skip-top", "0"]
+    assert not main([*words, "--teacher", str(teacher), "--candidates", "13", "--absolute-margin", "0.5"])
+    reranker, rows = bert_jax.Reranker(bert_jax.load(teacher)), [json.loads(line) for line in out.read_text().splitlines()]
+    names = ("positive", "negative_1", "negative_2", "negative_3")
+    for i, row in enumerate(rows):
+        others = {each["text"]: score for each, score in zip(corpus, scored(reranker, row["query"], corpus), strict=True)}
+        assert row["positive"] == corpus[i]["text"]
+        assert all(row[name] for name in names)
+        assert max(others[row[name]] for name in names[1:]) <= others[row["positive"]] - 0.5
+        assert not {row[name] for name in names[1:]} & {each["text"] for each in corpus[:6]}  # these answer the query, too
+        probabilities = 1 / (1 + np.exp(-np.array(row["scores"])))
+        np.testing.assert_allclose(probabilities, [others[row[name]] for name in names], atol=1e-6)
+    assert "4 pairs, of which 0 have fewer" in capsys.readouterr().out
+    for more, message in (
+        (["--margin", "1.5"], "not in"),
+        (["--absolute-margin", "-1"], "below 0"),
+        (["--candidates", "0"], "below 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            main([*words, *more])
+
+
+def scored(reranker, query, documents):
+    return reranker([(query, each["text"]) for each in documents]).tolist()
