@@ -19,7 +19,7 @@ import jax
 from jax.experimental import topologies
 from jaxtyping import PyTree
 
-from bert_jax.config import InputError, TrainConfig
+from bert_jax.config import InputError, Phase, Span, TrainConfig, spans
 from bert_jax.model import attention
 from bert_jax.program import Program, build
 from bert_jax.training import flops, memory, parallel
@@ -353,8 +353,33 @@ class Roofline(NamedTuple):
     mfu: float
 
 
-def make(cfg: TrainConfig, topology: Topology) -> Plan:
-    """Compiles the training step of a run for devices that may not be here.
+def make_phases(cfg: TrainConfig, topology: Topology) -> list[tuple[Span, Plan]]:
+    """Returns the plan of each phase of a run (see `make`), compiled once for phases with equal shapes.
+
+    Raises:
+      InputError: As `make`; the message names the phase.
+    """
+    found: list[tuple[Span, Plan]] = []
+    made: dict[tuple[int, int, int, int], Plan] = {}
+    for span in spans(cfg):
+        length = span.cfg.data.max_seq_length
+        shape = span.cfg.batch_size, span.cfg.gradient_accumulation_steps, length, span.cfg.masking.num_slots(length)
+        if shape not in made:
+            try:
+                made[shape] = make(span.cfg, topology, cfg.phases)
+            except InputError as error:
+                raise span.named(error) from None
+        found.append((span, made[shape]))
+    return found
+
+
+def worst(phases: Sequence[tuple[Span, Plan]]) -> Plan:
+    """Returns the plan that needs the most memory; one that does not fit comes before all that do."""
+    return max((made for _, made in phases), key=lambda made: (not made.fits, made.needed or math.inf))
+
+
+def make(cfg: TrainConfig, topology: Topology, phases: tuple[Phase, ...] = ()) -> Plan:
+    """Compiles the training step of a run, or of one of its `phases`, for devices that may not be here.
 
     Raises:
       InputError: The config does not fit the devices: pmap, or a batch or model that does not divide.
@@ -365,7 +390,7 @@ def make(cfg: TrainConfig, topology: Topology) -> Plan:
         raise InputError(f"parallel.num_devices={cfg.parallel.num_devices}: here --topology says how many; leave it out")
     devices = parallel.Devices(parallel.make_mesh(topology.devices(), cfg.parallel.fsdp, cfg.parallel.tensor))
     chip = topology.chip
-    program = build(cfg, devices, None if chip is None else int(chip.hbm))
+    program = build(cfg, devices, None if chip is None else int(chip.hbm), phases)
     state, batch = program.abstract_state, program.abstract_batch
     sizes = {"parameters": _on_device(state.params), "optimizer state": _on_device(state.opt_state), "batch": _on_device(batch)}
     begun = time.perf_counter()

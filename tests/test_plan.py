@@ -12,8 +12,8 @@ import pytest
 
 from bert_jax import plan
 from bert_jax.__main__ import main
-from bert_jax.commands.plan import _report
-from bert_jax.config import BertConfig, ComputeConfig, DataConfig, InputError, OptimConfig, ParallelConfig, TrainConfig
+from bert_jax.commands.plan import _phases, _report
+from bert_jax.config import BertConfig, ComputeConfig, DataConfig, InputError, OptimConfig, ParallelConfig, Phase, TrainConfig
 from bert_jax.program import Program, build
 from bert_jax.training import flops, memory, parallel
 
@@ -261,6 +261,36 @@ def test_the_report_says_what_muon_computes_and_the_moments_that_it_saves():
         f"{adam / 2**20:.1f} MiB"
     )
     assert "Muon" not in _report(planned(SMALL), [])
+
+
+def test_each_phase_is_planned_and_the_one_that_needs_the_most_memory_counts(monkeypatch):
+    phases = (
+        Phase(until=4, max_seq_length=64), Phase(until=5, max_seq_length=64, learning_rate_scale=0.5),
+        Phase(until=9, batch_size=32), Phase(until=10, max_seq_length=32),
+    )  # fmt: skip
+    compiled = []
+
+    def make(cfg, topology, phases):
+        compiled.append((cfg.batch_size, cfg.data.max_seq_length, len(phases)))
+        return replace(planned(cfg), needed=cfg.batch_size * cfg.data.max_seq_length * 2.0**20)
+
+    monkeypatch.setattr(plan, "make", make)
+    made = plan.make_phases(SMALL.replace(phases=phases), plan.Topology("v5e:2x4"))
+    assert compiled == [(16, 64, 4), (32, 128, 4), (16, 32, 4)]
+    assert plan.worst(made) is made[2][1]
+    lines = _phases(made)
+    assert lines[0] == "phases[0] (steps 0 to 4): 16 rows of 64 tokens, 1.00 GiB per device"
+    assert lines[-1].startswith("phases[2] needs the most memory")
+    short = [
+        (span, replace(each, refusal="RESOURCE_EXHAUSTED") if number == 3 else each) for number, (span, each) in enumerate(made)
+    ]
+    assert plan.worst(short) is short[3][1]  # what does not fit counts first
+    assert _phases(short)[3] == "phases[3] (steps 9 to 10): 16 rows of 32 tokens, does not fit"
+    assert _phases(plan.make_phases(SMALL, plan.Topology("v5e:2x4"))) == []
+    monkeypatch.undo()
+    uneven = SMALL.replace(phases=(Phase(until=5, batch_size=12), Phase(until=10)))
+    with pytest.raises(InputError, match=r"^phases\[0\] \(steps 0 to 5\): batch_size=12 does not divide over 8 devices"):
+        plan.make_phases(uneven, plan.Topology("cpu:8"))
 
 
 def test_a_gpu_has_what_jax_takes_of_its_memory_and_a_step_that_needs_more_does_not_fit():

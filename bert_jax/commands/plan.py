@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from bert_jax.commands.train import read_config
-from bert_jax.config import TrainConfig
+from bert_jax.config import Span, TrainConfig
 
 if TYPE_CHECKING:  # jax is to be imported when the environment is ready
     from bert_jax.plan import Plan
@@ -27,6 +27,8 @@ _GIB, _MIB = 2**30, 2**20
 @dataclass(frozen=True)
 class Options:
     """Compile the training step of CONFIG for TPUs or GPUs that this machine lacks; report if it fits and its best speed.
+
+    Of a run with phases each is compiled, and the one that needs the most memory is reported in full.
 
     The fields of a config, [--field value ...], are those of train: `bert_jax train CONFIG --help` lists them.
     """
@@ -65,8 +67,23 @@ def _planned(cfg: TrainConfig, name: str) -> tuple[list[str], str]:
     """Returns a row of the table, and the report."""
     from bert_jax import plan
 
-    made = plan.make(cfg, plan.Topology(name))
-    return _row(made), _report(made, plan.remedies(made))
+    phases = plan.make_phases(cfg, plan.Topology(name))
+    made = plan.worst(phases)
+    return _row(made), "\n".join([*_phases(phases), _report(made, plan.remedies(made))])
+
+
+def _phases(phases: Sequence[tuple[Span, Plan]]) -> list[str]:
+    """Returns a line for each phase, and one that says which of them the report is about; none for a run without phases."""
+    from bert_jax import plan
+
+    lines = []
+    for span, made in phases:
+        need = "does not fit" if not made.fits else f"{_size(made.needed or 0)} per device"
+        best = f", at best {1e3 * made.roofline.step:.1f} ms per step" if made.fits and made.roofline else ""
+        lines.append(f"{span.name}: {span.cfg.batch_size} rows of {span.cfg.data.max_seq_length} tokens, {need}{best}")
+    number = [made for _, made in phases].index(plan.worst(phases))
+    fields = "; batch_size and gradient_accumulation_steps of a phase are set in its Phase"
+    return [*lines, f"phases[{number}] needs the most memory{fields}:"] if phases[0][0].name else []
 
 
 def _prepare_environment(topologies: Sequence[str]) -> None:
