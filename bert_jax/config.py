@@ -463,13 +463,18 @@ class TrainConfig(_Group):
             f"optim.warmup_steps={self.optim.warmup_steps} is more than num_steps={self.num_steps}: lower it",
         )
         self._require(self.branch_from is None or self.init_from is None, "branch_from and init_from: give one of them")
-        made = -(-self.num_steps // self.checkpoint_every)
+        spans(self)  # checks the phases
+        self.check_average(0)
+
+    def check_average(self, begin: int) -> None:
+        """Raises InputError if more checkpoints are to be averaged than a run from step `begin` makes, or than are kept."""
+        ends = {span.until for span in spans(self) if span.until > begin and span.until % self.checkpoint_every}
+        made = self.num_steps // self.checkpoint_every - begin // self.checkpoint_every + len(ends)
         self._require(
             self.optim.last is None or self.optim.last <= min(made, self.keep_checkpoints),
             f"optim.average={self.optim.average!r}, but the run makes {made} checkpoints and keeps "
             f"keep_checkpoints={self.keep_checkpoints}: average fewer, or keep more",
         )
-        spans(self)  # checks the phases
 
     @property
     def head(self) -> Literal["masked_lm", "pretraining"]:

@@ -121,8 +121,9 @@ def _run(cfg: TrainConfig, phase: Phase) -> TrainConfig:
     masking = given(mask_prob=phase.mask_prob, random_prob=phase.random_prob)
     if phase.mask_rate is not None:
         masking |= {"rate": phase.mask_rate, "final_rate": phase.final_mask_rate}
+    optim = cfg.optim if cfg.optim.last is None else cfg.optim.replace(average=None)  # of the checkpoints of all phases
     return cfg.replace(
-        phases=(), masking=cfg.masking.replace(**masking),
+        phases=(), optim=optim, masking=cfg.masking.replace(**masking),
         data=cfg.data.replace(**given(max_seq_length=phase.max_seq_length, mixture=phase.mixture)),
         **given(batch_size=phase.batch_size, gradient_accumulation_steps=phase.gradient_accumulation_steps),
     )  # fmt: skip

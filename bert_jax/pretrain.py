@@ -110,15 +110,20 @@ def fit(
                 loop.Cadence(span.until, cfg.log_every, cfg.eval_every, cfg.checkpoint_every, cfg.optim.max_skipped),
                 evaluate, save, log, stop, cost, first_loss=None if cfg.init_from else untrained_loss(cfg),
             )  # fmt: skip
-        final = optim.averaged(state.params, state.opt_state)
-        if cfg.optim.last is not None and stop.signal is None:
-            final = mean_of_last(program, saved, cfg.optim.last)
-            log.message(f"the weights are the mean of the last {cfg.optim.last} checkpoints")
+        final, evaluation = optim.averaged(state.params, state.opt_state), list[dict[str, float]]()
+        if stop.signal is None:
+            if cfg.optim.last is not None:
+                final = mean_of_last(program, saved, cfg.optim.last)
+            evaluation = evaluate(final)
+            if cfg.optim.last is not None:
+                log.message(f"the weights are the mean of the last {cfg.optim.last} checkpoints")
+                for values in evaluation:
+                    log.scalars(cfg.num_steps, values)
     if stop.signal is not None:
         if first:
             print(f"stopped at step {int(state.step)} and saved; the same command continues", file=sys.stderr)
         return Reached({}, None, stop.signal)
-    reached = {name: value for values in evaluate(final) for name, value in values.items()}
+    reached = {name: value for values in evaluation for name, value in values.items()}
     params = devices.gather(final)
     if first:
         finish(cfg, program.module.head, params, reached, prog)
@@ -196,7 +201,10 @@ def mean_of_last(program: Program, saved: checkpoint.Checkpointer, number: int) 
     """Returns the mean of the parameters of the last `number` checkpoints. Raises InputError if one cannot be read."""
     chosen = saved.steps[-number:]
     if len(chosen) < number:
-        raise InputError(f"optim.average: there are {len(chosen)} checkpoints in {saved.directory}, not the last {number}")
+        raise InputError(
+            f"optim.average: there are {len(chosen)} checkpoints in {saved.directory}, not the last {number}; "
+            f"bert_jax convert {program.cfg.workdir} OUT exports the newest one"
+        )
     total: PyTree = None
     for step in chosen:
         params = saved.restore(step, program.abstract_state)[0].params

@@ -104,7 +104,7 @@ def read_record(folder: epath.Path) -> Json | None:
 
 
 def recorded(checkpoints: str, only: int | None = None) -> Json | None:
-    """Returns the caller's part (`data`, `config`, ...) of a run's newest whole checkpoint record; None if there is none.
+    """Returns the caller's part (`data`, `config`, ...) and the `step` of a run's newest whole checkpoint; None without any.
 
     With `only`, it is the record of that step.
 
@@ -118,7 +118,7 @@ def recorded(checkpoints: str, only: int | None = None) -> Json | None:
         for step in sorted(steps, reverse=True) if only is None else {only} & set(steps):
             with contextlib.suppress(OSError, KeyError, TypeError):
                 if record := read_record(folder / str(step)):
-                    return dict(record["meta"])
+                    return {**record["meta"], "step": step}
     return None
 
 
@@ -136,7 +136,7 @@ def branch(cfg: TrainConfig) -> Branch | None:
     """Returns the checkpoint that `cfg.branch_from` names, without its state.
 
     Raises:
-        InputError: There is none.
+        InputError: There is none, or the run makes fewer checkpoints after it than it is to average.
     """
     if cfg.branch_from is None:
         return None
@@ -150,6 +150,7 @@ def branch(cfg: TrainConfig) -> Branch | None:
         there = sorted(int(path.name) for path in Path(checkpoints).glob("*") if path.name.isdecimal())
         which = "has no checkpoint" if step is None else f"has no whole checkpoint of step {step}"
         raise InputError(f"branch_from: {run} {which}; it has {', '.join(map(str, there)) or 'none'}")
+    cfg.check_average(record["step"])
     return Branch(run, checkpoints, step, record)
 
 

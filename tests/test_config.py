@@ -383,6 +383,10 @@ def test_averages_of_what_is_not_kept_and_two_starts_are_refused():
         TrainConfig(optim=OptimConfig(average="last:4"))
     with pytest.raises(InputError, match=r"average='last:2', but the run makes 1 checkpoints"):
         run_in().replace(optim=OptimConfig(warmup_steps=10, average="last:2"))
+    phases = Phase(until=60), Phase(until=100)  # the first ends with a checkpoint, too
+    run_in(*phases).replace(optim=OptimConfig(warmup_steps=10, average="last:2"))
+    with pytest.raises(InputError, match=r"average='last:3', but the run makes 2 checkpoints"):
+        run_in(*phases).replace(optim=OptimConfig(warmup_steps=10, average="last:3"))
     with pytest.raises(InputError, match=r"average='ema:2' is neither ema:DECAY, such as ema:0.999, nor last:NUMBER"):
         OptimConfig(average="ema:2")
     with pytest.raises(InputError, match="branch_from and init_from: give one of them"):

@@ -65,6 +65,8 @@ def test_muon_keeps_one_moment_of_the_kernels_of_layers_and_its_products_are_cou
     assert not memory.DeviceShare.of_run(run.replace(optim=OptimConfig()), "cpu", 1, 1, 1).muon
     ours, adam = (memory.state_bytes(cfg, share) for share in shares)
     assert adam - ours == 4 * sum(map(math.prod, hidden))
+    averaged = memory.DeviceShare.of_run(run.replace(optim=run.optim.replace(average="ema:0.99")), "cpu", 1, 1, 1)
+    assert memory.state_bytes(cfg, averaged) - ours == 4 * memory.num_parameters(cfg)
     sides = Counter((min(shape), max(shape)) for shape in hidden)
     each = {(m, n): 3 * (3.5 * m**2 * n + 1.5 * m**3) for m, n in sides}  # a quarter of two of the products is copied
     assert flops.muon_flops(run) == sum(number * each[shape] for shape, number in sides.items())

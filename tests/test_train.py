@@ -204,7 +204,13 @@ def test_averages_of_weights_are_evaluated_and_exported(project, whole_run, tmp_
     exported, converted = bert_jax.load(tmp_path / "ema" / "export"), bert_jax.load(tmp_path / "ema")
     np.testing.assert_array_equal(*(model.encode(model.params, ids) for model in (exported, converted)))
 
-    assert train.main(arguments(project, tmp_path / "last", "--optim.average", "last:2")) == 0
+    reached = bert_jax.train(cfg := load_train_config(arguments(project, tmp_path / "last", "--optim.average", "last:2")))
+    evaluated = [v for v in writer.read(tmp_path / "last" / "metrics.jsonl") if "eval/masked_lm_loss" in v]
+    assert [v["step"] for v in evaluated] == [8, 12, 12]  # of the last weights, then of their mean
+    assert evaluated[-1] == {"step": 12, **reached.metrics}
+    before = recorded(tmp_path / "last")
+    bert_jax.train(cfg)
+    assert recorded(tmp_path / "last") == before
     encoded = []
     for step in (12, 8):
         model = bert_jax.load(tmp_path / "last")  # of the newest checkpoint
@@ -222,6 +228,7 @@ def test_a_branch_goes_on_from_a_checkpoint_of_another_run_to_the_bit(project, w
         (("--branch-from", f"{whole_run}@5"), r"branch_from: .*whole has no whole checkpoint of step 5; it has 4, 8, 12"),
         (("--branch-from", str(tmp_path)), "branch_from: .* has no checkpoint; it has none"),
         ((*branched, "--num-steps", "8"), "stands at step 8: give a --num-steps above it"),
+        ((*branched, "--optim.average", "last:2"), "average='last:2', but the run makes 1 checkpoints"),
         ((*branched, "--data.sentences", "line"), "the text of .* is not what .* was begun with"),
     ):
         with pytest.raises(InputError, match=message):

@@ -106,6 +106,14 @@ def test_cut_removes_the_lines_past_the_step_and_nothing_else(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+def test_cut_removes_the_lines_that_came_behind_the_checkpoint_of_their_step(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    kept = '{"step": 1, "a": 1}\n{"step": 2, "eval/a": 2}\n{"step": 2, "kind": "timing"}\n'
+    path.write_text(kept + '{"step": 2, "eval/a": 1}\n')
+    assert cut(path, 2, 2) == 1
+    assert path.read_text() == kept
+
+
 def test_cut_ends_a_whole_last_line_that_lacks_its_newline(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}')

@@ -33,6 +33,7 @@ class DeviceShare:
       tensor: Devices over which attention heads and the intermediate layer are sharded.
       microbatches: Microbatches in a step.
       muon: Muon updates the kernels of the layers.
+      average: The optimizer keeps a moving average of the parameters.
     """
 
     rows: int
@@ -43,14 +44,15 @@ class DeviceShare:
     tensor: int = 1
     microbatches: int = 1
     muon: bool = False
+    average: bool = False
 
     @classmethod
     def of_run(cls, cfg: TrainConfig, platform: str, row_shards: int, fsdp: int, tensor: int) -> DeviceShare:
         """Returns the share of a pretraining run whose rows are divided over `row_shards` devices."""
         length, microbatches = cfg.data.max_seq_length, cfg.gradient_accumulation_steps
         rows = -(-cfg.batch_size // row_shards // microbatches)
-        muon = cfg.optim.name == "muon"
-        return cls(rows, length, cfg.masking.num_slots(length), platform, fsdp, tensor, microbatches, muon)
+        muon, average = cfg.optim.name == "muon", cfg.optim.ema is not None
+        return cls(rows, length, cfg.masking.num_slots(length), platform, fsdp, tensor, microbatches, muon, average)
 
 
 def num_parameters(cfg: BertConfig) -> int:
@@ -72,9 +74,9 @@ def _layer_parameters(cfg: BertConfig) -> int:
 
 
 def state_bytes(cfg: BertConfig, share: DeviceShare) -> float:
-    """Returns the bytes of float32 parameters and moments that lie on one device: two moments, one of what Muon updates."""
+    """Returns the bytes of float32 parameters, moments (two, and one of what Muon updates) and averages on one device."""
     kernels = sum(rows * columns for rows, columns in flops.layer_kernels(cfg)) * (cfg.num_hidden_groups or cfg.num_hidden_layers)
-    return 4.0 * (3 * num_parameters(cfg) - kernels * share.muon) / (share.fsdp * share.tensor)
+    return 4.0 * ((3 + share.average) * num_parameters(cfg) - kernels * share.muon) / (share.fsdp * share.tensor)
 
 
 def activation_bytes(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare) -> float:

@@ -209,19 +209,27 @@ def _recorded_lines(path: Path) -> int:
 
 
 def cut(path: Path, step: int, lines: int = 0) -> int:
-    """Removes lines after `step` and an incomplete last line from a metrics.jsonl, atomically; returns the number removed.
+    """Removes what was written after a checkpoint from a metrics.jsonl, atomically; returns the number of lines removed.
+
+    These are the lines after `step`, those of metrics beyond `lines`, and an incomplete last one.
 
     Args:
       path: The file. One that does not exist has no lines.
       step: The step to go on from; -1 for a new run.
-      lines: The number of lines of metrics when `step` was saved. If fewer are left, a warning is printed on stderr.
+      lines: The number of lines of metrics when `step` was saved; 0: not known. If fewer are left, stderr gets a warning.
 
     Raises:
       InputError: The file cannot be read or written, or a line before the last is damaged.
     """
     removed = 0
     if path.exists():
-        kept = b"".join(line for line, value in _parse(path) if float(value["step"]) <= step)
+        left, metrics = list[bytes](), 0
+        for line, value in _parse(path):
+            timing = value.get("kind") == "timing"
+            metrics += not timing
+            if float(value["step"]) <= step and (timing or not lines or metrics <= lines):
+                left.append(line)
+        kept = b"".join(left)
         with _naming(path):
             before = path.read_bytes()
             if kept != before:
@@ -232,7 +240,7 @@ def cut(path: Path, step: int, lines: int = 0) -> int:
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(temporary, path)
-    if (left := _recorded_lines(path)) < lines:
-        text = f"{path} has {left:,} lines of metrics up to step {step:,}, where {lines:,} were written"
+    if (there := _recorded_lines(path)) < lines:
+        text = f"{path} has {there:,} lines of metrics up to step {step:,}, where {lines:,} were written"
         print(f"warning: {text}: the others are lost, and the run goes on without them", file=sys.stderr)
     return removed
