@@ -202,6 +202,11 @@ class MaskingConfig(_Group):
     """exact: the same number of predictions in each row (BERT). bernoulli: draw each token independently."""
     whole_word: bool = False
     """Mask all pieces of a word together."""
+    spans: bool = False
+    (
+        "Mask spans of neighboring words, of 1 to 10 words (3.8 in the mean), and replace all tokens of a span in the same way, "
+        "as SpanBERT does."
+    )
     max_predictions_per_seq: int | None = None
     """Maximum predictions per row. Default: enough for the larger rate (0.15: 20 at length 128, 77 at 512)."""
 
@@ -219,6 +224,15 @@ class MaskingConfig(_Group):
             not (self.whole_word and self.count == "bernoulli"),
             "whole_word=True needs count='exact': whole words are drawn until the row's count is reached",
         )
+        self._require(
+            not self.spans or (self.count == "exact" and not self.whole_word),
+            "spans=True needs count='exact' and whole_word=False: spans of words are drawn until the row's count is reached",
+        )
+
+    @property
+    def unit(self) -> Literal["token", "word", "span"]:
+        """The unit that is masked or left as a whole."""
+        return "span" if self.spans else "word" if self.whole_word else "token"
 
     def rate_at(self, share: float) -> float:
         """Returns the rate after a `share` of the training, in [0, 1]."""

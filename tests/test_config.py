@@ -101,6 +101,7 @@ def test_whole_numbers_are_floats_too():
         (lambda: DataConfig(dupe_factor=5), ["dupe_factor=5", "examples='sentence_pairs'"]),
         (lambda: MaskingConfig(mask_prob=0.8, random_prob=0.3), ["mask_prob=0.8", "random_prob=0.3"]),
         (lambda: MaskingConfig(whole_word=True, count="bernoulli"), ["whole_word=True", "count='exact'"]),
+        (lambda: MaskingConfig(spans=True, whole_word=True), ["spans=True", "whole_word=False"]),
         (lambda: TrainConfig(batch_size=10, gradient_accumulation_steps=3), ["batch_size=10", "gradient_accumulation_steps=3"]),
         (
             lambda: TrainConfig(data=DataConfig(max_seq_length=1024)),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bert_jax.config import MaskingConfig
-from bert_jax.data.masking import Vocabulary, mask_rows, random_bits, target_counts
+from bert_jax.data.masking import Vocabulary, _choose_spans, mask_rows, random_bits, target_counts
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 SPECIAL = (PAD, UNK, CLS, SEP, MASK)
@@ -17,6 +17,7 @@ KINDS = {
     "exact": MaskingConfig(rate=0.3),
     "bernoulli": MaskingConfig(rate=0.3, count="bernoulli"),
     "whole words": MaskingConfig(rate=0.3, whole_word=True),
+    "spans": MaskingConfig(rate=0.3, spans=True),
 }
 every_kind = pytest.mark.parametrize("cfg", KINDS.values(), ids=KINDS.keys())
 
@@ -150,7 +151,7 @@ def mask_configs(**fixed):
     )  # fmt: skip
 
 
-every_config = mask_configs() | mask_configs(count="bernoulli") | mask_configs(whole_word=True)
+every_config = mask_configs() | mask_configs(count="bernoulli") | mask_configs(whole_word=True) | mask_configs(spans=True)
 word_starts = hnp.arrays(bool, V)
 
 
@@ -182,7 +183,7 @@ def test_what_is_chosen_is_ordinary_distinct_ascending_and_remembered_and_the_re
 
 
 @settings(max_examples=100, deadline=None)
-@given(row_arrays(), mask_configs(), st.integers(0, 2**32))
+@given(row_arrays(), mask_configs() | mask_configs(spans=True), st.integers(0, 2**32))
 def test_the_count_is_exact_or_all_candidates(ids, cfg, seed):
     out = mask_rows(ids, vocabulary(), cfg, seed, 0)
     for row in range(len(ids)):
@@ -246,10 +247,52 @@ def test_every_position_is_equally_likely(cfg):
     ids = np.tile(np.array([10, 20], np.int32), (4000, 25))  # words of two
     out = mask_rows(ids, vocabulary(starts), cfg.replace(rate=0.2), 3, 0)
     counts = np.bincount(out["masked_positions"][out["masked_weights"] > 0], minlength=50)
+    if cfg.spans:  # the first words of a row are in fewer spans
+        counts = counts[20:]
+        assert abs(counts[::2].sum() / counts[1::2].sum() - 1) < 0.05  # a span that the count ends may end within a word
+        counts = counts[::2]
     if cfg.whole_word:
         assert (counts[::2] == counts[1::2]).all()
         counts = counts[::2]
     assert chi_square(counts) < 5
+
+
+def spans_of(candidates, starts, wanted, seed=0):
+    """Positions and numbers of spans of each row, without unused slots."""
+    rows, length = candidates.shape
+    bits = random_bits(seed, 0, 0, rows, length + wanted)
+    args = bits[:, :length], bits[:, length:], candidates, starts, np.full(rows, wanted)
+    return [(at[at < length], of[at < length]) for at, of in zip(*_choose_spans(*args), strict=True)]
+
+
+def test_spans_are_of_words_whose_number_is_geometric_and_at_most_ten():
+    starts = np.tile(np.array([True, False]), (3000, 200))  # words of two tokens
+    sizes = np.zeros(11, int)
+    for at, of in spans_of(np.ones((3000, 400), bool), starts, 20):
+        first = at[of == 0]  # the count ends none but the last span
+        assert first.tolist() == list(range(first[0], first[0] + len(first)))
+        if first[-1] < 399:
+            assert first[0] % 2 == len(first) % 2 == 0
+            sizes[len(first) // 2] += 1
+    expected = 0.2 * 0.8 ** np.arange(10)
+    expected *= sizes.sum() / expected.sum()
+    assert sizes[0] == 0
+    assert ((sizes[1:] - expected) ** 2 / expected).sum() < 30  # chi-square with 9 degrees: 1 in 2,000
+    assert abs((sizes * np.arange(11)).sum() / sizes.sum() - 3.8) < 0.2
+
+
+def test_a_span_ends_at_what_is_never_masked_and_its_tokens_are_replaced_in_one_way():
+    candidates = np.tile(np.arange(40) % 8 != 7, (300, 1))
+    for at, of in spans_of(candidates, np.ones((300, 40), bool), 12):
+        assert candidates[0, at].all()
+        assert all(len(set(at[of == number] // 8)) == 1 for number in set(of))
+    ids = np.full((500, 60), 9, np.int32)
+    out = mask_rows(ids, vocabulary(), MaskingConfig(rate=0.2, spans=True, mask_prob=0.5, random_prob=0.0), 0, 0)
+    masked = np.take_along_axis(out["input_ids"], out["masked_positions"], 1) == MASK
+    neighbours = np.diff(out["masked_positions"], axis=1) == 1
+    alike = (masked[:, 1:] == masked[:, :-1])[neighbours].mean()
+    assert alike > 0.85  # all but those of two spans that touch
+    assert abs(masked.mean() - 0.5) < 0.05
 
 
 def test_positions_are_chosen_independently_of_what_replaces_them():

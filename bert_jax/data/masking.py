@@ -1,5 +1,9 @@
 """Masks batches for masked language modelling: a pure function of (seed, step, rows).
 
+    token  tokens, each by itself (Devlin et al., 2018)
+    word   all tokens of a word
+    span   some neighboring words, replaced in one way (Joshi et al., 2020, without their loss of a span's boundary)
+
 The random bits of a global batch come from one counter-based generator, Philox(seed, step), with a fixed number of draws a row.
 A host advances it to its own first row, so the masks do not depend on the number of hosts.
 """
@@ -59,7 +63,7 @@ def mask_rows(
     """
     num_rows, length = input_ids.shape
     slots, rate = cfg.num_slots(length), cfg.rate if rate is None else rate
-    bits = random_bits(seed, step, first_row, num_rows, length + 2 * slots)
+    bits = random_bits(seed, step, first_row, num_rows, length + 2 * slots + (slots if cfg.unit == "span" else 0))
     candidates = input_ids != pad_id
     for special in vocabulary.special_ids:
         candidates &= input_ids != special
@@ -68,9 +72,14 @@ def mask_rows(
         wanted = np.full(num_rows, slots)
     else:
         wanted = np.minimum(target_counts((input_ids != pad_id).sum(1), rate), slots)
-    choose = _choose_words if cfg.whole_word else _choose_tokens
-    positions = choose(bits[:, :length], candidates, vocabulary.starts_word[input_ids], wanted, slots)
-    return _replace(input_ids, positions, bits[:, length:], vocabulary, cfg)
+    starts, draws = vocabulary.starts_word[input_ids], bits[:, length : length + slots]
+    if cfg.unit == "span":
+        positions, span = _choose_spans(bits[:, :length], bits[:, -slots:], candidates, starts, wanted)
+        draws = np.take_along_axis(draws, span, axis=1)
+    else:
+        choose = {"token": _choose_tokens, "word": _choose_words}[cfg.unit]
+        positions = choose(bits[:, :length], candidates, starts, wanted, slots)
+    return _replace(input_ids, positions, draws, bits[:, length + slots :], vocabulary, cfg)
 
 
 _NONE = np.uint32(2**32 - 1)  # sorts after every key
@@ -98,8 +107,7 @@ def _choose_tokens(bits: np.ndarray, candidates: np.ndarray, starts: np.ndarray,
 def _choose_words(bits: np.ndarray, candidates: np.ndarray, starts: np.ndarray, wanted: np.ndarray, slots: int) -> np.ndarray:
     """Returns positions as `_choose_tokens`, of whole words in random order; a word that would exceed the count is skipped."""
     num_rows, length = bits.shape
-    after_gap = np.concatenate([np.ones((num_rows, 1), bool), ~candidates[:, :-1]], axis=1)
-    starts = candidates & (starts | after_gap)
+    starts = _starts_of_words(candidates, starts)
     word = np.cumsum(starts, axis=1)  # 1.. within candidates; a special token has the word of its left neighbour
     rows = np.arange(num_rows)[:, None]
     sizes = np.bincount((rows * (length + 1) + word)[candidates], minlength=num_rows * (length + 1))
@@ -119,15 +127,60 @@ def _choose_words(bits: np.ndarray, candidates: np.ndarray, starts: np.ndarray, 
     return np.sort(np.where(chosen, np.arange(length), length), axis=1)[:, :slots]
 
 
-def _replace(input_ids: np.ndarray, positions: np.ndarray, bits: np.ndarray, vocabulary: Vocabulary, cfg: MaskingConfig) -> Rows:
-    """Puts [MASK], a random token or the token itself at `positions` [B, P] (L: unused), by `bits` [B, 2P]."""
+def _starts_of_words(candidates: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Marks the candidates [B, L] that begin a word: those whose token does, and those behind what is never masked."""
+    after_gap = np.concatenate([np.ones((len(candidates), 1), bool), ~candidates[:, :-1]], axis=1)
+    return candidates & (starts | after_gap)
+
+
+_LENGTHS = 1 - 0.8 ** np.arange(1, 11)  # of 1 to 10 words: geometric with p = 0.2, cut at 10 (Joshi et al., 2020, section 3.1)
+_LENGTHS = (_LENGTHS / _LENGTHS[-1] * 2**32).astype(np.uint64)
+
+
+def _choose_spans(
+    bits: np.ndarray, length_bits: np.ndarray, candidates: np.ndarray, starts: np.ndarray, wanted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns positions [B, P] as `_choose_tokens`, and the number from 0 of the span of each, by `length_bits` [B, P].
+
+    Spans begin at words in random order and end before what is never masked and where the count is reached. A word that is
+    masked already begins none, and a span that meets another goes on behind it.
+    """
+    (num_rows, length), slots = bits.shape, length_bits.shape[1]
+    rows, places = np.arange(num_rows)[:, None], np.arange(length)
+    starts = _starts_of_words(candidates, starts)
+    word, gaps = np.cumsum(starts, axis=1), np.cumsum(~candidates, axis=1)
+    keys, low = _random_keys(bits, starts)
+    order = np.sort(keys, axis=1)
+    words = 1 + np.searchsorted(_LENGTHS, length_bits, side="right").clip(max=9)  # [B, P] of each span
+    span, number = np.full((num_rows, length), -1), np.zeros(num_rows, np.int64)
+    for j in range(length):
+        room = wanted - (span >= 0).sum(axis=1)
+        if not ((order[:, j] != _NONE) & (room > 0)).any():
+            break
+        first = np.minimum(order[:, j] & low, np.uint32(length - 1)).astype(np.int64)[:, None]
+        begins = (order[:, j] != _NONE) & (room > 0) & (span[rows, first][:, 0] < 0)
+        last = word[rows, first] + words[rows, np.minimum(number, slots - 1)[:, None]] - 1
+        inside = (places >= first) & (word <= last) & candidates & (gaps == gaps[rows, first]) & (span < 0)
+        inside &= begins[:, None] & (np.cumsum(inside, axis=1) <= room[:, None])
+        span = np.where(inside, number[:, None], span)
+        number += begins
+    positions = np.sort(np.where(span >= 0, places, length), axis=1)[:, :slots]
+    return positions, span[rows, np.minimum(positions, length - 1)].clip(min=0)
+
+
+def _replace(
+    input_ids: np.ndarray, positions: np.ndarray, draws: np.ndarray, bits: np.ndarray, vocabulary: Vocabulary, cfg: MaskingConfig
+) -> Rows:
+    """Puts [MASK], a random token or the token itself at `positions` [B, P] (L: unused).
+
+    `draws` [B, P] choose among the three, the first P of `bits` the random token.
+    """
     used = positions < input_ids.shape[1]
     positions = np.where(used, positions, 0).astype(np.int32)
     rows = np.arange(len(input_ids))[:, None]
     original = input_ids[rows, positions]
-    slots = positions.shape[1]
-    draw = bits[:, :slots] * 2.0**-32
-    random_ids = (bits[:, slots:].astype(np.uint64) * np.uint64(vocabulary.vocab_size)) >> np.uint64(32)
+    draw = draws * 2.0**-32
+    random_ids = (bits[:, : positions.shape[1]].astype(np.uint64) * np.uint64(vocabulary.vocab_size)) >> np.uint64(32)
     new = np.where(draw < cfg.mask_prob, vocabulary.mask_id, original)
     new = np.where((draw >= cfg.mask_prob) & (draw < cfg.mask_prob + cfg.random_prob), random_ids, new)
     masked = input_ids.astype(np.int32)
