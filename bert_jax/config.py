@@ -207,6 +207,11 @@ class MaskingConfig(_Group):
         "Mask spans of neighboring words, of 1 to 10 words (3.8 in the mean), and replace all tokens of a span in the same way, "
         "as SpanBERT does."
     )
+    causal_share: float = 0.0
+    (
+        "Share of the steps that predict the next token from those before it by the same head (GPT-BERT), drawn at random; the "
+        "other steps predict masked tokens."
+    )
     max_predictions_per_seq: int | None = None
     """Maximum predictions per row. Default: enough for the larger rate (0.15: 20 at length 128, 77 at 512)."""
 
@@ -216,6 +221,7 @@ class MaskingConfig(_Group):
         for name in ("rate", "final_rate"):
             value = getattr(self, name)
             self._require(value is None or 0 < value < 1, f"{name}={value} is not in (0, 1)")
+        self._require(0 <= self.causal_share <= 1, f"causal_share={self.causal_share} is not in [0, 1]")
         self._require(
             self.mask_prob >= 0 and self.random_prob >= 0 and self.mask_prob + self.random_prob <= 1,
             f"mask_prob={self.mask_prob} and random_prob={self.random_prob} must be shares that sum to at most 1",
@@ -237,6 +243,10 @@ class MaskingConfig(_Group):
     def rate_at(self, share: float) -> float:
         """Returns the rate after a `share` of the training, in [0, 1]."""
         return self.rate if self.final_rate is None else self.rate + share * (self.final_rate - self.rate)
+
+    def most_slots(self, length: int) -> int:
+        """Returns the larger P of the steps that predict masked tokens and, if there are any, of those that predict next ones."""
+        return length - 1 if self.causal_share > 0 else self.num_slots(length)
 
     def num_slots(self, length: int) -> int:
         """Returns P for rows of `length` tokens: max_predictions_per_seq, or enough for each rate (mean + 4 sd if Bernoulli)."""
@@ -477,8 +487,18 @@ class TrainConfig(_Group):
             f"optim.warmup_steps={self.optim.warmup_steps} is more than num_steps={self.num_steps}: lower it",
         )
         self._require(self.branch_from is None or self.init_from is None, "branch_from and init_from: give one of them")
-        spans(self)  # checks the phases
+        spans(self)  # checks the phases, each as a run of its own
         self.check_average(0)
+        if not self.phases:
+            self._check_causal()
+
+    def _check_causal(self) -> None:
+        """Raises InputError if next tokens are to be predicted where a step cannot do so."""
+        share, conv = self.masking.causal_share, self.model.form.conv_kernel_size
+        fix = f"masking.causal_share={share}: set it to 0"
+        self._require(share == 0 or conv == 0, f"conv_kernel_size={conv}, a convolution, shows tokens the next ones, and {fix}")
+        pairs = self.data.examples == "sentence_pairs"
+        self._require(share == 0 or not pairs, f"data.examples='sentence_pairs' has no label for causal rows, and {fix}")
 
     def check_average(self, begin: int) -> None:
         """Raises InputError if more checkpoints are to be averaged than a run from step `begin` makes, or than are kept."""

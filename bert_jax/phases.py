@@ -35,6 +35,8 @@ class Phase(Checked):
     """Share of the tokens to predict that become [MASK]."""
     random_prob: float | None = None
     """Share of the tokens to predict that become a random token."""
+    causal_share: float | None = None
+    """Share of the steps that predict next tokens, not masked ones."""
     mixture: str | None = None
     """Weights of the sources, as in data.mixture, which must be given too."""
     learning_rate_scale: float | None = None
@@ -118,7 +120,7 @@ def _run(cfg: TrainConfig, phase: Phase) -> TrainConfig:
 
     if phase.mixture is not None and cfg.data.mixture is None:
         raise InputError(f"mixture={phase.mixture!r} needs data.mixture, which says that the sources have names")
-    masking = given(mask_prob=phase.mask_prob, random_prob=phase.random_prob)
+    masking = given(mask_prob=phase.mask_prob, random_prob=phase.random_prob, causal_share=phase.causal_share)
     if phase.mask_rate is not None:
         masking |= {"rate": phase.mask_rate, "final_rate": phase.final_mask_rate}
     optim = cfg.optim if cfg.optim.last is None else cfg.optim.replace(average=None)  # of the checkpoints of all phases

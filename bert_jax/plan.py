@@ -363,7 +363,7 @@ def make_phases(cfg: TrainConfig, topology: Topology) -> list[tuple[Span, Plan]]
     made: dict[tuple[int, int, int, int], Plan] = {}
     for span in spans(cfg):
         length = span.cfg.data.max_seq_length
-        shape = span.cfg.batch_size, span.cfg.gradient_accumulation_steps, length, span.cfg.masking.num_slots(length)
+        shape = span.cfg.batch_size, span.cfg.gradient_accumulation_steps, length, span.cfg.masking.most_slots(length)
         if shape not in made:
             try:
                 made[shape] = make(span.cfg, topology, cfg.phases)
@@ -388,6 +388,8 @@ def make(cfg: TrainConfig, topology: Topology, phases: tuple[Phase, ...] = ()) -
         raise InputError("parallel.strategy='pmap' needs real devices; --parallel.strategy mesh plans the same work")
     if cfg.parallel.num_devices is not None:
         raise InputError(f"parallel.num_devices={cfg.parallel.num_devices}: here --topology says how many; leave it out")
+    if cfg.masking.causal_share > 0:  # the steps that predict next tokens need more memory and time than the others
+        cfg = cfg.replace(masking=cfg.masking.replace(causal_share=1.0))
     devices = parallel.Devices(parallel.make_mesh(topology.devices(), cfg.parallel.fsdp, cfg.parallel.tensor))
     chip = topology.chip
     program = build(cfg, devices, None if chip is None else int(chip.hbm), phases)

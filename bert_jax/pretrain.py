@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -137,18 +138,28 @@ def _tokens(batch: loop.HostBatch) -> int:
 def compile_phases(
     cfg: TrainConfig, devices: parallel.Devices, training: list[BatchSource], state: steps.TrainState, start: int
 ) -> list[tuple[Span, BatchSource, Callable[..., PyTree]]]:
-    """Compiles the step of each phase that ends after `start`, once for phases with equal shapes; returns span, batches, step."""
+    """Compiles the steps of each phase that ends after `start`, once for equal shapes; returns span, batches and step.
+
+    A phase that predicts masked and next tokens has a program for each; `step` runs that of its batch.
+    """
     left = [(span, source) for span, source in zip(spans(cfg), training, strict=True) if span.until > start]
     compiled: dict[object, Callable[..., PyTree]] = {}
     found = []
     for span, source in left:
-        batch = source.train(max(start, span.begin), devices.rows(source.batch_size))
-        shapes = span.cfg.gradient_accumulation_steps, *((name, x.shape) for name, x in batch.items())
-        if shapes not in compiled:
-            program = build(span.cfg, devices, memory.device_bytes(devices.mesh.local_devices[0]), cfg.phases)
-            compiled[shapes] = program.train_step.compile(state, devices.put(batch))
-        found.append((span, source, compiled[shapes]))
+        chosen: dict[bool, Callable[..., PyTree]] = {}
+        for batch in source.kinds(max(start, span.begin), devices.rows(source.batch_size)):
+            shapes = span.cfg.gradient_accumulation_steps, *((name, x.shape) for name, x in batch.items())
+            if shapes not in compiled:
+                program = build(span.cfg, devices, memory.device_bytes(devices.mesh.local_devices[0]), cfg.phases)
+                compiled[shapes] = program.train_step.compile(state, devices.put(batch))
+            chosen["causal" in batch] = compiled[shapes]
+        found.append((span, source, partial(_step_of_its_kind, chosen)))
     return found
+
+
+def _step_of_its_kind(steps: dict[bool, Callable[..., PyTree]], state: PyTree, batch: PyTree) -> PyTree:
+    """Runs the step of causal batches or of others."""
+    return steps["causal" in batch](state, batch)
 
 
 def make_evaluate(

@@ -99,14 +99,16 @@ class Program:
 
     @cached_property
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes, types and shardings of a global batch (see `data.pretraining.BatchSource`)."""
+        """Shapes, types and shardings of a global batch (see `data.pretraining.BatchSource`), that with the most predictions."""
         cfg = self.cfg
         rows, length = cfg.batch_size, cfg.data.max_seq_length
-        slots = cfg.masking.num_slots(length)
+        slots = cfg.masking.most_slots(length)
         tokens = ("input_ids", "token_type_ids", "position_ids", "sequence_ids")
         shapes: dict[str, tuple[tuple[int, ...], DTypeLike]] = dict.fromkeys(tokens, ((rows, length), jnp.int32))
         shapes |= dict.fromkeys(("masked_positions", "masked_ids"), ((rows, slots), jnp.int32))
         shapes["masked_weights"] = (rows, slots), jnp.float32
+        if cfg.masking.causal_share > 0:
+            shapes["causal"] = (rows,), jnp.bool_
         if cfg.data.examples == "sentence_pairs":
             shapes["next_sentence_label"] = (rows,), jnp.int32
         return self.devices.abstract_batch({name: jax.ShapeDtypeStruct(*of) for name, of in shapes.items()})

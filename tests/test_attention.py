@@ -92,11 +92,12 @@ def test_an_encoder_by_splash_is_the_one_by_xla_layers_scanned_and_some_position
         Encoder(CFG, ComputeConfig(attention="splash")).apply(params, *args, output_attentions=True)
 
 
-def plain(query, key, value, ids, window):
+def plain(query, key, value, ids, window, causal=False):
     """Attention in NumPy, float64, pair by pair."""
     q, k, v = (np.asarray(x, np.float64) for x in (query, key, value))
     places = np.arange(q.shape[1])
     seen = (ids[:, :, None] == ids[:, None]) & (abs(places[:, None] - places) <= (window or len(places)))
+    seen &= (places[None] <= places[:, None]) | (not causal)
     scores = np.where(seen[:, None], np.einsum("blhk,bmhk->bhlm", q, k) * q.shape[-1] ** -0.5, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return np.einsum("bhlm,bmhk->blhk", weights / weights.sum(-1, keepdims=True), v)
@@ -112,6 +113,32 @@ def test_a_window_lets_a_token_see_so_many_on_each_side_of_its_own_sequence(wind
     dense, weights = attention.attention(*arrays, Tokens(ids), Tokens(ids), "auto", 0.0, None, True, window)
     np.testing.assert_allclose(dense, out, atol=2e-5)
     assert weights.shape == (ROWS, HEADS, length, length)
+
+
+@pytest.mark.parametrize(("kernel", "window"), [("xla", None), ("banded", 5), ("blockwise", None), ("blockwise", 5)])
+def test_tokens_of_causal_rows_see_no_later_ones(kernel, window, monkeypatch):
+    monkeypatch.setattr(attention, "_QUERY_BLOCK", 32)
+    monkeypatch.setattr(attention, "_xla", lambda *args: kernel)
+    arrays, ids = inputs(), np.stack([PACKED[1], PACKED[1]])
+    tokens = Tokens(ids, causal=np.array([True, False]))
+    out, _ = attention.attention(*arrays, tokens, tokens, "auto", 0.0, None, False, window)
+    for row, causal in enumerate((True, False)):
+        expected = plain(*(x[row : row + 1] for x in arrays), ids[row : row + 1], window, causal)
+        np.testing.assert_allclose(out[row : row + 1], expected, atol=2e-5)
+
+
+def test_an_encoder_keeps_later_tokens_from_those_of_causal_rows_also_at_some_positions():
+    ids = np.random.default_rng(0).integers(5, 50, (2, 20)).astype(np.int32)
+    places, ones = np.tile(np.arange(20, dtype=np.int32), (2, 1)), np.ones_like(ids)
+    params = jax.jit(Encoder(CFG).init)(jax.random.key(0), ids, 0 * ids, places, ones)
+    for positions in (None, np.array([[3, 18], [3, 18]], np.int32)):
+        apply = jax.jit(partial(Encoder(CFG).apply, positions=positions, causal=np.array([True, False])))
+        other = ids.copy()
+        other[:, -1] = 1
+        one, two = (apply(params, x, 0 * ids, places, ones)["last_hidden_state"] for x in (ids, other))
+        changed = np.abs(one - two).max(-1)
+        assert changed[0, : 19 if positions is None else 2].max() == 0
+        assert changed[1].min() > 1e-4
 
 
 def weighted_sum(arrays, ids, window=None, positions=None):
@@ -207,6 +234,7 @@ def test_the_kernel_is_the_fastest_that_computes_the_same(case):
         (("splash", "cpu", 512, 64, "bfloat16", 0.0), "it runs on TPUs, and this is a cpu"),
         (("splash", "tpu", 512, 64, "bfloat16", 0.1), "set attention_probs_dropout_prob=0.1 to 0, or set attention='xla'"),
         (("splash", "tpu", 100, 64, "bfloat16", 0.0), "rows of 100 tokens are not a multiple of 128"),
+        (("splash", "tpu", 512, 64, "bfloat16", 0.0, None, False, None, False, True), "set masking.causal_share to 0"),
         (("cudnn", "tpu", 512, 64, "bfloat16", 0.0), "it runs on GPUs, and this is a tpu"),
         (("cudnn", "gpu", 512, 64, "float32", 0.0), "computes in bfloat16, not float32: set dtype='bfloat16'"),
         (("cudnn", "gpu", 512, 20, "bfloat16", 0.0), "not heads of 20 in rows of 512 tokens"),

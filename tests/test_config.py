@@ -101,6 +101,7 @@ def test_whole_numbers_are_floats_too():
         (lambda: DataConfig(dupe_factor=5), ["dupe_factor=5", "examples='sentence_pairs'"]),
         (lambda: MaskingConfig(mask_prob=0.8, random_prob=0.3), ["mask_prob=0.8", "random_prob=0.3"]),
         (lambda: MaskingConfig(whole_word=True, count="bernoulli"), ["whole_word=True", "count='exact'"]),
+        (lambda: MaskingConfig(causal_share=1.5), ["causal_share=1.5 is not in [0, 1]"]),
         (lambda: MaskingConfig(spans=True, whole_word=True), ["spans=True", "whole_word=False"]),
         (lambda: TrainConfig(batch_size=10, gradient_accumulation_steps=3), ["batch_size=10", "gradient_accumulation_steps=3"]),
         (
@@ -368,6 +369,10 @@ def test_phases_are_spans_with_the_settings_that_they_change():
         (lambda: run_in(PHASES[0], Phase(until=100, gradient_accumulation_steps=3)),
          r"phases\[1\] \(steps 40 to 100\): TrainConfig: batch_size=256 is not divisible by gradient_accumulation_steps=3"),
         (lambda: run_in(Phase(until=100, mask_rate=1.5)), r"phases\[0\] .*: MaskingConfig: rate=1.5 is not in \(0, 1\)"),
+        (
+            lambda: run_in(Phase(until=100, causal_share=0.5), data=DataConfig(examples="sentence_pairs")),
+            r"phases\[0\] .*sentence_pairs' has no label for causal rows, and masking.causal_share=0.5: set it to 0",
+        ),
         (lambda: run_in(Phase(until=100, mask_prob=0.95)), r"phases\[0\] .*shares that sum to at most 1"),
         (lambda: Phase(until=10, final_mask_rate=0.1), "Phase: final_mask_rate=0.1 needs mask_rate"),
         (lambda: Phase(until=10, learning_rate_scale=-1), "Phase: learning_rate_scale=-1 is below 0"),

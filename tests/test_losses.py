@@ -136,6 +136,7 @@ def test_without_pairs_there_is_no_next_sentence_loss() -> None:
     outputs, batch = pretraining()
     del outputs["next_sentence_logits"], batch["next_sentence_label"]
     assert set(pretraining_sums(outputs, batch)) == {"masked_lm_loss", "masked_lm_accuracy"}
+    assert set(pretraining_sums(outputs, batch | {"causal": np.ones(1, bool)})) == {"next_token_loss", "next_token_accuracy"}
 
 
 # ---- fine-tuning's

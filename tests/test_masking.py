@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bert_jax.config import MaskingConfig
-from bert_jax.data.masking import Vocabulary, _choose_spans, mask_rows, random_bits, target_counts
+from bert_jax.data.masking import Vocabulary, _choose_spans, is_causal, mask_rows, next_tokens, random_bits, target_counts
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 SPECIAL = (PAD, UNK, CLS, SEP, MASK)
@@ -130,6 +130,26 @@ def test_slots_are_enough_for_the_rate(length, rate, slots):
     assert cfg.num_slots(length) == slots
     assert target_counts(np.arange(length + 1), rate).max() <= slots
     assert MaskingConfig(rate=0.01, final_rate=rate).num_slots(length) == slots
+
+
+def test_next_tokens_are_predicted_within_a_sequence_and_special_ones_are_not():
+    ids, of = np.array([[CLS, 7, 8, SEP, CLS, 9, UNK, 5, PAD]]), np.array([[1, 1, 1, 1, 2, 2, 2, 2, 0]])
+    out = next_tokens(ids, of, vocabulary())
+    assert out["masked_positions"].tolist() == [[0, 1, 0, 0, 4, 0, 6, 0]]
+    assert out["masked_ids"].tolist() == [[7, 8, 0, 0, 9, 0, 5, 0]]
+    assert out["masked_weights"].tolist() == [[1, 1, 0, 0, 1, 0, 1, 0]]
+    assert (out["input_ids"].tolist(), out["causal"].tolist()) == (ids.tolist(), [True])
+    assert {k: v.dtype.name for k, v in out.items()} == {
+        "input_ids": "int32", "masked_positions": "int32", "masked_ids": "int32", "masked_weights": "float32", "causal": "bool",
+    }  # fmt: skip
+
+
+def test_a_share_of_the_steps_is_causal_whatever_the_masks():
+    for share in (0.0, 0.25, 1.0):
+        chosen = np.array([[is_causal(MaskingConfig(causal_share=share), seed, step) for step in range(400)] for seed in (0, 1)])
+        assert abs(chosen.mean() - share) <= 5 * np.sqrt(share * (1 - share) / 800)
+        assert share in (0, 1) or (chosen[0] != chosen[1]).any()
+    assert (MaskingConfig(causal_share=0.1).most_slots(128), MaskingConfig().most_slots(128)) == (127, 20)
 
 
 # ---- properties
@@ -359,4 +379,5 @@ GOLDEN = {
     "exact": ([2, 4, 7], [2, 10, 4, 20, 0, 13, 14, 4, 3, 0]),
     "bernoulli": ([2, 3, 4, 7], [2, 10, 4, 4, 4, 13, 14, 4, 3, 0]),
     "whole words": ([2, 3, 4], [2, 10, 4, 0, 4, 13, 14, 21, 3, 0]),
+    "spans": ([2, 3, 4], [2, 10, 4, 4, 4, 13, 14, 21, 3, 0]),
 }

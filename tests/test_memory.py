@@ -51,6 +51,15 @@ def test_layers_with_a_window_hold_fewer_scores():
     assert difference == pytest.approx(1.05 * 4 * scores * 4 / 6 * (5 + 100 / 1024), rel=1e-6)  # 4 of 6 layers have the window
 
 
+def test_steps_that_predict_next_tokens_run_the_head_and_the_last_layer_everywhere():
+    runs = [TrainConfig(model=MODERN, masking=MaskingConfig(causal_share=share)) for share in (0.0, 0.5, 1.0)]
+    masked, mixed, causal = map(flops.step_flops, runs)
+    assert mixed == pytest.approx((masked + causal) / 2)
+    per_place = 2 * (2 * 256**2 + 3 * 256 * 384) + 4 * 128 * 256 + 2 * (256**2 + 256 * 5000)  # MODERN's last layer, and the head
+    assert causal - masked == pytest.approx(3 * 256 * (127 - 20) * per_place)
+    assert [memory.DeviceShare.of_run(run, "tpu", 1, 1, 1).slots for run in runs] == [20, 127, 127]
+
+
 @pytest.mark.parametrize(
     "cfg",
     [MODERN, BertConfig.preset("mini"), BertConfig.of_family("eurobert", num_hidden_layers=2)],

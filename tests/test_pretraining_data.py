@@ -125,6 +125,27 @@ def test_a_rate_on_a_line_falls_with_the_step_in_one_program_and_leaves_evaluati
     assert falling.train(39)["masked_weights"].sum() < rising.train(39)["masked_weights"].sum()
 
 
+def test_a_step_predicts_masked_or_next_tokens_of_the_same_rows(config, data, source):
+    cfg = config.replace(masking=config.masking.replace(causal_share=0.5))
+    mixed = BatchSource.of(cfg, data.tokenizer, data.training.train)
+    batches = [mixed.train(step) for step in range(12)]
+    causal = [step for step, batch in enumerate(batches) if "causal" in batch]
+    assert 0 < len(causal) < 12
+    for step in set(range(12)) - set(causal):
+        for name, values in source.train(step).items():
+            np.testing.assert_array_equal(batches[step][name], values)
+    step = causal[0]
+    rows, masked = batches[step]["input_ids"], source.train(step)
+    changed = np.zeros(rows.shape, bool)
+    np.put_along_axis(changed, masked["masked_positions"], masked["masked_weights"] > 0, axis=1)
+    assert (rows == masked["input_ids"])[~changed].all()
+    part = mixed.train(step, slice(2, 4))
+    for name, values in batches[step].items():
+        np.testing.assert_array_equal(part[name], values[2:4])
+    assert [set(batch) - set(source.train(0)) for batch in mixed.kinds(0)] == [set(), {"causal"}]
+    assert len(source.kinds(0)) == 1
+
+
 def test_phases_of_one_length_share_an_order_and_another_length_has_rows_of_its_own(config, data, source):
     phases = (
         Phase(until=3, batch_size=4, mask_rate=0.3), Phase(until=5, max_seq_length=16, batch_size=16),

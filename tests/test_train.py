@@ -135,7 +135,8 @@ from bert_jax.config import Phase
 
 def get_config(base=get_config):
     phases = (
-        Phase(until=4, mask_rate=0.4), Phase(until=9, mask_rate=0.3, final_mask_rate=0.1, batch_size=16, max_seq_length=16),
+        Phase(until=4, mask_rate=0.4), Phase(until=9, mask_rate=0.3, final_mask_rate=0.1, batch_size=16, max_seq_length=16,
+                                            causal_share=0.5),
         Phase(until=12, learning_rate_scale=0.1, learning_rate_shape="1-sqrt"),
     )
     return dataclasses.replace(base(), phases=phases, checkpoint_every=3, keep_checkpoints=9)
@@ -164,6 +165,10 @@ def test_a_run_in_phases_changes_its_batches_and_rates_and_continues_to_the_bit(
         scale = 1 - 0.9 * (max(0, step - 1 - 9) / 3) ** 0.5
         assert rates[step] == pytest.approx(peaks[step] * scale, rel=1e-5)
     assert [v["step"] for v in values if "eval/masked_lm_loss" in v] == [4, 8, 9, 12]
+    kinds = {name: [v["step"] for v in values if f"train/{name}_loss" in v] for name in ("next_token", "masked_lm")}
+    assert sorted(kinds["next_token"] + kinds["masked_lm"]) == list(range(1, 13))
+    assert set(kinds["next_token"]) <= set(range(5, 10))
+    assert 0 < len(kinds["next_token"]) < 5
     shutil.copytree(whole, tmp_path / "run")
     for step in (9, 12):  # it goes on inside the second phase
         shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
@@ -206,7 +211,7 @@ def test_averages_of_weights_are_evaluated_and_exported(project, whole_run, tmp_
 
     reached = bert_jax.train(cfg := load_train_config(arguments(project, tmp_path / "last", "--optim.average", "last:2")))
     evaluated = [v for v in writer.read(tmp_path / "last" / "metrics.jsonl") if "eval/masked_lm_loss" in v]
-    assert [v["step"] for v in evaluated] == [8, 12, 12]  # of the last weights, then of their mean
+    assert [v["step"] for v in evaluated] == [4, 8, 12, 12]  # of the last weights, then of their mean
     assert evaluated[-1] == {"step": 12, **reached.metrics}
     before = recorded(tmp_path / "last")
     bert_jax.train(cfg)

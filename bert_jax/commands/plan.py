@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import sys
@@ -128,12 +129,10 @@ def _muon(cfg: TrainConfig) -> str:
     from bert_jax.training import flops, memory
 
     work = flops.muon_flops(cfg)
-    muon, adam = (
-        memory.state_bytes(cfg.model, memory.DeviceShare(1, 1, 0, "cpu", cfg.parallel.fsdp, cfg.parallel.tensor, muon=muon))
-        for muon in (True, False)
-    )
-    share = work / flops.step_flops(cfg)
-    return f"{work:.3g} more FLOPs ({share:.1%}) orthogonalise updates; state {_size(muon)} per device, by AdamW {_size(adam)}"
+    share = memory.DeviceShare.of_run(cfg, "cpu", 1, cfg.parallel.fsdp, cfg.parallel.tensor)
+    muon, adam = (memory.state_bytes(cfg.model, dataclasses.replace(share, muon=muon)) for muon in (True, False))
+    more = work / flops.step_flops(cfg)
+    return f"{work:.3g} more FLOPs ({more:.1%}) orthogonalise updates; state {_size(muon)} per device, by AdamW {_size(adam)}"
 
 
 def _fits(made: Plan) -> str:

@@ -141,7 +141,7 @@ def _leaks(data: PretrainingData) -> list[str]:
 def _masks(source: BatchSource) -> tuple[list[tuple[str, str]], list[str]]:
     tokens = predicted = masked = changed = 0
     for step in range(4):
-        batch = source.train(step)
+        batch = source.masked(step)
         used = batch["masked_weights"] > 0
         now = np.take_along_axis(batch["input_ids"], batch["masked_positions"], axis=1)
         tokens += int((batch["sequence_ids"] > 0).sum())

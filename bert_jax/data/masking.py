@@ -30,6 +30,36 @@ class Vocabulary:
     starts_word: np.ndarray  # bool [V]: False where the token continues a word
 
 
+_CAUSAL = 2**62  # added to the step: the choice of a step's objective shares no random bits with its masks
+
+
+def is_causal(cfg: MaskingConfig, seed: int, step: int) -> bool:
+    """Returns True if a step predicts next tokens, with the probability `cfg.causal_share`."""
+    return bool(random_bits(seed, _CAUSAL + step, 0, 1, 1)[0, 0] * 2.0**-32 < cfg.causal_share)
+
+
+def next_tokens(input_ids: np.ndarray, sequence_ids: np.ndarray, vocabulary: Vocabulary) -> Rows:
+    """Returns `input_ids` [B, L] as a batch of causal rows that predicts the token behind each one.
+
+    Special tokens, padding and the first token of another sequence are not predicted.
+
+    Returns:
+      The arrays of `mask_rows`, with P = L - 1 slots, and `causal` [B], true.
+    """
+    behind = input_ids[:, 1:]
+    counted = (sequence_ids[:, 1:] == sequence_ids[:, :-1]) & (sequence_ids[:, 1:] > 0)
+    for special in vocabulary.special_ids:
+        counted &= behind != special
+    places = np.arange(behind.shape[1], dtype=np.int32)
+    return {
+        "input_ids": input_ids.astype(np.int32),
+        "masked_positions": np.where(counted, places, 0).astype(np.int32),
+        "masked_ids": np.where(counted, behind, 0).astype(np.int32),
+        "masked_weights": counted.astype(np.float32),
+        "causal": np.ones(len(input_ids), bool),
+    }
+
+
 def random_bits(seed: int, step: int, first_row: int, num_rows: int, draws: int) -> np.ndarray:
     """Returns uint32 [num_rows, draws]: rows from `first_row` of the random table of (seed, step)."""
     blocks = -(-draws // _BLOCK)

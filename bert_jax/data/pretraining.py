@@ -188,7 +188,8 @@ class BatchSource:
     """Makes masked batches of rows.
 
     A batch has int32 `input_ids, token_type_ids, position_ids, sequence_ids` [B, L] and `masked_positions, masked_ids` [B, P],
-    float32 `masked_weights` [B, P], and int32 `next_sentence_label` [B] where rows have one.
+    float32 `masked_weights` [B, P], and int32 `next_sentence_label` [B] where rows have one. One that predicts next tokens also
+    has `causal` [B], true.
     """
 
     rows: Rows
@@ -213,12 +214,30 @@ class BatchSource:
 
     def train(self, step: int, of: slice = slice(None)) -> Batch:
         """Returns the batch of `step`, or the rows `of` it. The order changes with each epoch, the masks with each step."""
+        return (self.causal if masking.is_causal(self.cfg, self.seed, step) else self.masked)(step, of)
+
+    def masked(self, step: int, of: slice = slice(None)) -> Batch:
+        """Returns the batch of `step` with masks."""
+        rows, first_row = self._rows(step, of)
+        begin, end = self.mask_line
+        return self._batch(rows, step, first_row, self.cfg.rate_at(min(1.0, (step - begin) / (end - begin))))
+
+    def causal(self, step: int, of: slice = slice(None)) -> Batch:
+        """Returns the batch of `step` with next tokens to predict."""
+        tokenizer, ids = self.tokenizer, self._rows(step, of)[0][:, : self.max_seq_length]
+        batch = packing.describe(ids, tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
+        return batch | masking.next_tokens(ids, batch["sequence_ids"], self._vocabulary)
+
+    def kinds(self, step: int, of: slice = slice(None)) -> list[Batch]:
+        """Returns a batch of each kind that training has."""
+        share = self.cfg.causal_share
+        return [make(step, of) for make, has in ((self.masked, share < 1), (self.causal, share > 0)) if has]
+
+    def _rows(self, step: int, of: slice) -> tuple[np.ndarray, int]:
+        """Returns the rows `of` a step, and the number of the first one in its batch."""
         first = (step - self.begin) * self.batch_size
         places = range(first, first + self.batch_size)[of]
-        rows = self.rows[self.order.rows(places)]
-        begin, end = self.mask_line
-        rate = self.cfg.rate_at(min(1.0, (step - begin) / (end - begin)))
-        return self._batch(rows, step, places[0] - first, rate)
+        return self.rows[self.order.rows(places)], places[0] - first
 
     def evaluation(self, number: int) -> Batch:
         """Returns batch `number` of the rows in their own order, with fixed masks. The last batch is padded with weight 0."""
@@ -240,11 +259,15 @@ class BatchSource:
         steps = grain.MapDataset.range(start, stop).map(partial(self.train, of=of))
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
+    @property
+    def _vocabulary(self) -> masking.Vocabulary:
+        of = self.tokenizer
+        return masking.Vocabulary(of.vocab_size, of.mask_id, of.special_ids, of.starts_word)
+
     def _batch(self, rows: np.ndarray, step: int, first_row: int = 0, rate: float | None = None) -> Batch:
         ids, tokenizer = rows[:, : self.max_seq_length], self.tokenizer
         batch = packing.describe(ids, tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
-        vocabulary = masking.Vocabulary(tokenizer.vocab_size, tokenizer.mask_id, tokenizer.special_ids, tokenizer.starts_word)
-        batch |= masking.mask_rows(ids, vocabulary, self.cfg, self.seed, step, first_row, tokenizer.pad_id, rate)
+        batch |= masking.mask_rows(ids, self._vocabulary, self.cfg, self.seed, step, first_row, tokenizer.pad_id, rate)
         if rows.shape[1] > self.max_seq_length:
             batch["next_sentence_label"] = rows[:, self.max_seq_length]
         return batch

@@ -60,6 +60,7 @@ def choose(
     wants_weights: bool = False,
     window: int | None = None,
     biased: bool = False,
+    causal: bool = False,
 ) -> tuple[Kernel, str]:
     """Returns the kernel, and why.
 
@@ -74,6 +75,7 @@ def choose(
       wants_weights: The probabilities are returned, too.
       window: Tokens on each side that a token attends to; None: its whole sequence.
       biased: A bias is added to the scores.
+      causal: Tokens of some rows attend to no later ones.
 
     Raises:
       InputError: the kernel that is wanted cannot compute this model here.
@@ -87,7 +89,7 @@ def choose(
         return xla, "asked for"
     kernels: tuple[Any, ...] = ("splash", "cudnn") if wanted == "auto" else (wanted,)
     for kernel in kernels:
-        obstacle = _obstacle(kernel, platform, length, head_size, dtype, rate, wants_weights, biased)
+        obstacle = _obstacle(kernel, platform, length, head_size, dtype, rate, wants_weights, biased, causal)
         if obstacle is None and (wanted != "auto" or kernel != "splash" or length >= SPLASH_FROM):
             return kernel, f"on {platform}" if wanted == "auto" else "asked for"
         if wanted != "auto":
@@ -96,6 +98,8 @@ def choose(
         return xla, "on cpu"
     if rate:
         return xla, f"attention_probs_dropout_prob={rate}: fused kernels have no dropout"
+    if causal and platform == "tpu":
+        return xla, "causal rows: splash attends to both sides"
     if biased:
         return xla, "relative biases: fused kernels cannot add them to the scores"
     return xla, f"{length} tokens of {dtype} in heads of {head_size} on {platform}"
@@ -111,7 +115,15 @@ def _xla(length: int, queries: int, wants_weights: bool, window: int | None, bia
 
 
 def _obstacle(
-    kernel: str, platform: str, length: int, head_size: int, dtype: str, rate: float, wants_weights: bool, biased: bool
+    kernel: str,
+    platform: str,
+    length: int,
+    head_size: int,
+    dtype: str,
+    rate: float,
+    wants_weights: bool,
+    biased: bool,
+    causal: bool,
 ) -> str | None:
     """Returns why a kernel cannot compute this, and what would help; None if it can."""
     home = {"splash": "tpu", "cudnn": "gpu"}[kernel]
@@ -123,6 +135,8 @@ def _obstacle(
         return "it cannot add the relative biases of this model to the scores"
     if wants_weights:
         return "it does not return the probabilities that output_attentions asks for: leave that out"
+    if kernel == "splash" and causal:
+        return "it attends to both sides, also in causal rows: set masking.causal_share to 0"
     if kernel == "splash" and length % _BLOCK:
         return f"rows of {length} tokens are not a multiple of {_BLOCK}: set max_seq_length to one"
     if kernel == "cudnn" and dtype != "bfloat16":
@@ -168,6 +182,7 @@ class Tokens(NamedTuple):
       angles: Base of the rotary angles -> cosine and sine (see `rotary_angles`), where positions are rotary.
       bias: What relative positions add to the scores, where they do.
       relative: DeBERTa's relative embeddings.
+      causal: Marks rows whose tokens attend to themselves and to those before them alone; None: no row.
     """
 
     sequence_ids: Int[AnyArray, "B L"]
@@ -175,6 +190,7 @@ class Tokens(NamedTuple):
     angles: dict[float, tuple[Float[Array, "B L J"], Float[Array, "B L J"]]] = {}  # noqa: RUF012 (never changed)
     bias: Float[Array, "#B H Q L"] | None = None
     relative: Float[Array, "S D"] | None = None
+    causal: Bool[AnyArray, " B"] | None = None
 
     def at(self, positions: Int[AnyArray, "B P"] | None) -> Tokens:
         """Returns the facts about the tokens at `positions`; about all, if None."""
@@ -185,16 +201,21 @@ class Tokens(NamedTuple):
         angles = {theta: (jnp.take_along_axis(cos, at, axis=1), jnp.take_along_axis(sin, at, axis=1))
                   for theta, (cos, sin) in self.angles.items()}  # fmt: skip
         bias = None if self.bias is None else jnp.take_along_axis(self.bias, at[:, None], axis=2)
-        return Tokens(ids, jnp.asarray(positions), angles, bias, self.relative)
+        return Tokens(ids, jnp.asarray(positions), angles, bias, self.relative, self.causal)
 
 
 def may_attend(queries: Tokens, tokens: Tokens, window: int | None = None) -> Bool[Array, "B 1 Q L"]:
-    """Returns the mask of attention: tokens attend within a sequence id (0, padding, to padding only) and their window."""
+    """Returns the mask of attention: tokens attend within a sequence id (0, padding, to padding only) and their window.
+
+    In causal rows they attend to no later ones.
+    """
     mask = jnp.asarray(queries.sequence_ids)[:, :, None] == jnp.asarray(tokens.sequence_ids)[:, None, :]
+    places = jnp.arange(tokens.sequence_ids.shape[1])
+    ahead = places[None, None] - (places[None] if queries.places is None else jnp.asarray(queries.places))[:, :, None]
     if window is not None:
-        places = jnp.arange(tokens.sequence_ids.shape[1])
-        at = places[None] if queries.places is None else queries.places
-        mask &= jnp.abs(at[:, :, None] - places[None, None]) <= window
+        mask &= jnp.abs(ahead) <= window
+    if queries.causal is not None:
+        mask &= (ahead <= 0) | ~jnp.asarray(queries.causal)[:, None, None]
     return mask[:, None]
 
 
@@ -234,7 +255,7 @@ def attention(
     rate = 0.0 if dropout_key is None else dropout_rate
     some = None if queries.places is None else query.shape[1]
     args = wanted, platform, length, head_size, query.dtype.name, rate, some, wants_weights
-    kernel, _ = choose(*args, window, queries.bias is not None)
+    kernel, _ = choose(*args, window, queries.bias is not None, queries.causal is not None)
     if kernel == "splash":
         return _splash(query, key, value, jnp.asarray(tokens.sequence_ids), window, interpret), None
     if kernel == "cudnn":
@@ -245,7 +266,7 @@ def attention(
     drop = Drop(dropout_rate, dropout_key)
     weights = None
     if kernel == "banded" and window is not None:
-        mixed = _banded(query, key, value, jnp.asarray(tokens.sequence_ids), window, drop)
+        mixed = _banded(query, key, value, tokens, window, drop)
     elif kernel == "blockwise":
         mixed = _blockwise(query, key, value, queries, tokens, window, drop)
     else:
@@ -280,7 +301,7 @@ def _banded(
     query: Float[Array, "B H L K"],
     key: Float[Array, "B H L K"],
     value: Float[Array, "B H L K"],
-    ids: Int[Array, "B L"],
+    tokens: Tokens,
     window: int,
     drop: Drop,
 ) -> Float[Array, "B H L K"]:
@@ -288,7 +309,7 @@ def _banded(
 
     A block has `window` tokens, at least 16: a token sees no further than the blocks beside its own.
     """
-    length, block = query.shape[2], max(window, 16)
+    length, block, ids = query.shape[2], max(window, 16), jnp.asarray(tokens.sequence_ids)
     number = -(-length // block)
 
     def blocks(x: Array, axis: int, fill: int = 0) -> Array:
@@ -304,8 +325,10 @@ def _banded(
         x = jnp.pad(x, widths, constant_values=fill)
         return jnp.concatenate([jax.lax.slice_in_dim(x, i, i + number, axis=axis) for i in range(3)], axis=axis + 1)
 
-    near = jnp.abs(jnp.arange(block)[:, None] - (jnp.arange(3 * block) - block)[None]) <= window
-    mask = (blocks(ids, 1)[..., None] == with_neighbours(ids, 1, fill=-1)[:, :, None]) & near[None, None]
+    ahead = (jnp.arange(3 * block) - block)[None] - jnp.arange(block)[:, None]
+    mask = (blocks(ids, 1)[..., None] == with_neighbours(ids, 1, fill=-1)[:, :, None]) & (jnp.abs(ahead) <= window)[None, None]
+    if tokens.causal is not None:
+        mask &= (ahead <= 0)[None, None] | ~jnp.asarray(tokens.causal)[:, None, None, None]
     mixed, _ = _mix(blocks(query, 2), with_neighbours(key, 2), with_neighbours(value, 2), mask[:, None], drop)
     return mixed.reshape(*query.shape[:2], number * block, -1)[:, :, :length]
 
@@ -334,7 +357,7 @@ def _blockwise(
     def mix(block: tuple[Array, Array, Array, Array]) -> Array:
         query, ids, places, number = block
         key_of_block = None if drop.key is None else jax.random.fold_in(drop.key, number)
-        mask = may_attend(Tokens(ids, places), tokens, window)
+        mask = may_attend(Tokens(ids, places, causal=queries.causal), tokens, window)
         return _mix(query, key, value, mask, Drop(drop.rate, key_of_block))[0]
 
     mixed = jax.lax.map(mix, (blocks(query, 2), blocks(ids, 1), blocks(places, 1), jnp.arange(number)))

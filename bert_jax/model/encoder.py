@@ -254,6 +254,7 @@ class Encoder(nn.Module):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         positions: Int[AnyArray, "B P"] | None = None,
+        causal: Bool[AnyArray, " B"] | None = None,
     ) -> dict[str, Any]:
         """Runs the encoder.
 
@@ -266,6 +267,7 @@ class Encoder(nn.Module):
           output_hidden_states: Return the output of the embeddings and of each layer, too.
           output_attentions: Return each layer's probabilities [B, H, L, L], before dropout, too.
           positions: Compute the last layer at these alone, which saves most of its work.
+          causal: Marks rows whose tokens attend to themselves and to those before them alone.
 
         Returns:
           `last_hidden_state` [B, L, D], or [B, P, D] at `positions`; on request `hidden_states` and `attentions`.
@@ -277,7 +279,7 @@ class Encoder(nn.Module):
         if cfg.embedding_size is not None and not cfg.form.inner_projection:
             x = Dense(cfg, cfg.hidden_size, name="projection")(x)
         x = laid_out(x, ROWS, None, None)
-        tokens = self._tokens(sequence_ids, position_ids)
+        tokens = self._tokens(sequence_ids, position_ids)._replace(causal=causal)
         groups = cfg.num_hidden_groups or cfg.num_hidden_layers
         kinds = [cfg.layer(i) for i in range(cfg.num_hidden_layers)]
         modules = {kind: EncoderLayer(cfg, kind, compute.attention, parent=None) for kind in dict.fromkeys(kinds)}

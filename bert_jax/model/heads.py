@@ -267,7 +267,8 @@ class Bert(nn.Module):
     Call it with a batch: int32 `input_ids` [B, L] (multiple choice: [B, C, L]) and, optionally, `attention_mask` or
     `sequence_ids`, `token_type_ids` and `position_ids` of the same shape (`complete` fills in those that are left out);
     `masked_positions` [B, P], where the masked-LM head runs (default: everywhere); `cls_positions` [B, S], the first tokens of
-    the sequences packed in a row (default: one sequence a row, from 0, and no axis S in the outputs).
+    the sequences packed in a row (default: one sequence a row, from 0, and no axis S in the outputs). `causal` (booleans [B])
+    marks rows whose tokens attend to themselves and to those before them alone.
 
     With `head_only`, the last layer is computed only where the head reads it, if the head reads few places of a row (sequence
     classification, multiple choice, pooled output, masked LM at `masked_positions`): the same outputs for less work, but no
@@ -309,7 +310,7 @@ class Bert(nn.Module):
         positions = jnp.concatenate(list(read.values()), axis=1) if read else None
         outputs = encoder(
             batch["input_ids"], batch["token_type_ids"], batch["position_ids"], batch["sequence_ids"],
-            deterministic, output_hidden_states, output_attentions, positions,
+            deterministic, output_hidden_states, output_attentions, positions, batch.get("causal"),
         )  # fmt: skip
         hidden = outputs["last_hidden_state"]
         if read:

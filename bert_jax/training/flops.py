@@ -23,7 +23,7 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def step_flops(cfg: TrainConfig) -> float:
-    """Returns the FLOPs of a training step on the global batch: three times those of the forward pass.
+    """Returns the FLOPs of a training step on the global batch, in the mean: three times those of the forward pass.
 
     Attention is counted over whole rows or, in sliding layers, over windows. The last layer and the masked-LM head run only on
     the masked positions of a row and, with sentence pairs, the layer on [CLS]. Recomputation is not counted (see
@@ -67,10 +67,18 @@ def _symmetric_flops(rows: int, inner: int) -> int:
     return 2 * inner * (half * rows + (rows - half) ** 2)
 
 
-def _forward_flops(cfg: TrainConfig) -> tuple[int, int, int]:
-    """Returns the FLOPs of the layers' dense products, of their attention products and of the masked-LM head."""
+def _forward_flops(cfg: TrainConfig) -> tuple[float, float, float]:
+    """Returns the mean FLOPs of the layers' dense products, of their attention products and of the masked-LM head."""
+    length, share = cfg.data.max_seq_length, cfg.masking.causal_share
+    masked, causal = _flops_with(cfg, cfg.masking.num_slots(length)), _flops_with(cfg, length - 1)
+    dense, attention, head = ((1 - share) * a + share * b for a, b in zip(masked, causal, strict=True))
+    return dense, attention, head
+
+
+def _flops_with(cfg: TrainConfig, slots: int) -> tuple[int, int, int]:
+    """Returns `_forward_flops` of a step with `slots` predictions a row; attention's triangle counts as all pairs."""
     model, form, length = cfg.model, cfg.model.form, cfg.data.max_seq_length
-    rows, d, slots = cfg.batch_size, cfg.model.hidden_size, cfg.masking.num_slots(cfg.data.max_seq_length)
+    rows, d = cfg.batch_size, cfg.model.hidden_size
     kv = d * (model.num_key_value_heads or model.num_attention_heads) // model.num_attention_heads
     per_query = 2 * d * d + (2 + form.gated_mlp) * d * model.intermediate_size
     dense = attention = 0

@@ -70,6 +70,8 @@ def _one_hot(logits: Float[AnyArray, "*B V"], labels: Int[AnyArray, "*B"]) -> Bo
 def pretraining_sums(outputs: Mapping[str, Any], batch: Mapping[str, AnyArray]) -> dict[str, Sum]:
     """Returns the loss and accuracy of masked-language modelling and, with sentence pairs, of next-sentence prediction.
 
+    In a batch of causal rows, the first two are those of the next tokens, and are named so.
+
     Args:
       outputs: `masked_lm_logits` [B, P, V] or a `masked_lm_decoder`, whose logits are then computed some at a time if they are
         large; with sentence pairs also `next_sentence_logits` [B, 2].
@@ -79,13 +81,14 @@ def pretraining_sums(outputs: Mapping[str, Any], batch: Mapping[str, AnyArray]) 
       Sums by name. The training loss adds up those whose names end in `_loss`.
     """
     labels, weights, decoder = batch["masked_ids"], batch["masked_weights"], outputs.get("masked_lm_decoder")
+    name = "next_token" if "causal" in batch else "masked_lm"
     if decoder is not None and decoded.is_large(decoder):
         loss, hits = decoded.sums(decoder, jnp.asarray(labels), jnp.asarray(weights))
-        sums = {"masked_lm_loss": Sum(loss, jnp.sum(weights)), "masked_lm_accuracy": Sum(hits, jnp.sum(weights))}
+        sums = {f"{name}_loss": Sum(loss, jnp.sum(weights)), f"{name}_accuracy": Sum(hits, jnp.sum(weights))}
     else:
         logits = outputs["masked_lm_logits"] if decoder is None else decoder.logits()
         args = logits, labels, weights
-        sums = {"masked_lm_loss": cross_entropy(*args), "masked_lm_accuracy": accuracy(*args)}
+        sums = {f"{name}_loss": cross_entropy(*args), f"{name}_accuracy": accuracy(*args)}
     if "next_sentence_logits" in outputs:
         label = batch["next_sentence_label"]
         args = outputs["next_sentence_logits"], label, (label >= 0).astype(jnp.float32)

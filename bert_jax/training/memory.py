@@ -34,6 +34,7 @@ class DeviceShare:
       microbatches: Microbatches in a step.
       muon: Muon updates the kernels of the layers.
       average: The optimizer keeps a moving average of the parameters.
+      causal: Rows are causal.
     """
 
     rows: int
@@ -45,6 +46,7 @@ class DeviceShare:
     microbatches: int = 1
     muon: bool = False
     average: bool = False
+    causal: bool = False
 
     @classmethod
     def of_run(cls, cfg: TrainConfig, platform: str, row_shards: int, fsdp: int, tensor: int) -> DeviceShare:
@@ -52,7 +54,8 @@ class DeviceShare:
         length, microbatches = cfg.data.max_seq_length, cfg.gradient_accumulation_steps
         rows = -(-cfg.batch_size // row_shards // microbatches)
         muon, average = cfg.optim.name == "muon", cfg.optim.ema is not None
-        return cls(rows, length, cfg.masking.num_slots(length), platform, fsdp, tensor, microbatches, muon, average)
+        causal = cfg.masking.causal_share > 0
+        return cls(rows, length, cfg.masking.most_slots(length), platform, fsdp, tensor, microbatches, muon, average, causal)
 
 
 def num_parameters(cfg: BertConfig) -> int:
@@ -126,7 +129,7 @@ def _score_values(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare) -
     keys = []
     for window in (cfg.layer(i).window for i in range(cfg.num_hidden_layers)):
         args = compute.attention, share.platform, share.length, head_size, compute.dtype, rate, None, False, window, biased
-        kernel, _ = attention.choose(*args)
+        kernel, _ = attention.choose(*args, share.causal)
         keys.append({"xla": share.length, "banded": 3 * (window or 0)}.get(kernel, 0))
     return [number * cfg.num_attention_heads / share.tensor for number in keys]
 
