@@ -123,7 +123,7 @@ def _run(cfg: TrainConfig, phase: Phase) -> TrainConfig:
     masking = given(mask_prob=phase.mask_prob, random_prob=phase.random_prob, causal_share=phase.causal_share)
     if phase.mask_rate is not None:
         masking |= {"rate": phase.mask_rate, "final_rate": phase.final_mask_rate}
-    optim = cfg.optim if cfg.optim.last is None else cfg.optim.replace(average=None)  # of the checkpoints of all phases
+    optim = cfg.optim if cfg.optim.last is None else cfg.optim.replace(average=None)  # that is over all phases
     return cfg.replace(
         phases=(), optim=optim, masking=cfg.masking.replace(**masking),
         data=cfg.data.replace(**given(max_seq_length=phase.max_seq_length, mixture=phase.mixture)),

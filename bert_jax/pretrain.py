@@ -144,7 +144,7 @@ def compile_phases(
     """
     left = [(span, source) for span, source in zip(spans(cfg), training, strict=True) if span.until > start]
     compiled: dict[object, Callable[..., PyTree]] = {}
-    found = []
+    found: list[tuple[Span, BatchSource, Callable[..., PyTree]]] = []
     for span, source in left:
         chosen: dict[bool, Callable[..., PyTree]] = {}
         for batch in source.kinds(max(start, span.begin), devices.rows(source.batch_size)):

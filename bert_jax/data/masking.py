@@ -163,7 +163,7 @@ def _starts_of_words(candidates: np.ndarray, starts: np.ndarray) -> np.ndarray:
     return candidates & (starts | after_gap)
 
 
-_LENGTHS = 1 - 0.8 ** np.arange(1, 11)  # of 1 to 10 words: geometric with p = 0.2, cut at 10 (Joshi et al., 2020, section 3.1)
+_LENGTHS = 1 - 0.8 ** np.arange(1, 11)  # 1 to 10 words: geometric with p = 0.2, cut at 10 (Joshi et al., 2020, section 3.1)
 _LENGTHS = (_LENGTHS / _LENGTHS[-1] * 2**32).astype(np.uint64)
 
 

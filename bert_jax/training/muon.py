@@ -24,8 +24,8 @@ from bert_jax.model.layers import ROWS, inside_training_mesh, laid_out
 _HIDDEN = re.compile(r"encoder/layer_\d+/.*kernel")
 
 Quintic = tuple[float, float, float]  # coefficients of x, x^3 and x^5
-JORDAN: Quintic = (3.4445, -4.7750, 2.0315)  # of each iteration; five take singular values in [0.002, 1] to [0.68, 1.21]
-# Of all iterations, by their number (Amsel et al., 2025, algorithm 1): each is the odd quintic nearest to 1 on the singular
+JORDAN: Quintic = (3.4445, -4.7750, 2.0315)  # for each iteration; five take singular values in [0.002, 1] to [0.68, 1.21]
+# For all iterations, by their number (Amsel et al., 2025, algorithm 1): each is the odd quintic nearest to 1 on the singular
 # values that those before it leave, 1 % wider on each side for errors of rounding. They take values in [0.01, 1] to
 # [0.71, 1.29], in [0.003, 1] to [0.77, 1.23], and in [0.001, 1] to [0.86, 1.14].
 POLAR_EXPRESS: dict[int, tuple[Quintic, ...]] = {
