@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from bert_jax.inference import Classifier as Classifier
     from bert_jax.inference import Embedder as Embedder
     from bert_jax.inference import FillMask as FillMask
+    from bert_jax.inference import MultiVector as MultiVector
     from bert_jax.inference import Reranker as Reranker
     from bert_jax.inference import SparseEmbedder as SparseEmbedder
     from bert_jax.inference import Tagger as Tagger
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from bert_jax.model.heads import Bert as Bert
     from bert_jax.pooling import Pooling as Pooling
     from bert_jax.pooling import SparsePooling as SparsePooling
+    from bert_jax.pooling import TokenVectors as TokenVectors
     from bert_jax.pretrain import train as train
     from bert_jax.pretrained import Model as Model
     from bert_jax.pretrained import load as load
@@ -31,11 +33,11 @@ if TYPE_CHECKING:
 # Names are imported when first used: a process that tokenizes text needs no jax.
 _HOME = {
     "BertConfig": "model.config", "ComputeConfig": "model.config", "Bert": "model.heads", "InputError": "errors",
-    "Pooling": "pooling", "SparsePooling": "pooling",
+    "Pooling": "pooling", "SparsePooling": "pooling", "TokenVectors": "pooling",
     "Model": "pretrained", "load": "pretrained", "save": "pretrained",
     "Answerer": "inference", "Classifier": "inference", "Embedder": "inference", "FillMask": "inference",
-    "Reranker": "inference", "SparseEmbedder": "inference", "Tagger": "inference", "nearest": "inference",
-    "open_vectors": "inference", "quantize": "inference",
+    "MultiVector": "inference", "Reranker": "inference", "SparseEmbedder": "inference", "Tagger": "inference",
+    "nearest": "inference", "open_vectors": "inference", "quantize": "inference",
     "train": "pretrain", "finetune": "finetuning.finetune",
 }  # fmt: skip
 __all__ = list(_HOME)

@@ -21,7 +21,8 @@ from bert_jax.model import convert
 from bert_jax.model.config import BertConfig
 from bert_jax.model.families import FAMILIES, HEADS, Family, Head
 from bert_jax.model.heads import Bert, initialize
-from bert_jax.pooling import encoder_folder
+from bert_jax.modules import encoder_folder
+from bert_jax.token_vectors import read_projection
 
 LABELLED_HEADS = ("sequence_classification", "token_classification")  # heads whose classes have names
 _MOST_LABELS = 100_000  # classes without names
@@ -131,6 +132,9 @@ def read(path: Path) -> Directory:
         tensors = convert.from_flax(tensors)
     tensors = convert.as_named(tensors, FAMILIES[config.model_type])
     convert.check_size(tensors, config, str(file))
+    if projection := read_projection(library):  # then the head of Stanford's files
+        tensors = {name: tensors[name] for name in tensors} | projection
+        values = values | {"architectures": [FAMILIES[config.model_type].architecture("token_vectors")]}
     return Directory(path, values, config, tensors, str(file), home=directory, library=library)
 
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from bert_jax.errors import InputError, did_you_mean
-from bert_jax.pooling import ENCODERS, read_modules
+from bert_jax.modules import ENCODERS, read_modules
 
 _NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "flax_model*.msgpack")  # the first that is there is fetched

@@ -26,7 +26,7 @@ from bert_jax.model.config import BertConfig, ComputeConfig
 from bert_jax.model.convert import Params
 from bert_jax.model.families import FAMILIES, Head
 from bert_jax.model.heads import Bert, initial_values, parameter_shapes
-from bert_jax.pooling import Embedding, read_activation, read_pooling, write_pooling
+from bert_jax.pooling import Embedding, TokenVectors, read_activation, read_pooling, write_pooling
 from bert_jax.tuned import Tuned, read_tuned
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -74,8 +74,8 @@ class Model:
       labels: names of the classes, if the head has classes.
       problem_type: the meaning of a sequence classifier's logits; None: single_label_classification, or regression if there is
         one logit.
-      pooling: sentence-transformers' settings for embeddings (`Pooling`, or `SparsePooling` of a sparse retriever), if there are
-        any; a str is the reason why they are not supported.
+      pooling: sentence-transformers' settings for embeddings (`Pooling`, `SparsePooling` of a sparse retriever, `TokenVectors` of
+        one with vectors of tokens), if there are any; a str is the reason why they are not supported.
       activation: the class of torch.nn that sentence-transformers' CrossEncoder applies to the logits, if its files name one.
       untrained: the parameters of the head that the file lacked; predictors that use the head warn.
       tuned: lengths and thresholds from fine-tuning, which predictors follow.
@@ -114,9 +114,14 @@ class Model:
         return self.max_length if self.tuned.task else min(384, self.max_length)
 
     @property
+    def outputs(self) -> int:
+        """The number of values that the head gives for a text or a token: its classes, or the width of a token's vector."""
+        return outputs_of(self.head, self.labels, self.pooling)
+
+    @property
     def module(self) -> Bert:
         """The Flax module that `params` belong to."""
-        return Bert(self.config, self.head, max(1, len(self.labels)), self.compute)
+        return Bert(self.config, self.head, self.outputs, self.compute)
 
     def apply(
         self, params: Params, batch: Mapping[str, Array], rngs: dict[str, jax.Array] | None = None, **flags: Any
@@ -143,6 +148,13 @@ class Model:
         given = dict(attention_mask=attention_mask, token_type_ids=token_type_ids, position_ids=position_ids)
         batch = {"input_ids": input_ids} | {name: value for name, value in given.items() if value is not None}
         return cast(jax.Array, self.module.apply({"params": params}, batch, method="hidden_states"))
+
+
+def outputs_of(head: Head, labels: Sequence[str], pooling: Embedding | str | None) -> int:
+    """Returns `Model.outputs`."""
+    if head == "token_vectors":
+        return pooling.width if isinstance(pooling, TokenVectors) else TokenVectors.width
+    return max(1, len(labels))
 
 
 def load(
@@ -180,14 +192,14 @@ def _load(
     if labels is not None:
         check_labels(labels, head)
     names = tuple(labels or known or ())
-    converted = convert_tensors(files, files.tensors, head, len(names))
+    pooling, activation = _read_library(files)
+    converted = convert_tensors(files, files.tensors, head, outputs_of(head, names, pooling))
     report(converted, files.where)
     tuned = read_tuned(files.home, files.values, None if known is None else len(known))
     tokenizer, no_tokenizer = _read_tokenizer(files, special_tokens)
     problem_type = files.values.get("problem_type") if head == "sequence_classification" else None
     if problem_type not in (None, *get_args(ProblemType)):
         raise InputError(f"{files.path}: {problem_type=} is not known; known: {', '.join(get_args(ProblemType))}")
-    pooling, activation = _read_library(files)
     flat, untrained = convert.flatten(converted.params), None
     if converted.fresh:  # copies, because the arrays may be donated
         initial = {path: np.array(flat[path]) for path in converted.fresh}
@@ -210,9 +222,9 @@ def describe(path_or_name: str | Path) -> Model:
     return Model(files.config, {}, None, head, labels, problem_type, _read_library(files)[0], activation, tuned=tuned)
 
 
-def convert_tensors(files: Directory, tensors: Mapping[str, np.ndarray], head: Head, num_labels: int) -> convert.Converted:
+def convert_tensors(files: Directory, tensors: Mapping[str, np.ndarray], head: Head, outputs: int) -> convert.Converted:
     """Makes parameters from `tensors` on the default device; those that a head lacks have their initial values."""
-    module = Bert(files.config, head, max(1, num_labels))
+    module = Bert(files.config, head, outputs)
 
     def put(array: np.ndarray) -> jax.Array:
         return jax.block_until_ready(jax.device_put(array))  # one copy at a time, to bound memory
@@ -309,7 +321,10 @@ def save(model: Model, directory: str | Path) -> None:
     if model.tokenizer:
         check_padding(model.config, model.tokenizer)
         pad_id = model.tokenizer.pad_id
-    config = convert.config_to_hugging_face(model.config, model.head, pad_id)
+    head, params = model.head, model.params
+    if isinstance(model.pooling, TokenVectors) and head == "token_vectors":  # the projection is a module of its own there
+        head, params = "encoder", {name: tree for name, tree in params.items() if name != "token_projection"}
+    config = convert.config_to_hugging_face(model.config, head, pad_id)
     if model.tokenizer:
         config |= {key: getattr(model.tokenizer, of) for key, of in FAMILIES[model.config.model_type].special_ids.items()}
     labels = model.labels or (("LABEL_0",) if model.head in LABELLED_HEADS else ())
@@ -324,7 +339,7 @@ def save(model: Model, directory: str | Path) -> None:
         config["sentence_transformers"] = {"activation_fn": model.activation}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        tensors = convert.to_hugging_face(model.params, model.config, model.head)
+        tensors = convert.to_hugging_face(params, model.config, head)
         write_safetensors(directory / "model.safetensors", tensors)
         put(directory / "config.json", json.dumps(config, indent=2) + "\n")
         if model.tokenizer:
@@ -333,7 +348,7 @@ def save(model: Model, directory: str | Path) -> None:
             tokenizer.save(directory, model_max_length=model.max_length)
         if isinstance(model.pooling, Embedding):
             read = model.pooling.max_length or model.max_length
-            write_pooling(directory, model.pooling.replace(max_length=read), model.config)
+            write_pooling(directory, model.pooling.replace(max_length=read), model.config, model.params)
         else:
             (directory / "modules.json").unlink(missing_ok=True)  # an earlier model's
     except (OSError, SafetensorError) as e:

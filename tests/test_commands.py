@@ -189,7 +189,7 @@ def test_a_prompt_that_the_model_lacks_is_refused(run, models):
 
 
 def test_embed_of_a_sparse_retriever_gives_the_weights_of_tokens(run, tokenizer, tmp_path):
-    model = make_model(tokenizer, "masked_lm", pooling=bert_jax.SparsePooling(5))
+    model = make_model(tokenizer, "masked_lm", pooling=bert_jax.SparsePooling(24))
     pretrained.save(model, tmp_path / "model")
     (found,) = run("embed", tmp_path / "model", stdin=b"bako tine\n")
     embed = bert_jax.SparseEmbedder(model)

@@ -11,7 +11,7 @@ from bert_jax.config import ParallelConfig
 from bert_jax.model import heads
 from bert_jax.model.config import BertConfig
 from bert_jax.training.chunking import in_chunks
-from bert_jax.training.contrastive import DOT, Known, contrastive_loss, flops
+from bert_jax.training.contrastive import DOT, MAX_SIM, Known, Vectors, contrastive_loss, flops
 from bert_jax.training.parallel import Devices, make_devices, make_mesh
 
 N, C, D = 6, 3, 8
@@ -57,6 +57,24 @@ def test_sparse_embeddings_are_compared_by_inner_products_and_the_cost_of_their_
     weights[1:3] = 0
     cost = (queries[[0, 3, 4, 5]].mean(axis=0) ** 2).sum()
     assert float(flops(queries, weights).mean()) == pytest.approx(cost, rel=1e-6)
+
+
+def test_late_interaction_sums_the_best_match_of_each_token_of_the_query_in_both_directions():
+    t, u = 3, 5
+    vectors = [RNG.standard_normal(shape).astype(np.float32) for shape in ((N, t, D), (N, C, u, D))]
+    present = [rng > 0.3 for rng in (RNG.random((N, t)), RNG.random((N, C, u)))]
+    present[0][:, 0] = present[1][:, :, 0] = True
+    scores = np.zeros((N, N, C))
+    for i, j, c in np.ndindex(N, N, C):
+        query, document = unit(vectors[0][i][present[0][i]]), unit(vectors[1][j, c][present[1][j, c]])
+        scores[i, j, c] = (query @ document.T).max(axis=1).sum()
+    own = scores[np.arange(N), np.arange(N), 0]
+    there = np.logaddexp.reduce(scores.reshape(N, -1), axis=1) - own
+    back = np.logaddexp.reduce(scores[:, :, 0], axis=0) - own
+    args = [Vectors(*both) for both in zip(vectors, present, strict=True)], ONES, 1.0
+    for block in (2, 1024):
+        found = contrastive_loss(*args[0], *args[1:], scoring=MAX_SIM, both_directions=True, block=block, known=APART)
+        assert float(found.mean()) == pytest.approx(((there + back) / 2).mean(), rel=1e-6)
 
 
 def test_known_positives_and_copies_are_no_negatives():

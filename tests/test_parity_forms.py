@@ -1,4 +1,7 @@
-"""Sparse retrievers beside sentence-transformers': the loss, its files read here, and ours read there."""
+"""Sparse and multi-vector retrievers beside sentence-transformers': losses, its files read here, and ours read there."""
+
+import dataclasses
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +10,11 @@ import pytest
 from test_parity_predictions import TEXTS, Served
 
 import bert_jax
-from bert_jax.pooling import SparsePooling
+from bert_jax.finetuning.init_head import load_for_task
+from bert_jax.pooling import SparsePooling, TokenVectors
 from bert_jax.tasks.forms import FORMS
 from bert_jax.tasks.task import Options
-from bert_jax.training.contrastive import contrastive_loss
+from bert_jax.training.contrastive import MAX_SIM, Vectors, contrastive_loss
 
 pytestmark = pytest.mark.parity
 N, C, V = 8, 3, 24
@@ -76,3 +80,73 @@ def test_sparse_encoders_are_read_and_ours_are_read_there_with_equal_numbers(tmp
         assert (expected > 0).any(axis=0).sum() > 10
         np.testing.assert_allclose(found, expected, atol=1e-6, rtol=0)
         np.testing.assert_allclose(embed(texts, prompt_name=name).toarray(), expected, atol=1e-5, rtol=0)
+
+
+def test_the_loss_of_late_interaction_and_its_gradients_are_those_of_sentence_transformers():
+    import torch
+    from sentence_transformers.multi_vector_encoder import losses
+
+    class Given(torch.nn.Module):
+        def forward(self, features, **_):
+            return {"token_embeddings": features["x"], "attention_mask": features["mask"]}
+
+    rng = np.random.default_rng(0)
+    vectors = [rng.standard_normal(shape).astype(np.float32) for shape in ((N, 4, 16), (N, C, 6, 16))]
+    present = [rng.random(x.shape[:-1]) > 0.3 for x in vectors]
+    for mask in present:
+        mask[..., 0] = True
+    columns = [torch.tensor(x, requires_grad=True) for x in (vectors[0], *np.moveaxis(vectors[1], 1, 0).copy())]
+    masks = [torch.tensor(x) for x in (present[0], *np.moveaxis(present[1], 1, 0).copy())]
+    unit = [torch.nn.functional.normalize(x, dim=-1) for x in columns]
+    features = [{"x": x, "mask": mask} for x, mask in zip(unit, masks, strict=True)]
+    expected = losses.MultiVectorMultipleNegativesRankingLoss(Given())(features)
+    expected.backward()
+
+    def loss(queries, documents):
+        both = Vectors(queries, present[0]), Vectors(documents, present[1])
+        return contrastive_loss(*both, jnp.ones(N), 1.0, scoring=MAX_SIM).mean()
+
+    found, gradients = jax.value_and_grad(loss, (0, 1))(*vectors)
+    assert float(found) == pytest.approx(expected.item(), rel=1e-5)
+    theirs = [column.grad.numpy() for column in columns]
+    np.testing.assert_allclose(gradients[0], theirs[0], atol=1e-5 * abs(theirs[0]).max())
+    np.testing.assert_allclose(np.moveaxis(gradients[1], 1, 0), theirs[1:], atol=1e-5 * np.abs(theirs[1:]).max())
+
+
+MORE = pytest.mark.parity_more
+
+
+@pytest.mark.parametrize(
+    "expand, attend", [(True, False), pytest.param(True, True, marks=MORE), pytest.param(False, False, marks=MORE)]
+)
+def test_vectors_of_tokens_in_pylates_layout_are_those_of_sentence_transformers(expand, attend, tmp_path):
+    from sentence_transformers import MultiVectorEncoder
+
+    served = Served(tmp_path, "bert", "masked_lm")
+    words = [token for token in served.tokenizer.get_vocab() if token.isalpha() and len(token) > 2][:2]
+    texts = [f" {text[:150]}, and." for text in TEXTS[:8]]  # a space, because there the marker is text
+    pooling = TokenVectors(16, *words, 24, expand, attend, max_length=40)
+    start = load_for_task(served.directories["theirs"], "token_vectors", (), None, "auto", None, pooling)
+    bert_jax.save(dataclasses.replace(start.model, params=start.params(0), pooling=pooling), tmp_path / "saved")
+    theirs = MultiVectorEncoder(str(tmp_path / "saved"), device="cpu")
+    ours = bert_jax.MultiVector(bert_jax.load(tmp_path / "saved"))
+    assert ours.pooling == pooling
+    with warnings.catch_warnings(action="ignore"):  # some texts are cut
+        found = ours.queries(texts), ours.documents(texts)
+    expected = [list(encode(texts, convert_to_numpy=True)) for encode in (theirs.encode_query, theirs.encode_document)]
+    for here, there in zip(found, expected, strict=True):
+        assert [x.shape for x in here] == [x.shape for x in there]
+        np.testing.assert_allclose(np.concatenate(here), np.concatenate(there), atol=1e-5, rtol=0)
+    theirs.save(str(tmp_path / "native"))
+    again = bert_jax.MultiVector(bert_jax.load(tmp_path / "native"))
+    with warnings.catch_warnings(action="ignore"):
+        for here, there in zip((again.queries(texts[:2]), again.documents(texts[:2])), expected, strict=True):
+            np.testing.assert_allclose(np.concatenate(here), np.concatenate(there[:2]), atol=1e-5, rtol=0)
+    scores = theirs.similarity(*([as_tensor(x) for x in side] for side in expected)).numpy()
+    np.testing.assert_allclose(ours.scores(*found), scores, atol=1e-4, rtol=0)
+
+
+def as_tensor(x):
+    import torch
+
+    return torch.tensor(np.asarray(x))

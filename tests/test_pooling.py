@@ -16,11 +16,13 @@ from bert_jax.pooling import (
     Dense,
     Pooling,
     SparsePooling,
+    TokenVectors,
     encoder_folder,
     read_activation,
     read_pooling,
     write_pooling,
 )
+from bert_jax.token_vectors import read_projection
 
 CONFIG = BertConfig(hidden_size=32, num_attention_heads=2, max_position_embeddings=64)
 
@@ -97,6 +99,29 @@ def test_a_sparse_encoder_is_written_and_read_and_what_would_change_its_numbers_
     (tmp_path / "modules.json").write_text(json.dumps(modules("Router", "SpladePooling")))
     with pytest.raises(InputError, match="Router, SpladePooling are not supported together"):
         read_pooling(tmp_path)
+
+
+def test_vectors_of_tokens_are_written_in_pylates_layout_and_read(tmp_path):
+    pooling = TokenVectors(8, "[q]", "", 12, False, True, (".", ","), 48, True, "find: ", {"query": "find: "})
+    kernel = np.arange(32 * 8, dtype=np.float32).reshape(32, 8)
+    write_pooling(tmp_path, pooling, CONFIG, {"token_projection": {"kernel": kernel}})
+    assert read_pooling(tmp_path) == pooling
+    np.testing.assert_array_equal(read_projection(tmp_path)["linear.weight"], kernel.T)
+    library, dense = (tmp_path / name for name in ("config_sentence_transformers.json", "1_Dense/config.json"))
+    said = json.loads(library.read_text())
+    names = ("query_prefix", "document_prefix", "query_length", "document_length", "attend_to_expansion_tokens")
+    assert [said[name] for name in names] == ["[q]", "", 12, 48, True]
+    assert json.loads((tmp_path / "modules.json").read_text())[1]["type"] == "pylate.models.Dense.Dense"
+    for path, changes in (
+        (dense, {"activation_function": TANH}),
+        (dense, {"use_residual": True}),
+        (library, {"query_length": "9"}),
+    ):
+        before = path.read_text()
+        path.write_text(json.dumps(json.loads(before) | changes))
+        with pytest.raises(InputError, match=f"{path.name}: "):
+            read_pooling(tmp_path)
+        path.write_text(before)
 
 
 @pytest.mark.parametrize("mode", [*MODES, ("cls", "max")], ids=str)

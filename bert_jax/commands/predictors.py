@@ -423,6 +423,7 @@ def embed(
     """Embed each text as a vector: {"text", "embedding": [...]}, or all as one array.
 
     A sparse retriever (finetune --form sparse) gives the weights of tokens instead: {"text", "embedding": {token: weight}}.
+    One of --form multi_vector gives a vector for each token of a document, or with --prompt-name query of a query.
 
     Args:
         texts: The texts.
@@ -444,6 +445,11 @@ def embed(
                 raise InputError(f"{texts.model} is a sparse retriever: leave out --out, --pooling and --[no-]normalize")
             sparse = bert_jax.SparseEmbedder(model, max_length=texts.max_seq_length, exact=texts.exact)
             return lambda some: sparse.words(sparse(some, prompt_name)), {"embedding": dict}
+        if isinstance(model.pooling, bert_jax.TokenVectors):
+            if out or pooling or scaled is not None:
+                raise InputError(f"{texts.model} has vectors of tokens: leave out --out, --pooling and --[no-]normalize")
+            late = bert_jax.MultiVector(model, max_length=texts.max_seq_length, exact=texts.exact)
+            return late.queries if prompt_name == "query" else late.documents, {"embedding": lambda rows: rows.tolist()}
         changes = {"mode": pooling, "normalize": scaled, "max_length": texts.max_seq_length}
         chosen: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
         own = model.pooling

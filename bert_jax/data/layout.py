@@ -13,6 +13,12 @@ from bert_jax.data.batching import Example
 from bert_jax.data.tokenizer import Encoding, Template, Tokenizer
 
 Text = str | tuple[str, ...]  # a text, or a pair of texts
+
+
+class Query(str):
+    """A text that is searched with, which some layouts lay out in another way than a document."""
+
+
 AT_FIRST = np.zeros(1, np.int32)
 
 
@@ -34,6 +40,15 @@ class Layout:
     def longest(self) -> int:
         """The most tokens of an example."""
         return min(self.limit or self.cfg.max_length, self.cfg.max_length)
+
+    @property
+    def around(self) -> int:
+        """The number of tokens of a document besides those of its text."""
+        return len(self.template(1))
+
+    def query(self, text: str) -> Text:
+        """Returns a text that is laid out as a query; here as any other text."""
+        return text
 
     def template(self, parts: int) -> Template:
         """Returns the special tokens around and between `parts` parts (1 or 2)."""
@@ -80,6 +95,45 @@ class Layout:
             lost += shorter is not parts
             examples.append(self.example(shorter))
         return examples, lost
+
+
+@dataclass(frozen=True)
+class MarkedLayout(Layout):
+    """The layout of ColBERT: `[CLS] marker text [SEP]`, and queries filled up with `[MASK]` (Khattab and Zaharia, 2020)."""
+
+    query_marker: int | None = None  # the id of the token after the first one of a query; None: no token
+    document_marker: int | None = None
+    query_length: int = 32  # tokens of a query, marker and special tokens included; longer ones are cut
+    expand: bool = True  # shorter queries are filled up with mask tokens
+
+    @property
+    def around(self) -> int:
+        """The number of tokens of a document besides those of its text."""
+        return super().around + (self.document_marker is not None)
+
+    def query(self, text: str) -> Text:
+        """Returns a text that is laid out as a query."""
+        return Query(text)
+
+    def examples(self, texts: Sequence[Text], limit: int | None = None) -> tuple[list[Example], int]:
+        """Returns an example for each text, a query or a document of at most `limit` tokens, and the number that were cut."""
+        longest = min(limit or self.longest, self.longest)
+        found = list[Example | None]([None] * len(texts))
+        lost = 0
+        for asked, marker, most in ((True, self.query_marker, self.query_length), (False, self.document_marker, longest)):
+            numbers = [i for i, text in enumerate(texts) if isinstance(text, Query) == asked]
+            own = [str(text) if isinstance(text, Query) else text for text in (texts[i] for i in numbers)]
+            examples, cut_ones = super().examples(own, most - (marker is not None))
+            lost += cut_ones
+            for i, example in zip(numbers, examples, strict=True):
+                found[i] = self._marked(example, marker, self.query_length if asked and self.expand else 0)
+        return [example for example in found if example is not None], lost
+
+    def _marked(self, example: Example, marker: int | None, length: int) -> Example:
+        """Returns the example with the marker after its first token, and with mask tokens up to `length`."""
+        ids = example.input_ids if marker is None else np.insert(example.input_ids, 1, marker)
+        ids = np.pad(ids, (0, max(0, length - len(ids))), constant_values=self.tokenizer.mask_id).astype(np.int32)
+        return Example(ids, np.zeros_like(ids), example.places)
 
 
 def cut(parts: list[np.ndarray], room: int) -> list[np.ndarray]:

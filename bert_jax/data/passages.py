@@ -33,7 +33,7 @@ def passage_room(size: PassageSize, layout: Layout, read: Callable[[str], str] =
     tokens, overlap = size
     if tokens > layout.longest:
         raise InputError(f"chunk_documents: passages of {tokens} tokens; here a text has at most {layout.longest}: give fewer")
-    room = tokens - len(layout.tokenizer.single) - len(layout.tokenizer.encode_batch([read("")])[0])
+    room = tokens - layout.around - len(layout.tokenizer.encode_batch([read("")])[0])
     if room < 1 or not 0 <= overlap < room:
         what = f"chunk_documents: passages of {tokens} tokens have room for {room} of a text"
         raise InputError(f"{what}, and {overlap} of them overlap: give longer passages or less overlap")

@@ -218,6 +218,10 @@ class Tokenizer:
         """Returns the token of each id; the empty string for an id that the vocabulary leaves unused."""
         return [self._engine.id_to_token(int(i)) or "" for i in ids]
 
+    def vocabulary(self) -> dict[str, int]:
+        """Returns the id of each token, added tokens included."""
+        return dict(self._engine.get_vocab())
+
     def _json(self) -> str:
         return json.dumps(json.loads(self._engine.to_str()), ensure_ascii=False, sort_keys=True, indent=1)
 

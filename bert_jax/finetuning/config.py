@@ -26,7 +26,8 @@ _RULES: tuple[tuple[str, Callable[..., bool], str], ...] = (  # fields, the cond
         lambda x: x >= 0,
         "is negative",
     ),
-    ("max_seq_length", lambda x: x >= 8, "is below 8"),
+    ("max_seq_length query_length", lambda x: x >= 8, "is below 8"),
+    ("markers", lambda tokens: len(tokens) == 2, "are not two tokens"),
     ("eps clip_norm lora_alpha temperature", lambda x: x > 0, "must be positive"),
     ("learning_rates", lambda rates: all(rate > 0 for rate in rates), "must be positive"),
     (
@@ -142,17 +143,28 @@ class FinetuneConfig(Checked):
         "similarity: cosine (labelled pairs), ranking (other pairs; in-batch negatives) or triplet; auto: by the data. "
         "reranking: pointwise, pairwise or listwise (auto)."
     )
-    form: Literal["dense", "sparse"] = "dense"
+    form: Literal["dense", "sparse", "multi_vector"] = "dense"
     (
         "retrieval: dense, a vector for each text; sparse, weights of the tokens of the vocabulary (SPLADE), from a model with a "
-        "masked-LM head (docs/retrieval.md)."
+        "masked-LM head; multi_vector, a vector for each token (ColBERT). See docs/retrieval.md."
     )
     query_regularizer_weight: float = 5e-5
     """retrieval --form sparse: weight of the FLOPS of queries in the loss, which rises over the first third of the steps."""
     document_regularizer_weight: float = 3e-5
     """retrieval --form sparse: weight of the FLOPS of documents."""
+    markers: tuple[str, ...] | None = None
+    (
+        "retrieval --form multi_vector: the tokens that mark queries and documents. Default: those of the model, else [unused0] "
+        "and [unused1] where the vocabulary has them, else none."
+    )
+    query_length: int | None = None
+    """retrieval --form multi_vector: tokens of a query. Default: that of the model, else 32."""
+    expand_queries: bool | None = None
+    """retrieval --form multi_vector: fill up queries with mask tokens. Default: as the model, else yes."""
+    skip_punctuation: bool | None = None
+    """retrieval --form multi_vector: vectors of punctuation in documents do not count. Default: as the model, else yes."""
     temperature: float | None = None
-    """similarity with the ranking loss, and retrieval: divisor of the scores. Default: 0.05; --form sparse: 1."""
+    """similarity with the ranking loss, and retrieval: divisor of the scores. Default: 0.05; --form sparse, multi_vector: 1."""
     query_prompt: str | None = None
     """retrieval: text to put before each query, which the exported model keeps. Default: the prompt `query` of the model."""
     document_prompt: str | None = None
@@ -218,13 +230,15 @@ class FinetuneConfig(Checked):
             null_threshold=self.null_threshold, label_threshold=self.label_threshold, query_prompt=self.query_prompt,
             document_prompt=self.document_prompt, dimensions=self.dimensions, directions=self.directions,
             distillation=self.distillation, query_regularizer_weight=self.query_regularizer_weight,
-            document_regularizer_weight=self.document_regularizer_weight,
+            document_regularizer_weight=self.document_regularizer_weight, markers=self.markers, query_length=self.query_length,
+            expand_queries=self.expand_queries, skip_punctuation=self.skip_punctuation,
         )  # fmt: skip
 
 
 _OF_SOME_KINDS = (
     "loss", "label_smoothing", "null_threshold", "label_threshold", "class_weights", "query_prompt", "document_prompt",
     "dimensions", "directions", "distillation", "chunk_size", "query_regularizer_weight", "document_regularizer_weight",
+    "markers", "query_length", "expand_queries", "skip_punctuation",
 )  # fmt: skip
 
 

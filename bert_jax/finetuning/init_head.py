@@ -18,7 +18,7 @@ from bert_jax.model import convert
 from bert_jax.model.families import Head
 from bert_jax.model.heads import initial_values
 from bert_jax.pooling import ACTIVATIONS, Embedding, Pooling, read_pooling
-from bert_jax.pretrained import Model, ProblemType, convert_tensors, report
+from bert_jax.pretrained import Model, ProblemType, convert_tensors, outputs_of, report
 from bert_jax.tuned import Tuned, read_tuned
 
 CLASSIFIER: dict[Head, str] = {  # the layer of a head that belongs to one task
@@ -83,7 +83,8 @@ def load_for_task(
     kept = found.same and init_head != "fresh"
     matched = _matched_rows(files, ours, layer, found, labels) if init_head == "match" and not kept else {}
     tensors = files.tensors if kept or not layer else _Without(files.tensors, f"{layer}.")
-    converted = convert_tensors(files, tensors, head, len(labels))
+    pooling = _embedding(files, embedding or (Pooling() if head == "encoder" else None))
+    converted = convert_tensors(files, tensors, head, outputs_of(head, labels, pooling))
     report(replace(converted, fresh=[path for path in converted.fresh if not path.startswith(f"{ours}/")]), files.where)
     if not has_tokenizer(files.home):
         raise InputError(f"{files.path} has no tokenizer: put its tokenizer.json or vocab.txt beside its config.json")
@@ -91,7 +92,7 @@ def load_for_task(
         files.config, converted.params,
         Tokenizer.load(files.home, model_type=files.config.model_type, special_tokens=special_tokens),
         head, labels, problem_type,
-        pooling=_embedding(files, embedding or (Pooling() if head == "encoder" else None)),
+        pooling=pooling,
         activation=ACTIVATIONS["Identity"] if problem_type == "regression" else None,  # that of CrossEncoder is a sigmoid
         tuned=read_tuned(files.home, files.values, len(found.labels) or None) if kept else Tuned(),
     )  # fmt: skip

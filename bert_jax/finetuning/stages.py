@@ -12,7 +12,6 @@ import numpy as np
 
 from bert_jax import pretrained
 from bert_jax.data.finetuning import Batches, special_tokens_in
-from bert_jax.data.layout import Layout
 from bert_jax.data.records import Record
 from bert_jax.errors import InputError
 from bert_jax.finetuning.config import FinetuneConfig
@@ -110,8 +109,7 @@ def _encode(
 ) -> Split:  # fmt: skip
     """Tokenizes a split; shows the number of records that were cut."""
     pooling = model.pooling if isinstance(model.pooling, Embedding) else Pooling()
-    roles = {role: pooling.with_prompt(role).read for role in pooling.prompts}
-    layout = Layout(model.need_tokenizer(), model.config, limit, pooling.read, roles)
+    layout = pooling.layout(model.need_tokenizer(), model.config, limit)
     found = kind.encode(records, labels, layout).read_from(pooling.first_place(layout))
     if found.lost:
         what = "questions have too many tokens" if found.reading else f"rows have more than {limit} tokens"

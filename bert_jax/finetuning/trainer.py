@@ -73,7 +73,7 @@ class Trainer:
             muon = self.cfg.optimizer == "muon"
             share = memory.DeviceShare(rows, shape.length, 0, devices.platform, cut["fsdp"], cut["tensor"], muon=muon)
             compute = memory.choose_recomputation(cfg, compute, share, memory.device_bytes(devices.mesh.local_devices[0]))
-        return Bert(cfg, self.start.model.head, max(1, len(self.start.model.labels)), compute)
+        return Bert(cfg, self.start.model.head, self.start.model.outputs, compute)
 
     @property
     def kernel(self) -> str:
@@ -176,6 +176,7 @@ def make_sums(
 
     def sums(params: PyTree, batch: steps.Batch, key: jax.Array | None) -> dict[str, Sum]:
         def encode(rows: steps.Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+            rows = kind.inputs(rows, model)
             outputs = heads.apply(module, params, rows, key, head_only=not kind.reads_every_token)
             return kind.reduce(outputs, rows, model)
 

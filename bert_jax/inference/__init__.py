@@ -8,6 +8,8 @@ from bert_jax.inference.embedder import Embedder as Embedder
 from bert_jax.inference.embedder import sentence_vectors as sentence_vectors
 from bert_jax.inference.fill_mask import Filling as Filling
 from bert_jax.inference.fill_mask import FillMask as FillMask
+from bert_jax.inference.multi_vector import MultiVector as MultiVector
+from bert_jax.inference.multi_vector import max_sim as max_sim
 from bert_jax.inference.predictor import Predictor as Predictor
 from bert_jax.inference.reranker import Ranked as Ranked
 from bert_jax.inference.reranker import Reranker as Reranker

@@ -13,7 +13,7 @@ from bert_jax.config import InputError
 from bert_jax.data.layout import Text
 from bert_jax.inference.predictor import Predictor, as_list
 from bert_jax.model.heads import TORCH_ACTIVATIONS
-from bert_jax.pooling import activation_name
+from bert_jax.modules import activation_name
 from bert_jax.pretrained import Model, ProblemType
 
 ACTIVATIONS = {**TORCH_ACTIVATIONS, "Softmax": jax.nn.softmax}

@@ -177,7 +177,7 @@ class Tokens(NamedTuple):
     """Facts about tokens that all layers share: those of a batch's rows, or of some of their tokens (queries).
 
     Attributes:
-      sequence_ids: 0 is padding; a token attends to those of its own id.
+      sequence_ids: 0 is padding; a token attends to those of its own id. A token of -k attends to those of k, and none to it.
       places: Places in the row; None: all, in order.
       angles: Base of the rotary angles -> cosine and sine (see `rotary_angles`), where positions are rotary.
       bias: What relative positions add to the scores, where they do.
@@ -209,7 +209,7 @@ def may_attend(queries: Tokens, tokens: Tokens, window: int | None = None) -> Bo
 
     In causal rows they attend to no later ones.
     """
-    mask = jnp.asarray(queries.sequence_ids)[:, :, None] == jnp.asarray(tokens.sequence_ids)[:, None, :]
+    mask = jnp.abs(jnp.asarray(queries.sequence_ids))[:, :, None] == jnp.asarray(tokens.sequence_ids)[:, None, :]
     places = jnp.arange(tokens.sequence_ids.shape[1])
     ahead = places[None, None] - (places[None] if queries.places is None else jnp.asarray(queries.places))[:, :, None]
     if window is not None:
@@ -326,7 +326,8 @@ def _banded(
         return jnp.concatenate([jax.lax.slice_in_dim(x, i, i + number, axis=axis) for i in range(3)], axis=axis + 1)
 
     ahead = (jnp.arange(3 * block) - block)[None] - jnp.arange(block)[:, None]
-    mask = (blocks(ids, 1)[..., None] == with_neighbours(ids, 1, fill=-1)[:, :, None]) & (jnp.abs(ahead) <= window)[None, None]
+    within = (jnp.abs(ahead) <= window)[None, None]
+    mask = (blocks(jnp.abs(ids), 1)[..., None] == with_neighbours(ids, 1, fill=-1)[:, :, None]) & within
     if tokens.causal is not None:
         mask &= (ahead <= 0)[None, None] | ~jnp.asarray(tokens.causal)[:, None, None, None]
     mixed, _ = _mix(blocks(query, 2), with_neighbours(key, 2), with_neighbours(value, 2), mask[:, None], drop)
@@ -390,7 +391,7 @@ def _splash(
         )  # fmt: skip
 
         def row(query: Array, key: Array, value: Array, ids: Array) -> Array:
-            return kernel(query, key, value, segment_ids=splash.SegmentIds(q=ids, kv=ids))
+            return kernel(query, key, value, segment_ids=splash.SegmentIds(q=jnp.abs(ids), kv=ids))
 
         scaled = (query * head_size**-0.5).astype(query.dtype)
         query, key, value = (x.transpose(0, 2, 1, 3) for x in (scaled, key, value))  # heads first

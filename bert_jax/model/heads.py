@@ -157,6 +157,22 @@ def _highest_backward(count: int, kept: tuple[Array, Array], of_highest: Array) 
 _highest.defvjp(_highest_forward, _highest_backward)
 
 
+def unseen_masks(
+    sequence_ids: Int[AnyArray, "B L"], input_ids: Int[AnyArray, "B L"], mask_id: int
+) -> Int[Array, "B L"]:  # fmt: skip
+    """Returns sequence ids in which the mask tokens at the end of a sequence k have -k: they attend to it, and nothing to them.
+
+    ColBERT's expansion of queries does this (Khattab and Zaharia, 2020, section 3.2).
+    """
+
+    def one(ids: Int[Array, " L"], tokens: Int[Array, " L"]) -> Int[Array, " L"]:
+        places = jnp.arange(ids.shape[0])
+        last = jax.ops.segment_max(jnp.where(tokens == mask_id, -1, places), ids, ids.shape[0] + 1)
+        return jnp.where(places > last[ids], -ids, ids)
+
+    return jax.vmap(one)(jnp.asarray(sequence_ids), jnp.asarray(input_ids))
+
+
 TORCH_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {  # the classes of torch.nn that pooling.ACTIVATIONS names
     "Identity": lambda x: x, "Tanh": jnp.tanh, "Sigmoid": jax.nn.sigmoid, "ReLU": jax.nn.relu, "GELU": gelu, "SiLU": jax.nn.silu,
 }  # fmt: skip
@@ -280,6 +296,7 @@ class Bert(nn.Module):
       masked_lm: `masked_lm_logits` [B, P, V]; pretraining: also `next_sentence_logits` [B, S, 2] (ALBERT: of sentence order)
       next_sentence: `next_sentence_logits` [B, S, 2]
       replaced_token: `replaced_token_logits` [B, L]
+      token_vectors: `token_vectors` [B, L, N], not normalized
       sequence_classification: `logits` [B, S, N]; token_classification: `logits` [B, L, N]; N = `num_labels`
       question_answering: `start_logits` and `end_logits` [B, L]
       multiple_choice: `logits` [B, C]; of packed choices, which come with `cls_positions` as [B, L]: `logits` [B, S]
@@ -389,6 +406,8 @@ class Bert(nn.Module):
             outputs["next_sentence_logits"] = Dense(cfg, 2, name="next_sentence")(pooled).astype(jnp.float32)
         if head == "replaced_token":
             outputs["replaced_token_logits"] = ReplacedTokenHead(cfg, name="replaced_token")(hidden)
+        if head == "token_vectors":
+            outputs["token_vectors"] = Dense(cfg, self.num_labels, False, name="token_projection")(hidden).astype(jnp.float32)
         if head == "sequence_classification":
             outputs["logits"] = classify(pooled, self.num_labels, "sequence_classifier")
         if head == "multiple_choice":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import string
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -15,16 +16,16 @@ from jaxtyping import PyTree
 from bert_jax import inference
 from bert_jax.data.batching import Example
 from bert_jax.errors import InputError
-from bert_jax.inference import Best, Embedder, SparseEmbedder, cuts
+from bert_jax.inference import Best, Embedder, MultiVector, SparseEmbedder, cuts, max_sim
 from bert_jax.model.families import Head
-from bert_jax.model.heads import pool_words
-from bert_jax.pooling import Embedding, Pooling, SparsePooling
+from bert_jax.model.heads import pool_words, unseen_masks
+from bert_jax.pooling import Embedding, Pooling, SparsePooling, TokenVectors
 from bert_jax.pretrained import Model
 from bert_jax.tasks.common import of_items
 from bert_jax.tasks.ranking import Ranking
 from bert_jax.tasks.similarity import pooling_notes, sequence_vectors
 from bert_jax.tasks.task import Options
-from bert_jax.training.contrastive import COSINE, DOT, Scoring, flops
+from bert_jax.training.contrastive import COSINE, DOT, MAX_SIM, Scoring, Vectors, flops
 from bert_jax.training.losses import Sum, weighted_sum
 from bert_jax.training.steps import Batch
 
@@ -53,8 +54,8 @@ class Searcher(ABC, Generic[E]):
     block: int = 8192
 
     @abstractmethod
-    def embed(self, sequences: Sequence[Example], params: PyTree) -> E:
-        """Returns the embeddings of sequences."""
+    def embed(self, sequences: Sequence[Example], params: PyTree, documents: bool) -> E:
+        """Returns the embeddings of sequences, which are queries or documents."""
 
     @abstractmethod
     def search(self, queries: E, depth: int) -> Search[E]:
@@ -74,9 +75,9 @@ class Searcher(ABC, Generic[E]):
           params: the parameters.
           depth: documents of a ranking.
         """
-        search = self.search(self.embed([sequences[i] for i in queries], params), depth)
+        search = self.search(self.embed([sequences[i] for i in queries], params, documents=False), depth)
         for part in cuts(numbers, self.block):
-            search.add(self.embed([sequences[i] for i in documents[part]], params), numbers[part])
+            search.add(self.embed([sequences[i] for i in documents[part]], params, documents=True), numbers[part])
         return [Ranking(found, scores) for scores, found in zip(*search.found(), strict=True)]
 
 
@@ -128,7 +129,11 @@ class Form(ABC):
     def reduce(self, outputs: dict[str, jax.Array], rows: Batch, model: Model) -> dict[str, jax.Array]:
         """Returns what the loss reads of the outputs for some rows of a batch."""
 
-    def items(self, outputs: dict[str, jax.Array], batch: Batch) -> tuple[PyTree, PyTree]:
+    def inputs(self, rows: Batch, model: Model) -> Batch:
+        """Returns what the encoder reads of some rows of a batch."""
+        return rows
+
+    def items(self, outputs: dict[str, jax.Array], batch: Batch, model: Model) -> tuple[PyTree, PyTree]:
         """Returns the N queries and their C documents each, as `scoring` takes them."""
         own = of_items(outputs["vectors"], batch)
         return own[:, 0], own[:, 1:]
@@ -147,7 +152,7 @@ class _DenseSearcher(Searcher[np.ndarray]):
         assert isinstance(model.pooling, Pooling)
         self._embedder = Embedder(model, model.pooling.replace(max_length=None))
 
-    def embed(self, sequences: Sequence[Example], params: PyTree) -> np.ndarray:
+    def embed(self, sequences: Sequence[Example], params: PyTree, documents: bool) -> np.ndarray:
         results = self._embedder.run(sequences, params)
         vectors = np.array([result["vectors"][0] for result in results], np.float32)
         return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
@@ -185,7 +190,7 @@ class _SparseSearcher(Searcher[Any]):
     def __init__(self, model: Model) -> None:
         self._embedder = SparseEmbedder(model)
 
-    def embed(self, sequences: Sequence[Example], params: PyTree) -> Any:
+    def embed(self, sequences: Sequence[Example], params: PyTree, documents: bool) -> Any:
         return self._embedder.rows(sequences, params)
 
     def search(self, queries: Any, depth: int) -> Search[Any]:
@@ -229,7 +234,86 @@ class Sparse(Form):
         return _SparseSearcher(model)
 
 
-FORMS: dict[str, Form] = {form.name: form for form in (Dense(), Sparse())}
+class _MultiVectorSearcher(Searcher[list[np.ndarray]]):
+    block = 1024  # documents of some hundred vectors each
+
+    def __init__(self, model: Model) -> None:
+        self._embedder = MultiVector(model)
+
+    def embed(self, sequences: Sequence[Example], params: PyTree, documents: bool) -> list[np.ndarray]:
+        return self._embedder.vectors(sequences, params, documents)
+
+    def search(self, queries: list[np.ndarray], depth: int) -> Search[list[np.ndarray]]:
+        return ByScores(len(queries), depth, lambda documents: (scores[None] for scores in max_sim(queries, documents)))
+
+
+_UNUSED = ("[unused0]", "[unused1]")  # the markers of Stanford's ColBERT
+
+
+class MultiVectors(Form):
+    """A vector for each token, compared by the sum of each query token's largest cosine (ColBERT)."""
+
+    embedding = TokenVectors()
+    head = "token_vectors"
+    scoring = MAX_SIM
+    options = frozenset(["markers", "query_length", "expand_queries", "skip_punctuation"])
+    defaults: ClassVar[Mapping[str, object]] = {"temperature": 1.0}
+
+    def adapt(self, embedding: TokenVectors, model: Model, options: Options) -> tuple[Embedding, list[str]]:
+        """Returns the settings with those that are given; a new model marks texts by unused tokens of its vocabulary."""
+        markers = options.markers
+        if markers is None and embedding.query_marker is None:
+            vocabulary = model.need_tokenizer().vocabulary()
+            markers = _UNUSED if all(token in vocabulary for token in _UNUSED) else ("", "")
+        markers = markers or (embedding.query_marker or "", embedding.document_marker or "")
+        given = {
+            "query_length": options.query_length,
+            "expand": options.expand_queries,
+            "skipped": None if options.skip_punctuation is None else tuple(string.punctuation) * options.skip_punctuation,
+        }
+        changes = {name: value for name, value in given.items() if value is not None}
+        embedding = embedding.replace(query_marker=markers[0], document_marker=markers[1], **changes)
+        embedding.layout(model.need_tokenizer(), model.config)  # checks the markers
+        marked = f"marked by {markers[0]} and {markers[1]}" if any(markers) else "not marked: the vocabulary has no [unused0]"
+        expanded = "filled up with mask tokens" if embedding.expand else "not filled up"
+        return embedding, [f"queries of {embedding.query_length} tokens, {expanded}; queries and documents are {marked}"]
+
+    def inputs(self, rows: Batch, model: Model) -> Batch:
+        assert isinstance(model.pooling, TokenVectors)
+        if not model.pooling.expand or model.pooling.attend_to_expansion:
+            return rows
+        return {**rows, "sequence_ids": unseen_masks(rows["sequence_ids"], rows["input_ids"], model.need_tokenizer().mask_id)}
+
+    def reduce(self, outputs: dict[str, jax.Array], rows: Batch, model: Model) -> dict[str, jax.Array]:
+        """Returns the vectors of all tokens [B, L, D], and which of them count where and belong to which sequence."""
+        assert isinstance(model.pooling, TokenVectors)
+        ids = jnp.abs(jnp.asarray(rows["sequence_ids"]))
+        skipped = jnp.isin(jnp.asarray(rows["input_ids"]), model.pooling.skipped_ids(model.need_tokenizer()))
+        vectors, starts = outputs["token_vectors"], jnp.asarray(rows["cls_positions"])
+        return {"vectors": vectors, "sequence_ids": ids, "skipped": skipped, "starts": starts}
+
+    def items(self, outputs: dict[str, jax.Array], batch: Batch, model: Model) -> tuple[Vectors, Vectors]:
+        """Returns the vectors of the tokens of queries [N, T, D] and documents [N, C, U, D]."""
+        assert isinstance(model.pooling, TokenVectors)
+        row, slot = jnp.divmod(jnp.asarray(batch["slots"]), outputs["starts"].shape[1])
+        length = outputs["vectors"].shape[1]
+
+        def tokens(row: jax.Array, slot: jax.Array, most: int, skips: bool) -> Vectors:
+            places = jnp.arange(most).reshape(*[1] * slot.ndim, most) + outputs["starts"][row, slot][..., None]
+            inside = jnp.minimum(places, length - 1)
+            row = jnp.broadcast_to(row[..., None], inside.shape)
+            present = (places < length) & (outputs["sequence_ids"][row, inside] == slot[..., None] + 1)
+            present &= ~outputs["skipped"][row, inside] if skips else True
+            return Vectors(outputs["vectors"][row, inside], present)
+
+        most = min(length, model.pooling.query_length)
+        return tokens(row[:, 0], slot[:, 0], most, False), tokens(row[:, 1:], slot[:, 1:], length, True)
+
+    def searcher(self, model: Model) -> Searcher:
+        return _MultiVectorSearcher(model)
+
+
+FORMS: dict[str, Form] = {form.name: form for form in (Dense(), Sparse(), MultiVectors())}
 
 
 def form_of(model: Model) -> str:

@@ -69,6 +69,10 @@ class Kind(Parsing[L], Protocol[L, P]):
         """Returns the targets of a batch of these items; a full batch has `count` items."""
         return per_sequence(items, packed, count)
 
+    def inputs(self, rows: Batch, model: Model) -> Batch:
+        """Returns what the encoder reads of some rows of a batch."""
+        return rows
+
     def reduce(self, outputs: dict[str, Array], rows: Batch, model: Model) -> dict[str, Array]:
         """Returns what the loss reads of the outputs for some rows of a batch."""
         return outputs

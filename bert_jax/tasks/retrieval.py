@@ -127,7 +127,7 @@ class Retrieval(Candidates[TeacherScores, Ranking]):
         judged = _judged(records)
         if judged:
             collection, chunk = judged[0].collection, judged[0].collection.chunk
-            queries = encode_texts(records, plain, no_target, lambda texts: [query(texts[0])])
+            queries = encode_texts(records, plain, no_target, lambda texts: [plain.query(query(texts[0]))])
             room = 0 if chunk is None else passage_room(chunk, layout, document)
 
             def parts(texts: tuple[str, ...]) -> list[Text]:
@@ -142,7 +142,7 @@ class Retrieval(Candidates[TeacherScores, Ranking]):
             return Encoded(_joined(queries.items, corpus.items), queries.lost + corpus.lost)
 
         def sequences(texts: tuple[str, ...]) -> list[Text]:
-            return [query(texts[0]), *map(document, self.whole_texts(texts)[1:])]
+            return [plain.query(query(texts[0])), *map(document, self.whole_texts(texts)[1:])]
 
         encoded = encode_texts(records, plain, no_target, sequences)
         assert isinstance(encoded.items, Items)
@@ -182,12 +182,15 @@ class Retrieval(Candidates[TeacherScores, Ranking]):
             "positive_ids": numbers[:, each:],
         }
 
+    def inputs(self, rows: Batch, model: Model) -> Batch:
+        return self.form.inputs(rows, model)
+
     def reduce(self, outputs: dict[str, jax.Array], rows: Batch, model: Model) -> dict[str, jax.Array]:
         """Returns the embeddings of the sequences, or what these are made of."""
         return self.form.reduce(outputs, rows, model)
 
     def loss(self, outputs: dict[str, jax.Array], batch: Batch, options: Options, model: Model) -> dict[str, Sum]:
-        queries, documents = self.form.items(outputs, batch)
+        queries, documents = self.form.items(outputs, batch, model)
         known = Known(batch["query_ids"], batch["document_ids"], batch["positive_ids"])
         loss = contrastive_loss(
             queries, documents, batch["weights"], options.temperature, scoring=self.form.scoring, known=known,

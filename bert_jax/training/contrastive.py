@@ -57,6 +57,39 @@ def _unit(x: Float[AnyArray, "*B D"]) -> Float[Array, "*B D"]:
 
 COSINE = Scoring(lambda x, size: _unit(x[..., :size]), _inner, _inner, lambda queries, documents: 1)
 DOT = Scoring(lambda x, size: jnp.asarray(x[..., :size], jnp.float32), _inner, _inner, lambda queries, documents: 1)
+
+
+class Vectors(NamedTuple):
+    """A vector for each token of a text; `present` is false for tokens that do not count."""
+
+    vectors: Float[AnyArray, "*B T D"]
+    present: Bool[AnyArray, "*B T"]
+
+
+def _prepare_tokens(x: Vectors, size: int | None) -> Vectors:
+    return Vectors(_unit(x.vectors[..., :size]), x.present)
+
+
+def _max_sim(scores: Float[Array, "M T U"], query: Bool[AnyArray, "M T"], document: Bool[AnyArray, "M U"]) -> Float[Array, " M"]:
+    """Returns the sum over the T tokens of a query of the largest score with the U tokens of a document."""
+    best = jnp.max(jnp.where(document[:, None, :], scores, MASKED), axis=-1)
+    return jnp.sum(jnp.where(query, best, 0), axis=-1)
+
+
+def _of_query(query: Vectors, documents: Vectors) -> Float[Array, " M"]:
+    scores = jnp.einsum("td,mud->mtu", query.vectors, documents.vectors, precision="highest")
+    return _max_sim(scores, jnp.broadcast_to(query.present[None], scores.shape[:2]), documents.present)
+
+
+def _of_document(document: Vectors, queries: Vectors) -> Float[Array, " M"]:
+    scores = jnp.einsum("ud,mtd->mtu", document.vectors, queries.vectors, precision="highest")
+    return _max_sim(scores, queries.present, jnp.broadcast_to(document.present[None], (scores.shape[0], scores.shape[2])))
+
+
+# ColBERT's late interaction (Khattab and Zaharia, 2020, equation 3) of `Vectors`.
+MAX_SIM = Scoring(
+    _prepare_tokens, _of_query, _of_document, lambda queries, documents: queries.present.shape[1] * documents.present.shape[1]
+)
 _MOST_CELLS = 2**26  # float32 numbers of scores that are computed at a time
 
 

@@ -108,6 +108,24 @@ def test_a_sparse_retriever_learns_is_scored_as_its_export_and_keeps_its_form(mo
         tune(tmp_path / "export", "retrieval", folder, tmp_path / "dense", num_epochs=1)
 
 
+@pytest.mark.slow
+def test_a_retriever_with_a_vector_for_each_token_learns_and_is_scored_as_its_export(model, folder, tmp_path):
+    more = {"query_prompt": PROMPTS["query"], "document_prompt": PROMPTS["document"], "form": "multi_vector", "query_length": 12}
+    found = tune(model, "retrieval", folder, tmp_path, num_epochs=4, learning_rates="1e-2", **more)
+    embed = bert_jax.MultiVector(bert_jax.load(tmp_path / "export"))
+    assert (embed.pooling.query_length, embed.pooling.query_marker, embed.pooling.width) == (12, "", 128)
+    corpus, queries = ([json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+                       for name in ("corpus", "queries"))  # fmt: skip
+    asked = embed.queries([row["text"] for row in queries[24:30]])
+    assert all(vectors.shape == (12, 128) for vectors in asked)
+    scores = embed.scores(asked, embed.documents([row["text"] for row in corpus]))
+    ranked = [[float(j == i) for j in np.argsort(-row)] for i, row in enumerate(scores, 24)]
+    assert found["exported"]["dev"] == pytest.approx(ranking_scores(ranked, [[1]] * 6), abs=1e-6)
+    losses = losses_of(tmp_path)[:, 0]
+    assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
+    assert task_of("retrieval", bert_jax.pretrained.describe(tmp_path / "export")).kind.form.name == "multi_vector"
+
+
 def test_forms_and_their_options_are_refused_where_they_do_not_belong():
     with pytest.raises(InputError, match="form='sparse' is for retrieval, not for cola"):
         find_task("cola", "sparse")

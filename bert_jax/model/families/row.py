@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Head = Literal[
     "encoder", "masked_lm", "pretraining", "next_sentence", "replaced_token", "sequence_classification",
-    "token_classification", "question_answering", "multiple_choice",
+    "token_classification", "question_answering", "multiple_choice", "token_vectors",
 ]  # fmt: skip
 HEADS: tuple[Head, ...] = get_args(Head)
 LayerType = Literal["full_attention", "sliding_attention"]
@@ -39,6 +39,9 @@ _CLASSES: dict[Head, str] = {
     "question_answering": "ForQuestionAnswering",
     "multiple_choice": "ForMultipleChoice",
 }
+# Heads that all families have, and transformers does not: a linear layer without bias at each token (ColBERT).
+OF_ALL: dict[Head, Names] = {"token_vectors": {"token_projection": "linear"}}
+_CLASSES_OF_ALL: dict[Head, str] = {"token_vectors": "HF_ColBERT"}  # as Stanford's files call it
 EMBEDDINGS = {
     "embeddings/word_embeddings/embedding": "embeddings.word_embeddings.weight",
     "embeddings/position_embeddings/embedding": "embeddings.position_embeddings.weight",
@@ -206,20 +209,20 @@ class Family:
 
     def head(self, head: Head) -> Names:
         """Returns the names of a head. Raises InputError if the family does not have it."""
-        if head not in self.heads:
+        if head not in self.heads | OF_ALL:
             raise InputError(
                 f"{self.class_prefix} has no head {head!r}{did_you_mean(head, self.heads)}; it has {', '.join(self.heads)}"
             )
-        return self.heads[head]
+        return (self.heads | OF_ALL)[head]
 
     def architecture(self, head: Head) -> str:
         """Returns the class of transformers that an encoder with `head` is."""
         self.head(head)
-        return self.class_prefix + _CLASSES[head]
+        return _CLASSES_OF_ALL.get(head) or self.class_prefix + _CLASSES[head]
 
     def head_of(self, architecture: str) -> Head | None:
         """Inverts `architecture`: returns the head of a class, None if the class is not one of the family's."""
-        return next((head for head in self.heads if self.architecture(head) == architecture), None)
+        return next((head for head in self.heads | OF_ALL if self.architecture(head) == architecture), None)
 
     def keys(self, name: str) -> tuple[str, ...]:
         """Returns the keys that a field of BertConfig may have in config.json; the first is written."""
@@ -228,7 +231,7 @@ class Family:
 
     def head_names(self) -> Iterator[str]:
         """Yields the names of all parts of heads, which are outside the encoder."""
-        for head in self.heads.values():
+        for head in (self.heads | OF_ALL).values():
             yield from (name.partition("[")[0] for name in head.values())
         yield from self.tied
 

@@ -1,0 +1,63 @@
+"""MultiVector beside its definition: markers, expansion of queries, tokens that do not count."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from inference_models import SHORT, TINY, params_of
+
+from bert_jax import InputError, MultiVector, TokenVectors
+from bert_jax.data.layout import Layout
+from bert_jax.pretrained import Model
+
+WIDTH, LENGTH = 16, 20
+
+
+@pytest.fixture(scope="module")
+def embed(tokenizer):
+    vocabulary = tokenizer.vocabulary()
+    first, second, skipped = [token for token in vocabulary if token.startswith("▁") and len(token) > 1][:3]
+    pooling = TokenVectors(WIDTH, first, second, LENGTH, skipped=(skipped, "no token of it"))
+    return MultiVector(Model(TINY, params_of(TINY, "token_vectors", WIDTH), tokenizer, "token_vectors", pooling=pooling))
+
+
+def vectors_of(model, ids):
+    """The vectors of all tokens of a text by itself."""
+    found = np.asarray(model.apply(model.params, {"input_ids": np.array([ids], np.int32)})["token_vectors"][0])
+    return found / np.linalg.norm(found, axis=-1, keepdims=True)
+
+
+def test_markers_follow_the_first_token_and_skipped_tokens_of_documents_have_no_vector(embed, tokenizer):
+    vocabulary, pooling = tokenizer.vocabulary(), embed.pooling
+    texts = [f"{SHORT[0]} {pooling.skipped[0][1:]}", *SHORT[1:5]]
+    plain = [example.input_ids.tolist() for example in Layout(tokenizer, TINY).examples(texts)[0]]
+    for ids, found in zip(plain, embed.documents(texts), strict=True):
+        ids.insert(1, vocabulary[pooling.document_marker])
+        kept = np.array(ids) != vocabulary[pooling.skipped[0]]
+        np.testing.assert_allclose(found, vectors_of(embed.model, ids)[kept], atol=1e-5)
+    assert vocabulary[pooling.skipped[0]] in plain[0]
+
+
+def test_mask_tokens_fill_up_a_query_without_a_change_of_its_other_vectors(embed, tokenizer):
+    """Attention of the mask tokens, to the query alone, is compared with sentence-transformers' in test_parity_forms.py."""
+    text = " ".join(SHORT[0].split()[:2])
+    (ids,) = (example.input_ids.tolist() for example in Layout(tokenizer, TINY).examples([text])[0])
+    ids.insert(1, tokenizer.vocabulary()[embed.pooling.query_marker])
+    alone, (found, _) = vectors_of(embed.model, ids), embed.queries([text, text + " bako"])
+    assert found.shape == (LENGTH, WIDTH)
+    np.testing.assert_allclose(found[: len(ids)], alone, atol=1e-5)
+    attended = dataclasses.replace(embed.model, pooling=embed.pooling.replace(attend_to_expansion=True))
+    (seen,) = MultiVector(attended).queries([text])
+    np.testing.assert_allclose(seen, vectors_of(embed.model, ids + [tokenizer.mask_id] * (LENGTH - len(ids))), atol=1e-5)
+    assert abs(seen[: len(ids)] - alone).max() > 1e-3
+    documents = embed.documents(SHORT[:3])
+    expected = [(found @ document.T).max(axis=1).sum() for document in documents]
+    np.testing.assert_allclose(embed.scores([found], documents), [expected], rtol=1e-5)
+    with pytest.warns(UserWarning, match="1 of 1 texts have more than 20 tokens"):
+        assert embed.queries([SHORT[0] * 9])[0].shape == (LENGTH, WIDTH)
+
+
+def test_a_marker_that_is_no_token_is_refused(embed):
+    model = dataclasses.replace(embed.model, pooling=embed.pooling.replace(query_marker="[Q] "))
+    with pytest.raises(InputError, match=r"the marker '\[Q\] ' is not a token of this tokenizer"):
+        MultiVector(model)
