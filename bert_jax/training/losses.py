@@ -82,7 +82,7 @@ def pretraining_sums(outputs: Mapping[str, Any], batch: Mapping[str, AnyArray]) 
     """
     labels, weights, decoder = batch["masked_ids"], batch["masked_weights"], outputs.get("masked_lm_decoder")
     name = "next_token" if "causal" in batch else "masked_lm"
-    if decoder is not None and decoded.is_large(decoder):
+    if decoder is not None and decoded.is_on_one_device():
         loss, hits = decoded.sums(decoder, jnp.asarray(labels), jnp.asarray(weights))
         sums = {f"{name}_loss": Sum(loss, jnp.sum(weights)), f"{name}_accuracy": Sum(hits, jnp.sum(weights))}
     else:
