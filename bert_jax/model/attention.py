@@ -291,10 +291,15 @@ def _mix(
     bias: Float[Array, "... Q L"] | None = None,
 ) -> tuple[Float[Array, "... Q K"], Float[Array, "... Q L"]]:
     """Returns the mixed values and the probabilities, all pairs of queries and tokens at once."""
-    scores = jnp.einsum("...lk,...mk->...lm", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
-    weights = jax.nn.softmax(jnp.where(mask, scores if bias is None else scores + bias, MASKED), axis=-1)
-    dropped = dropout(weights, drop.rate, drop.key).astype(value.dtype)
-    return jnp.einsum("...lm,...mk->...lk", dropped, value), weights
+    scaled = (query * query.shape[-1] ** -0.5).astype(query.dtype)
+    scores = jnp.einsum("...lk,...mk->...lm", scaled, key, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask, scores if bias is None else scores + bias, MASKED)
+    largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    powers = jnp.exp(scores - largest)
+    total = jnp.sum(powers, axis=-1, keepdims=True)
+    dropped = dropout(powers, drop.rate, drop.key).astype(value.dtype)
+    mixed = jnp.einsum("...lm,...mk->...lk", dropped, value, preferred_element_type=jnp.float32) / total
+    return mixed.astype(value.dtype), powers / total
 
 
 def _banded(
