@@ -133,7 +133,7 @@ def test_slots_are_enough_for_the_rate(length, rate, slots):
 
 
 def test_next_tokens_are_predicted_within_a_sequence_and_special_ones_are_not():
-    ids, of = np.array([[CLS, 7, 8, SEP, CLS, 9, UNK, 5, PAD]]), np.array([[1, 1, 1, 1, 2, 2, 2, 2, 0]])
+    ids, of = np.array([[CLS, 7, 8, SEP, 6, 9, UNK, 5, PAD]]), np.array([[1, 1, 1, 1, 2, 2, 2, 2, 0]])
     out = next_tokens(ids, of, vocabulary())
     assert out["masked_positions"].tolist() == [[0, 1, 0, 0, 4, 0, 6, 0]]
     assert out["masked_ids"].tolist() == [[7, 8, 0, 0, 9, 0, 5, 0]]
