@@ -24,6 +24,7 @@ def get_config() -> TrainConfig:
         masking=MaskingConfig(rate=0.3),
         optim=OptimConfig(
             name="muon", learning_rate=8e-4, muon_learning_rate=0.02, warmup_steps=2_000, b2=0.98,
+            muon_coefficients="polar_express", muon_iterations=3, muon_dtype="bfloat16",
             schedule="warmup_stable_decay", decay_shape="1-sqrt",
         ),
     )  # fmt: skip

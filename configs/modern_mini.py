@@ -17,6 +17,10 @@ def get_config() -> TrainConfig:
         "modernbert", vocab_size=8192, hidden_size=256, num_hidden_layers=7, num_attention_heads=4, intermediate_size=384,
         max_position_embeddings=1024,
     )  # fmt: skip
+    optim = OptimConfig(
+        name="muon", learning_rate=1e-3, muon_learning_rate=0.02, muon_coefficients="polar_express", muon_iterations=3,
+        warmup_steps=500,
+    )  # fmt: skip
     return TrainConfig(
         workdir="runs/modern_mini",
         num_steps=20_000,
@@ -26,5 +30,5 @@ def get_config() -> TrainConfig:
         model=model,
         data=DataConfig(tokenizer="bpe", max_seq_length=128),
         masking=MaskingConfig(rate=0.3),
-        optim=OptimConfig(name="muon", learning_rate=1e-3, muon_learning_rate=0.02, warmup_steps=500),
+        optim=optim,
     )

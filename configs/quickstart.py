@@ -15,6 +15,10 @@ def get_config() -> TrainConfig:
         "modernbert", vocab_size=4096, hidden_size=192, num_hidden_layers=4, num_attention_heads=3, intermediate_size=512,
         max_position_embeddings=128, layer_types=("full_attention",), rope_theta=10_000.0,
     )  # fmt: skip
+    optim = OptimConfig(
+        name="muon", learning_rate=3e-3, muon_learning_rate=0.02, muon_coefficients="polar_express", muon_iterations=3,
+        warmup_steps=50,
+    )  # fmt: skip
     return TrainConfig(
         workdir="runs/quickstart",
         num_steps=550,
@@ -24,7 +28,7 @@ def get_config() -> TrainConfig:
         model=model,
         data=DataConfig(source=("stdlib:",), tokenizer="unigram", eval_fraction=0.05),
         masking=MaskingConfig(rate=0.3),
-        optim=OptimConfig(name="muon", learning_rate=3e-3, muon_learning_rate=0.02, warmup_steps=50),
+        optim=optim,
         fill_masks=(
             "Return the [MASK] of the list.",
             "Raise an [MASK] if the file does not exist.",

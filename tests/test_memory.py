@@ -65,7 +65,7 @@ def test_steps_that_predict_next_tokens_run_the_head_and_the_last_layer_everywhe
     [MODERN, BertConfig.preset("mini"), BertConfig.of_family("eurobert", num_hidden_layers=2)],
     ids=lambda cfg: cfg.model_type,
 )
-def test_muon_keeps_one_moment_of_the_kernels_of_layers_and_its_products_are_counted(cfg):
+def test_muon_keeps_one_moment_of_the_kernels_of_layers_and_its_products_are_counted(cfg, monkeypatch):
     run = TrainConfig(model=cfg, optim=OptimConfig(name="muon", muon_iterations=3))
     params = parameter_shapes(Bert(cfg, "masked_lm"))
     hidden = [x.shape for x, chosen in zip(*map(jax.tree.leaves, (params, muon.hidden_matrices(params))), strict=True) if chosen]
@@ -77,7 +77,10 @@ def test_muon_keeps_one_moment_of_the_kernels_of_layers_and_its_products_are_cou
     averaged = memory.DeviceShare.of_run(run.replace(optim=run.optim.replace(average="ema:0.99")), "cpu", 1, 1, 1)
     assert memory.state_bytes(cfg, averaged) - ours == 4 * memory.num_parameters(cfg)
     sides = Counter((min(shape), max(shape)) for shape in hidden)
-    each = {(m, n): 3 * (3.5 * m**2 * n + 1.5 * m**3) for m, n in sides}  # a quarter of two of the products is copied
+    monkeypatch.setattr(flops, "SYMMETRIC_FROM", 10**6)
+    each = {(m, n): 3 * (4 * m**2 * n + 2 * m**3) for m, n in sides}
     assert flops.muon_flops(run) == sum(number * each[shape] for shape, number in sides.items())
+    monkeypatch.setattr(flops, "SYMMETRIC_FROM", 256)
+    each = {(m, n): 3 * (3.5 * m**2 * n + 1.5 * m**3) for m, n in sides}  # a quarter of two of the products is copied
     assert flops.muon_flops(run, 8) == sum(math.ceil(number / 8) * each[shape] for shape, number in sides.items())
     assert flops.muon_flops(run.replace(optim=OptimConfig())) == 0

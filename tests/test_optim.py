@@ -9,7 +9,7 @@ import pytest
 from bert_jax.config import BertConfig, InputError, OptimConfig, Phase
 from bert_jax.model.convert import flatten, unflatten
 from bert_jax.model.heads import Bert, initialize
-from bert_jax.training import muon, parallel
+from bert_jax.training import flops, muon, parallel
 from bert_jax.training.optim import decay_mask, layer_scales, make_optimizer, make_schedule, scaled_by_phases
 
 RATES = [0.01, 0.02, 0.03, 0.02, 0.01]
@@ -283,7 +283,8 @@ def numpy_orthogonal(x, polynomials):
 
 
 @pytest.mark.parametrize(("options", "polynomials"), [(JORDAN, 5 * [(3.4445, -4.7750, 2.0315)]), (POLAR, muon.POLAR_EXPRESS[3])])
-def test_muon_is_an_independent_numpy_implementation_over_twenty_steps(options, polynomials) -> None:
+def test_muon_is_an_independent_numpy_implementation_over_twenty_steps(options, polynomials, monkeypatch) -> None:
+    monkeypatch.setattr(flops, "SYMMETRIC_FROM", 8 if options is POLAR else 512)
     rng = np.random.default_rng(0)
     shapes = {"query": (8, 8), "intermediate": (8, 20), "output": (20, 8)}
     layers = {f"layer_{i}": {name: {"kernel": rng.normal(size=shape), "bias": rng.normal(size=shape[1])}
@@ -336,7 +337,8 @@ def test_the_polynomials_of_a_number_of_iterations_are_the_nearest_to_one(number
 
 
 @pytest.mark.parametrize(("dtype", "band"), [(jnp.float32, 0.29), (jnp.bfloat16, 0.31)])
-def test_a_matrix_is_orthogonalised_also_in_bfloat16(dtype, band) -> None:
+def test_a_matrix_is_orthogonalised_also_in_bfloat16(dtype, band, monkeypatch) -> None:
+    monkeypatch.setattr(flops, "SYMMETRIC_FROM", 7)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, 7, 12))
     x[2] = rng.normal(size=(7, 1)) * rng.normal(size=12)  # the largest singular value that there is, and others of 0

@@ -251,7 +251,7 @@ def test_the_report_says_what_muon_computes_and_the_moments_that_it_saves():
     rate = dict(optim=OptimConfig(name="muon", muon_iterations=3, warmup_steps=2))
     lines = dict(line.split("  ", 1) for line in _report(planned(SMALL.replace(**rate)), []).splitlines())
     d, m, layers = 64, 256, 3
-    square, rectangle = 3 * 5 * d**3, 3 * (3.5 * d**2 * m + 1.5 * d**3)
+    square, rectangle = 3 * 6 * d**3, 3 * (4 * d**2 * m + 2 * d**3)
     work = layers * (4 * square + 2 * rectangle)
     adam = 3 * 4 * memory.num_parameters(SMALL.model)
     muon = adam - 4 * layers * (4 * d**2 + 2 * d * m)

@@ -16,6 +16,8 @@ PEAK_FLOPS = {
     "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L4": 121e12, "V100": 125e12, "T4": 65e12,
 }  # fmt: skip
 
+SYMMETRIC_FROM = 512  # rows from which Muon copies a block of a symmetric product; at 256, copies take a CPU as long as products
+
 
 def peak_flops(device_kind: str) -> float | None:
     """Returns the peak FLOP/s of a device, or None for a device that the table lacks (CPUs, new devices)."""
@@ -62,8 +64,8 @@ def muon_flops(cfg: TrainConfig, devices: int = 1) -> float:
 
 
 def _symmetric_flops(rows: int, inner: int) -> int:
-    """Returns the FLOPs of `muon._symmetric_product`: the block below the diagonal is copied."""
-    half = rows // 2
+    """Returns the FLOPs of `muon._symmetric_product`, which copies a block of large matrices."""
+    half = rows // 2 if rows >= SYMMETRIC_FROM else 0
     return 2 * inner * (half * rows + (rows - half) ** 2)
 
 

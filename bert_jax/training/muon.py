@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, PyTree
 from bert_jax.config import OptimConfig
 from bert_jax.errors import InputError
 from bert_jax.model.layers import ROWS, inside_training_mesh, laid_out
+from bert_jax.training import flops
 
 _HIDDEN = re.compile(r"encoder/layer_\d+/.*kernel")
 
@@ -73,7 +74,8 @@ def hidden_matrices(params: PyTree) -> PyTree[bool]:
 def orthogonalise(x: Float[Array, "N M L"], polynomials: tuple[Quintic, ...]) -> Float[Array, "N M L"]:
     """Returns matrices with the singular vectors of `x` and singular values near 1, by Newton-Schulz iterations.
 
-    An iteration takes two symmetric products, of which a quarter is copied, and a third: 3.5 M^2 L + 1.5 M^3 FLOPs a matrix.
+    An iteration takes 4 M^2 L + 2 M^3 FLOPs a matrix; from `flops.SYMMETRIC_FROM` rows on 3.5 M^2 L + 1.5 M^3, as a quarter of
+    its two symmetric products is copied.
 
     Args:
       x: Wide matrices: M is at most L. Products have their type; the norm is computed in float32.
@@ -88,7 +90,9 @@ def orthogonalise(x: Float[Array, "N M L"], polynomials: tuple[Quintic, ...]) ->
 
 
 def _symmetric_product(x: Float[Array, "N M L"], y: Float[Array, "N L M"]) -> Float[Array, "N M M"]:
-    """Returns `x @ y`, which must be symmetric: the block below the diagonal is that above it."""
+    """Returns `x @ y`, which must be symmetric: in large matrices the block below the diagonal is a copy of that above it."""
+    if x.shape[1] < flops.SYMMETRIC_FROM:
+        return x @ y
     half = x.shape[1] // 2
     above = x[:, :half] @ y
     corner = x[:, half:] @ y[:, :, half:]
