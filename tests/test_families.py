@@ -253,11 +253,7 @@ def test_however_the_layers_run_outputs_and_gradients_are_the_same(family):
 
 PMAP, MESH = dict(strategy="pmap"), dict(fsdp=2, tensor=2)
 QUICK_STEPS = [("modernbert", PMAP), ("modernbert by muon", MESH)]
-STEPS = [
-    (family, layout)
-    for family in ("modernbert", "mpnet", "eurobert", "deberta-v2", "modernbert by muon")
-    for layout in (PMAP, MESH)
-]
+STEPS = [(family, layout) for family in (*FAMILIES, "modernbert by muon") for layout in (PMAP, MESH)]
 
 
 @pytest.mark.parametrize(
