@@ -280,7 +280,7 @@ class OptimConfig(_Group):
     muon_coefficients: Literal["jordan", "polar_express"] = "jordan"
     (
         "muon: polynomials of the iterations. `jordan`: one for all of them, usually 5. `polar_express`: the best ones for 3, 4 "
-        "or 5 iterations; 3 learn as fast as 5 of `jordan`, for 60 % of the work."
+        "or 5 iterations; 3 are 60 % of the work of 5 of `jordan`."
     )
     muon_scale: Literal["shape", "adamw"] = "shape"
     (
