@@ -115,10 +115,10 @@ def check_equal(workdir, whole):
 
 @pytest.mark.slow
 def test_dev_is_predicted_once_an_evaluation_and_again_where_the_export_has_other_weights(model, finished, tmp_path, monkeypatch):
+    data, found = finished(sst2).workdir.parent, []  # which trains, if no test has asked for it yet
     predict, save, seen, saved = Evaluator.predict, Checkpointer.save, [], []
     monkeypatch.setattr(Evaluator, "predict", lambda self, split, params: seen.append(split.name) or predict(self, split, params))
     monkeypatch.setattr(Checkpointer, "save", lambda self, step, *rest: saved.append(step) or save(self, step, *rest))
-    data, found = finished(sst2).workdir.parent, []
     for name in ("once", "again"):
         found.append(tune(model, "sst2", data, tmp_path / name, seeds=2))
         assert saved == [18, 18]  # a checkpoint of the last step would be deleted at once
