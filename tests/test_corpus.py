@@ -447,6 +447,7 @@ def test_a_finished_cache_holds_rows_counts_and_index_and_nothing_else(build, fo
     assert sorted(path.name for path in directory.iterdir()) == ["counts.npz", "index.json", *expected]
 
 
+@pytest.mark.slow
 def test_a_document_of_many_megabytes_takes_a_few_times_its_size(build, folder, documents):
     """Its words one by one, or the encodings of all of it at once, would take 50 times."""
     text = " ".join(sentence for own in documents for doc in own for sentence in doc)

@@ -34,6 +34,7 @@ def run_without(modules, folder):
     return {name: [row for row in rows if row["section"] == name and row["case"] != "device"] for name in CASES}
 
 
+@pytest.mark.slow
 def test_all_of_it_runs_with_few_packages_and_says_which_peer_is_missing(tmp_path):
     sections = run_without([*NOT_NEEDED, *PEERS], tmp_path)
     assert all(row["ok"] for row in sections["correctness"])

@@ -642,12 +642,11 @@ if __name__ == "__main__":
 
 
 HEAD_ONLY = [
-    ("masked_lm", "bert"), ("pretraining", "albert"), ("sequence_classification", "bert"), ("multiple_choice", "bert"),
-    ("token_classification", "bert"), ("question_answering", "electra"),
+    ("masked_lm", "bert"), ("multiple_choice", "bert"), ("token_classification", "bert"), ("question_answering", "electra"),
 ]  # fmt: skip
 HEAD_ONLY_TOO = [  # whose parts the others have
-    ("pretraining", "bert"), ("next_sentence", "bert"), ("encoder", "bert"), ("sequence_classification", "roberta"),
-    ("sequence_classification", "distilbert"),
+    ("pretraining", "albert"), ("pretraining", "bert"), ("next_sentence", "bert"), ("encoder", "bert"),
+    ("sequence_classification", "bert"), ("sequence_classification", "roberta"), ("sequence_classification", "distilbert"),
 ]  # fmt: skip
 
 

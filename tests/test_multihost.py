@@ -133,7 +133,7 @@ def alone(project):
     "layout",
     [
         pytest.param((), id="data", marks=pytest.mark.slow),
-        pytest.param(("--parallel.fsdp", "2", "--parallel.tensor", "2"), id="fsdp-tensor"),
+        pytest.param(("--parallel.fsdp", "2", "--parallel.tensor", "2"), id="fsdp-tensor", marks=pytest.mark.slow),
         pytest.param(("--parallel.fsdp", "4"), id="fsdp", marks=pytest.mark.slow),
     ],
 )

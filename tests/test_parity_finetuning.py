@@ -134,10 +134,11 @@ def their_losses(setting, folder):
     return losses
 
 
-KINDS = ("classification", "multi_label", "regression", "tagging", "question_answering", "multiple_choice")
+KINDS = ("classification", "tagging", "question_answering")
+MORE_KINDS = ("multi_label", "regression", "multiple_choice")  # whose losses test_losses.py holds against NumPy, too
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *(pytest.param(kind, marks=pytest.mark.parity_more) for kind in MORE_KINDS)])
 def test_losses_of_ten_steps_are_those_of_transformers(kind, tokenizer, tmp_path: Path):
     setting = prepare(kind, tokenizer, tmp_path)
     ours, theirs = our_losses(setting, tmp_path), their_losses(setting, tmp_path)

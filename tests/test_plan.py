@@ -156,6 +156,7 @@ def test_a_plan_for_simulated_devices_says_what_there_is_to_know(config):
         assert name in done.stdout, name
 
 
+@pytest.mark.slow
 def test_several_topologies_are_a_table(config):
     done = run(config, "--topology", "cpu:1,cpu:2")
     assert done.returncode == 0, done.stderr

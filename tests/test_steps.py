@@ -175,7 +175,7 @@ def test_a_language_where_neighbours_tell_the_masked_token_is_learnt() -> None:
 SLOW_LAYOUTS = [pytest.param(layout, marks=pytest.mark.slow) for layout in ("8x1x1", "4x2x1")]  # 2x2x2 has both in one
 
 
-@pytest.mark.parametrize("layout", ["one", SLOW_LAYOUTS[0], "pmap", "2x2x2"])
+@pytest.mark.parametrize("layout", ["one", SLOW_LAYOUTS[0], "pmap", pytest.param("2x2x2", marks=pytest.mark.slow)])
 def test_accumulation_gives_the_loss_and_gradients_of_the_whole_batch(layout: str) -> None:
     batch, microbatches = uneven_batch(), 4 if layout == "one" else 2
     whole, metrics = compiled("plain", "one", 1, False, None)(initial_state("plain", "one"), batch)

@@ -286,6 +286,7 @@ def test_lost_lines_of_metrics_are_said(project, whole_run, tmp_path, capfd):
     assert "has 0 lines of metrics up to step 12, where 15 were written" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_profile_is_a_trace_of_the_steps_asked_for(project, tmp_path):
     assert train.main(arguments(project, tmp_path, "--profile", "1")) == 0
     (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
@@ -373,6 +374,7 @@ def test_one_device_sees_the_same_batches_and_losses_as_eight(project, whole_run
             assert one[name] == pytest.approx(eight[name], rel=2e-4, abs=2e-4), name
 
 
+@pytest.mark.slow
 def test_a_run_continues_on_another_number_of_devices(project, whole_run, tmp_path):
     run_and_kill_behind_step_4(project, tmp_path, "--parallel.num-devices", "2")
     assert train.main(arguments(project, tmp_path)) == 0
@@ -433,6 +435,7 @@ def test_changed_text_is_refused_and_moved_text_is_not(project, whole_run, tmp_p
         train.main(command)
 
 
+@pytest.mark.slow
 def test_extend_goes_on_past_the_end_and_says_so(project, whole_run, tmp_path, capsys):
     import shutil
 
@@ -463,12 +466,14 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(project
     assert recorded(tmp_path / "run") == recorded(whole_run)
 
 
+@pytest.mark.slow
 def test_updates_that_are_never_finite_stop_the_run_and_name_the_steps(project, tmp_path):
     with pytest.raises(InputError, match=r"steps 2 to 4 were not finite .* 3 in a row"):
         train.main(arguments(project, tmp_path, "--optim.learning-rate", "1e38", "--optim.warmup-steps", "0",
                              "--optim.max-skipped", "3"))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_without_held_out_text_trains(project, tmp_path):
     assert train.main(arguments(project, tmp_path, "--data.eval-fraction", "0", *TWO_STEPS, *ONE_DEVICE)) == 0
     assert not any(name.startswith("eval/") for v in writer.read(tmp_path / "metrics.jsonl") for name in v)

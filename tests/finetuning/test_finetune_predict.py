@@ -46,6 +46,7 @@ def test_no_epochs_only_predict(finished, tmp_path, capsys, build):
     assert not (tmp_path / "export").exists()
 
 
+@pytest.mark.slow
 def test_the_diagnostic_set_is_predicted_by_a_model_of_mnli(model, finished, tmp_path):
     rows = [(i, f"{WORDS[8]} {WORDS[9]}", f"{WORDS[10]} {MARKERS[i % 3]} {WORDS[11]}") for i in range(6)]
     (tmp_path / "diagnostic.tsv").write_text(table(["index", "sentence1", "sentence2"], rows))

@@ -67,7 +67,8 @@ def test_runs_in_one_program_score_as_they_do_one_after_the_other(model, finishe
     assert tune(model, "sst2", finished(sst2).workdir.parent, tmp_path, together="yes", **SEVERAL) == found
 
 
-@pytest.mark.parametrize("together", ["no", pytest.param("yes", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("together", ["no", "yes"])
 def test_where_all_runs_diverge_nothing_is_exported(model, finished, tmp_path, together):
     """Tags are scored without probabilities: that these are no numbers is not in the scores."""
     run = finished(tagging)

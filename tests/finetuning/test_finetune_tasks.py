@@ -108,7 +108,7 @@ CHECKS = {
 }  # fmt: skip
 
 
-SLOW = (cola, rte, mrpc, mnli)  # classification that other cases have too
+SLOW = (cola, rte, mrpc, mnli, odd_csv, pairs)  # what other cases and tests have too
 
 
 @pytest.mark.filterwarnings("ignore:.* texts have more than 14 tokens")
