@@ -287,7 +287,12 @@ class Encoder(nn.Module):
         def initial(key: Array, kind: LayerKind) -> Params:
             return modules[kind].init(key, x, tokens, True)["params"]
 
-        distinct = [self.param(f"layer_{i}", partial(initial, kind=kinds[i])) for i in range(groups)]
+        def parameters_of(i: int) -> Params:
+            if self.has_variable("params", f"layer_{i}"):  # `self.param` would trace the layer once more, to check what it checks
+                return self.get_variable("params", f"layer_{i}")
+            return self.param(f"layer_{i}", partial(initial, kind=kinds[i]))
+
+        distinct = [parameters_of(i) for i in range(groups)]
         parameters = [distinct[i * groups // len(kinds)] for i in range(len(kinds))]
         keys = jax.random.split(jax.random.key(0) if deterministic else self.make_rng("dropout"), len(kinds))
 
