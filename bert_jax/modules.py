@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,7 +93,7 @@ class Module(NamedTuple):
     tensors: Mapping[str, np.ndarray] = {}
 
 
-class Embedding:
+class Embedding(ABC):
     """The settings that all embeddings have: which text is read, and how much of it.
 
     Attributes:
@@ -141,13 +142,13 @@ class Embedding:
         roles = {role: self.with_prompt(role).read for role in self.prompts}
         return Layout(tokenizer, cfg, limit, self.read, roles)
 
+    @abstractmethod
     def modules(self, cfg: BertConfig, params: Mapping[str, Any]) -> list[Module]:
         """Returns the modules of sentence-transformers for a model with these parameters, the one of the encoder first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def library(self) -> dict[str, object]:
         """Returns the keys of config_sentence_transformers.json besides the prompts."""
-        raise NotImplementedError
 
 
 def json_object(path: Path) -> dict[str, Any]:

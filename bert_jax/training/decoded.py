@@ -81,7 +81,6 @@ def _softmax(logits: Float[Array, "N V"], labels: Int[Array, " N"]) -> _Softmax:
     label = jnp.take_along_axis(logits, jnp.clip(labels, 0, last)[:, None], axis=1)[:, 0]
     label = jnp.where(exists, label, -jnp.inf)
     others = jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=1)
-
     largest = jnp.maximum(label, others)
     # Behind a barrier, the products read the powers; otherwise each would compute them again.
     powers = jax.lax.optimization_barrier(jnp.where(is_label, 0, jnp.exp(logits - largest[:, None])))
