@@ -2,10 +2,11 @@
 
     python tests/benchmarks/recipe_comparison.py --text 'text/*/*.txt' --minutes 32 --out comparison
 
-Runs one after the other, each on --core alone, on a machine that does nothing else: ours (--config, --seeds), BERT-mini with
-AdamW 5e-4, and transformers' ModernBertForMaskedLM of our shape with the best of --rates, chosen in runs of a quarter of the
-time. It takes (seeds + 3) * minutes. Only training counts. All read the same documents, hold out the same ones and have one
-vocabulary; all final models are evaluated by transformers on the same fixed 15 % masks (`peer_run_mlm.evaluate`).
+Each run has a core of --cores to itself, on a machine that does nothing else; all cores are busy at any time, so that the runs
+compare: ours (--config, --seeds), BERT-mini with AdamW 5e-4, and transformers' ModernBertForMaskedLM of our shape with the
+best of --rates, chosen in runs of a quarter of the time. It takes (seeds + 3) * minutes / cores. Only training counts, and in
+ours compilation. All read the same documents, hold out the same ones and have one vocabulary; all final models are evaluated
+by transformers on the same fixed 15 % masks (`peer_run_mlm.evaluate`).
 
 OUT/comparison.json holds the curves (minutes, loss) and final losses, which are also printed. A run that is there already is
 not repeated. Needs PyTorch, transformers >= 5 and bert_jax.
@@ -16,9 +17,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import queue
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -36,28 +40,43 @@ PROBE_STEPS = 60
 Curve = list[tuple[float, float]]
 
 
-def call(args: argparse.Namespace, *command: str) -> None:
-    """Runs Python on one core, with one thread."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    print("$", *command, flush=True)
-    subprocess.run(["taskset", "-c", str(args.core), sys.executable, *command], check=True, env=env)
+class Cores(ThreadPoolExecutor):
+    """Runs jobs in the order of their submission, each on a core of its own."""
+
+    def __init__(self, cores: Sequence[int]):
+        super().__init__(len(cores))
+        self.free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for core in cores:
+            self.free.put(core)
+
+    def call(self, *command: str) -> None:
+        """Runs Python on one core, with one thread."""
+        core = self.free.get()
+        env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        print("$", f"[core {core}]", *command, flush=True)
+        try:
+            subprocess.run(["taskset", "-c", str(core), sys.executable, *command], check=True, env=env)
+        finally:
+            self.free.put(core)
 
 
-def train(args: argparse.Namespace, folder: Path, steps: int, *more: str) -> None:
+def train(args: argparse.Namespace, cores: Cores, folder: Path, steps: int, *more: str) -> None:
     """Runs ours for a number of steps, unless that is done."""
     if not (folder / "export" / "config.json").exists():
-        call(
-            args, "-m", "bert_jax", "train", args.config, "--workdir", str(folder), "--data.source", *args.text, "--num-steps",
+        cores.call(
+            "-m", "bert_jax", "train", args.config, "--workdir", str(folder), "--data.source", *args.text, "--num-steps",
             str(steps), "--data.documents", "file", "--data.eval-fraction", "0.01", "--data.cache-dir", str(args.out / "cache"),
             "--optim.warmup-steps", str(max(1, steps // 20)), "--checkpoint-every", str(steps), "--eval-every",
-            str(max(PROBE_STEPS, steps // 32)), *more,
+            str(max(PROBE_STEPS, steps // 32)), *args.options, *more,
         )  # fmt: skip
 
 
-def seconds_per_step(folder: Path) -> float:
-    """The median over the later half of a run."""
-    times = [float(line["step_seconds"]) for line in writer.read(folder / "metrics.jsonl") if "step_seconds" in line]
-    return statistics.median(times[len(times) // 2 :])
+def timing(folder: Path) -> tuple[float, float]:
+    """Returns the seconds of a run's compilation, and of a step: the median over its later half."""
+    lines = list(writer.read(folder / "metrics.jsonl"))
+    compilation = next(float(line["compile_seconds"]) for line in lines if "compile_seconds" in line)
+    times = [float(line["step_seconds"]) for line in lines if "step_seconds" in line]
+    return compilation, statistics.median(times[len(times) // 2 :])
 
 
 def write_evaluation(folder: Path, path: Path) -> None:
@@ -68,22 +87,22 @@ def write_evaluation(folder: Path, path: Path) -> None:
 
 
 def our_curve(folder: Path) -> Curve:
-    """Minutes of training and held-out loss at each evaluation."""
-    run, lines = read(str(folder)), writer.read(folder / "metrics.jsonl")
+    """Minutes of compilation and training, and held-out loss, at each evaluation."""
+    run, compilation = read(str(folder)), timing(folder)[0]
     return [
-        (run.seconds / 60 * float(line["step"]) / run.step, float(line["eval/masked_lm_loss"]))
-        for line in lines if "eval/masked_lm_loss" in line
+        ((compilation + run.seconds * float(line["step"]) / run.step) / 60, float(line["eval/masked_lm_loss"]))
+        for line in writer.read(folder / "metrics.jsonl") if "eval/masked_lm_loss" in line
     ]  # fmt: skip
 
 
-def peer(args: argparse.Namespace, name: str, tokenizer: Path, minutes: float, *more: str) -> Curve:
+def peer(args: argparse.Namespace, cores: Cores, name: str, minutes: float, *more: str) -> Curve:
     """Runs run_mlm's logic, unless that is done; minutes of training and held-out loss at each evaluation."""
     out, model = args.out / f"{name}.jsonl", args.out / name
     if not (model / "config.json").exists():
-        call(
-            args, str(Path(__file__).with_name("peer_run_mlm.py")), "--text", *args.text, "--tokenizer", str(tokenizer),
-            "--minutes", str(minutes), "--eval-every-minutes", str(minutes / 16), "--eval-file", str(args.out / "eval.npz"),
-            "--threads", "1", "--out", str(out), "--out-dir", str(model), *more,
+        cores.call(
+            str(Path(__file__).with_name("peer_run_mlm.py")), "--text", *args.text, "--minutes", str(minutes),
+            "--tokenizer", str(args.out / "probe" / "tokenizer"), "--eval-file", str(args.out / "eval.npz"),
+            "--eval-every-minutes", str(minutes / 16), "--threads", "1", "--out", str(out), "--out-dir", str(model), *more,
         )  # fmt: skip
     return [(line["minutes"], line["eval_loss"]) for line in map(json.loads, out.read_text().splitlines())]
 
@@ -99,41 +118,68 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--text", nargs="+", required=True, help="files or globs; a file is a document")
     parser.add_argument("--minutes", type=float, default=32.0, help="training of each run")
     parser.add_argument("--config", default="modern_mini", help="of our run")
+    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="of our run beside its config; comes last")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of our runs")
     parser.add_argument("--rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3, 4e-3], help="of ModernBERT's AdamW")
-    parser.add_argument("--core", type=int, default=0)
+    parser.add_argument("--cores", type=int, nargs="+", default=[0], help="each runs one participant at a time")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
+
+
+def probe(args: argparse.Namespace, cores: Cores) -> int:
+    """Returns the number of our steps that fill the time while all cores are busy; prepares the text for all runs."""
+    first = args.out / "probe"
+    train(args, cores, first, PROBE_STEPS)
+    write_evaluation(first, args.out / "eval.npz")
+    folders = [args.out / f"probe-{core}" for core in args.cores]
+    for job in [cores.submit(train, args, cores, folder, PROBE_STEPS, *shared(args)) for folder in folders]:
+        job.result()
+    compilation, step = map(max, zip(*map(timing, folders), strict=True))
+    return int((args.minutes * 60 - compilation) / step)
+
+
+def shared(args: argparse.Namespace) -> tuple[str, ...]:
+    """The options by which our runs have one vocabulary."""
+    return "--data.tokenizer", str(args.out / "probe" / "tokenizer")
+
+
+def run(args: argparse.Namespace, cores: Cores, steps: int) -> tuple[dict[str, Curve], dict[float, float]]:
+    """Runs all participants; returns their curves, and the loss of each of ModernBERT's rates."""
+    shape = ("--config", str(args.out / "probe" / "export"))
+
+    def ours(seed: int) -> Curve:
+        folder = args.out / f"ours-{seed}"
+        train(args, cores, folder, steps, "--seed", str(seed), *shared(args))
+        return our_curve(folder)
+
+    def best() -> Curve:
+        rate = min(rates, key=lambda rate: rates[rate].result()[-1][1])
+        return peer(args, cores, "modernbert", args.minutes, *shape, "--learning-rate", str(rate))
+
+    def tried(rate: float) -> Curve:
+        return peer(args, cores, f"modernbert-{rate:g}", args.minutes / 4, *shape, "--learning-rate", str(rate))
+
+    jobs = {"BERT-mini": cores.submit(peer, args, cores, "bert-mini", args.minutes)}
+    rates = {rate: cores.submit(tried, rate) for rate in args.rates}
+    jobs["ModernBERT"] = cores.submit(best)
+    jobs |= {f"ours, seed {seed}": cores.submit(ours, seed) for seed in args.seeds}
+    return {name: job.result() for name, job in jobs.items()}, {rate: job.result()[-1][1] for rate, job in rates.items()}
 
 
 def main() -> None:
     args = parse()
     args.out.mkdir(parents=True, exist_ok=True)
-    probe = args.out / "probe"
-    train(args, probe, PROBE_STEPS)
-    write_evaluation(probe, args.out / "eval.npz")
-    steps = round(args.minutes * 60 / seconds_per_step(probe))
-    curves: dict[str, Curve] = {}
-    for seed in args.seeds:
-        folder = args.out / f"ours-{seed}"
-        train(args, folder, steps, "--seed", str(seed), "--data.tokenizer", str(probe / "tokenizer"))
-        curves[f"ours, seed {seed}"] = our_curve(folder)
-    finals = {f"ours, seed {seed}": final_loss(args, args.out / f"ours-{seed}" / "export") for seed in args.seeds}
-
-    tokenizer, shape = probe / "tokenizer", ("--config", str(probe / "export"))
-    curves["BERT-mini"] = peer(args, "bert-mini", tokenizer, args.minutes)
-    tried = {
-        rate: peer(args, f"modernbert-{rate:g}", tokenizer, args.minutes / 4, *shape, "--learning-rate", str(rate))[-1][1]
-        for rate in args.rates
+    with Cores(args.cores) as cores:
+        steps = probe(args, cores)
+        curves, rates = run(args, cores, steps)
+    folders = {"BERT-mini": "bert-mini", "ModernBERT": "modernbert"} | {
+        f"ours, seed {seed}": f"ours-{seed}/export" for seed in args.seeds
     }
-    best = min(tried, key=tried.__getitem__)
-    curves["ModernBERT"] = peer(args, "modernbert", tokenizer, args.minutes, *shape, "--learning-rate", str(best))
-    finals |= {"BERT-mini": final_loss(args, args.out / "bert-mini"), "ModernBERT": final_loss(args, args.out / "modernbert")}
-
-    arrived = [min((at for at, loss in curve if loss <= finals["BERT-mini"]), default=None)
-               for name, curve in curves.items() if name.startswith("ours")]  # fmt: skip
-    result = {"steps of ours": steps, "rates of ModernBERT": tried, "final": finals, "curves": curves,
-              "minutes of ours to BERT-mini's loss": arrived}  # fmt: skip
+    finals = {name: final_loss(args, args.out / folder) for name, folder in folders.items()}
+    arrived = {name: min((at for at, loss in curve if loss <= finals["BERT-mini"]), default=None)
+               for name, curve in curves.items() if name.startswith("ours")}  # fmt: skip
+    result = {"steps of ours": steps, "minutes": {name: curve[-1][0] for name, curve in curves.items()}, "final": finals,
+              "rates of ModernBERT": rates, "minutes of ours to BERT-mini's loss": arrived, "curves": curves}  # fmt: skip
     (args.out / "comparison.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({name: value for name, value in result.items() if name != "curves"}, indent=1))
 
