@@ -16,18 +16,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import queue
 import statistics
-import subprocess
-import sys
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import transformers
 from peer_run_mlm import evaluate
+from side_by_side import Cores
 
 from bert_jax.commands.compare import read
 from bert_jax.config import TrainConfig, from_dict
@@ -35,29 +30,8 @@ from bert_jax.data import heldout
 from bert_jax.data.pretraining import load_data
 from bert_jax.training import writer
 
-ROOT = Path(__file__).parent.parent.parent
 PROBE_STEPS = 60
 Curve = list[tuple[float, float]]
-
-
-class Cores(ThreadPoolExecutor):
-    """Runs jobs in the order of their submission, each on a core of its own."""
-
-    def __init__(self, cores: Sequence[int]):
-        super().__init__(len(cores))
-        self.free: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for core in cores:
-            self.free.put(core)
-
-    def call(self, *command: str) -> None:
-        """Runs Python on one core, with one thread."""
-        core = self.free.get()
-        env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        print("$", f"[core {core}]", *command, flush=True)
-        try:
-            subprocess.run(["taskset", "-c", str(core), sys.executable, *command], check=True, env=env)
-        finally:
-            self.free.put(core)
 
 
 def train(args: argparse.Namespace, cores: Cores, folder: Path, steps: int, *more: str) -> None:
