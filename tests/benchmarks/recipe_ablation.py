@@ -135,12 +135,8 @@ def run(args: argparse.Namespace, rows: Mapping[str, Changes]) -> None:
         job.result()
 
 
-def main() -> None:
-    args = parse()
-    rows = {name: changes for table in args.tables for name, changes in TABLES[table].items()}
-    if args.only:
-        return train(args, rows, args.only[0], int(args.only[1]))
-    run(args, rows)
+def show(args: argparse.Namespace, rows: Mapping[str, Changes]) -> None:
+    """Writes the losses of all runs, and prints their table."""
     found: dict[str, list[list[float]]] = {}
     for name in rows:
         lines = [read(str(folder(args, name, seed))).evaluations[""] for seed in args.seeds]
@@ -149,6 +145,16 @@ def main() -> None:
     print(f"| | {args.steps // 2} steps | {args.steps} steps |\n|---|---|---|")
     for name, losses in found.items():
         print(f"| {name} | " + " | ".join(map(mean, losses)) + " |")
+
+
+def main() -> None:
+    args = parse()
+    rows = {name: changes for table in args.tables for name, changes in TABLES[table].items()}
+    if args.only:
+        train(args, rows, args.only[0], int(args.only[1]))
+    else:
+        run(args, rows)
+        show(args, rows)
 
 
 if __name__ == "__main__":
