@@ -117,7 +117,7 @@ class Encoded:
 
     Attributes:
       items: the sequences and targets.
-      lost: the number of records that were cut.
+      lost: the number of sequences (for questions, of records) that were cut.
       windows: the window of each item, if texts are read in windows.
       reading: the windows of questions, for predictions.
       first_tokens: the first token of each word of each record, -1 for a word without tokens.

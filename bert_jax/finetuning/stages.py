@@ -112,8 +112,11 @@ def _encode(
     layout = pooling.layout(model.need_tokenizer(), model.config, limit)
     found = kind.encode(records, labels, layout).read_from(pooling.first_place(layout))
     if found.lost:
-        what = "questions have too many tokens" if found.reading else f"rows have more than {limit} tokens"
-        count = len(records) if found.reading else len(found.items)
+        count, what = len(found.sequences), f"rows have more than {limit} tokens"
+        if found.reading:
+            count, what = len(records), "questions have too many tokens"
+        elif count > len(found.items):  # a query's documents, a question's choices
+            what = f"texts have more than {limit} tokens"
         say(f"{name}: {found.lost} of {count} {what}; the rest was not read (--max-seq-length)")
     return Split(name, records, found)
 
