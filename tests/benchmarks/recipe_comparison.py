@@ -135,8 +135,8 @@ def run(args: argparse.Namespace, cores: Cores, steps: int) -> tuple[dict[str, C
 
     jobs = {"BERT-mini": cores.submit(peer, args, cores, "bert-mini", args.minutes)}
     rates = {rate: cores.submit(tried, rate) for rate in args.rates}
-    jobs["ModernBERT"] = cores.submit(best)
     jobs |= {f"ours, seed {seed}": cores.submit(ours, seed) for seed in args.seeds}
+    jobs["ModernBERT"] = cores.submit(best)  # last: it waits for the rates
     return {name: job.result() for name, job in jobs.items()}, {rate: job.result()[-1][1] for rate, job in rates.items()}
 
 
