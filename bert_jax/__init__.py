@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bert_jax.inference import nearest as nearest
     from bert_jax.inference import open_vectors as open_vectors
     from bert_jax.inference import quantize as quantize
+    from bert_jax.inference import to_static as to_static
     from bert_jax.model.config import BertConfig as BertConfig
     from bert_jax.model.config import ComputeConfig as ComputeConfig
     from bert_jax.model.heads import Bert as Bert
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from bert_jax.pretrained import Model as Model
     from bert_jax.pretrained import load as load
     from bert_jax.pretrained import save as save
+    from bert_jax.static import StaticEmbedder as StaticEmbedder
 
 # Names are imported when first used: a process that tokenizes text needs no jax.
 _HOME = {
@@ -37,7 +39,8 @@ _HOME = {
     "Model": "pretrained", "load": "pretrained", "save": "pretrained",
     "Answerer": "inference", "Classifier": "inference", "Embedder": "inference", "FillMask": "inference",
     "MultiVector": "inference", "Reranker": "inference", "SparseEmbedder": "inference", "Tagger": "inference",
-    "nearest": "inference", "open_vectors": "inference", "quantize": "inference",
+    "nearest": "inference", "open_vectors": "inference", "quantize": "inference", "to_static": "inference",
+    "StaticEmbedder": "static",
     "train": "pretrain", "finetune": "finetuning.finetune",
 }  # fmt: skip
 __all__ = list(_HOME)

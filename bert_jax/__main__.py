@@ -23,6 +23,7 @@ from bert_jax.commands import (
     prepare,
     rerank,
     score,
+    static,
     tokenizer,
     train,
 )
@@ -57,6 +58,7 @@ COMMANDS: dict[str, Command] = {
     "tag": _cli(predictors.tag),
     "answer": _cli(predictors.answer),
     "embed": _cli(predictors.embed),
+    "static": _cli(static.static),
     "quantize": _cli(nearest.quantize),
     "nearest": _cli(nearest.nearest),
     "mine": _cli(mine.mine),

@@ -22,6 +22,7 @@ from bert_jax.model.config import BertConfig
 from bert_jax.model.families import FAMILIES, HEADS, Family, Head
 from bert_jax.model.heads import Bert, initialize
 from bert_jax.modules import encoder_folder
+from bert_jax.static import is_static
 from bert_jax.token_vectors import read_projection
 
 LABELLED_HEADS = ("sequence_classification", "token_classification")  # heads whose classes have names
@@ -116,6 +117,8 @@ def read(path: Path) -> Directory:
     """Reads a directory in the Hugging Face layout, one of Google's TF1 checkpoints, or a work directory."""
     if not path.is_dir():
         raise InputError(f"no directory {path}{nearest(path)}")
+    if is_static(path):
+        raise InputError(f"{path} has a table of token vectors and no encoder: bert_jax.StaticEmbedder.load reads it")
     directory = path
     if (path / "results.json").is_file() and (path / "export").is_dir():  # a work directory of fine-tuning
         directory = path / "export"

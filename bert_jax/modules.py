@@ -22,6 +22,7 @@ from bert_jax.model.config import BertConfig
 MODELS = "sentence_transformers.models"  # the package of modules, in the files of all versions
 PYLATE_DENSE = "pylate.models.Dense.Dense"
 ENCODERS = ("Transformer", "MLMTransformer")  # modules of sentence-transformers that hold the encoder
+STATIC = "StaticEmbedding"  # its module that holds a table of token vectors
 _TRANSFORMERS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")  # as its files are called
 # Names in sentence_bert_config.json that do not change a vector, or change it only if their value differs.
 _HARMLESS = {"max_seq_length", "do_lower_case", "unpad_inputs"}
@@ -267,19 +268,21 @@ def read_dense(folder: Path, read: str = "sentence_embedding", activation: str =
     return Dense(np.ascontiguousarray(weights["linear.weight"].T), weights.get("linear.bias"), activation)
 
 
+def library_prompts(prompt: str, prompts: Mapping[str, str]) -> dict[str, object]:
+    """Returns the keys of config_sentence_transformers.json for a default prompt and further prompts by name."""
+    named = dict(prompts)
+    if prompt and prompt not in named.values():
+        named["default" if "default" not in named else f"default {len(named)}"] = prompt
+    default = next(name for name in named if named[name] == prompt) if prompt else None
+    return {"prompts": named, "default_prompt_name": default}
+
+
 def write_pooling(directory: Path, pooling: Embedding, cfg: BertConfig, params: Mapping[str, Any] | None = None) -> None:
     """Writes the files that sentence-transformers reads, in the form that all its versions do.
 
     modules.json, which names the others, comes last; each file appears whole or not at all. Raises OSError where it cannot.
     """
-    prompts = dict(pooling.prompts)
-    if pooling.prompt and pooling.prompt not in prompts.values():
-        prompts["default" if "default" not in prompts else f"default {len(prompts)}"] = pooling.prompt
-    library = {
-        "prompts": prompts,
-        "default_prompt_name": next(name for name in prompts if prompts[name] == pooling.prompt) if pooling.prompt else None,
-        **pooling.library(),
-    }
+    library = {**library_prompts(pooling.prompt, pooling.prompts), **pooling.library()}
     files: dict[str, object] = {
         "sentence_bert_config.json": {
             "max_seq_length": min(pooling.max_length or cfg.max_length, cfg.max_length),

@@ -39,6 +39,7 @@ NEVER = {
     "bert_jax/config.py": ["jax", "bert_jax.data", "bert_jax.formats", "bert_jax.training", *PROGRAMS],
     "bert_jax/model/config.py": ["jax", "bert_jax.config"],
     "bert_jax/hub.py": ["jax", "bert_jax.model.heads", "bert_jax.training"],
+    "bert_jax/static.py": ["jax", "bert_jax.model", "bert_jax.training", "bert_jax.inference", *PROGRAMS],
     "bert_jax/workdir.py": ["jax", "bert_jax.data", "bert_jax.model", "bert_jax.training", "bert_jax.inference", *PROGRAMS],
     "bert_jax/data/": ["jax", "bert_jax.model", "bert_jax.training", "bert_jax.inference", "bert_jax.tasks", *PROGRAMS],
     "bert_jax/model/": ["bert_jax.data", "bert_jax.training", "bert_jax.inference", *PROGRAMS],

@@ -11,6 +11,7 @@ from test_parity_predictions import TEXTS, Served
 
 import bert_jax
 from bert_jax import Classifier, Embedder, Pooling, Reranker
+from bert_jax.data.plain_tokenizer import PlainTokenizer
 from bert_jax.tuned import Tuned
 
 pytestmark = pytest.mark.parity
@@ -366,3 +367,35 @@ def test_quantized_vectors_and_their_scores_are_those_of_sentence_transformers()
         scores, found = bert_jax.nearest(queries, vectors, 10, factor=20)  # all of them are scored again
         np.testing.assert_allclose(scores, -np.sort(-expected, axis=1)[:, :10], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(np.take_along_axis(expected, found, axis=1), scores, rtol=1e-5, atol=1e-6)
+
+
+def test_a_table_of_token_vectors_is_read_by_sentence_transformers_and_theirs_here(tokenizer, tmp_path):
+    from safetensors.numpy import save_file
+    from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+
+    texts, rng = ["bako tine", "rodusi", "", "[SEP] bako [MASK]", "tine \u2603"], np.random.default_rng(0)
+    table, plain = rng.standard_normal((280, 12)).astype(np.float32), PlainTokenizer.of(tokenizer)
+    for number, (normalize, prompts) in enumerate([(True, PROMPTS), (False, {})]):
+        ours = bert_jax.StaticEmbedder(table, plain, normalize, prompts=prompts, truncate_dim=8 if normalize else None)
+        ours.save(tmp_path / f"ours{number}")
+        theirs, expected = encode(tmp_path / f"ours{number}", texts)
+        assert [type(module) for module in theirs] == [StaticEmbedding, Normalize][: 1 + normalize]
+        np.testing.assert_allclose(ours(texts), expected, atol=1e-5, rtol=0)
+        for name in prompts:
+            np.testing.assert_allclose(ours(texts, name), theirs.encode(texts, prompt_name=name), atol=1e-5, rtol=0)
+        theirs.save(str(tmp_path / f"theirs{number}"))
+        again = bert_jax.StaticEmbedder.load(tmp_path / f"theirs{number}")
+        np.testing.assert_allclose(again(texts), expected, atol=1e-5, rtol=0)
+        assert (again.prompts, again.normalize, again.truncate_dim) == (theirs.prompts, normalize, theirs.truncate_dim)
+    # as model2vec writes a table with fewer vectors than tokens, and as earlier versions of sentence-transformers wrote one
+    few = {"embeddings": table[:40], "mapping": rng.integers(0, 40, 280), "weights": rng.random(280).astype(np.float32)}
+    save_file(few, tmp_path / "ours0" / "model.safetensors")
+    folder = tmp_path / "theirs1" / "0_StaticEmbedding"
+    folder.mkdir()
+    for name in ("model.safetensors", "tokenizer.json"):
+        shutil.move(tmp_path / "theirs1" / name, folder / name)
+    modules = [{"idx": 0, "name": "0", "path": folder.name, "type": f"{OLD_TYPES}StaticEmbedding"}]
+    (tmp_path / "theirs1" / "modules.json").write_text(json.dumps(modules))
+    for directory in (tmp_path / "ours0", tmp_path / "theirs1"):
+        _, expected = encode(directory, texts)
+        np.testing.assert_allclose(bert_jax.StaticEmbedder.load(directory)(texts), expected, atol=1e-5, rtol=0)

@@ -40,7 +40,8 @@ def evaluate(
     """Score a fine-tuned model on a file with labels; write results.json, report.html and predictions/ as finetune does.
 
     Args:
-        model: Fine-tuned directory, or any pretrained directory with the head of the task.
+        model: Fine-tuned directory, or any pretrained directory with the head of the task; for retrieval also a table of
+            `bert_jax static`.
         task_data: The examples.
         task: Task, as for finetune. Default: the task that the model was fine-tuned on.
         out: Folder to write; it replaces the results of an earlier evaluation.
@@ -54,13 +55,21 @@ def evaluate(
     if not task_data.data:
         raise InputError("--data is missing: bert_jax evaluate MODEL --data FILE; see --help")
     from bert_jax import compilation_cache, pretrained
-    from bert_jax.finetuning import stages
+    from bert_jax.finetuning import stages, static_scores
     from bert_jax.finetuning.config import FinetuneConfig
     from bert_jax.finetuning.finetune import finish
+    from bert_jax.hub import find
+    from bert_jax.static import is_static, refuse_for_tables
     from bert_jax.tasks.splits import load_splits
     from bert_jax.tasks.table import task_of
 
     compilation_cache.keep()
+    command = shlex.join(["bert_jax", *sys.argv[1:]])
+    if is_static(home := find(model)):
+        given = {"max_seq_length": max_seq_length, "null_threshold": null_threshold, "label_threshold": label_threshold}
+        refuse_for_tables(model, given | {"special_tokens": special_tokens, "chunk_documents": task_data.chunk_documents})
+        static_scores.evaluate(model, home, task_data, task, out, command)
+        return
     described = pretrained.describe(model)
     name = task or described.tuned.task
     if name is None:
@@ -80,4 +89,4 @@ def evaluate(
     if not labelled and not row.kind.scores_unlabelled:
         raise InputError(f"{task_data.data}: no row has a label, so there is nothing to score: give --label-column")
     trainer, test = stages.prepare(cfg, row, splits, lambda line: print(line, file=sys.stderr))
-    finish(trainer, splits, test, [], shlex.join(["bert_jax", *sys.argv[1:]]))
+    finish(trainer, splits, test, [], command)

@@ -14,8 +14,10 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from operator import attrgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
@@ -24,14 +26,14 @@ import bert_jax
 from bert_jax import compilation_cache
 from bert_jax.config import InputError, did_you_mean
 from bert_jax.data import files
+from bert_jax.hub import find
 from bert_jax.pooling import PoolingMode
+from bert_jax.static import is_static, refuse_for_tables
 
 if TYPE_CHECKING:  # numpy is imported with the model
     import numpy as np
 
     _Line = bytes | files.Row | Mapping[str, object]  # text, a row of a table, or a question of a .json
-    # the predictor, and the fields of a prediction
-    _Made = tuple[Callable[[Sequence[Any]], Sequence[Any] | np.ndarray], dict[str, Callable[[Any], object]]]
     _Write = Callable[[np.ndarray, list[bool]], None]
 
 _FIRST, _MOST, _MOST_BYTES = 256, 4096, 1 << 22  # lines of the first chunk and of later ones, and bytes of one
@@ -77,6 +79,14 @@ class _Item(NamedTuple):
 
     texts: dict[str, str | None]
     shown: dict[str, object]
+
+
+class _Made(NamedTuple):
+    """A predictor, the fields of its predictions, and the mask that each text needs, if there is one."""
+
+    predictor: Callable[[Sequence[Any]], Sequence[Any] | np.ndarray]
+    fields: dict[str, Callable[[Any], object]]
+    mask: str = ""
 
 
 # --- reading ---
@@ -208,9 +218,21 @@ def _texts(texts: Texts, pair_column: str | None = None, pairs: bool = False) ->
 # --- predicting ---
 
 
-def _predict(
-    texts: Rows, columns: dict[str, str], jsonl: bool, make: Callable[[bert_jax.Model], _Made], write: _Write | None = None
-) -> None:
+def _model(rows: Rows) -> bert_jax.Model:
+    """Reads the model of a command."""
+    compilation_cache.keep()
+    return bert_jax.load(rows.model, special_tokens=rows.special_tokens)
+
+
+def _table(texts: Texts, home: Path, scaled: bool | None, prompt_name: str | None) -> _Made:
+    """Reads a table of token vectors."""
+    refuse_for_tables(texts.model, {"max_seq_length": texts.max_seq_length, "special_tokens": texts.special_tokens})
+    table = bert_jax.StaticEmbedder.load(home)
+    table = table if scaled is None else replace(table, normalize=scaled)
+    return _Made(partial(table, prompt_name=prompt_name), {"embedding": lambda vector: vector.tolist()})
+
+
+def _predict(texts: Rows, columns: dict[str, str], jsonl: bool, make: Callable[[], _Made], write: _Write | None = None) -> None:
     """Prints each row with its prediction, or passes the predictions to `write`.
 
     The prediction for a row with a null text is null (NaN for `write`); these rows are counted on stderr.
@@ -226,9 +248,7 @@ def _predict(
             f"--quotes {texts.quotes} is for {' and '.join(delimited)} files, and {_name(path)} is none: leave it out"
         )
     lines, ready = _open(path, texts.quotes)
-    compilation_cache.keep()
-    predictor, fields = make(bert_jax.load(texts.model, special_tokens=texts.special_tokens))
-    mask = predictor.tokenizer.mask_token if isinstance(predictor, bert_jax.FillMask) else ""
+    predictor, fields, mask = make()
     items = (_item(f"{_name(path)}:{n}", line, columns, jsonl, mask, texts.keep_columns) for n, line in enumerate(lines, 1))
     typed = path == "-" and sys.stdin.isatty()
     shown = sys.stderr.isatty() and not typed and (write is not None or not sys.stdout.isatty())
@@ -334,9 +354,9 @@ def fill_mask(texts: Texts, top_k: int = 5, targets: tuple[str, ...] = ()) -> No
         targets: Consider only these candidates, each a single token of the model. Default: the whole vocabulary.
     """
 
-    def make(model: bert_jax.Model) -> _Made:
-        fill = bert_jax.FillMask(model, top_k, targets or None, max_length=texts.max_seq_length, exact=texts.exact)
-        return fill, {"fillings": list}
+    def make() -> _Made:
+        fill = bert_jax.FillMask(_model(texts), top_k, targets or None, max_length=texts.max_seq_length, exact=texts.exact)
+        return _Made(fill, {"fillings": list}, fill.tokenizer.mask_token)
 
     _predict(*_texts(texts), make)
 
@@ -354,10 +374,10 @@ def classify(texts: Texts, pair_column: str | None = None, pairs: _Flag = False,
             the dev set of fine-tuning, else 0.5.
     """
 
-    def make(model: bert_jax.Model) -> _Made:
-        classifier = bert_jax.Classifier(model, threshold, max_length=texts.max_seq_length, exact=texts.exact)
+    def make() -> _Made:
+        classifier = bert_jax.Classifier(_model(texts), threshold, max_length=texts.max_seq_length, exact=texts.exact)
         several = classifier.problem_type == "multi_label_classification"
-        return classifier, {name: attrgetter(name) for name in ("label", "score", "scores", *["labels"] * several)}
+        return _Made(classifier, {name: attrgetter(name) for name in ("label", "score", "scores", *["labels"] * several)})
 
     _predict(*_texts(texts, pair_column, pairs), make)
 
@@ -374,9 +394,9 @@ def tag(texts: Texts, aggregation: Literal["simple", "first", "average", "max"] 
         outside: Label of words outside entities.
     """
 
-    def make(model: bert_jax.Model) -> _Made:
-        tagger = bert_jax.Tagger(model, aggregation, outside, max_length=texts.max_seq_length, exact=texts.exact)
-        return tagger, {"entities": list}
+    def make() -> _Made:
+        tagger = bert_jax.Tagger(_model(texts), aggregation, outside, max_length=texts.max_seq_length, exact=texts.exact)
+        return _Made(tagger, {"entities": list})
 
     _predict(*_texts(texts), make)
 
@@ -405,13 +425,13 @@ def answer(
         expected = f'.jsonl, with {{"question": ..., "context": ...}} on each line, .csv, .tsv or .parquet, or .json: {_SQUAD}'
         raise InputError(f"{rows.file}: expected {expected}")
 
-    def make(model: bert_jax.Model) -> _Made:
+    def make() -> _Made:
         answerer = bert_jax.Answerer(
-            model, top_k, no_answer or None, null_threshold, max_answer_length, rows.max_seq_length, stride, max_question_length,
-            exact=rows.exact,
+            _model(rows), top_k, no_answer or None, null_threshold, max_answer_length, rows.max_seq_length, stride,
+            max_question_length, exact=rows.exact,
         )  # fmt: skip
         names = ("text", "start", "end", "score")
-        return answerer, {"answers": lambda found: [{name: getattr(one, name) for name in names} for one in found]}
+        return _Made(answerer, {"answers": lambda found: [{name: getattr(one, name) for name in names} for one in found]})
 
     _predict(rows, {"question": "question", "context": "context"}, True, make)
 
@@ -423,7 +443,8 @@ def embed(
     """Embed each text as a vector: {"text", "embedding": [...]}, or all as one array.
 
     A sparse retriever (finetune --form sparse) gives the weights of tokens instead: {"text", "embedding": {token: weight}}.
-    One of --form multi_vector gives a vector for each token of a document, or with --prompt-name query of a query.
+    One of --form multi_vector gives a vector for each token of a document, or with --prompt-name query of a query. A table of
+    `bert_jax static` is read, too.
 
     Args:
         texts: The texts.
@@ -439,17 +460,23 @@ def embed(
         raise InputError(f"--keep-columns and --out {out}: an array has no columns: leave out one of the two")
     scaled = normalize if normalize or no_normalize else None
 
-    def make(model: bert_jax.Model) -> _Made:
+    def make() -> _Made:
+        home = find(texts.model)
+        if is_static(home):
+            refuse_for_tables(texts.model, {"pooling": pooling})
+            return _table(texts, home, scaled, prompt_name)
+        model = _model(replace(texts, model=str(home)))
         if isinstance(model.pooling, bert_jax.SparsePooling):
             if out or pooling or scaled is not None:
                 raise InputError(f"{texts.model} is a sparse retriever: leave out --out, --pooling and --[no-]normalize")
             sparse = bert_jax.SparseEmbedder(model, max_length=texts.max_seq_length, exact=texts.exact)
-            return lambda some: sparse.words(sparse(some, prompt_name)), {"embedding": dict}
+            return _Made(lambda some: sparse.words(sparse(some, prompt_name)), {"embedding": dict})
         if isinstance(model.pooling, bert_jax.TokenVectors):
             if out or pooling or scaled is not None:
                 raise InputError(f"{texts.model} has vectors of tokens: leave out --out, --pooling and --[no-]normalize")
             late = bert_jax.MultiVector(model, max_length=texts.max_seq_length, exact=texts.exact)
-            return late.queries if prompt_name == "query" else late.documents, {"embedding": lambda rows: rows.tolist()}
+            read = late.queries if prompt_name == "query" else late.documents
+            return _Made(read, {"embedding": lambda rows: rows.tolist()})
         changes = {"mode": pooling, "normalize": scaled, "max_length": texts.max_seq_length}
         chosen: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
         own = model.pooling
@@ -457,7 +484,7 @@ def embed(
         embedder = bert_jax.Embedder(model, how, exact=texts.exact)
         if prompt_name is not None:
             embedder = bert_jax.Embedder(model, embedder.pooling.with_prompt(prompt_name), exact=texts.exact)
-        return embedder, {"embedding": lambda vector: vector.tolist()}
+        return _Made(embedder, {"embedding": lambda vector: vector.tolist()})
 
     with _npy(out) if out else contextlib.nullcontext() as write:
         _predict(*_texts(texts), make, write)

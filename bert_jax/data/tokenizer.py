@@ -145,7 +145,7 @@ class Tokenizer:
         """Returns a tokenizer that reads special tokens in a text as such, or as text; or whose templates are BERT's."""
         if special_tokens in (None, self.special_tokens) and not bert_template:
             return self
-        engine = tokenizers.Tokenizer.from_str(self._engine.to_str())
+        engine = self.engine()
         if bert_template:
             engine.post_processor = tokenizer_classes.post_processor(engine, self._roles)
         return Tokenizer(engine, self._roles, special_tokens or self.special_tokens, self.token_types or bert_template)
@@ -188,26 +188,11 @@ class Tokenizer:
         ]
 
     def _encode(self, texts: Sequence[str], offsets: bool = False) -> Iterator[tokenizers.Encoding]:
-        """Encodes in portions (`in_portions`), so that its memory does not grow with the number of texts."""
-        if isinstance(texts, str):
-            raise TypeError("expected a list of texts, not one string")
-        texts = list(texts)
-        for i, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise InputError(f"texts[{i}] is a {type(text).__name__}, not a str")
-        encode = self._engine.encode_batch if offsets else self._engine.encode_batch_fast
-        try:
-            for portion in in_portions(texts, lambda text: len(text) + 1):
-                with failures_named("the tokenizer fails at these texts"):
-                    encodings = encode(portion, add_special_tokens=False)
-                yield from encodings
-        except TypeError:
-            for i, text in enumerate(texts):
-                if half := re.search("[\ud800-\udfff]", text):
-                    raise InputError(
-                        f"texts[{i}]: character {half.start()} is {half[0]!a}, half of a surrogate pair; remove it"
-                    ) from None
-            raise
+        return encoded(self._engine, texts, offsets)
+
+    def engine(self) -> tokenizers.Tokenizer:
+        """Returns a copy of the engine, which reads special tokens in a text as these tokens."""
+        return tokenizers.Tokenizer.from_str(self._engine.to_str())
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of `ids`, without special tokens."""
@@ -326,6 +311,38 @@ class Tokenizer:
         engine = tokenizer_training.train(texts, vocab_size, kind, lowercase)
         engine.post_processor = tokenizer_classes.post_processor(engine, tokenizer_classes.BERT_ROLES)
         return cls(engine)
+
+
+def encoded(engine: tokenizers.Tokenizer, texts: Sequence[str], offsets: bool = False) -> Iterator[tokenizers.Encoding]:
+    """Yields the encoding of each text without a template, in portions (`in_portions`), which bounds the memory.
+
+    Args:
+      engine: the tokenizer.
+      texts: the texts.
+      offsets: compute the offsets of tokens, too.
+
+    Raises:
+      InputError: a text is not a str, or has half of a surrogate pair, which UTF-8 cannot hold; names its index.
+    """
+    if isinstance(texts, str):
+        raise TypeError("expected a list of texts, not one string")
+    texts = list(texts)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"texts[{i}] is a {type(text).__name__}, not a str")
+    encode = engine.encode_batch if offsets else engine.encode_batch_fast
+    try:
+        for portion in in_portions(texts, lambda text: len(text) + 1):
+            with failures_named("the tokenizer fails at these texts"):
+                encodings = encode(portion, add_special_tokens=False)
+            yield from encodings
+    except TypeError:
+        for i, text in enumerate(texts):
+            if half := re.search("[\ud800-\udfff]", text):
+                raise InputError(
+                    f"texts[{i}]: character {half.start()} is {half[0]!a}, half of a surrogate pair; remove it"
+                ) from None
+        raise
 
 
 def in_portions(items: Iterable[T], size_of: Callable[[T], int] = len, size: int = 1 << 20) -> Iterator[list[T]]:  # type: ignore[assignment]

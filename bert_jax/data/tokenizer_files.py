@@ -211,12 +211,17 @@ def failures_named(what: str) -> Iterator[None]:
 
 
 def _read_tokenizer_json(source: Source) -> tokenizers.Tokenizer:
-    path = source.path
+    engine = read_engine(source.path)
+    engine.no_truncation()
+    return engine
+
+
+def read_engine(path: Path) -> tokenizers.Tokenizer:
+    """Reads a tokenizer.json as the file says, without padding. Raises InputError for a damaged or a harmful one."""
     text = read_text(path)
     with failures_named(f"{path}: not a tokenizer.json"):
         engine = tokenizers.Tokenizer.from_str(text)
     engine.no_padding()
-    engine.no_truncation()
     spec = json.loads(text.removeprefix("\ufeff"))
     for part in ("normalizer", "decoder"):
         if (growth := _growth(spec.get(part))) > _MOST_GROWTH:

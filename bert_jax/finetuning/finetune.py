@@ -108,16 +108,25 @@ def finish(
     Writes export/ (of the best run), predictions/, results.json and report.html into the work directory. Returns the scores of
     each split. Raises InputError if all runs diverged, or a file cannot be written.
     """
-    workdir, kind = Path(trainer.cfg.workdir or ""), trainer.task.kind
-    best = stages.best_of(outcomes)
+    workdir, best = Path(trainer.cfg.workdir or ""), stages.best_of(outcomes)
     if trainer.batches is not None and best is None:
         raise InputError(f"all runs diverged: {outcomes[0].failed}; give lower --learning-rates")
     if best is not None:
         _keep_best(workdir, stages.export_folder(workdir, outcomes, best))
     scores, predicted = stages.predict_all(trainer, test, workdir, scored)
-    details, mistakes = judge(kind, predicted)
+    publish(workdir, trainer.task, trainer.cfg.model, splits, scores, predicted, command, outcomes)
+    return scores
+
+
+def publish(
+    workdir: Path, task: Task, model: str, splits: Splits, scores: dict[str, dict[str, float]],
+    predicted: Mapping[str, Predicted], command: str, outcomes: Sequence[Outcome] = (),
+) -> None:  # fmt: skip
+    """Writes results.json and report.html into the work directory, and prints the scores. Raises InputError if it cannot."""
+    best = stages.best_of(outcomes)
+    details, mistakes = judge(task.kind, predicted)
     data = _sizes(splits, predicted)
-    content = results.results(trainer.task.name, trainer.cfg.model, command, outcomes, best, data, scores, details)
+    content = results.results(task.name, model, command, outcomes, best, data, scores, details)
     disk.write_json(workdir / "results.json", content)
     page = write_report(workdir, content, mistakes)
     if best is not None:
@@ -129,7 +138,6 @@ def finish(
             rows = "" if part is None else f" ({part} of {data[name]} rows have a label)"
             print(f"{name}{rows}: " + "  ".join(f"{metric} {value:.4f}" for metric, value in values.items()))
     print(f"Predictions: {workdir}/predictions. Curves and mistakes: {page}")
-    return scores
 
 
 def judge(kind: Kind, predicted: Mapping[str, Predicted]) -> tuple[dict[str, Details], dict[str, list[Figure]]]:

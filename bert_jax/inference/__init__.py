@@ -4,6 +4,7 @@ from bert_jax.inference.answerer import Answer as Answer
 from bert_jax.inference.answerer import Answerer as Answerer
 from bert_jax.inference.classifier import Classification as Classification
 from bert_jax.inference.classifier import Classifier as Classifier
+from bert_jax.inference.distil import to_static as to_static
 from bert_jax.inference.embedder import Embedder as Embedder
 from bert_jax.inference.embedder import sentence_vectors as sentence_vectors
 from bert_jax.inference.fill_mask import Filling as Filling

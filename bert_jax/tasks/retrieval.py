@@ -21,8 +21,10 @@ from bert_jax.data.layout import Layout, Text
 from bert_jax.data.passages import passage_room, passages
 from bert_jax.data.records import Record, labels_of, numbered, texts_of, with_labels
 from bert_jax.errors import InputError
+from bert_jax.inference import Search, cuts
 from bert_jax.pooling import Embedding
 from bert_jax.pretrained import Model
+from bert_jax.static import StaticEmbedder
 from bert_jax.tasks.beir import Judged, is_beir, load_beir
 from bert_jax.tasks.candidates import Candidates, no_target
 from bert_jax.tasks.figures import Figure, Listing, example_cells, highest
@@ -41,6 +43,7 @@ from bert_jax.training.losses import Sum
 from bert_jax.training.steps import Batch
 
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # names of the prompt of documents, as sentence-transformers has them
+_TABLE_ROWS = 1 << 15  # documents that a table of token vectors embeds at a time
 TeacherScores = tuple[float | None, ...]  # one for each document of a row
 
 
@@ -210,6 +213,22 @@ class Retrieval(Candidates[TeacherScores, Ranking]):
             return Predictions([best[i] for i in search.of_record])
 
         return predict
+
+    def rank_by(self, embedder: StaticEmbedder, split: Split) -> Predictions[Ranking]:
+        """Returns the predictions of a table of token vectors for a split that need not be tokenized, by the cosine."""
+        search, records = _search(split), split.records
+        firsts = np.unique(search.of_record, return_index=True)[1]
+
+        def vectors(texts: list[str], roles: Sequence[str]) -> np.ndarray:
+            found = embedder(texts, _prompt_of(embedder.prompts, roles))
+            return found / np.maximum(np.linalg.norm(found, axis=-1, keepdims=True), np.float32(1e-12))
+
+        best = Search(vectors([records[i].texts[0] for i in firsts], ("query",)), DEPTH)
+        for part in cuts(search.numbers, _TABLE_ROWS):
+            numbers = search.numbers[part]
+            best.add(vectors([search.text(i) for i in numbers], _DOCUMENT_PROMPTS), numbers)
+        rankings = [Ranking(found, scores) for scores, found in zip(*best.found(), strict=True)]
+        return Predictions([rankings[i] for i in search.of_record])
 
     def guess(self, records: Sequence[Record], labels: Sequence[str]) -> Predictions[Ranking]:
         return Predictions([Ranking(np.zeros(0, np.int64), np.zeros(0, np.float32))] * len(records))

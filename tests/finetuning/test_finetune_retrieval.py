@@ -12,6 +12,7 @@ import bert_jax
 from bert_jax.__main__ import main
 from bert_jax.data.batching import PackedBatch
 from bert_jax.data.layout import Layout
+from bert_jax.data.plain_tokenizer import PlainTokenizer
 from bert_jax.data.records import Record
 from bert_jax.errors import InputError
 from bert_jax.finetuning.config import FinetuneConfig
@@ -56,12 +57,11 @@ def losses_of(workdir):
     return np.array([(each["train/loss"], each["train/gradient_norm"]) for each in steps])
 
 
-def scores_by_hand(export, folder, split, predictor=bert_jax.Embedder):
-    """The scores of the saved model, by its predictor and a ranking of all documents."""
+def scores_by_hand(embed, folder, split):
+    """The scores of a predictor, by a ranking of all documents."""
     files = ((folder / f"{name}.jsonl").read_text().splitlines() for name in ("corpus", "queries"))
     corpus, queries = ([json.loads(line) for line in lines] for lines in files)
     own = [line.split("\t")[:2] for line in (folder / "qrels" / f"{split}.tsv").read_text().splitlines()[1:]]
-    embed = predictor(bert_jax.load(export))
     documents = embed([row["text"] for row in corpus], prompt_name="document")
     asked = {row["_id"]: row["text"] for row in queries}
     scores = embed([asked[q] for q, _ in own], prompt_name="query") @ documents.T
@@ -72,9 +72,9 @@ def scores_by_hand(export, folder, split, predictor=bert_jax.Embedder):
 
 
 def test_the_scores_are_those_of_the_saved_model_with_its_prompts(run, folder):
-    found = results_of(run)
+    found, embed = results_of(run), bert_jax.Embedder(bert_jax.load(run / "export"))
     for split in ("dev", "test"):
-        assert found["exported"][split] == pytest.approx(scores_by_hand(run / "export", folder, split), abs=1e-6)
+        assert found["exported"][split] == pytest.approx(scores_by_hand(embed, folder, split), abs=1e-6)
     losses = losses_of(run)[:, 0]
     assert np.mean(losses[-6:]) < 0.5 * np.mean(losses[:6])
     history = [each["score"] for each in found["runs"][0]["history"]]
@@ -91,11 +91,27 @@ def test_evaluate_scores_a_folder_with_the_prompts_of_the_model(run, folder, tmp
     assert results_of(tmp_path)["exported"]["test"] == pytest.approx(results_of(run)["exported"]["test"], abs=1e-6)
 
 
+def test_evaluate_scores_a_table_of_token_vectors_with_its_prompts(tokenizer, folder, tmp_path):
+    table = np.random.default_rng(0).standard_normal((280, 16)).astype(np.float32)
+    made = bert_jax.StaticEmbedder(table, PlainTokenizer.of(tokenizer), prompts=PROMPTS)
+    made.save(tmp_path / "table")
+    main(["evaluate", str(tmp_path / "table"), "--data", str(folder), "--out", str(tmp_path / "out")])
+    found, expected = results_of(tmp_path / "out")["exported"], scores_by_hand(made, folder, "test")
+    assert found == {"test": pytest.approx(expected, abs=1e-6)}
+    assert 0 < expected["ndcg_at_10"] < 1
+    rows = [{"query": f"{a} {b}", "positive": f"{b} {a} {a}"} for a, b in zip(FILLERS[:8], FILLERS[8:16], strict=True)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    main(["evaluate", str(tmp_path / "table"), "--data", str(tmp_path / "test.jsonl"), "--out", str(tmp_path / "rows")])
+    products = made([row["query"] for row in rows], "query") @ made([row["positive"] for row in rows], "document").T
+    ranked = [(np.argsort(-own) == i).astype(float) for i, own in enumerate(products)]
+    assert results_of(tmp_path / "rows")["exported"]["test"] == pytest.approx(ranking_scores(ranked, [[1]] * 8), abs=1e-6)
+
+
 def test_a_sparse_retriever_learns_is_scored_as_its_export_and_keeps_its_form(model, folder, tmp_path):
     weights = {"query_regularizer_weight": 1e-3, "document_regularizer_weight": 2e-3}
     more = {"query_prompt": PROMPTS["query"], "document_prompt": PROMPTS["document"], "form": "sparse", **weights}
     found = tune(model, "retrieval", folder, tmp_path, num_epochs=6, learning_rates="1e-2", **more)
-    expected = scores_by_hand(tmp_path / "export", folder, "dev", bert_jax.SparseEmbedder)
+    expected = scores_by_hand(bert_jax.SparseEmbedder(bert_jax.load(tmp_path / "export")), folder, "dev")
     assert found["exported"]["dev"] == pytest.approx(expected, abs=1e-6)
     steps = [each for line in recorded(tmp_path) if "train/loss" in (each := json.loads(line))]
     losses = [each["train/retrieval_loss"] for each in steps]

@@ -1,0 +1,49 @@
+"""Scores a table of token vectors as `bert_jax evaluate` scores a retriever."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from bert_jax.data.finetuning import Encoded
+from bert_jax.errors import InputError
+from bert_jax.finetuning.finetune import publish
+from bert_jax.static import StaticEmbedder
+from bert_jax.tasks.retrieval import Retrieval
+from bert_jax.tasks.split import Predicted, Split
+from bert_jax.tasks.splits import load_splits
+from bert_jax.tasks.table import find_task
+from bert_jax.tasks.task import TaskData
+from bert_jax.tuned import Tuned
+
+
+def evaluate(model: str, home: Path, data: TaskData, name: str | None, out: str, command: str) -> None:
+    """Searches the documents of a data set for its queries; writes results.json, report.html and predictions/.
+
+    Args:
+      model: the table, as it is called in the results.
+      home: its directory.
+      data: the data set.
+      name: the task that is asked for: retrieval, or None.
+      out: folder to write.
+      command: the command line, for the results.
+
+    Raises:
+      InputError: another task is asked for, or the table or the data cannot be read.
+    """
+    task = dataclasses.replace(find_task(name or "retrieval"), test_only=True)
+    kind = task.kind
+    if not isinstance(kind, Retrieval):
+        raise InputError(f"{model} is a table of token vectors, for --task retrieval; {task.name} needs an encoder")
+    embedder, splits, workdir = StaticEmbedder.load(home), load_splits(task, data), Path(out)
+    for note in splits.notes:
+        print(note, file=sys.stderr)
+    predicted = dict[str, Predicted]()
+    for each, records in splits.test.items():
+        split = Split(each, records, Encoded(()))
+        predicted[each] = Predicted(split, kind.rank_by(embedder, split), (), Tuned(task.name))
+    scores = {each: kind.scores(own.labelled(), task.metrics) for each, own in predicted.items()}
+    for own in predicted.values():
+        kind.write(workdir / "predictions", own)
+    publish(workdir, task, model, splits, scores, predicted, command)
