@@ -162,23 +162,30 @@ def make_batch(items):
 OPTIONS = {"both_directions": True, "dimensions": (16, 4), "distillation": "margin_mse", "block": 16}
 
 
-def loss_of(vectors, items):
+def trained():
+    """The parameters, and the logarithm of the temperature."""
+    return {"model": params(), "log_temperature": jnp.log(jnp.float32(0.05))}
+
+
+def loss_of(vectors, items, log_temperature):
     own = vectors[items["slots"]]
     weights = jnp.ones(own.shape[0])
     numbers = jnp.asarray(items["slots"])  # each text is another
     known = Known(numbers[:, 0], numbers[:, 1:], numbers[:, 1:2])
-    return contrastive_loss(own[:, 0], own[:, 1:], weights, known=known, teacher_scores=items["teacher"], **OPTIONS).mean()
+    temperature, options = jnp.exp(log_temperature), OPTIONS | {"known": known, "teacher_scores": items["teacher"]}
+    return contrastive_loss(own[:, 0], own[:, 1:], weights, temperature, **options).mean()
 
 
 def whole(params, rows, items, keys):
     """The loss of all rows in one pass, which keeps all of them in memory; keys are [devices, chunks]."""
     parts = rows["input_ids"].reshape(len(keys), -1, keys.shape[1], LENGTH).swapaxes(1, 2)
-    encode = jax.vmap(jax.vmap(lambda ids, key: encoded(params, {"input_ids": ids}, key)["vectors"]))
+    encode = jax.vmap(jax.vmap(lambda ids, key: encoded(params["model"], {"input_ids": ids}, key)["vectors"]))
     vectors = encode(parts, keys).swapaxes(1, 2)
-    return loss_of(vectors.reshape(len(rows["input_ids"]), -1), items)
+    return loss_of(vectors.reshape(len(rows["input_ids"]), -1), items, params["log_temperature"])
 
 
 def check(found, expected):
+    assert float(found.pop("log_temperature")) == pytest.approx(float(expected.pop("log_temperature")), rel=1e-6)
     scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected))
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert float(jnp.linalg.norm(ours - theirs)) <= 1e-6 * max(float(jnp.linalg.norm(theirs)), scale)
@@ -197,16 +204,16 @@ def test_chunks_on_a_mesh_with_fsdp_give_the_gradients_of_the_whole_batch(items)
     """With dropout: sentence-transformers#3862, where the second pass over a chunk had other random numbers than the first."""
     rows, others = make_batch(items)
     chunks = len(rows["input_ids"]) // (CHUNK if items == 64 else CHUNK * DEVICES)
-    expected = jax.jit(jax.grad(whole))(params(), rows, others, folded(KEY, chunks)[None])
+    expected = jax.jit(jax.grad(whole))(trained(), rows, others, folded(KEY, chunks)[None])
     devices = make_devices(ParallelConfig(strategy="mesh", fsdp=4))
 
     def loss(params, batch):
-        vectors = in_chunks(functools.partial(encoded, params), {"input_ids": batch["input_ids"]}, KEY, chunks)
-        return loss_of(vectors["vectors"], batch)
+        vectors = in_chunks(functools.partial(encoded, params["model"]), {"input_ids": batch["input_ids"]}, KEY, chunks)
+        return loss_of(vectors["vectors"], batch, params["log_temperature"])
 
-    step = jax.jit(jax.grad(loss), out_shardings=devices.shardings(params()))
+    step = jax.jit(jax.grad(loss), out_shardings=devices.shardings(trained()))
     with jax.set_mesh(devices.mesh):
-        found = step(devices.place(jax.device_get(params())), devices.put(rows | others))
+        found = step(devices.place(jax.device_get(trained())), devices.put(rows | others))
     check(jax.device_get(found), jax.device_get(expected))
 
 
@@ -216,19 +223,20 @@ def test_chunks_of_each_device_by_pmap_give_the_gradients_of_the_whole_batch(ite
     rows, others = make_batch(items)
     chunks = max(2, len(rows["input_ids"]) // (CHUNK * DEVICES))
     keys = jax.vmap(lambda key: folded(key, chunks))(folded(KEY, DEVICES))
-    expected = jax.jit(jax.grad(whole))(params(), rows, others, keys)
+    expected = jax.jit(jax.grad(whole))(trained(), rows, others, keys)
     devices = Devices(make_mesh(jax.devices()), pmap=True)
 
     def step(params, batch):
         def loss(params):
             key = jax.random.fold_in(KEY, jax.lax.axis_index("data"))
-            vectors = in_chunks(functools.partial(encoded, params), {"input_ids": batch["input_ids"]}, key, chunks)["vectors"]
+            encode = functools.partial(encoded, params["model"])
+            vectors = in_chunks(encode, {"input_ids": batch["input_ids"]}, key, chunks)["vectors"]
             every, items = (jax.lax.all_gather(x, "data", tiled=True) for x in (vectors, {k: batch[k] for k in others}))
-            return loss_of(every, items) / DEVICES
+            return loss_of(every, items, params["log_temperature"]) / DEVICES
 
         return jax.lax.psum(jax.grad(loss)(params), "data")
 
-    found = jax.pmap(step, axis_name="data", in_axes=(None, 0), out_axes=None)(params(), devices.put(rows | others))
+    found = jax.pmap(step, axis_name="data", in_axes=(None, 0), out_axes=None)(trained(), devices.put(rows | others))
     check(jax.device_get(found), jax.device_get(expected))
 
 

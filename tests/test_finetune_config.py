@@ -56,6 +56,7 @@ def records(*labels, texts=("a", "b")):
         (dict(label_smoothing=1.0), "label_smoothing=1.0 is not in [0, 1)"),
         (dict(dropout=1.0), "dropout=1.0 is not in [0, 1)"),
         (dict(temperature=0.0), "temperature=0.0 must be positive"),
+        (dict(temperature=0.005, learn_temperature=True), "temperature=0.005 is below 0.01, the least of learn_temperature"),
         (dict(null_threshold=float("nan")), "null_threshold=nan is not finite"),
         (dict(select="last", early_stopping=2), "early_stopping keeps the best weights: it needs select='best'"),
         (dict(optimizer="muon", lora_rank=2), "lora_rank leaves no kernels of layers to optimizer='muon'"),
@@ -147,6 +148,13 @@ def test_options_of_other_kinds_of_tasks_are_refused():
     ):
         with pytest.raises(InputError, match=message):
             FinetuneConfig(**options).options(KINDS["classification"])
+    owners = "similarity, retrieval --form dense, retrieval --form multi_vector"
+    for task in (find_task("reranking"), find_task("retrieval", "sparse")):
+        with pytest.raises(InputError, match=f"learn_temperature=True is for {owners}, not for {task.name}"):
+            FinetuneConfig(learn_temperature=True).options(task.kind)
+    with pytest.raises(InputError, match="learn_temperature: the cosine loss has no temperature, only loss='ranking'"):
+        SIMILARITY.settle(Options(learn_temperature=True), records(0.5))
+    assert SIMILARITY.settle(Options(learn_temperature=True), records(None))[0].learn_temperature
     with pytest.raises(
         InputError, match=r"label_smoothing=0.1 is for classification, tagging, multiple_choice, not for regression"
     ):

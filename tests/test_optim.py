@@ -119,6 +119,7 @@ def test_exactly_biases_and_scales_are_excluded_from_decay() -> None:
     assert sum(mask.values()) == 3 + 6 * 2 + 3  # tables, six kernels a layer, pooler, MLM transform, NSP
     assert mask["encoder/embeddings/word_embeddings/embedding"]
     assert not mask["masked_lm/bias"]
+    assert decay_mask({"loss": {"log_temperature": 0.0}}) == {"loss": {"log_temperature": False}}
 
 
 # ---- layers that learn more slowly than others

@@ -15,7 +15,8 @@ def read(folder, said, length=None, num_labels=2):
 
 def test_what_is_written_is_read(tmp_path):
     several = Tuned("multi_label", 8, None, (0.25, 1.0))
-    for tuned in (Tuned("squad2", 64, -1.5), Tuned("squad2", null_threshold=0.0), several, Tuned()):
+    learnt = Tuned("retrieval", temperature=0.03)
+    for tuned in (Tuned("squad2", 64, -1.5), Tuned("squad2", null_threshold=0.0), several, learnt, Tuned()):
         assert read(tmp_path, tuned.in_config(), tuned.max_length) == tuned
     assert Tuned(max_length=8).in_config() == {}
 
@@ -43,6 +44,7 @@ def test_thresholds_of_another_heads_classes_are_left_out(tmp_path):
         ({"label_thresholds": [0.5]}, "1 label_thresholds for 2 classes; give one for each"),
         ({"label_thresholds": [0.5, 2]}, r"label_thresholds is \[0.5, 2\], not a list of probabilities"),
         ({"label_thresholds": {"a": 0.5}}, "not a list of probabilities"),
+        ({"temperature": 0}, "temperature is 0, not a positive number"),
     ],
 )
 def test_a_value_of_no_use_is_refused_by_name(tmp_path, said, message):

@@ -13,7 +13,7 @@ import tyro
 
 from bert_jax import disk, workdir
 from bert_jax.config import Checked, InputError, ParallelConfig
-from bert_jax.tasks.task import Options, Task, TaskData
+from bert_jax.tasks.task import LEAST_TEMPERATURE, Options, Task, TaskData
 
 if TYPE_CHECKING:
     from bert_jax.tasks.kind import Kind
@@ -165,6 +165,11 @@ class FinetuneConfig(Checked):
     """retrieval --form multi_vector: vectors of punctuation in documents do not count. Default: as the model, else yes."""
     temperature: float | None = None
     """similarity with the ranking loss, and retrieval: divisor of the scores. Default: 0.05; --form sparse, multi_vector: 1."""
+    learn_temperature: tyro.conf.FlagCreatePairsOff[bool] = False
+    (
+        "similarity with the ranking loss, and retrieval but --form sparse: train the temperature from that value on, at 10 "
+        "times the learning rate and without weight decay; it is at least 0.01. The export's config.json has it."
+    )
     query_prompt: str | None = None
     """retrieval: text to put before each query, which the exported model keeps. Default: the prompt `query` of the model."""
     document_prompt: str | None = None
@@ -199,6 +204,8 @@ class FinetuneConfig(Checked):
         self._require(len(rates) == len(self.learning_rates), twice)
         lora_alone = self.lora_rank is None or (self.layer_decay == 1 and self.freeze_layers == 0)
         self._require(lora_alone, "lora_rank freezes the encoder: leave out layer_decay and freeze_layers")
+        too_low = self.learn_temperature and self.temperature is not None and self.temperature < LEAST_TEMPERATURE
+        self._require(not too_low, f"temperature={self.temperature} is below {LEAST_TEMPERATURE}, the least of learn_temperature")
         no_kernels = self.lora_rank is not None and self.optimizer == "muon"
         self._require(not no_kernels, "lora_rank leaves no kernels of layers to optimizer='muon': leave out one of them")
         for name, value in (("via_text_column", self.via_text_column), ("via_label_column", self.via_label_column)):
@@ -226,7 +233,7 @@ class FinetuneConfig(Checked):
                 those += [title for title, other in forms.items() if name in other.options]
                 raise InputError(f"{name}={value!r} is for {', '.join(those)}, not for {kind.name}")
         return Options(
-            self.loss, self.temperature or 0.05, self.label_smoothing,
+            self.loss, self.temperature or 0.05, self.learn_temperature, self.label_smoothing,
             null_threshold=self.null_threshold, label_threshold=self.label_threshold, query_prompt=self.query_prompt,
             document_prompt=self.document_prompt, dimensions=self.dimensions, directions=self.directions,
             distillation=self.distillation, query_regularizer_weight=self.query_regularizer_weight,
@@ -238,7 +245,7 @@ class FinetuneConfig(Checked):
 _OF_SOME_KINDS = (
     "loss", "label_smoothing", "null_threshold", "label_threshold", "class_weights", "query_prompt", "document_prompt",
     "dimensions", "directions", "distillation", "chunk_size", "query_regularizer_weight", "document_regularizer_weight",
-    "markers", "query_length", "expand_queries", "skip_punctuation",
+    "markers", "query_length", "expand_queries", "skip_punctuation", "learn_temperature",
 )  # fmt: skip
 
 

@@ -136,9 +136,9 @@ class Runs:
         compiled = self.trainer.devices.jit(together, state=state, axis=1, others=1)
         return lambda states, batches: compiled(states, batches, self.active)
 
-    def params(self, params: PyTree, number: int) -> PyTree:
-        """Returns the parameters of the model of one run."""
-        return self.trainer.merged(params if len(self.members) == 1 else jax.tree.map(lambda x: x[number], params))
+    def trained(self, params: PyTree, number: int) -> PyTree:
+        """Returns the trained tree of one run."""
+        return params if len(self.members) == 1 else jax.tree.map(lambda x: x[number], params)
 
     # --- evaluation ---
 
@@ -149,10 +149,12 @@ class Runs:
         for i, member in enumerate(self.members):
             if not self.active[i]:
                 continue
-            own, history = self.params(here, i), self.history[i]
+            trained, history = self.trained(here, i), self.history[i]
+            own, temperature = trainer.merged(trained), trainer.temperature(trained)
             with np.errstate(all="ignore"):  # the NaN of diverged runs is handled below
                 predicted: dict[str, Predictions] = {split.name: evaluator.predict(split, own) for split in trainer.dev}
                 tuned = evaluator.tune(trainer.dev, predicted)
+                tuned = dataclasses.replace(tuned, temperature=None if temperature is None else float(temperature))
                 scores = {split.name: evaluator.scores(split, predicted[split.name], tuned) for split in trainer.dev}
             scores = multihost.from_first(scores)  # other hosts may differ in the last bit
             score = float(np.mean([evaluator.main_score(of, cfg.metric) for of in scores.values()]))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
@@ -22,11 +24,13 @@ from bert_jax.model.heads import Bert
 from bert_jax.pretrained import Model
 from bert_jax.tasks.kind import Kind
 from bert_jax.tasks.split import Split
-from bert_jax.tasks.task import Options, Task
+from bert_jax.tasks.task import LEAST_TEMPERATURE, Options, Task
 from bert_jax.training import memory, optim, parallel, steps
 from bert_jax.training.chunking import in_chunks
 from bert_jax.training.losses import Sum
 
+LOSS = "loss"  # the parameters of the loss in the trained tree, beside those of the model
+_TEMPERATURE_RATE = 10.0  # the learning rate of log(temperature) in units of that of the weights: CLIP's 5e-4 for 5e-5
 Stepped = tuple[steps.TrainState, steps.Metrics]
 # (state, batch, peak learning rate, seed) -> (state, metrics): one program for all runs
 StepFn = Callable[[steps.TrainState, steps.Batch, ArrayLike, ArrayLike], Stepped]
@@ -104,25 +108,38 @@ class Trainer:
     def _scales(self) -> PyTree | None:
         """The scale of the learning rate of each parameter (0: frozen); None where all are 1."""
         cfg, params = self.cfg, self.start.model.params
+        of_loss = jax.tree.map(lambda _: _TEMPERATURE_RATE, self._of_loss)
         if cfg.lora_rank is not None:
             adapters = jax.eval_shape(partial(lora.initialize, params, cfg.lora_rank), 0)
             head = {name: jax.tree.map(lambda _, of=name: float(of != "encoder"), tree) for name, tree in params.items()}
-            return {"model": head, "adapters": jax.tree.map(lambda _: 1.0, adapters)}
-        if cfg.layer_decay == 1 and cfg.freeze_layers == 0:
+            return {"model": head, "adapters": jax.tree.map(lambda _: 1.0, adapters), **of_loss}
+        if cfg.layer_decay == 1 and cfg.freeze_layers == 0 and not of_loss:
             return None
-        return optim.layer_scales(params, self.module.cfg.num_hidden_layers, cfg.layer_decay, cfg.freeze_layers)
+        own = optim.layer_scales(params, self.module.cfg.num_hidden_layers, cfg.layer_decay, cfg.freeze_layers)
+        return {**own, **of_loss}
+
+    @property
+    def _of_loss(self) -> dict[str, dict[str, np.ndarray]]:
+        """The first values of the parameters of the loss, by their place in the trained tree."""
+        if not self.options.learn_temperature:
+            return {}
+        return {LOSS: {"log_temperature": np.array(math.log(self.options.temperature), np.float32)}}
 
     def initial_params(self, seed: int) -> PyTree:
-        """Returns the trained tree of a run: the parameters of the model, or with adapters {model, adapters}."""
+        """Returns the trained tree of a run: the parameters of the model, or with adapters {model, adapters}; and of the loss."""
         params = self.start.params(seed)
-        if self.cfg.lora_rank is None:
-            return params
-        return {"model": params, "adapters": lora.initialize(params, self.cfg.lora_rank, seed)}
+        if self.cfg.lora_rank is not None:
+            params = {"model": params, "adapters": lora.initialize(params, self.cfg.lora_rank, seed)}
+        return {**params, **self._of_loss}
+
+    def temperature(self, params: PyTree) -> jax.Array | None:
+        """Returns the learnt temperature in the trained tree of a run; None where it is not learnt."""
+        return jnp.exp(params[LOSS]["log_temperature"]) if LOSS in params else None
 
     def merged(self, params: PyTree) -> PyTree:
         """Returns the parameters of the model from the trained tree of a run."""
         if self.cfg.lora_rank is None:
-            return params
+            return {name: tree for name, tree in params.items() if name != LOSS}
         return lora.merge(params["model"], params["adapters"], self.cfg.lora_alpha / self.cfg.lora_rank)
 
     @cached_property
@@ -136,6 +153,8 @@ class Trainer:
         def sums_fn(params: PyTree, batch: steps.Batch, key: jax.Array | None) -> dict[str, Sum]:
             if scales is not None:  # ends the backward pass above the frozen layers
                 params = jax.tree.map(lambda p, s: p if s else jax.lax.stop_gradient(p), params, scales)
+            if (temperature := self.temperature(params)) is not None:
+                batch = {**batch, "temperature": temperature}
             return sums(self.merged(params), batch, key)
 
         update = steps.make_update(sums_fn, self.optimizer, self.cfg.clip_norm, axis_name=self.devices.axis_name)
@@ -145,7 +164,9 @@ class Trainer:
             key = jax.random.fold_in(jax.random.key(seed), state.step)
             if self.task.kind.reads_progress:
                 batch = {**batch, "progress": state.step / self.num_steps}
-            return update(state, batch, jnp.asarray(peak * rate(state.step), jnp.float32), key)
+            temperature = self.temperature(state.params)
+            state, metrics = update(state, batch, jnp.asarray(peak * rate(state.step), jnp.float32), key)
+            return (state, metrics) if temperature is None else (_bounded(state), {**metrics, "temperature": temperature})
 
         return step
 
@@ -158,6 +179,12 @@ class Trainer:
     def abstract_state(self) -> steps.TrainState:
         """The shapes and types of the state of a run."""
         return jax.eval_shape(partial(steps.init_state, optimizer=self.optimizer), self.initial_params(0))
+
+
+def _bounded(state: steps.TrainState) -> steps.TrainState:
+    """Returns the state with a temperature that is not below the least, as CLIP bounds it: after the update, not in the loss."""
+    bounded = jnp.maximum(state.params[LOSS]["log_temperature"], math.log(LEAST_TEMPERATURE))
+    return state._replace(params={**state.params, LOSS: {"log_temperature": bounded}})
 
 
 def make_sums(

@@ -37,6 +37,11 @@ def one_place(predictor: Predictor, split: Split, params: PyTree) -> np.ndarray:
     return np.array([result[name][0] for result in results])
 
 
+def temperature_of(batch: Batch, options: Options) -> float | jax.Array:
+    """Returns the divisor of the scores: the learnt temperature, which the training step adds to the batch, or the given one."""
+    return jnp.asarray(batch["temperature"]) if "temperature" in batch else options.temperature
+
+
 class Numbers(Kind[float, P]):
     """A kind whose labels are numbers."""
 

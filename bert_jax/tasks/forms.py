@@ -167,7 +167,7 @@ class Dense(Form):
     embedding = Pooling()
     head = "encoder"
     scoring = COSINE
-    options = frozenset(["dimensions"])
+    options = frozenset(["dimensions", "learn_temperature"])
 
     def adapt(self, embedding: Pooling, model: Model, options: Options) -> tuple[Embedding, list[str]]:
         width = embedding.width(model.config.hidden_size)
@@ -256,7 +256,7 @@ class MultiVectors(Form):
     embedding = TokenVectors()
     head = "token_vectors"
     scoring = MAX_SIM
-    options = frozenset(["markers", "query_length", "expand_queries", "skip_punctuation"])
+    options = frozenset(["markers", "query_length", "expand_queries", "skip_punctuation", "learn_temperature"])
     defaults: ClassVar[Mapping[str, object]] = {"temperature": 1.0}
 
     def adapt(self, embedding: TokenVectors, model: Model, options: Options) -> tuple[Embedding, list[str]]:

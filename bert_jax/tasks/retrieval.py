@@ -27,6 +27,7 @@ from bert_jax.pretrained import Model
 from bert_jax.static import StaticEmbedder
 from bert_jax.tasks.beir import Judged, is_beir, load_beir
 from bert_jax.tasks.candidates import Candidates, no_target
+from bert_jax.tasks.common import temperature_of
 from bert_jax.tasks.figures import Figure, Listing, example_cells, highest
 from bert_jax.tasks.figures import Text as FigureText
 from bert_jax.tasks.forms import FORMS, Form
@@ -196,7 +197,7 @@ class Retrieval(Candidates[TeacherScores, Ranking]):
         queries, documents = self.form.items(outputs, batch, model)
         known = Known(batch["query_ids"], batch["document_ids"], batch["positive_ids"])
         loss = contrastive_loss(
-            queries, documents, batch["weights"], options.temperature, scoring=self.form.scoring, known=known,
+            queries, documents, batch["weights"], temperature_of(batch, options), scoring=self.form.scoring, known=known,
             dimensions=options.dimensions, both_directions=options.directions == "both", distillation=options.distillation,
             teacher_scores=batch.get("teacher_scores"),
         )  # fmt: skip

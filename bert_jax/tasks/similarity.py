@@ -20,7 +20,7 @@ from bert_jax.inference import Embedder, nearest, sentence_vectors
 from bert_jax.pooling import Pooling
 from bert_jax.pretrained import Model
 from bert_jax.tasks import metrics as scoring
-from bert_jax.tasks.common import Numbers, by_item, check_same_size, of_items, one_place
+from bert_jax.tasks.common import Numbers, by_item, check_same_size, of_items, one_place, temperature_of
 from bert_jax.tasks.figures import Chart, Figure, Listing, example_cells, furthest, highest
 from bert_jax.tasks.kind import Predict
 from bert_jax.tasks.metrics import Details
@@ -39,7 +39,7 @@ class Similarity(Numbers[np.ndarray]):
 
     name = "similarity"
     head = "encoder"
-    options = frozenset(["loss", "chunk_size"])
+    options = frozenset(["loss", "chunk_size", "learn_temperature"])
     needs_all_rows = True
     reads_every_token = True
     scores_unlabelled = True
@@ -54,6 +54,8 @@ class Similarity(Numbers[np.ndarray]):
         if not train:
             return options, train, []
         options = dataclasses.replace(options, loss=_loss_for(train, options.loss))
+        if options.learn_temperature and options.loss != "ranking":
+            raise InputError(f"learn_temperature: the {options.loss} loss has no temperature, only loss='ranking': leave it out")
         scores = labels_of(train)
         if options.loss != "cosine" or (most := max(map(abs, scores))) <= 1:
             return options, train, []
@@ -136,7 +138,9 @@ def _loss(parts: jax.Array, batch: Batch, options: Options) -> Sum:
     if options.loss == "triplet":
         return losses.triplet_loss(parts[0], parts[1], parts[2], weights)
     texts, candidates = batch["text_ids"].T, jnp.concatenate(parts[1:])
-    return losses.ranking_loss(parts[0], candidates, weights, options.temperature, texts[0], texts[1:].reshape(-1))
+    return losses.ranking_loss(
+        parts[0], candidates, weights, temperature_of(batch, options), texts[0], texts[1:].reshape(-1)
+    )  # fmt: skip
 
 
 def _ranks(anchors: np.ndarray, partners: np.ndarray, texts: list[str], own: list[str]) -> dict[str, float]:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # a kind imports jax, which a command line does not need
     from bert_jax.data.passages import PassageSize
     from bert_jax.tasks.kind import Kind
 
+LEAST_TEMPERATURE = 0.01  # CLIP's bound on a learnt one (Radford et al., 2021, section 2.5)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -110,6 +112,7 @@ class Options:
 
     loss: str = "auto"
     temperature: float = 0.05
+    learn_temperature: bool = False
     label_smoothing: float = 0.0
     class_weights: np.ndarray | None = None
     null_threshold: float | None = None

@@ -152,7 +152,7 @@ def ranking_loss(
     anchors: Float[AnyArray, "N D"],
     candidates: Float[AnyArray, "M D"],
     weights: Float[AnyArray, " N"],
-    temperature: float,
+    temperature: float | Float[Array, ""],
     anchor_ids: Int[AnyArray, " N"],
     candidate_ids: Int[AnyArray, " M"],
 ) -> Sum:
@@ -166,7 +166,7 @@ def ranking_loss(
       candidates: Embeddings of M texts, M a multiple of N. Candidate n is the positive of anchor n for n < N; from N on they
         are hard negatives. Every other candidate is a negative of anchor n.
       weights: 0 or 1; the candidates of an anchor of weight 0 are not negatives.
-      temperature: Divides the cosine similarities.
+      temperature: Divides the cosine similarities; an array may be trained.
       anchor_ids: Ids of the anchors' texts.
       candidate_ids: Ids of the candidates' texts.
     """

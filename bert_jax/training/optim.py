@@ -90,8 +90,9 @@ def _share(shape: str, begin: int, until: int) -> Callable[[Int[Array, ""] | int
 
 
 def decay_mask(params: PyTree) -> PyTree[bool]:
-    """Returns a tree of booleans: False for biases and norms, which weight decay and LAMB's trust ratio leave out."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in ("bias", "scale"), params)
+    """Returns a tree of booleans: False for biases, norms and temperatures, which have no weight decay and no trust ratio."""
+    free = ("bias", "scale", "log_temperature")
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in free, params)
 
 
 class ScaleByBertAdamState(NamedTuple):

@@ -4,11 +4,13 @@ import json
 import re
 import shlex
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from finetune_cases import FILLERS, ROOT, recorded, results_of, text, tune
+from finetune_cases import FILLERS, ROOT, arguments, recorded, results_of, text, tune
 
 import bert_jax
+import finetune
 from bert_jax.__main__ import main
 from bert_jax.data.batching import PackedBatch
 from bert_jax.data.layout import Layout
@@ -16,12 +18,14 @@ from bert_jax.data.plain_tokenizer import PlainTokenizer
 from bert_jax.data.records import Record
 from bert_jax.errors import InputError
 from bert_jax.finetuning.config import FinetuneConfig
+from bert_jax.finetuning.trainer import _bounded
 from bert_jax.tasks.forms import FORMS
 from bert_jax.tasks.ranking import ranking_scores
 from bert_jax.tasks.splits import load_splits
 from bert_jax.tasks.table import KINDS, find_task, task_of
 from bert_jax.tasks.task import Options, TaskData
 from bert_jax.training.contrastive import Known, contrastive_loss
+from bert_jax.training.steps import TrainState
 
 RETRIEVAL = KINDS["retrieval"]
 PROMPTS = {"query": f"{FILLERS[0]}: ", "document": f"{FILLERS[1]} "}
@@ -52,9 +56,10 @@ def run(model, folder, tmp_path_factory):
     return workdir
 
 
-def losses_of(workdir):
+def losses_of(workdir, *names):
+    """The loss, the norm of its gradients and metrics by name of each step."""
     steps = [each for line in recorded(workdir) if "train/loss" in (each := json.loads(line))]
-    return np.array([(each["train/loss"], each["train/gradient_norm"]) for each in steps])
+    return np.array([[each[f"train/{name}"] for name in ("loss", "gradient_norm", *names)] for each in steps])
 
 
 def scores_by_hand(embed, folder, split):
@@ -105,6 +110,41 @@ def test_evaluate_scores_a_table_of_token_vectors_with_its_prompts(tokenizer, fo
     products = made([row["query"] for row in rows], "query") @ made([row["positive"] for row in rows], "document").T
     ranked = [(np.argsort(-own) == i).astype(float) for i, own in enumerate(products)]
     assert results_of(tmp_path / "rows")["exported"]["test"] == pytest.approx(ranking_scores(ranked, [[1]] * 8), abs=1e-6)
+
+
+def test_a_learnt_temperature_has_its_own_rate_no_decay_and_a_place_in_the_export(model, folder, run, tmp_path):
+    options = {"query_prompt": PROMPTS["query"], "document_prompt": PROMPTS["document"], "dimensions": "32,8"}
+    argv = arguments(model, "retrieval", folder, tmp_path, num_epochs=1, learning_rates="1e-2", weight_decay=0.1, **options)
+    assert finetune.main([*argv, "--learn-temperature"]) == 0
+    losses = losses_of(tmp_path, "temperature")
+    loss, norm = losses_of(run)[0]
+    np.testing.assert_allclose(losses[0, [0, 2]], [loss, 0.05], rtol=1e-5)
+    assert losses[0, 1] > norm  # its gradient counts, too
+    moves = np.diff(np.log(losses[:, 2]))
+    assert abs(moves[0]) == pytest.approx(0.1, rel=1e-3)  # the first update of Adam is the rate
+    said = json.loads((tmp_path / "export" / "config.json").read_text())["bert_jax"]
+    assert abs(np.log(said["temperature"] / losses[-1, 2])) < 0.1
+    assert said == {"task": "retrieval", "temperature": bert_jax.pretrained.describe(tmp_path / "export").tuned.temperature}
+    low = TrainState(0, {"loss": {"log_temperature": jnp.float32(-9)}}, (), 0, 0)
+    assert float(jnp.exp(_bounded(low).params["loss"]["log_temperature"])) == pytest.approx(0.01)
+
+
+@pytest.mark.slow
+def test_a_learnt_temperature_is_the_same_in_chunks_on_any_devices(model, folder, tmp_path):
+    found, more = [], {"chunk_size": 1, "batching": "padded", "num_devices": 8}
+    for name, how in (("one", {}), ("pmap", {"strategy": "pmap", **more}), ("mesh", {"strategy": "mesh", "fsdp": 2, **more})):
+        argv = arguments(model, "retrieval", folder, tmp_path / name, num_epochs=1, learning_rates="1e-5", **how)
+        assert finetune.main([*argv, "--learn-temperature"]) == 0
+        found.append(losses_of(tmp_path / name, "temperature"))
+    assert len(set(found[0][:, 2])) == 3
+    for each in found[1:]:
+        np.testing.assert_allclose(each[0], found[0][0], rtol=1e-5)
+        np.testing.assert_allclose(each[:, [0, 2]], found[0][:, [0, 2]], rtol=1e-5)
+    more = {"seeds": 2, "together": "yes"}
+    argv = arguments(model, "retrieval", folder, tmp_path / "two", num_epochs=1, learning_rates="1e-5", **more)
+    assert finetune.main([*argv, "--learn-temperature"]) == 0
+    steps = [each for line in recorded(tmp_path / "two" / "runs") if "train/loss" in (each := json.loads(line))]
+    np.testing.assert_allclose([each["train/seed0-lr1e-05/temperature"] for each in steps], found[0][:, 2], rtol=1e-5)
 
 
 def test_a_sparse_retriever_learns_is_scored_as_its_export_and_keeps_its_form(model, folder, tmp_path):
