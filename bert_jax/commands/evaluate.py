@@ -36,6 +36,8 @@ def evaluate(
     null_threshold: float | None = None,
     label_threshold: float | None = None,
     special_tokens: Literal["read", "text"] | None = None,
+    precision: Literal["float32", "bfloat16", "int8", "binary"] = "float32",
+    rescore: int | None = None,
 ) -> None:
     """Score a fine-tuned model on a file with labels; write results.json, report.html and predictions/ as finetune does.
 
@@ -51,6 +53,9 @@ def evaluate(
         label_threshold: multi_label: minimum probability of the labels that a text gets. Default: those of the model.
         special_tokens: Read special tokens in a text, such as `[SEP]`, as these tokens, or as text. Default: as the files of the
             model say.
+        precision: retrieval with a vector for each text: search the documents as `nearest` does in a file of `quantize`.
+        rescore: Number of candidates of each query that the float vectors order again, with another --precision; rankings end
+            with them. Default: none.
     """
     if not task_data.data:
         raise InputError("--data is missing: bert_jax evaluate MODEL --data FILE; see --help")
@@ -61,20 +66,22 @@ def evaluate(
     from bert_jax.hub import find
     from bert_jax.static import is_static, refuse_for_tables
     from bert_jax.tasks.splits import load_splits
-    from bert_jax.tasks.table import task_of
+    from bert_jax.tasks.table import in_precision, task_of
 
+    if rescore is not None and task_data.chunk_documents is not None:
+        raise InputError("--rescore and --chunk-documents exclude each other: passages are not scored again")
     compilation_cache.keep()
     command = shlex.join(["bert_jax", *sys.argv[1:]])
     if is_static(home := find(model)):
         given = {"max_seq_length": max_seq_length, "null_threshold": null_threshold, "label_threshold": label_threshold}
         refuse_for_tables(model, given | {"special_tokens": special_tokens, "chunk_documents": task_data.chunk_documents})
-        static_scores.evaluate(model, home, task_data, task, out, command)
+        static_scores.evaluate(model, home, task_data, task, out, command, precision, rescore)
         return
     described = pretrained.describe(model)
     name = task or described.tuned.task
     if name is None:
         raise InputError(f"{model} does not name the task that it was fine-tuned on: give --task")
-    row = dataclasses.replace(task_of(name, described), test_only=True)
+    row = dataclasses.replace(in_precision(task_of(name, described), precision, rescore), test_only=True)
     if row.kind.has_classes:
         row = dataclasses.replace(row, labels=described.labels)
     length = described.window if row.kind.reads_windows else described.max_length

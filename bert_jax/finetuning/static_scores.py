@@ -9,16 +9,20 @@ from pathlib import Path
 from bert_jax.data.finetuning import Encoded
 from bert_jax.errors import InputError
 from bert_jax.finetuning.finetune import publish
+from bert_jax.inference import Precision
 from bert_jax.static import StaticEmbedder
 from bert_jax.tasks.retrieval import Retrieval
 from bert_jax.tasks.split import Predicted, Split
 from bert_jax.tasks.splits import load_splits
-from bert_jax.tasks.table import find_task
+from bert_jax.tasks.table import find_task, in_precision
 from bert_jax.tasks.task import TaskData
 from bert_jax.tuned import Tuned
 
 
-def evaluate(model: str, home: Path, data: TaskData, name: str | None, out: str, command: str) -> None:
+def evaluate(
+    model: str, home: Path, data: TaskData, name: str | None, out: str, command: str, precision: Precision = "float32",
+    rescore: int | None = None,
+) -> None:  # fmt: skip
     """Searches the documents of a data set for its queries; writes results.json, report.html and predictions/.
 
     Args:
@@ -28,14 +32,18 @@ def evaluate(model: str, home: Path, data: TaskData, name: str | None, out: str,
       name: the task that is asked for: retrieval, or None.
       out: folder to write.
       command: the command line, for the results.
+      precision: the precision in which documents are searched.
+      rescore: candidates that float vectors order again.
 
     Raises:
       InputError: another task is asked for, or the table or the data cannot be read.
     """
     task = dataclasses.replace(find_task(name or "retrieval"), test_only=True)
-    kind = task.kind
-    if not isinstance(kind, Retrieval):
+    if not isinstance(task.kind, Retrieval):
         raise InputError(f"{model} is a table of token vectors, for --task retrieval; {task.name} needs an encoder")
+    task = in_precision(task, precision, rescore)
+    kind = task.kind
+    assert isinstance(kind, Retrieval)
     embedder, splits, workdir = StaticEmbedder.load(home), load_splits(task, data), Path(out)
     for note in splits.notes:
         print(note, file=sys.stderr)

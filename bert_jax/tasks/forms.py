@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 from bert_jax import inference
 from bert_jax.data.batching import Example
 from bert_jax.errors import InputError
-from bert_jax.inference import Best, Embedder, MultiVector, SparseEmbedder, cuts, max_sim
+from bert_jax.inference import Best, Embedder, MultiVector, Precision, SparseEmbedder, cuts, max_sim
 from bert_jax.model.families import Head
 from bert_jax.model.heads import pool_words, unseen_masks
 from bert_jax.pooling import Embedding, Pooling, SparsePooling, TokenVectors
@@ -148,9 +148,9 @@ class Form(ABC):
 
 
 class _DenseSearcher(Searcher[np.ndarray]):
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, begin: Callable[[np.ndarray, int], Search[np.ndarray]]) -> None:
         assert isinstance(model.pooling, Pooling)
-        self._embedder = Embedder(model, model.pooling.replace(max_length=None))
+        self._embedder, self._begin = Embedder(model, model.pooling.replace(max_length=None)), begin
 
     def embed(self, sequences: Sequence[Example], params: PyTree, documents: bool) -> np.ndarray:
         results = self._embedder.run(sequences, params)
@@ -158,16 +158,23 @@ class _DenseSearcher(Searcher[np.ndarray]):
         return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
     def search(self, queries: np.ndarray, depth: int) -> Search[np.ndarray]:
-        return inference.Search(queries, depth)
+        return self._begin(queries, depth)
 
 
 class Dense(Form):
-    """A vector for each text, compared by the cosine (Reimers and Gurevych, 2019)."""
+    """A vector for each text, compared by the cosine (Reimers and Gurevych, 2019).
+
+    In evaluation, documents may be stored in less memory: in `precision`, of which the best `rescore` of each query are ordered
+    again by float vectors and the others left out (None: all are kept as they were found).
+    """
 
     embedding = Pooling()
     head = "encoder"
     scoring = COSINE
     options = frozenset(["dimensions", "learn_temperature"])
+
+    def __init__(self, precision: Precision = "float32", rescore: int | None = None) -> None:
+        self.precision, self.rescore = precision, rescore
 
     def adapt(self, embedding: Pooling, model: Model, options: Options) -> tuple[Embedding, list[str]]:
         width = embedding.width(model.config.hidden_size)
@@ -176,12 +183,18 @@ class Dense(Form):
         embedding = dataclasses.replace(embedding, similarity_fn_name="cosine")
         return embedding, [note for note in pooling_notes(embedding) if "prompt" not in note]
 
+    def search(self, queries: np.ndarray, depth: int) -> Search[np.ndarray]:
+        """Begins the search for the best documents of queries; all vectors have length 1."""
+        if self.precision == "float32":
+            return inference.Search(queries, depth)
+        return inference.CompressedSearch(queries, depth, self.precision, self.rescore)
+
     def reduce(self, outputs: dict[str, jax.Array], rows: Batch, model: Model) -> dict[str, jax.Array]:
         """Returns `vectors` [B, S, D] of the sequences."""
         return sequence_vectors(outputs, rows, model)
 
     def searcher(self, model: Model) -> Searcher:
-        return _DenseSearcher(model)
+        return _DenseSearcher(model, self.search)
 
 
 class _SparseSearcher(Searcher[Any]):

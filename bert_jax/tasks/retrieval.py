@@ -21,7 +21,7 @@ from bert_jax.data.layout import Layout, Text
 from bert_jax.data.passages import passage_room, passages
 from bert_jax.data.records import Record, labels_of, numbered, texts_of, with_labels
 from bert_jax.errors import InputError
-from bert_jax.inference import Search, cuts
+from bert_jax.inference import cuts
 from bert_jax.pooling import Embedding
 from bert_jax.pretrained import Model
 from bert_jax.static import StaticEmbedder
@@ -30,7 +30,7 @@ from bert_jax.tasks.candidates import Candidates, no_target
 from bert_jax.tasks.common import temperature_of
 from bert_jax.tasks.figures import Figure, Listing, example_cells, highest
 from bert_jax.tasks.figures import Text as FigureText
-from bert_jax.tasks.forms import FORMS, Form
+from bert_jax.tasks.forms import FORMS, Dense, Form
 from bert_jax.tasks.kind import Predict
 from bert_jax.tasks.labels import LabelReader
 from bert_jax.tasks.metrics import Details
@@ -224,7 +224,8 @@ class Retrieval(Candidates[TeacherScores, Ranking]):
             found = embedder(texts, _prompt_of(embedder.prompts, roles))
             return found / np.maximum(np.linalg.norm(found, axis=-1, keepdims=True), np.float32(1e-12))
 
-        best = Search(vectors([records[i].texts[0] for i in firsts], ("query",)), DEPTH)
+        assert isinstance(self.form, Dense)
+        best = self.form.search(vectors([records[i].texts[0] for i in firsts], ("query",)), DEPTH)
         for part in cuts(search.numbers, _TABLE_ROWS):
             numbers = search.numbers[part]
             best.add(vectors([search.text(i) for i in numbers], _DOCUMENT_PROMPTS), numbers)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 from bert_jax.errors import InputError, did_you_mean
+from bert_jax.inference import Precision
 from bert_jax.pretrained import Model
 from bert_jax.tasks.classification import Classification, MultiLabel, Regression
-from bert_jax.tasks.forms import FORMS, form_of
+from bert_jax.tasks.forms import FORMS, Dense, form_of
 from bert_jax.tasks.kind import Kind
 from bert_jax.tasks.multiple_choice import MultipleChoice
 from bert_jax.tasks.question_answering import QuestionAnswering
@@ -93,3 +94,18 @@ def task_of(name: str, model: Model) -> Task:
     """Returns the task of a name for a trained model: retrieval in the form of the model."""
     task = find_task(name)
     return find_task(name, form_of(model)) if task.kind is retrieval else task
+
+
+def in_precision(task: Task, precision: Precision, rescore: int | None) -> Task:
+    """Returns retrieval whose documents are searched in a precision, as `forms.Dense` describes.
+
+    Raises InputError for tasks and forms without vectors of texts, and for a `rescore` that does not fit.
+    """
+    if rescore is not None and (rescore < 1 or precision == "float32"):
+        expected = "a number of candidates, with --precision bfloat16, int8 or binary"
+        raise InputError(f"--rescore {rescore} --precision {precision}: expected {expected}")
+    if precision == "float32":
+        return task
+    if not isinstance(task.kind, Retrieval) or not isinstance(task.kind.form, Dense):
+        raise InputError(f"--precision {precision} is for retrieval with a vector for each text, not for this model and task")
+    return dataclasses.replace(task, kind=Retrieval(Dense(precision, rescore)))

@@ -1,5 +1,6 @@
 """Retrieval from files to scores: a folder in BEIR's layout, and a table with hard negatives."""
 
+import functools
 import json
 import re
 import shlex
@@ -22,7 +23,7 @@ from bert_jax.finetuning.trainer import _bounded
 from bert_jax.tasks.forms import FORMS
 from bert_jax.tasks.ranking import ranking_scores
 from bert_jax.tasks.splits import load_splits
-from bert_jax.tasks.table import KINDS, find_task, task_of
+from bert_jax.tasks.table import KINDS, find_task, in_precision, task_of
 from bert_jax.tasks.task import Options, TaskData
 from bert_jax.training.contrastive import Known, contrastive_loss
 from bert_jax.training.steps import TrainState
@@ -62,15 +63,20 @@ def losses_of(workdir, *names):
     return np.array([[each[f"train/{name}"] for name in ("loss", "gradient_norm", *names)] for each in steps])
 
 
-def scores_by_hand(embed, folder, split):
-    """The scores of a predictor, by a ranking of all documents."""
+def scores_by_hand(embed, folder, split, rank=None):
+    """The scores of a predictor, by a ranking of all documents, or by the numbers that `rank` gives for vectors."""
     files = ((folder / f"{name}.jsonl").read_text().splitlines() for name in ("corpus", "queries"))
     corpus, queries = ([json.loads(line) for line in lines] for lines in files)
+    corpus.sort(key=lambda row: row["_id"], reverse=True)  # of equal scores, the larger id comes first
     own = [line.split("\t")[:2] for line in (folder / "qrels" / f"{split}.tsv").read_text().splitlines()[1:]]
     documents = embed([row["text"] for row in corpus], prompt_name="document")
     asked = {row["_id"]: row["text"] for row in queries}
-    scores = embed([asked[q] for q, _ in own], prompt_name="query") @ documents.T
-    order = np.argsort(-(scores if isinstance(scores, np.ndarray) else scores.toarray()), axis=1)
+    queries = embed([asked[q] for q, _ in own], prompt_name="query")
+    if rank is None:
+        scores = queries @ documents.T
+        order = np.argsort(-(scores if isinstance(scores, np.ndarray) else scores.toarray()), axis=1)
+    else:
+        order = rank(queries, documents)
     return ranking_scores(
         [[float(corpus[j]["_id"] == d) for j in row] for row, (_, d) in zip(order, own, strict=True)], [[1]] * len(own)
     )
@@ -127,6 +133,40 @@ def test_a_learnt_temperature_has_its_own_rate_no_decay_and_a_place_in_the_expor
     assert said == {"task": "retrieval", "temperature": bert_jax.pretrained.describe(tmp_path / "export").tuned.temperature}
     low = TrainState(0, {"loss": {"log_temperature": jnp.float32(-9)}}, (), 0, 0)
     assert float(jnp.exp(_bounded(low).params["loss"]["log_temperature"])) == pytest.approx(0.01)
+
+
+def test_evaluate_searches_vectors_in_less_precision_as_nearest_does(run, tokenizer, folder, tmp_path):
+    table = np.random.default_rng(0).standard_normal((280, 16)).astype(np.float32)
+    made = bert_jax.StaticEmbedder(table, PlainTokenizer.of(tokenizer), prompts=PROMPTS)
+    made.save(tmp_path / "table")
+
+    def ranked(queries, documents, precision, rescore):
+        queries, documents = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (queries, documents))
+        again = {"rescore": documents, "factor": 1} if rescore else {}
+        return bert_jax.nearest(queries, bert_jax.quantize(documents, precision), rescore or 36, **again)[1]
+
+    encoder, seen = bert_jax.Embedder(bert_jax.load(run / "export")), set()
+    for embed, precision, rescore in ((made, "int8", 0), (made, "binary", 0), (made, "binary", 9), (encoder, "binary", 9)):
+        path = tmp_path / "table" if embed is made else run / "export"
+        more = ["--precision", precision, *["--rescore", str(rescore)] * (rescore > 0)]
+        main(["evaluate", str(path), "--data", str(folder), "--out", str(tmp_path / "out"), *more])
+        expected = scores_by_hand(embed, folder, "test", functools.partial(ranked, precision=precision, rescore=rescore))
+        assert results_of(tmp_path / "out")["exported"]["test"] == pytest.approx(expected, abs=1e-6)
+        seen.add(expected["map"])
+        if rescore:
+            lines = (tmp_path / "out" / "predictions" / "test.trec").read_text().splitlines()
+            assert len(lines) == 6 * 9
+    assert len(seen) == 4
+    for task, precision, rescore, message in (
+        (find_task("retrieval"), "float32", 9, "--rescore 9 --precision float32: expected a number of candidates, with"),
+        (find_task("retrieval"), "int8", 0, "--rescore 0 --precision int8: expected a number of candidates"),
+        (find_task("retrieval", "sparse"), "int8", None, "--precision int8 is for retrieval with a vector for each text"),
+        (find_task("cola"), "binary", None, "--precision binary is for retrieval with a vector for each text"),
+    ):
+        with pytest.raises(InputError, match=message):
+            in_precision(task, precision, rescore)
+    with pytest.raises(InputError, match="--rescore and --chunk-documents exclude each other"):
+        main(["evaluate", "x", "--data", "x", "--precision", "int8", "--rescore", "9", "--chunk-documents", "9"])
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 
 from bert_jax.__main__ import main
 from bert_jax.config import InputError
-from bert_jax.inference import nearest, open_vectors, quantize, search, vectors
+from bert_jax.inference import CompressedSearch, nearest, open_vectors, quantize, search, vectors
 from bert_jax.inference.vectors import write_vectors
 
 
@@ -159,6 +159,22 @@ def test_bits_are_compared_by_hamming_distance_and_the_best_scored_again(small_b
         expected = np.array([sorted(own, key=lambda i, q=q: -products[q, i])[:3] for q, own in enumerate(candidates)])
         np.testing.assert_array_equal(found, expected)
         np.testing.assert_allclose(scores, np.take_along_axis(products, expected, axis=1), rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_that_are_compressed_at_the_end_are_searched_as_a_whole_corpus():
+    """Documents have every other number; then passages, three a document."""
+    for precision, rescore in (("bfloat16", None), ("int8", None), ("binary", None), ("int8", 7), ("binary", 20)):
+        kept, search = quantize(CORPUS, precision), CompressedSearch(QUERIES, 11, precision, rescore)
+        for part in (slice(0, 50), slice(50, 51), slice(51, 120)):
+            search.add(CORPUS[part], range(0, 240, 2)[part])
+        again = {"rescore": CORPUS, "factor": 1} if rescore else {}
+        scores, found = nearest(QUERIES, kept, rescore or 11, **again)
+        for ours, theirs in zip(search.found(), (scores, 2 * found), strict=True):
+            np.testing.assert_array_equal(ours, theirs[:, :11])
+        search, documents = CompressedSearch(QUERIES, 11, precision), np.repeat(range(40), 3)
+        search.add(CORPUS, documents)
+        for ours, theirs in zip(search.found(), nearest(QUERIES, kept, 11, factor=0, documents=documents), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize(
