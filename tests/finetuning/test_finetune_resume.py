@@ -7,8 +7,9 @@ import shutil
 import signal
 import time
 
+import numpy as np
 import pytest
-from finetune_cases import arguments, files_of, recorded, results_of, sst2, start, tune
+from finetune_cases import MARKERS, arguments, files_of, json_lines, recorded, results_of, sst2, start, text, tune
 
 import finetune
 from bert_jax.config import InputError
@@ -196,6 +197,33 @@ def test_a_killed_run_goes_on_to_the_bit(model, finished, two_seeds, tmp_path):
     assert finetune.main(argv) == 0
     check_equal(tmp_path, two_seeds)
     assert not [*tmp_path.rglob("*.tmp")]
+
+
+@pytest.mark.slow
+def test_a_killed_retriever_with_hard_negatives_goes_on_to_the_bit(model, tmp_path):
+    """In chunks, with dropout, shorter embeddings, a learnt temperature and missing negatives; killed between evaluations."""
+    rng, rows = np.random.default_rng(3), []
+    for i in range(28):
+        query, positive = (text(rng, MARKERS[i % 6], words=words) for words in (3, 5))
+        rows.append({"query": query, "positive": positive, "negative_1": text(rng), "negative_2": text(rng) * (i % 3 > 0)})
+    (tmp_path / "train.jsonl").write_text(json_lines(rows))
+    options = {"num_epochs": 3, "eval_every": 2, "dev_size": 4, "chunk_size": 1, "dimensions": "32,8", "dropout": 0.1}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    own = {folder: arguments(model, "retrieval", tmp_path / "train.jsonl", folder, **options) for folder in (whole, killed)}
+    for folder in own:
+        own[folder].append("--learn-temperature")
+    assert finetune.main(own[whole]) == 0
+    process = start(own[killed], ["tests/dying.py", "finetune", killed / "checkpoints", 4])
+    output = process.communicate()[0]
+    assert process.returncode == -signal.SIGKILL, output
+    assert not (killed / "run.json").exists()
+    assert finetune.main(own[killed]) == 0
+    assert len([line for line in recorded(whole) if b"train/temperature" in line]) == 9
+    assert recorded(killed) == recorded(whole)
+    (ours, theirs) = ([run | {"seconds": 0} for run in results_of(folder)["runs"]] for folder in (killed, whole))
+    assert ours == theirs
+    for name in ("export/model.safetensors", "export/config.json", "predictions/dev.trec"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
 
 
 @pytest.mark.slow
