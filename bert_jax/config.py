@@ -30,6 +30,7 @@ from bert_jax.model.config import ComputeConfig as ComputeConfig
 from bert_jax.phases import Phase as Phase
 from bert_jax.phases import Span as Span
 from bert_jax.phases import spans as spans
+from bert_jax.replaced_tokens import ReplacedTokensConfig as ReplacedTokensConfig
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -422,6 +423,11 @@ class TrainConfig(_Group):
     """Microbatches per step; must divide batch_size."""
     seed: int = 0
     """Seed of initialization, data order, masks and dropout."""
+    objective: Literal["masked_lm", "replaced_tokens"] = "masked_lm"
+    (
+        "`masked_lm`: predict masked tokens. `replaced_tokens`: a small generator predicts them, and the model detects tokens "
+        "that were sampled from its predictions (ELECTRA); the settings are replaced-tokens.*."
+    )
     eval_every: int = 1000
     """Steps between evaluations on held-out text. The last step is always evaluated."""
     eval_batches: int = 50
@@ -464,6 +470,7 @@ class TrainConfig(_Group):
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     data: DataConfig = field(default_factory=DataConfig)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
+    replaced_tokens: ReplacedTokensConfig = field(default_factory=ReplacedTokensConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
@@ -491,6 +498,7 @@ class TrainConfig(_Group):
         self.check_average(0)
         if not self.phases:
             self._check_causal()
+            self._check_replaced()
 
     def _check_causal(self) -> None:
         """Raises InputError if next tokens are to be predicted where a step cannot do so."""
@@ -499,6 +507,22 @@ class TrainConfig(_Group):
         self._require(share == 0 or conv == 0, f"conv_kernel_size={conv}, a convolution, shows tokens the next ones, and {fix}")
         pairs = self.data.examples == "sentence_pairs"
         self._require(share == 0 or not pairs, f"data.examples='sentence_pairs' has no label for causal rows, and {fix}")
+
+    def _check_replaced(self) -> None:
+        """Raises InputError if a step cannot detect replaced tokens, or if it does not and settings of that are given."""
+        if self.objective != "replaced_tokens":
+            for f in dataclasses.fields(self.replaced_tokens):
+                value = getattr(self.replaced_tokens, f.name)
+                said = f"replaced_tokens.{f.name}={value!r} needs objective='replaced_tokens', not {self.objective!r}"
+                self._require(value == f.default, said)
+            return
+        share, examples, other = self.masking.causal_share, self.data.examples, "objective='replaced_tokens' does not"
+        self._require(share == 0, f"masking.causal_share={share} predicts next tokens, which {other}: set it to 0")
+        self._require(
+            examples == "full_sentences",
+            f"data.examples={examples!r} predicts next sentences, which {other}: set it to 'full_sentences'",
+        )
+        self.replaced_tokens.generator_of(self.model)  # raises if there can be none
 
     def check_average(self, begin: int) -> None:
         """Raises InputError if more checkpoints are to be averaged than a run from step `begin` makes, or than are kept."""
@@ -516,13 +540,25 @@ class TrainConfig(_Group):
         return "pretraining" if self.data.examples == "sentence_pairs" else "masked_lm"
 
     @property
+    def generator(self) -> BertConfig | None:
+        """The generator that is trained beside the model, if the objective has one."""
+        return self.replaced_tokens.generator_of(self.model) if self.objective == "replaced_tokens" else None
+
+    @property
+    def models(self) -> tuple[BertConfig, ...]:
+        """The model and, if there is one, its generator."""
+        return (self.model,) if self.generator is None else (self.model, self.generator)
+
+    @property
     def checkpoints(self) -> str:
         """The folder of the checkpoints."""
         return self.checkpoint_dir or str(Path(self.workdir) / "checkpoints")
 
 
 _COMPUTE_FIELDS = tuple(field.name for field in dataclasses.fields(ComputeConfig))
-_CLASSES = (BertConfig, ComputeConfig, DataConfig, MaskingConfig, OptimConfig, ParallelConfig, Phase, TrainConfig)
+_CLASSES = (
+    BertConfig, ComputeConfig, DataConfig, MaskingConfig, OptimConfig, ParallelConfig, Phase, ReplacedTokensConfig, TrainConfig,
+)  # fmt: skip
 
 
 def to_dict(cfg: Checked) -> Json:

@@ -20,7 +20,6 @@ from bert_jax.hub import nearest
 from bert_jax.model import convert
 from bert_jax.model.config import BertConfig
 from bert_jax.model.families import FAMILIES, HEADS, Family, Head
-from bert_jax.model.heads import Bert, initialize
 from bert_jax.modules import encoder_folder
 from bert_jax.static import is_static
 from bert_jax.token_vectors import read_projection
@@ -154,23 +153,24 @@ def _read_config(directory: Path, names: Sequence[str]) -> tuple[dict[str, Any],
 
 def _read_workdir(workdir: Path) -> Directory:
     """Returns the model of the newest checkpoint of a pretraining run."""
-    from bert_jax.training import checkpoint, optim, steps
+    from bert_jax.training import checkpoint, objectives, optim, steps
 
     path = workdir / "config.json"
     if (values := read_json(path, dict)) is None:
         raise InputError(f"{workdir} has checkpoints but no config.json: restore that file, or give an exported model")
     cfg = from_dict(TrainConfig, upgrade(values), str(path))
-    module = Bert(cfg.model, cfg.head)
-    like = jax.eval_shape(lambda: steps.init_state(initialize(module, 0), optim.make_optimizer(cfg.optim)))
+    objective = objectives.objective_of(cfg)
+    like = jax.eval_shape(lambda: steps.init_state(objective.initialize(0), optim.make_optimizer(cfg.optim)))
     saved = checkpoint.Checkpointer(cfg.checkpoint_dir or workdir / "checkpoints", read_only=True)  # it may have been moved
     restored = saved.restore_latest(like)
     saved.close()
     if restored is None:
         raise InputError(f"{workdir} has no checkpoint yet")
     state, _, step = restored
-    params = optim.averaged(state.params, state.opt_state)
+    model, *_ = objective.parts(optim.averaged(state.params, state.opt_state))
     print(f"step {step} of {workdir}", file=sys.stderr)
-    values = {"architectures": [FAMILIES[cfg.model.model_type].architecture(cfg.head)]}
-    tensors = convert.as_named(convert.to_hugging_face(params, cfg.model, cfg.head), FAMILIES[cfg.model.model_type])
+    family = FAMILIES[cfg.model.model_type]
+    values = {"architectures": [family.architecture(model.head)]}
+    tensors = convert.as_named(convert.to_hugging_face(model.params, cfg.model, model.head), family)
     tokenizer = workdir / "tokenizer"
     return Directory(workdir, values, cfg.model, tensors, str(workdir), home=tokenizer, library=tokenizer)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -22,9 +21,11 @@ from bert_jax.console import show_table, track
 from bert_jax.data import corpus, doctor, heldout
 from bert_jax.data.pretraining import BatchSource, load_data, tokenizer_folder
 from bert_jax.data.tokenizer import Tokenizer
-from bert_jax.model.families import Head
+from bert_jax.model.convert import Params, flatten, unflatten
+from bert_jax.model.heads import Bert, initial_values, parameter_shapes
 from bert_jax.program import Program, build, check
 from bert_jax.training import checkpoint, flops, loop, memory, multihost, optim, parallel, steps, writer
+from bert_jax.training.objectives import Objective, Part
 from bert_jax.workdir import Reached
 
 
@@ -109,7 +110,7 @@ def fit(
             state = loop.fit(
                 state, train_step, source.stream(begin, span.until, devices.rows(source.batch_size)), alive.watched(devices.put),
                 loop.Cadence(span.until, cfg.log_every, cfg.eval_every, cfg.checkpoint_every, cfg.optim.max_skipped),
-                evaluate, save, log, stop, cost, first_loss=None if cfg.init_from else untrained_loss(cfg),
+                evaluate, save, log, stop, cost, first_loss=None if cfg.init_from else program.objective.untrained_loss,
             )  # fmt: skip
         final, evaluation = optim.averaged(state.params, state.opt_state), list[dict[str, float]]()
         if stop.signal is None:
@@ -127,7 +128,7 @@ def fit(
     reached = {name: value for values in evaluation for name, value in values.items()}
     params = devices.gather(final)
     if first:
-        finish(cfg, program.module.head, params, reached, prog)
+        finish(cfg, program.objective.parts(params), reached, prog)
     return Reached(reached, folder / "export")
 
 
@@ -203,9 +204,20 @@ def restore(program: Program, saved: checkpoint.Checkpointer, data_key: str) -> 
         return state, start, 0
     state = program.initial_state()
     if cfg.init_from:
-        params = warm_start.start_from(cfg.init_from, program.module, program.devices.gather(state.params))
+        params = start_from(cfg.init_from, program.objective, program.devices.gather(state.params))
         state = state._replace(params=program.devices.place(params))
     return state, 0, 0
+
+
+def start_from(init_from: str, objective: Objective, fresh: Params) -> Params:
+    """Returns the parameters of a pretrained directory; its generator is in a folder of that name, else it is as in `fresh`."""
+    started: list[Params] = []
+    for part in objective.parts(fresh):
+        folder = warm_start.generator_beside(init_from) if part.folder else init_from
+        if folder is None:
+            print(f"{init_from} has no folder generator: the generator is freshly initialised", file=sys.stderr)
+        started.append(part.params if folder is None else warm_start.start_from(folder, part.config, part.head, part.params))
+    return objective.joined(fresh, started)
 
 
 def mean_of_last(program: Program, saved: checkpoint.Checkpointer, number: int) -> PyTree:
@@ -223,31 +235,48 @@ def mean_of_last(program: Program, saved: checkpoint.Checkpointer, number: int) 
     return jax.tree.map(lambda x: x / number, total)
 
 
-def untrained_loss(cfg: TrainConfig) -> float:
-    """Returns the loss of a model that guesses at random."""
-    return math.log(cfg.model.vocab_size) + (math.log(2) if cfg.data.examples == "sentence_pairs" else 0)
+def export(cfg: TrainConfig, part: Part, tokenizer: Tokenizer) -> pretrained.Model:
+    """Writes a model of a run to its folder, and returns it; a pooler that was not trained is random, which a warning says."""
+    module, flat = Bert(part.config, part.head), flatten(part.params)
+    missing = [path for path in flatten(parameter_shapes(module)) if path not in flat]
+    fresh = initial_values(module, missing, cfg.seed) if missing else {}
+    untrained = pretrained.Untrained(cfg.workdir, fresh, ()) if missing else None
+    model = pretrained.Model(part.config, unflatten({**flat, **fresh}), tokenizer, part.head, untrained=untrained)
+    pretrained.save(model, Path(cfg.workdir) / "export" / part.folder)
+    return model
 
 
-def finish(cfg: TrainConfig, head: Head, params: PyTree, reached: dict[str, float], prog: str) -> None:
-    """Exports the model, and prints what it learnt and what to do next."""
+def finish(cfg: TrainConfig, parts: Sequence[Part], reached: dict[str, float], prog: str) -> None:
+    """Exports the models, and prints what they learnt and what to do next."""
     for line in heldout.report(reached):
         print(line)
     directory = Path(cfg.workdir) / "export"
     tokenizer = Tokenizer.load(tokenizer_folder(cfg))  # it reads special tokens, whatever the run did
-    model = pretrained.Model(cfg.model, params, tokenizer, head)
-    pretrained.save(model, directory)
+    *_, model = (export(cfg, part, tokenizer) for part in parts)  # the last one predicts masked tokens
     for sentence, fillings in zip(cfg.fill_masks, inference.FillMask(model)(cfg.fill_masks), strict=True):
         print(f"{sentence}\n    " + "  ".join(f"{f.token} {f.score:.0%}" for f in fillings))
     task = f"{prog.replace('train', 'finetune')} {shlex.quote(str(directory))} --task classification --data FILE.csv"
     masked = json.dumps([f"I {tokenizer.mask_token} it."])
-    code = f"import bert_jax; print(bert_jax.FillMask(bert_jax.load({json.dumps(str(directory))}))({masked}))"
+    fills = str(directory / parts[-1].folder)
+    code = f"import bert_jax; print(bert_jax.FillMask(bert_jax.load({json.dumps(fills)}))({masked}))"
     next_step = (
         f"Go on with your own text:\n    {prog} modern_mini --data.source 'text/*.txt' --workdir runs/mine"
         if cfg.data.source == ("stdlib:",)
         else f"Go on with a task:\n    {task} --text-column NAME --label-column NAME"
     )
     print(
-        f"\nThe model is in {directory}: transformers loads it (AutoModelForMaskedLM.from_pretrained), and so does\n"
+        f"\n{_loads(parts, directory)}, and so does\n"
         f"    python -c {shlex.quote(code)}\n"
         f"Its curves are in {cfg.workdir}/metrics.jsonl (and TensorBoard: {cfg.workdir}/tensorboard). {next_step}"
+    )
+
+
+def _loads(parts: Sequence[Part], directory: Path) -> str:
+    """Returns the sentence of the folders of an export and of the classes by which transformers loads them."""
+    if len(parts) == 1:
+        return f"The model is in {directory}: transformers loads it (AutoModelForMaskedLM.from_pretrained)"
+    kind = "AutoModelForPreTraining" if parts[0].head == "replaced_token" else "AutoModel"
+    return (
+        f"The model is in {directory}: transformers loads it ({kind}.from_pretrained). Its generator is in "
+        f"{directory / parts[-1].folder}: transformers loads it (AutoModelForMaskedLM.from_pretrained)"
     )

@@ -1,4 +1,4 @@
-"""The program of a pretraining run, from its config: the model, the steps and the state before the first step.
+"""The program of a pretraining run, from its config: the objective, the steps and the state before the first step.
 
 `pretrain.train` feeds it with text; `plan` compiles it for devices that are not here.
 """
@@ -18,9 +18,8 @@ from jaxtyping import PRNGKeyArray, PyTree
 from bert_jax import warm_start
 from bert_jax.config import BertConfig, InputError, Phase, TrainConfig, from_dict, spans, upgrade
 from bert_jax.disk import read_json
-from bert_jax.model import attention, heads
-from bert_jax.model.heads import Bert, initialize
-from bert_jax.training import losses, memory, optim, parallel, steps
+from bert_jax.model import attention
+from bert_jax.training import losses, memory, objectives, optim, parallel, steps
 
 # Products of float32 arrays by matmul_precision and platform; a CPU computes float32 in any case.
 _PRODUCTS = {
@@ -32,7 +31,7 @@ _PRODUCTS = {
 
 @dataclass(frozen=True)
 class Program:
-    """The computation of a run on its devices: the module, the optimizer, the steps and the state before the first step.
+    """The computation of a run on its devices: the objective, the optimizer, the steps and the state before the first step.
 
     Attributes:
         cfg: The run; `cfg.compute` says how the model is computed on these devices (see `build`).
@@ -45,9 +44,9 @@ class Program:
     phases: tuple[Phase, ...] = ()
 
     @cached_property
-    def module(self) -> Bert:
-        """The encoder with the head that is trained."""
-        return Bert(self.cfg.model, self.cfg.head, compute=self.cfg.compute)
+    def objective(self) -> objectives.Objective:
+        """The models and the losses that they are trained by."""
+        return objectives.objective_of(self.cfg)
 
     @cached_property
     def optimizer(self) -> optim.Guarded:
@@ -60,17 +59,18 @@ class Program:
         kernel = attention.describe(cfg.model, how, self.devices.platform, cfg.data.max_seq_length, deterministic=False)
         products = _PRODUCTS[how.matmul_precision].get(self.devices.platform, "float32")
         dtype = how.dtype if how.dtype != "float32" else f"float32 (products in {products}: --compute.matmul-precision)"
-        return f"{dtype}, {kernel}, recomputed: {how.remat}{', layers by a scan' if how.scan_layers else ''}"
+        generator = "" if (of := cfg.generator) is None else f", a generator of {of.num_hidden_layers} x {of.hidden_size}"
+        return f"{dtype}, {kernel}, recomputed: {how.remat}{', layers by a scan' if how.scan_layers else ''}{generator}"
 
     def sums(self, params: PyTree, batch: steps.Batch, key: PRNGKeyArray | None) -> dict[str, losses.Sum]:
         """Returns the losses of a batch; dropout is on if there is a key."""
         precision = self.cfg.compute.matmul_precision  # the backward pass takes over that of the forward pass
         with contextlib.nullcontext() if precision == "default" else jax.default_matmul_precision(precision):
-            return losses.pretraining_sums(heads.apply(self.module, params, batch, key, head_only=True, decode=False), batch)
+            return self.objective.sums(params, batch, key)
 
     def fresh(self) -> steps.TrainState:
         """Returns the state before the first step, with random weights. Pure."""
-        return steps.init_state(initialize(self.module, self.cfg.seed), self.optimizer)
+        return steps.init_state(self.objective.initialize(self.cfg.seed), self.optimizer)
 
     @cached_property
     def abstract_state(self) -> steps.TrainState:
@@ -88,7 +88,7 @@ class Program:
         schedule = optim.scaled_by_phases(optim.make_schedule(cfg.optim, cfg.num_steps), self.phases)
         step = steps.make_train_step(
             self.sums, self.optimizer, schedule, cfg.seed, cfg.optim.clip_norm, cfg.gradient_accumulation_steps,
-            self.devices.axis_name,
+            self.devices.axis_name, self.objective.factors,
         )  # fmt: skip
         return self.devices.jit(step, state=self.abstract_state)
 
@@ -106,7 +106,8 @@ class Program:
         tokens = ("input_ids", "token_type_ids", "position_ids", "sequence_ids")
         shapes: dict[str, tuple[tuple[int, ...], DTypeLike]] = dict.fromkeys(tokens, ((rows, length), jnp.int32))
         shapes |= dict.fromkeys(("masked_positions", "masked_ids"), ((rows, slots), jnp.int32))
-        shapes["masked_weights"] = (rows, slots), jnp.float32
+        floats = ("masked_weights", *(["masked_draws"] if cfg.objective == "replaced_tokens" else []))
+        shapes |= dict.fromkeys(floats, ((rows, slots), jnp.float32))
         if cfg.masking.causal_share > 0:
             shapes["causal"] = (rows,), jnp.bool_
         if cfg.data.examples == "sentence_pairs":
@@ -139,11 +140,27 @@ def check(cfg: TrainConfig, devices: parallel.Devices, begun: bool) -> None:
     """
     for span in spans(cfg):
         try:
-            parallel.check_fit(devices, cfg.model, span.cfg.batch_size, span.cfg.gradient_accumulation_steps)
+            _check_fit(span.cfg, devices)
         except InputError as error:
             raise span.named(error) from None
     if cfg.init_from and not begun:
         warm_start.check_start(cfg.init_from, cfg.model)
+        if cfg.generator is not None and (beside := warm_start.generator_beside(cfg.init_from)):
+            try:
+                warm_start.check_start(beside, cfg.generator)
+            except InputError as error:
+                fix = "give the --replaced-tokens.generator-width and -depth that it has, or move it away"
+                raise InputError(f"{error}\n{fix}") from None
+
+
+def _check_fit(cfg: TrainConfig, devices: parallel.Devices) -> None:
+    """Raises InputError if the batch or one of the models does not divide over the devices."""
+    parallel.check_fit(devices, cfg.model, cfg.batch_size, cfg.gradient_accumulation_steps)
+    if cfg.generator is not None:
+        try:
+            parallel.check_fit(devices, cfg.generator, cfg.batch_size, cfg.gradient_accumulation_steps)
+        except InputError as error:
+            raise InputError(f"the generator of objective='replaced_tokens': {error}") from None
 
 
 def build(cfg: TrainConfig, devices: parallel.Devices, memory_bytes: int | None, phases: tuple[Phase, ...] = ()) -> Program:
@@ -158,7 +175,7 @@ def build(cfg: TrainConfig, devices: parallel.Devices, memory_bytes: int | None,
     Raises:
         InputError: The batch or the model does not divide over the devices.
     """
-    parallel.check_fit(devices, cfg.model, cfg.batch_size, cfg.gradient_accumulation_steps)
+    _check_fit(cfg, devices)
     shape = devices.mesh.shape
     share = memory.DeviceShare.of_run(cfg, devices.platform, devices.rows_cut, shape["fsdp"], shape["tensor"])
     compute = memory.choose_recomputation(cfg.model, cfg.compute, share, memory_bytes)

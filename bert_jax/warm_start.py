@@ -14,7 +14,7 @@ from bert_jax.hub import find
 from bert_jax.model import convert
 from bert_jax.model.config import CHOSEN_BY_RUN, BertConfig
 from bert_jax.model.convert import Params
-from bert_jax.model.heads import Bert
+from bert_jax.model.families import Head
 from bert_jax.pretrained import report
 
 
@@ -43,12 +43,18 @@ def check_start(path: str | Path, cfg: BertConfig) -> BertConfig:
     return theirs
 
 
-def start_from(path: str | Path, module: Bert, fresh: Params) -> Params:
+def generator_beside(path: str | Path) -> Path | None:
+    """Returns the folder of the generator in a pretrained directory, where the export of a run has it; None if there is none."""
+    folder = find(path) / "generator"
+    return folder if has_weights(folder) else None
+
+
+def start_from(path: str | Path, cfg: BertConfig, head: Head, fresh: Params) -> Params:
     """Returns the parameters of a pretrained directory for a new run; heads that it lacks stay as in `fresh`, with a warning."""
-    theirs, files = check_start(path, module.cfg), directories.read(find(path))
+    theirs, files = check_start(path, cfg), directories.read(find(path))
     flat = convert.flatten(fresh)
     converted = convert.from_hugging_face(
-        files.tensors, fresh, theirs, module.head, files.where, lambda paths: {path: flat[path] for path in paths}
+        files.tensors, fresh, theirs, head, files.where, lambda paths: {path: flat[path] for path in paths}
     )
     report(converted, files.where)
     return converted.params

@@ -151,6 +151,8 @@ def branch(cfg: TrainConfig) -> Branch | None:
         which = "has no checkpoint" if step is None else f"has no whole checkpoint of step {step}"
         raise InputError(f"branch_from: {run} {which}; it has {', '.join(map(str, there)) or 'none'}")
     cfg.check_average(record["step"])
+    if (trained := record.get("config", {}).get("objective", "masked_lm")) != cfg.objective:
+        raise InputError(f"branch_from: {run} has objective={trained!r}, not {cfg.objective!r}: give --objective {trained}")
     return Branch(run, checkpoints, step, record)
 
 

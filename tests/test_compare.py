@@ -85,6 +85,13 @@ def test_a_warning_names_runs_that_do_not_compare(tmp_path, compared, monkeypatc
         assert warning.startswith(f"warning: {runs[0]} and {runs[1]}: ")
 
 
+def test_runs_of_different_objectives_are_warned_of(tmp_path, compared):
+    runs = write_run(tmp_path / "a", [5.0]), write_run(tmp_path / "b", [5.0], objective="replaced_tokens")
+    _, below, (warning,) = compared(*runs)
+    assert below[-1] == "  objective: masked_lm | replaced_tokens"
+    assert "different objectives: the loss of replaced_tokens is its generator's; compare fine-tuned models" in warning
+
+
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="no runs: bert_jax compare RUN"):
         main(["compare"])

@@ -18,6 +18,7 @@ from bert_jax.config import (
     OptimConfig,
     ParallelConfig,
     Phase,
+    ReplacedTokensConfig,
     TrainConfig,
     did_you_mean,
     differences,
@@ -32,7 +33,10 @@ from bert_jax.config import (
 from bert_jax.model.config import PRESETS
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
-CLASSES = (BertConfig, ComputeConfig, DataConfig, MaskingConfig, OptimConfig, ParallelConfig, Phase, TrainConfig)
+CLASSES = (
+    BertConfig, ComputeConfig, DataConfig, MaskingConfig, OptimConfig, ParallelConfig, Phase, ReplacedTokensConfig, TrainConfig,
+)  # fmt: skip
+DETECTION = dict(objective="replaced_tokens")
 
 
 def config_file(folder, body="return TrainConfig(num_steps=50_000)"):
@@ -109,6 +113,32 @@ def test_whole_numbers_are_floats_too():
             ["data.max_seq_length=1024", "model.max_position_embeddings=512"],
         ),
         (lambda: TrainConfig(num_steps=5), ["optim.warmup_steps=10000", "num_steps=5"]),
+        (lambda: ReplacedTokensConfig(generator_depth=0.0), ["generator_depth=0.0 is not in (0, 1]"]),
+        (lambda: ReplacedTokensConfig(temperature=0), ["temperature=0 is not in (0, 1e6)"]),
+        (
+            lambda: TrainConfig(replaced_tokens=ReplacedTokensConfig(temperature=2)),
+            ["replaced_tokens.temperature=2 needs objective='replaced_tokens', not 'masked_lm'"],
+        ),
+        (
+            lambda: TrainConfig(**DETECTION, masking=MaskingConfig(causal_share=0.5)),
+            ["masking.causal_share=0.5", "objective='replaced_tokens'"],
+        ),
+        (
+            lambda: TrainConfig(**DETECTION, data=DataConfig(examples="sentence_pairs")),
+            ["data.examples='sentence_pairs'", "objective='replaced_tokens'"],
+        ),
+        (
+            lambda: TrainConfig(**DETECTION, replaced_tokens=ReplacedTokensConfig(generator_width=0.5)),
+            ["generator_width=0.5", "model_type='bert'"],
+        ),
+        (
+            lambda: TrainConfig(
+                **DETECTION,
+                model=BertConfig(model_type="deberta-v2", conv_kernel_size=3, num_hidden_layers=2),
+                replaced_tokens=ReplacedTokensConfig(generator_depth=0.5),
+            ),
+            ["the generator of this model is not possible", "conv_kernel_size=3"],
+        ),
     ],
 )
 def test_a_contradiction_names_both_sides(build, both):
@@ -327,7 +357,7 @@ def test_help_lists_every_field_with_its_docstring(tmp_path, capsys, has_file, m
     for group, kind in (("", TrainConfig), *((f.name, c) for f in fields(TrainConfig) for c in CLASSES if f.type == c.__name__)):
         for f in fields(kind):
             if f.type not in {"tuple[Phase, ...]", *(c.__name__ for c in CLASSES)}:  # of a config file alone
-                assert f"--{group}{'.' * bool(group)}{f.name.replace('_', '-')}" in shown
+                assert f"--{group}{'.' * bool(group)}{f.name}".replace("_", "-") in shown
     assert "Attention heads of a layer; must divide hidden_size." in shown
     assert ("default: 50000" in shown) == has_file
 
@@ -374,6 +404,7 @@ def test_phases_are_spans_with_the_settings_that_they_change():
             r"phases\[0\] .*sentence_pairs' has no label for causal rows, and masking.causal_share=0.5: set it to 0",
         ),
         (lambda: run_in(Phase(until=100, mask_prob=0.95)), r"phases\[0\] .*shares that sum to at most 1"),
+        (lambda: run_in(Phase(until=100, causal_share=0.5), **DETECTION), r"phases\[0\] .*causal_share=0.5 predicts next tokens"),
         (lambda: Phase(until=10, final_mask_rate=0.1), "Phase: final_mask_rate=0.1 needs mask_rate"),
         (lambda: Phase(until=10, learning_rate_scale=-1), "Phase: learning_rate_scale=-1 is below 0"),
         (lambda: Phase(until=10, learning_rate_shape="jump"), "learning_rate_shape='jump' needs learning_rate_scale"),

@@ -10,6 +10,7 @@ import pytest
 from bert_jax.config import BertConfig, ComputeConfig, DataConfig, MaskingConfig, OptimConfig, TrainConfig
 from bert_jax.model.heads import Bert, parameter_shapes
 from bert_jax.training import flops, memory, muon
+from bert_jax.training.objectives import objective_of
 
 MODERN = BertConfig(model_type="modernbert", type_vocab_size=0, vocab_size=5000, hidden_size=256, num_hidden_layers=6,
                     num_attention_heads=4, intermediate_size=384, max_position_embeddings=1024, local_attention=128,
@@ -84,3 +85,30 @@ def test_muon_keeps_one_moment_of_the_kernels_of_layers_and_its_products_are_cou
     each = {(m, n): 3 * (3.5 * m**2 * n + 1.5 * m**3) for m, n in sides}  # a quarter of two of the products is copied
     assert flops.muon_flops(run, 8) == sum(math.ceil(number / 8) * each[shape] for shape, number in sides.items())
     assert flops.muon_flops(run.replace(optim=OptimConfig())) == 0
+
+
+def test_a_generator_is_counted_beside_the_model():
+    model = BertConfig.preset("mini", model_type="electra", embedding_size=128)
+    run = TrainConfig(model=model, objective="replaced_tokens", optim=OptimConfig(name="muon"))
+    objective = objective_of(run)
+    params = jax.eval_shape(lambda: objective.initialize(0))
+    hidden = [x.shape for x, chosen in zip(*map(jax.tree.leaves, (params, muon.hidden_matrices(params))), strict=True) if chosen]
+    assert len(hidden) == 2 * 4 * 6
+    shares = [replace(memory.DeviceShare.of_run(run, "cpu", 1, 1, 1), muon=chosen) for chosen in (True, False)]
+    ours, adam = (memory.state_bytes(model, share) for share in shares)
+    assert adam - ours == 4 * sum(map(math.prod, hidden))
+    assert adam == pytest.approx(12 * sum(math.prod(x.shape) for x in jax.tree.leaves(params)), rel=0.01)
+
+    alone = [run.replace(model=each, objective="masked_lm") for each in run.models]
+    assert flops.muon_flops(run) == sum(map(flops.muon_flops, alone))
+    d, m, tokens, head = 256, 1024, 256 * 128, 3 * 2 * 256 * 20 * 128 * (64 + 30522)
+    whole = 4 * (2 * tokens * (4 * d**2 + 2 * d * m) + 4 * tokens * 128 * d) + 2 * tokens * (d**2 + d)
+    assert flops.step_flops(run) == 3 * whole + flops.step_flops(alone[1])
+    layers = flops.step_flops(alone[1]) - head
+    d, m, predicted = 64, 256, 256 * 20
+    dense = 3 * 2 * tokens * (4 * d**2 + 2 * d * m) + 2 * (tokens * 2 * d**2 + predicted * (2 * d**2 + 2 * d * m))
+    assert layers == 3 * (dense + 4 * 128 * d * (3 * tokens + predicted))
+
+    how = ComputeConfig(remat="none", scan_layers=False)
+    both = memory.activation_bytes(model, how, shares[1])
+    assert both > memory.activation_bytes(model, how, replace(shares[1], generator=None, slots=0)) > both / 2

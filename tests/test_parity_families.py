@@ -15,8 +15,9 @@ from bert_jax.model import convert
 from bert_jax.model.config import BertConfig, ComputeConfig
 from bert_jax.model.families import FAMILIES
 from bert_jax.model.families.row import COMMON_HEADS
-from bert_jax.model.heads import Bert
+from bert_jax.model.heads import Bert, Discriminator
 from bert_jax.model.layers import ACTIVATIONS
+from bert_jax.training.replaced_tokens import detection_sums
 
 pytestmark = pytest.mark.parity
 RENAMED = ("camembert", "data2vec-text", "ernie", "megatron-bert", "xlm-roberta-xl")  # other families' parts under other names
@@ -354,6 +355,21 @@ def test_an_output_layer_of_its_own_gives_the_logits_of_transformers_and_is_kept
     assert not again.config.tie_word_embeddings
     again.config._attn_implementation = "eager"
     assert_same_outputs(ours, again.eval(), family, "masked_lm")
+
+
+def test_the_loss_of_replaced_tokens_is_that_of_transformers(saved):
+    import torch
+
+    theirs, directory = saved("electra", "replaced_token")
+    model, batch = load(directory), make_batch("electra", "replaced_token")
+    replaced = np.random.default_rng(1).integers(0, 2, (B, L))
+    with torch.no_grad():
+        tensors = {name: torch.from_numpy(value).long() for name, value in (batch | {"labels": replaced}).items()}
+        expected = theirs(**tensors).loss.item()
+    logits = jax.jit(Discriminator(model.config).apply)({"params": model.params}, batch)
+    loss = detection_sums(logits, replaced > 0, batch["attention_mask"])["replaced_token_loss"]
+    assert loss.weight == LENGTHS.sum()
+    assert float(loss.mean()) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("act", get_args(get_type_hints(bert_jax.BertConfig)["hidden_act"]))

@@ -146,6 +146,25 @@ def test_a_step_predicts_masked_or_next_tokens_of_the_same_rows(config, data, so
     assert len(source.kinds(0)) == 1
 
 
+def test_batches_of_replaced_tokens_have_the_same_masks_and_draws_of_their_own(config, data, source):
+    sampled = BatchSource.of(config.replace(objective="replaced_tokens"), data.tokenizer, data.training.train)
+    seen = []
+    for make, number in ((source.train, 0), (source.train, 5), (source.evaluation, 0), (source.evaluation, 1)):
+        with_draws = getattr(sampled, make.__name__)
+        batch, again = with_draws(number), with_draws(number)
+        assert_equal(batch, again)
+        draws = batch.pop("masked_draws")
+        assert_equal(batch, make(number))
+        assert (draws.shape, draws.dtype) == (batch["masked_ids"].shape, np.float32)
+        seen.append(draws)
+    draws = np.stack(seen)
+    assert len(np.unique(draws)) > 0.99 * draws.size
+    assert (draws >= 0).all()
+    assert (draws <= 1 - 2.0**-23).all()
+    assert abs(draws.mean() - 0.5) < 4 / np.sqrt(12 * draws.size)
+    np.testing.assert_array_equal(sampled.train(5, slice(2, 4))["masked_draws"], seen[1][2:4])  # as another host makes them
+
+
 def test_phases_of_one_length_share_an_order_and_another_length_has_rows_of_its_own(config, data, source):
     phases = (
         Phase(until=3, batch_size=4, mask_rate=0.3), Phase(until=5, max_seq_length=16, batch_size=16),

@@ -363,17 +363,18 @@ def test_a_rate_that_the_optimizer_does_not_use_is_warned_of() -> None:
             jax.eval_shape(step, toy_state(optimizer), {"x": jnp.zeros((1, 2))})
 
 
-def test_only_names_ending_in_loss_are_trained_on() -> None:
+def test_only_names_ending_in_loss_are_trained_on_with_their_factors() -> None:
     def sums(params, batch, key):
         w = params["w"]
         one = jnp.float32(1)
         return {name: losses.Sum(w[i] * one, one) for i, name in enumerate(["a_loss", "an_accuracy"])}
 
-    step = jax.jit(steps.make_train_step(sums, optim.scale_by_given_rate(), lambda step: 1.0, 0, None))
-    state, metrics = step(toy_state(), {"x": np.zeros((1, 2), np.float32)})
-    np.testing.assert_array_equal(state.params["w"], [0, 1])
-    assert float(metrics["loss"]) == float(metrics["a_loss"]) == 1
-    assert float(metrics["an_accuracy"]) == 1
+    for factors, expected in (({}, 1), ({"a_loss": 3.0, "an_accuracy": 7.0}, 3)):
+        step = jax.jit(steps.make_train_step(sums, optim.scale_by_given_rate(), lambda step: 1.0, 0, None, factors=factors))
+        state, metrics = step(toy_state(), {"x": np.zeros((1, 2), np.float32)})
+        np.testing.assert_array_equal(state.params["w"], [1 - expected, 1])
+        assert float(metrics["loss"]) == expected
+        assert float(metrics["a_loss"]) == float(metrics["an_accuracy"]) == 1
 
 
 def test_dropout_keys_follow_seed_step_and_microbatch() -> None:

@@ -171,7 +171,9 @@ def incomparable(runs: Sequence[Run]) -> list[str]:
     first, *others = runs
     found = []
     for run in others:
-        if first.tokenizer and run.tokenizer and run.tokenizer != first.tokenizer:
+        if run.config["objective"] != first.config["objective"]:
+            reason = "different objectives: the loss of replaced_tokens is its generator's; compare fine-tuned models"
+        elif first.tokenizer and run.tokenizer and run.tokenizer != first.tokenizer:
             reason = "different vocabularies: compare bits per byte, not losses"
         elif first.data and run.data and run.data.split("+")[-1] != first.data.split("+")[-1]:
             reason = "different held-out text, or text cut into different rows: losses do not compare"

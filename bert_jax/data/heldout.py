@@ -88,6 +88,8 @@ def report(metrics: Mapping[str, float]) -> list[str]:
     lines = []
     for prefix in (key.removesuffix("masked_lm_loss") for key in metrics if key.endswith("/masked_lm_loss")):
         of = "held-out loss" if prefix == metric_prefix("") else f"loss on {prefix.split('/')[1]}"
+        has_generator = f"{prefix}replaced_token_loss" in metrics
+        of += " of the generator" * has_generator
         loss, accuracy, bits, unigram = (
             metrics[prefix + name] for name in ("masked_lm_loss", "masked_lm_accuracy", "bits_per_byte", "unigram_loss")
         )
@@ -95,6 +97,12 @@ def report(metrics: Mapping[str, float]) -> list[str]:
             f"{of} {loss:.3f} nats a masked token ({bits:.3f} bits per byte; {accuracy:.1%} of the tokens are right); "
             f"a model without context, which knows only how frequent each token is, reaches {unigram:.3f}"
         )
+        if has_generator:
+            of_tokens = {name: metrics[f"{prefix}replaced_token_{name}"] for name in ("loss", "share", "recall", "precision")}
+            lines.append(
+                "replaced tokens: {loss:.4f} nats a token; {share:.1%} of the tokens are replaced, {recall:.1%} of these are "
+                "found, and {precision:.1%} of those called replaced are".format(**of_tokens)
+            )
     return lines
 
 

@@ -30,7 +30,8 @@ class Vocabulary:
     starts_word: np.ndarray  # bool [V]: False where the token continues a word
 
 
-_CAUSAL = 2**62  # added to the step: the choice of a step's objective shares no random bits with its masks
+# Added to the step: the choice of a step's objective, and the draws of its samples, share no random bits with its masks.
+_CAUSAL, _SAMPLES = 2**62, 2**61
 
 
 def is_causal(cfg: MaskingConfig, seed: int, step: int) -> bool:
@@ -58,6 +59,12 @@ def next_tokens(input_ids: np.ndarray, sequence_ids: np.ndarray, vocabulary: Voc
         "masked_weights": counted.astype(np.float32),
         "causal": np.ones(len(input_ids), bool),
     }
+
+
+def uniform_draws(seed: int, step: int, first_row: int, num_rows: int, slots: int) -> np.ndarray:
+    """Returns float32 [num_rows, slots] in [0, 1), multiples of 2**-23, by which a model samples a token for each slot."""
+    bits = random_bits(seed, _SAMPLES + step, first_row, num_rows, slots)
+    return (bits >> np.uint32(9)).astype(np.float32) * np.float32(2.0**-23)
 
 
 def random_bits(seed: int, step: int, first_row: int, num_rows: int, draws: int) -> np.ndarray:

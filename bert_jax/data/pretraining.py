@@ -189,7 +189,7 @@ class BatchSource:
 
     A batch has int32 `input_ids, token_type_ids, position_ids, sequence_ids` [B, L] and `masked_positions, masked_ids` [B, P],
     float32 `masked_weights` [B, P], and int32 `next_sentence_label` [B] where rows have one. One that predicts next tokens also
-    has `causal` [B], true.
+    has `causal` [B], true. One for replaced-token detection has float32 `masked_draws` [B, P], by which tokens are sampled.
     """
 
     rows: Rows
@@ -201,6 +201,7 @@ class BatchSource:
     parts: tuple[Part, ...] = ()  # default: all rows
     begin: int = 0  # the first step
     mask_line: tuple[int, int] = (0, 1)  # the steps at which the share of tokens to predict is `rate` and `final_rate`
+    draws: bool = False  # batches have `masked_draws`
     order: Order = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -209,8 +210,9 @@ class BatchSource:
     @classmethod
     def of(cls, cfg: TrainConfig, tokenizer: Tokenizer, rows: Rows) -> BatchSource:
         """Returns the source of the batches of `rows` of a run without phases."""
-        line = (0, cfg.num_steps)
-        return cls(rows, tokenizer, cfg.masking, cfg.data.max_seq_length, cfg.batch_size, cfg.seed, mask_line=line)
+        line, draws = (0, cfg.num_steps), cfg.objective == "replaced_tokens"
+        length = cfg.data.max_seq_length
+        return cls(rows, tokenizer, cfg.masking, length, cfg.batch_size, cfg.seed, mask_line=line, draws=draws)
 
     def train(self, step: int, of: slice = slice(None)) -> Batch:
         """Returns the batch of `step`, or the rows `of` it. The order changes with each epoch, the masks with each step."""
@@ -268,6 +270,8 @@ class BatchSource:
         ids, tokenizer = rows[:, : self.max_seq_length], self.tokenizer
         batch = packing.describe(ids, tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
         batch |= masking.mask_rows(ids, self._vocabulary, self.cfg, self.seed, step, first_row, tokenizer.pad_id, rate)
+        if self.draws:
+            batch["masked_draws"] = masking.uniform_draws(self.seed, step, first_row, *batch["masked_ids"].shape)
         if rows.shape[1] > self.max_seq_length:
             batch["next_sentence_label"] = rows[:, self.max_seq_length]
         return batch

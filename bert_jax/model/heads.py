@@ -420,6 +420,24 @@ class Bert(nn.Module):
         return outputs
 
 
+class Discriminator(nn.Module):
+    """An encoder of any family with the head that detects replaced tokens.
+
+    Its parameters are {encoder, replaced_token}, as those of a `Bert` of ELECTRA's family, which alone has files with this head.
+    Call it with a batch as `Bert`; it returns the log-odds [B, L] that each token is replaced.
+    """
+
+    cfg: BertConfig
+    compute: ComputeConfig = ComputeConfig()
+
+    @nn.compact
+    def __call__(self, batch: Batch, deterministic: bool = True) -> Float[Array, "B L"]:
+        full = complete(batch, self.cfg)
+        encoder = Encoder(self.cfg, self.compute, name="encoder")
+        outputs = encoder(full["input_ids"], full["token_type_ids"], full["position_ids"], full["sequence_ids"], deterministic)
+        return ReplacedTokenHead(self.cfg, name="replaced_token")(outputs["last_hidden_state"])
+
+
 def initialize(module: Bert, seed: ArrayLike) -> Params:
     """Returns fresh parameters. Pure: it can be jitted and given to `jax.eval_shape`."""
     ids = jnp.zeros((1, 1, 1) if module.head == "multiple_choice" else (1, 1), jnp.int32)

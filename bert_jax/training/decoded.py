@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from bert_jax.model.layers import Decoder
 
@@ -41,6 +41,18 @@ def sums(decoder: Decoder, labels: Int[Array, "B P"], weights: Float[Array, "B P
     """
     x = decoder.inputs.reshape(-1, decoder.inputs.shape[-1])
     return _sums(x, decoder.table, decoder.bias, labels.reshape(-1), weights.reshape(-1))
+
+
+def of_logits(decoder: Decoder, function: Callable[..., Array], *arrays: Shaped[Array, "B P"]) -> Shaped[Array, "B P"]:
+    """Returns `function(logits [N, V], *arrays [N])` for all predictions, a value [N] for each, computed for some at a time."""
+
+    def add(total: None, chunk: tuple[Array, ...]) -> tuple[None, Array]:
+        x, *others = chunk
+        return None, function(_logits(x, decoder.table, decoder.bias), *others)
+
+    x = decoder.inputs.reshape(-1, decoder.inputs.shape[-1])
+    flat = (x, *(array.reshape(-1) for array in arrays))
+    return _over_chunks(add, None, decoder.table.shape[0], flat)[1].reshape(decoder.inputs.shape[:-1])
 
 
 @jax.custom_vjp

@@ -28,8 +28,8 @@ def step_flops(cfg: TrainConfig) -> float:
     """Returns the FLOPs of a training step on the global batch, in the mean: three times those of the forward pass.
 
     Attention is counted over whole rows or, in sliding layers, over windows. The last layer and the masked-LM head run only on
-    the masked positions of a row and, with sentence pairs, the layer on [CLS]. Recomputation is not counted (see
-    `recomputed_flops`).
+    the masked positions of a row and, with sentence pairs, the layer on [CLS]. Where replaced tokens are detected, the
+    generator is counted so, and the model on all tokens. Recomputation is not counted (see `recomputed_flops`).
     """
     return 3.0 * sum(_forward_flops(cfg))
 
@@ -55,11 +55,13 @@ def muon_flops(cfg: TrainConfig, devices: int = 1) -> float:
     """
     if cfg.optim.name != "muon":
         return 0.0
-    shapes = Counter((min(shape), max(shape)) for shape in layer_kernels(cfg.model))
-    layers, work = cfg.model.num_hidden_groups or cfg.model.num_hidden_layers, 0
+    shapes, work = Counter[tuple[int, int]](), 0
+    for model in cfg.models:
+        for shape in layer_kernels(model):
+            shapes[min(shape), max(shape)] += model.num_hidden_groups or model.num_hidden_layers
     for (short, long), number in shapes.items():
         each = _symmetric_flops(short, long) + _symmetric_flops(short, short) + 2 * short**2 * long
-        work += -(-number * layers // devices) * each
+        work += -(-number // devices) * each
     return float(cfg.optim.muon_iterations * work)
 
 
@@ -70,17 +72,21 @@ def _symmetric_flops(rows: int, inner: int) -> int:
 
 
 def _forward_flops(cfg: TrainConfig) -> tuple[float, float, float]:
-    """Returns the mean FLOPs of the layers' dense products, of their attention products and of the masked-LM head."""
+    """Returns the mean FLOPs of the layers' dense products, of their attention products and of the heads."""
     length, share = cfg.data.max_seq_length, cfg.masking.causal_share
-    masked, causal = _flops_with(cfg, cfg.masking.num_slots(length)), _flops_with(cfg, length - 1)
+    if cfg.generator is not None:
+        d, detector = cfg.model.hidden_size, _flops_with(cfg, cfg.model, length)
+        own = _flops_with(cfg, cfg.generator, cfg.masking.num_slots(length))
+        return detector[0] + own[0], detector[1] + own[1], 2 * cfg.batch_size * length * (d * d + d) + own[2]
+    masked, causal = _flops_with(cfg, cfg.model, cfg.masking.num_slots(length)), _flops_with(cfg, cfg.model, length - 1)
     dense, attention, head = ((1 - share) * a + share * b for a, b in zip(masked, causal, strict=True))
     return dense, attention, head
 
 
-def _flops_with(cfg: TrainConfig, slots: int) -> tuple[int, int, int]:
-    """Returns `_forward_flops` of a step with `slots` predictions a row; attention's triangle counts as all pairs."""
-    model, form, length = cfg.model, cfg.model.form, cfg.data.max_seq_length
-    rows, d = cfg.batch_size, cfg.model.hidden_size
+def _flops_with(cfg: TrainConfig, model: BertConfig, slots: int) -> tuple[int, int, int]:
+    """Returns `_forward_flops` of a masked LM with `slots` predictions a row; attention's triangle counts as all pairs."""
+    form, length = model.form, cfg.data.max_seq_length
+    rows, d = cfg.batch_size, model.hidden_size
     kv = d * (model.num_key_value_heads or model.num_attention_heads) // model.num_attention_heads
     per_query = 2 * d * d + (2 + form.gated_mlp) * d * model.intermediate_size
     dense = attention = 0
@@ -91,4 +97,5 @@ def _flops_with(cfg: TrainConfig, slots: int) -> tuple[int, int, int]:
         keys = length if window is None else min(length, 2 * window + 1)
         dense += 2 * queries * per_query + 2 * rows * length * 2 * d * kv
         attention += 4 * queries * keys * d
-    return dense, attention, 2 * rows * slots * (d * d + d * model.vocab_size)
+    narrow = model.output_embedding_size or model.embedding_size or d
+    return dense, attention, 2 * rows * slots * narrow * (d + model.vocab_size)

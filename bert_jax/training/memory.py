@@ -8,7 +8,7 @@ needs, and almost always above it. For GPUs (H100, CUDA plugin of jax 0.10.2, BE
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 
@@ -35,6 +35,7 @@ class DeviceShare:
       muon: Muon updates the kernels of the layers.
       average: The optimizer keeps a moving average of the parameters.
       causal: Rows are causal.
+      generator: A second model of the step, which alone has a masked-LM head; its embeddings are those of the first.
     """
 
     rows: int
@@ -47,6 +48,7 @@ class DeviceShare:
     muon: bool = False
     average: bool = False
     causal: bool = False
+    generator: BertConfig | None = None
 
     @classmethod
     def of_run(cls, cfg: TrainConfig, platform: str, row_shards: int, fsdp: int, tensor: int) -> DeviceShare:
@@ -54,15 +56,19 @@ class DeviceShare:
         length, microbatches = cfg.data.max_seq_length, cfg.gradient_accumulation_steps
         rows = -(-cfg.batch_size // row_shards // microbatches)
         muon, average = cfg.optim.name == "muon", cfg.optim.ema is not None
-        causal = cfg.masking.causal_share > 0
-        return cls(rows, length, cfg.masking.most_slots(length), platform, fsdp, tensor, microbatches, muon, average, causal)
+        causal, slots = cfg.masking.causal_share > 0, cfg.masking.most_slots(length)
+        return cls(rows, length, slots, platform, fsdp, tensor, microbatches, muon, average, causal, cfg.generator)
+
+    def models(self, cfg: BertConfig) -> list[tuple[BertConfig, DeviceShare]]:
+        """Returns the model and, if there is one, the generator, each with its own share."""
+        alone = replace(self, generator=None)
+        return [(cfg, alone)] if self.generator is None else [(cfg, replace(alone, slots=0)), (self.generator, alone)]
 
 
 def num_parameters(cfg: BertConfig) -> int:
     """Returns the number of parameters of the encoder, the pooler and the masked-LM head."""
     d, e, form = cfg.hidden_size, cfg.embedding_size or cfg.hidden_size, cfg.form
-    rows = cfg.vocab_size + cfg.type_vocab_size + (cfg.max_position_embeddings if form.position_table else 0)
-    tables = (rows + 2 * form.embedding_norm) * e + (e * d + d) * (e != d) + 2 * d * form.final_norm
+    tables = (_table_rows(cfg) + 2 * form.embedding_norm) * e + (e * d + d) * (e != d) + 2 * d * form.final_norm
     out = cfg.output_embedding_size or e
     head = (d * d + d) + (d * out + 3 * out) + cfg.vocab_size * (1 + out * (not cfg.tie_word_embeddings))
     return (cfg.num_hidden_groups or cfg.num_hidden_layers) * _layer_parameters(cfg) + tables + head
@@ -78,16 +84,32 @@ def _layer_parameters(cfg: BertConfig) -> int:
 
 def state_bytes(cfg: BertConfig, share: DeviceShare) -> float:
     """Returns the bytes of float32 parameters, moments (two, and one of what Muon updates) and averages on one device."""
-    kernels = sum(rows * columns for rows, columns in flops.layer_kernels(cfg)) * (cfg.num_hidden_groups or cfg.num_hidden_layers)
-    return 4.0 * ((3 + share.average) * num_parameters(cfg) - kernels * share.muon) / (share.fsdp * share.tensor)
+    parameters = kernels = 0
+    for model, _ in share.models(cfg):
+        parameters += num_parameters(model)
+        of_layer = sum(rows * columns for rows, columns in flops.layer_kernels(model))
+        kernels += of_layer * (model.num_hidden_groups or model.num_hidden_layers)
+    if share.generator is not None:
+        parameters -= _table_rows(cfg) * (cfg.embedding_size or cfg.hidden_size)  # both models have the same
+    return 4.0 * ((3 + share.average) * parameters - kernels * share.muon) / (share.fsdp * share.tensor)
+
+
+def _table_rows(cfg: BertConfig) -> int:
+    return cfg.vocab_size + cfg.type_vocab_size + (cfg.max_position_embeddings if cfg.form.position_table else 0)
 
 
 def activation_bytes(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare) -> float:
     """Returns the bytes that a step needs at its peak in addition to its state.
 
     These are the values that the forward pass saves for the backward pass, the temporaries of one layer's (or the head's)
-    backward pass, and the gradients. `compute.remat` and `compute.scan_layers` must be set.
+    backward pass, and the gradients. `compute.remat` and `compute.scan_layers` must be set. With a generator, it is the sum of
+    both models, which is more than they need at one time.
     """
+    return sum(_activation_bytes(model, compute, part) for model, part in share.models(cfg))
+
+
+def _activation_bytes(cfg: BertConfig, compute: ComputeConfig, share: DeviceShare) -> float:
+    """Returns `activation_bytes` of one model."""
     size = 4.0 if compute.dtype == "float32" else 2.0
     tokens, last_layer = share.rows * share.length, share.slots / share.length or 1.0
     d, m = cfg.hidden_size / share.tensor, cfg.intermediate_size / share.tensor

@@ -22,7 +22,7 @@ from bert_jax.errors import InputError
 from bert_jax.model.layers import ROWS, inside_training_mesh, laid_out
 from bert_jax.training import flops
 
-_HIDDEN = re.compile(r"encoder/layer_\d+/.*kernel")
+_HIDDEN = re.compile(r"(generator/)?encoder/layer_\d+/.*kernel")
 
 Quintic = tuple[float, float, float]  # coefficients of x, x^3 and x^5
 JORDAN: Quintic = (3.4445, -4.7750, 2.0315)  # for each iteration; five take singular values in [0.002, 1] to [0.68, 1.21]
@@ -63,7 +63,7 @@ class MuonState(NamedTuple):
 
 
 def hidden_matrices(params: PyTree) -> PyTree[bool]:
-    """Returns a tree of booleans: True for the kernels of the encoder's layers, which Muon updates."""
+    """Returns a tree of booleans: True for the kernels of the layers of encoders, which Muon updates."""
 
     def hidden(path: tuple[jax.tree_util.DictKey, ...], x: ArrayLike | jax.ShapeDtypeStruct) -> bool:
         return jnp.ndim(x) == 2 and _HIDDEN.fullmatch("/".join(entry.key for entry in path)) is not None

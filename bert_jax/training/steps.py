@@ -6,8 +6,9 @@ The steps contain no collectives unless they are given an `axis_name`, and are c
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -56,12 +57,13 @@ def make_update(
     clip_norm: float | None = 1.0,
     microbatches: int = 1,
     axis_name: str | None = None,
+    factors: Mapping[str, float] = MappingProxyType({}),
 ) -> Callable[[TrainState, Batch, Array | None, PRNGKeyArray], tuple[TrainState, Metrics]]:
     """Returns a pure function (state, batch, learning rate, dropout key) -> (state, metrics).
 
-    The loss is the sum of total / weight over the sums whose names end in `_loss`. The weight is that of the whole batch, however
-    the batch is divided into microbatches or over devices. Where the loss, the gradients or the updates are not finite,
-    parameters and optimizer state stay as they are, and the update is counted as skipped.
+    The loss is the sum of factor * total / weight over the sums whose names end in `_loss`. The weight is that of the whole
+    batch, however the batch is divided into microbatches or over devices. Where the loss, the gradients or the updates are not
+    finite, parameters and optimizer state stay as they are, and the update is counted as skipped.
 
     Args:
       sums_fn: Computes the sums of a microbatch.
@@ -72,15 +74,19 @@ def make_update(
       microbatches: The number of parts that a batch is divided into. Each folds its number into the dropout key.
       axis_name: The axis of a surrounding map over devices, each of which has some rows of the batch; sums cross it. The
         device's number is folded into the key as well, so dropout differs from that of a run without a map.
+      factors: The factors of losses, by name; those of others are 1. The metrics of single losses are without them.
     """
 
     def over_devices(sums: PyTree) -> PyTree:
         return sums if axis_name is None else jax.lax.psum(sums, axis_name)
 
+    def weighed(name: str, value: Array) -> Array:
+        return factors[name] * value if name in factors else value
+
     def gradients(params: PyTree, batch: Batch, key: PRNGKeyArray, weights: Metrics) -> tuple[PyTree, Sums]:
         def loss(params: PyTree) -> tuple[Float[Array, ""], Sums]:
             sums = sums_fn(params, batch, key)
-            total = sum(sums[name].total / jnp.maximum(weight, 1e-9) for name, weight in weights.items())
+            total = sum(weighed(name, sums[name].total) / jnp.maximum(weight, 1e-9) for name, weight in weights.items())
             return jnp.asarray(total), sums
 
         return jax.grad(loss, has_aux=True)(params)
@@ -95,7 +101,7 @@ def make_update(
         weights = over_devices({name: s.weight for name, s in sums.items() if name.endswith("_loss")})
         grads, sums = over_devices(_accumulate(partial(gradients, weights=weights), state.params, batch, key, microbatches))
         norm = optax.tree.norm(grads)
-        loss = jnp.asarray(sum(s.mean() for name, s in sums.items() if name.endswith("_loss")))
+        loss = jnp.asarray(sum(weighed(name, s.mean()) for name, s in sums.items() if name.endswith("_loss")))
         finite = jnp.isfinite(norm) & jnp.isfinite(loss)
         if clip_norm is not None:
             scale = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-9))
@@ -159,6 +165,7 @@ def make_train_step(
     clip_norm: float | None = 1.0,
     microbatches: int = 1,
     axis_name: str | None = None,
+    factors: Mapping[str, float] = MappingProxyType({}),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns a pure training step (state, batch) -> (state, metrics).
 
@@ -166,7 +173,7 @@ def make_train_step(
     (seed, step, microbatch). `schedule` is for the optimizers of `optim.make_optimizer`; give None to an optimizer that has its
     own learning rate, as in `make_train_step(sums, optax.adamw(1e-3), None, seed=0)`.
     """
-    update = make_update(sums_fn, optimizer, clip_norm, microbatches, axis_name)
+    update = make_update(sums_fn, optimizer, clip_norm, microbatches, axis_name, factors)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         learning_rate = None if schedule is None else jnp.asarray(schedule(state.step), jnp.float32)
