@@ -28,12 +28,12 @@ from typing import Any
 
 import ours_finetuning
 import protocol
+from protocol import ENVIRONMENT
 
 HERE = Path(__file__).parent
 MAIN = {"sst2": "accuracy", "cola": "matthews_correlation", "mrpc": "f1", "stsb": "spearman", "rte": "accuracy",
         "wnut17": "entity_f1", "qa": "f1"}  # fmt: skip
 TOLERANCE = 1e-3
-ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def script(name: str, args: argparse.Namespace, *more: object) -> list[str]:
@@ -81,8 +81,7 @@ def scores(args: argparse.Namespace) -> int:
         subprocess.run([*command, *more], check=True, env=ENVIRONMENT)
         runs = json.loads((workdir / "results.json").read_text())["runs"]
         ours = [run["scores"]["dev"][MAIN[task]] for run in runs]
-        pooled = ((stdev(ours) ** 2 + stdev(theirs) ** 2) / 2) ** 0.5
-        apart, allowed = mean(ours) - mean(theirs), max(2 * pooled, 0.01)
+        apart, allowed = mean(ours) - mean(theirs), max(2 * protocol.pooled_sd(ours, theirs), 0.01)
         wrong += abs(apart) > allowed
         print(f"{task} {MAIN[task]}: ours {mean(ours):.4f} ± {stdev(ours):.4f}, transformers {mean(theirs):.4f} ± "
               f"{stdev(theirs):.4f}, apart {apart:+.4f}, allowed {allowed:.4f}", flush=True)  # fmt: skip

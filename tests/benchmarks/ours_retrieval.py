@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from statistics import median
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import protocol
 
-ROOT = Path(__file__).parent.parent.parent
 LENGTH = 256
 CHUNKED_LENGTH = 64  # chunks: tokens of a row
 
@@ -39,10 +37,9 @@ def prepare(args: argparse.Namespace, task: str, table: str, *more: str) -> Any:
 
 def head(args: argparse.Namespace) -> None:
     """Writes the encoder with a head of one value to --headed."""
-    import bert_jax
+    from ours_retrieval_quality import write_start
 
-    model = bert_jax.load(args.model, head="sequence_classification", labels=("LABEL_0",))
-    bert_jax.save(dataclasses.replace(model, pooling=None), args.headed)
+    write_start("cross", args.model, args.headed)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -84,15 +81,10 @@ def rerank(args: argparse.Namespace) -> None:
     import bert_jax
 
     reranker = bert_jax.Reranker(bert_jax.load(args.headed), max_length=LENGTH)
-    pairs = read_pairs(args)
+    pairs = [pair for row in protocol.read_lines(args.tables / "candidates.jsonl") for pair in protocol.pairs_of(row)]
+    pairs = pairs[: args.pairs]
     np.save(args.tables / "ours.npy", reranker(pairs))
     protocol.serve(lambda: reranker(pairs), args.requests, 1, examples=len(pairs), versions={"jax": jax.__version__})
-
-
-def read_pairs(args: argparse.Namespace) -> list[tuple[str, str]]:
-    """The first pairs of a query and a candidate."""
-    rows = map(json.loads, (args.tables / "candidates.jsonl").read_text().splitlines())
-    return [(row["query"], text) for row in rows for name, text in row.items() if name != "query"][: args.pairs]
 
 
 def chunks(args: argparse.Namespace) -> None:
@@ -138,29 +130,17 @@ def chunks(args: argparse.Namespace) -> None:
 RUN = {"train": train, "cached": train, "cross": train, "rerank": rerank, "chunks": chunks, "head": head}
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=RUN, required=True)
-    parser.add_argument("--tables", type=Path, required=True, help="folder with pairs.jsonl and candidates.jsonl")
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--headed", type=Path, help="cross, rerank: directory of the model with a head of one value")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batches", type=int, default=2)
-    parser.add_argument("--batch-size", type=int, default=32)
+def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chunk-size", type=int, default=8)
-    parser.add_argument("--pairs", type=int, default=400)
     parser.add_argument("--rows", type=int, nargs="+", default=[256, 1024, 8192])
     parser.add_argument("--timed-rows", type=int, default=128, help="chunks: rows of the steps that are timed")
     parser.add_argument("--rounds", type=int, default=5, help="chunks")
-    parser.add_argument("--requests", type=int, default=0, help="time this many and leave; 0: read `step` from stdin")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
+    sys.path.insert(0, str(protocol.ROOT))
     from bert_jax import hugepages
 
     hugepages.use()  # as finetune.py does
-    args = parse()
-    protocol.limit_cores(args.threads)
+    args = protocol.retrieval_arguments(__doc__, RUN, add)
     RUN[args.case](args)

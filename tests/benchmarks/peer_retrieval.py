@@ -6,9 +6,7 @@ python tests/benchmarks/peer_retrieval.py --case train --tables FOLDER --model D
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,16 +30,12 @@ def optimize(model: torch.nn.Module, loss: Callable[[], torch.Tensor], optimizer
     optimizer.zero_grad()
 
 
-def read(args: argparse.Namespace, table: str) -> list[dict[str, str]]:
-    return [json.loads(line) for line in (args.tables / f"{table}.jsonl").read_text().splitlines()]
-
-
 def train(args: argparse.Namespace) -> None:
     """A request trains on all batches once."""
     model = sentence_transformers.SentenceTransformer(str(args.model), device="cpu")
     model.max_seq_length = LENGTH
     count, size = 1 if args.case == "cached" else args.batches, args.batch_size
-    rows = read(args, "pairs")[: count * size]
+    rows = protocol.read_lines(args.tables / "pairs.jsonl")[: count * size]
     kind = losses.CachedMultipleNegativesRankingLoss if args.case == "cached" else losses.MultipleNegativesRankingLoss
     loss, optimizer = kind(model), torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     batches = [
@@ -59,17 +53,21 @@ def train(args: argparse.Namespace) -> None:
     protocol.serve(request, args.requests, 1, examples=len(rows), tokens=tokens, positions=positions, versions=versions())
 
 
+def labelled(rows: Sequence[dict[str, str]]) -> tuple[list[list[str]], torch.Tensor]:
+    """Returns the queries and documents of all candidates of some rows, and 1 for each row's document, 0 for the others."""
+    each = [protocol.pairs_of(row) for row in rows]
+    queries, documents = map(list, zip(*(pair for own in each for pair in own), strict=True))
+    return [queries, documents], torch.tensor([float(place == 0) for own in each for place in range(len(own))])
+
+
 def cross(args: argparse.Namespace) -> None:
     """A request trains on all batches once."""
     model = CrossEncoder(str(args.headed), num_labels=1, max_length=LENGTH, device="cpu")
     loss, optimizer = BinaryCrossEntropyLoss(model), torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
-    rows = read(args, "candidates")[: args.batches * args.batch_size]
+    rows = protocol.read_lines(args.tables / "candidates.jsonl")[: args.batches * args.batch_size]
     batches = []
     for start in range(0, len(rows), args.batch_size):
-        some = [(row["query"], text, float(name == "positive")) for row in rows[start : start + args.batch_size]
-                for name, text in row.items() if name != "query"]  # fmt: skip
-        queries, documents, labels = map(list, zip(*some, strict=True))
-        batches.append(([queries, documents], torch.tensor(labels)))
+        batches.append(labelled(rows[start : start + args.batch_size]))
 
     def request() -> None:
         for inputs, labels in batches:
@@ -82,7 +80,7 @@ def cross(args: argparse.Namespace) -> None:
 def rerank(args: argparse.Namespace) -> None:
     """A request scores all pairs."""
     model = CrossEncoder(str(args.headed), num_labels=1, max_length=LENGTH, device="cpu")
-    pairs = [(row["query"], text) for row in read(args, "candidates") for name, text in row.items() if name != "query"]
+    pairs = [pair for row in protocol.read_lines(args.tables / "candidates.jsonl") for pair in protocol.pairs_of(row)]
     pairs = pairs[: args.pairs]
 
     def request() -> np.ndarray:
@@ -99,22 +97,7 @@ def versions() -> dict[str, Any]:
 RUN = {"train": train, "cached": train, "cross": cross, "rerank": rerank}
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=RUN, required=True)
-    parser.add_argument("--tables", type=Path, required=True, help="folder with pairs.jsonl and candidates.jsonl")
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--headed", type=Path, help="cross, rerank: directory of the model with a head of one value")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batches", type=int, default=2)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--pairs", type=int, default=400)
-    parser.add_argument("--requests", type=int, default=0, help="time this many and leave; 0: read `step` from stdin")
-    return parser.parse_args()
-
-
 if __name__ == "__main__":
-    args = parse()
-    protocol.limit_cores(args.threads)
+    args = protocol.retrieval_arguments(__doc__, RUN)
     torch.set_num_threads(args.threads)
     RUN[args.case](args)

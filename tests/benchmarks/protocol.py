@@ -1,4 +1,4 @@
-"""What the timed processes of pretraining_step.py and encoding.py share: each has its own interpreter, so NumPy is all it needs.
+"""What the processes of these benchmarks share: each has its own interpreter, so NumPy is all it needs.
 
 A timed process prints one JSON line when it has warmed up, then one for every line `step` that it reads, until `quit`:
 
@@ -17,12 +17,15 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import numpy as np
 
+ROOT = Path(__file__).parent.parent.parent
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 VOCAB_SIZE = 30522
 MODERN_VOCAB_SIZE = 50368
 LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 1e-4, 0.01, 1.0
@@ -50,6 +53,11 @@ def limit_cores(count: int) -> None:
     """Keep this process on `count` cores: the one limit that XLA, OpenMP and OpenBLAS all respect."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
+
+
+def pooled_sd(a: Sequence[float], b: Sequence[float]) -> float:
+    """Returns the standard deviation of two samples of equal size, each around its own mean."""
+    return ((stdev(a) ** 2 + stdev(b) ** 2) / 2) ** 0.5
 
 
 def random_batch(args: argparse.Namespace) -> dict[str, np.ndarray]:
@@ -197,3 +205,42 @@ def serve_encoding(encode: Encode, args: argparse.Namespace, **facts: Any) -> No
     if args.vectors:
         np.save(args.vectors, vectors)
     serve(lambda: encode(texts), args.steps, 0, cold_seconds=cold_seconds, second_seconds=second_seconds, **facts)
+
+
+# --- the participants of retrieval.py ---
+
+
+def retrieval_arguments(
+    doc: str | None, cases: Iterable[str], add: Callable[[argparse.ArgumentParser], Any] = lambda parser: None
+) -> argparse.Namespace:
+    """What a request does, and what `add` adds; limits this process to `--threads` cores."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=cases, required=True)
+    parser.add_argument("--tables", type=Path, required=True, help="folder with pairs.jsonl and candidates.jsonl")
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--headed", type=Path, help="cross, rerank: directory of the model with a head of one value")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batches", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--pairs", type=int, default=400)
+    parser.add_argument("--requests", type=int, default=0, help="time this many and leave; 0: read `step` from stdin")
+    add(parser)
+    args = parser.parse_args()
+    limit_cores(args.threads)
+    return args
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Returns the objects of a JSONL file."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes objects as a JSONL file."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def pairs_of(row: dict[str, str]) -> list[tuple[str, str]]:
+    """Returns a row's query with its document and with each of its negatives, in this order, without empty ones."""
+    return [(row["query"], text) for name, text in row.items() if name.startswith(("positive", "negative")) and text]

@@ -33,13 +33,13 @@ from typing import Any
 
 import numpy as np
 import protocol
+from protocol import ENVIRONMENT
 
 HERE = Path(__file__).parent
 CASES = ("train", "cached", "cross", "rerank", "chunks")
 UNITS = {"train": "pairs", "cached": "pairs", "cross": "pairs", "rerank": "pairs"}
 NEGATIVES = 7
 TOLERANCE = 1e-4
-ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def records(path: Path) -> Iterator[dict[str, str]]:
@@ -66,8 +66,7 @@ def write_tables(data: Path, folder: Path) -> None:
         row = {"query": queries[query], "positive": documents[document]}
         rows.append(row | {f"negative_{i}": documents[j] for i, j in enumerate(others[:NEGATIVES], 1)})
     for name, columns in (("pairs", 2), ("candidates", 2 + NEGATIVES)):
-        lines = (json.dumps(dict(list(row.items())[:columns])) + "\n" for row in rows)
-        (folder / f"{name}.jsonl").write_text("".join(lines))
+        protocol.write_lines(folder / f"{name}.jsonl", (dict(list(row.items())[:columns]) for row in rows))
 
 
 def command(who: str, case: str, args: argparse.Namespace, folder: Path) -> list[str]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from typing import Any, TextIO
 
-ROOT = Path(__file__).parent.parent.parent
+from protocol import ENVIRONMENT, ROOT
 
 
 class Cores(ThreadPoolExecutor):
@@ -22,12 +21,15 @@ class Cores(ThreadPoolExecutor):
         for core in cores:
             self.free.put(core)
 
-    def call(self, *command: str) -> None:
-        """Runs Python on one core, with one thread."""
-        core = self.free.get()
-        env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        print("$", f"[core {core}]", *command, flush=True)
+    def call(self, *command: object, log: TextIO | None = None, **how: Any) -> subprocess.CompletedProcess:
+        """Runs Python on one core, with one thread, and says so on stdout; with a log, there, as its errors go there.
+
+        `how` goes to `subprocess.run`. Raises CalledProcessError where the program fails.
+        """
+        core, environment = self.free.get(), ENVIRONMENT | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        words = ["taskset", "-c", str(core), sys.executable, *map(str, command)]
+        print("$", f"[core {core}]", *command, file=log, flush=True)
         try:
-            subprocess.run(["taskset", "-c", str(core), sys.executable, *command], check=True, env=env)
+            return subprocess.run(words, check=True, env=environment, stderr=log, **how)
         finally:
             self.free.put(core)
