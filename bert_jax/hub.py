@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from bert_jax.errors import InputError, did_you_mean
-from bert_jax.modules import ENCODERS, STATIC, read_modules
+from bert_jax.modules import ENCODERS, STATIC, every_module
 
 _NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "flax_model*.msgpack")  # the first that is there is fetched
@@ -51,8 +51,8 @@ def find(path_or_name: str | Path) -> Path:
 
 def _module_folders(directory: Path) -> list[str]:
     with contextlib.suppress(InputError):  # read_pooling reports it
-        holders = (*ENCODERS, STATIC, "Dense")
-        weighted = [path for kind, path in read_modules(directory) if kind in holders and path != directory]
+        holders = (*ENCODERS, STATIC, "Dense", "SparseStaticEmbedding")
+        weighted = [path for kind, path in every_module(directory) if kind in holders and path != directory]
         return [str(path.relative_to(directory)) for path in weighted]
     return []
 

@@ -86,12 +86,49 @@ class Dense:
         return f"Dense({self.kernel.shape[0]} -> {self.kernel.shape[1]}, {self.activation})"
 
 
+@dataclass(frozen=True, eq=False)
+class TokenWeights:
+    """A weight for each token of a vocabulary.
+
+    Attributes:
+      values: float32 [V].
+    """
+
+    values: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 1:
+            raise InputError(f"TokenWeights: values of the shape {self.values.shape}; expected [vocabulary]")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TokenWeights) and np.array_equal(self.values, other.values)
+
+    def __hash__(self) -> int:
+        return hash(self.values.shape)
+
+    def __repr__(self) -> str:
+        return f"TokenWeights({len(self.values)} tokens)"
+
+
 class Module(NamedTuple):
-    """A module of sentence-transformers: its class, the content of its config.json, and its tensors; both may be empty."""
+    """A module of sentence-transformers. All but the class may be empty.
+
+    Attributes:
+      type: its class.
+      config: the content of its config.json.
+      tensors: its tensors.
+      routes: the modules of each route of a Router.
+    """
 
     type: str
     config: Mapping[str, object] = {}
     tensors: Mapping[str, np.ndarray] = {}
+    routes: Mapping[str, Sequence[Module]] = {}
+
+    @property
+    def kind(self) -> str:
+        """The name of the class, without its package."""
+        return self.type.rpartition(".")[2]
 
 
 class Embedding(ABC):
@@ -145,7 +182,7 @@ class Embedding(ABC):
 
     @abstractmethod
     def modules(self, cfg: BertConfig, params: Mapping[str, Any]) -> list[Module]:
-        """Returns the modules of sentence-transformers for a model with these parameters, the one of the encoder first."""
+        """Returns the modules of sentence-transformers for a model with these parameters, the one with the encoder first."""
 
     @abstractmethod
     def library(self) -> dict[str, object]:
@@ -175,22 +212,51 @@ def read_modules(directory: Path) -> list[tuple[str, Path]]:
     path, found = directory / "modules.json", []
     for module in read_json(path, list) or []:
         try:
-            package, _, kind = module["type"].rpartition(".")
-            folder = Path(module["path"])
+            found.append(_located(module["type"], module["path"], path))
         except (TypeError, LookupError, AttributeError):
             raise InputError(f"{path}: {module!r} is not a module with a type and a path") from None
-        if package.partition(".")[0] != "sentence_transformers" and module["type"] != PYLATE_DENSE:
-            raise InputError(f"{path}: {module['type']} modules are not supported: their code is not sentence-transformers'")
-        if folder.is_absolute() or ".." in folder.parts:
-            raise InputError(f"{path}: the folder {module['path']!r} is not inside {directory}")
-        found.append((kind, directory / folder))
     return found
+
+
+def _located(named: str, folder: str, path: Path) -> tuple[str, Path]:
+    """Returns (kind, folder) of a module of the class `named` that a file names. Raises InputError as `read_modules`."""
+    package, _, kind = named.rpartition(".")
+    inside = Path(folder)
+    if package.partition(".")[0] != "sentence_transformers" and named != PYLATE_DENSE:
+        raise InputError(f"{path}: {named} modules are not supported: their code is not sentence-transformers'")
+    if inside.is_absolute() or ".." in inside.parts:
+        raise InputError(f"{path}: the folder {folder!r} is not inside {path.parent}")
+    return kind, path.parent / inside
+
+
+def read_routes(folder: Path) -> dict[str, list[tuple[str, Path]]]:
+    """Returns (kind, folder) of each module of each route of a Router.
+
+    Raises InputError as `read_modules`, and unless routes are chosen by their names alone, documents by default.
+    """
+    path = folder / "router_config.json"
+    config = json_object(path)
+    types, structure, chosen = (typed(config, name, dict, {}, path) for name in ("types", "structure", "parameters"))
+    for name, known in (("default_route", (None, "document")), ("route_mappings", (None, {}))):
+        if chosen.get(name) not in known:
+            raise InputError(f"{path}: {name}={chosen[name]!r} is not supported")
+    try:
+        return {route: [_located(types[name], name, path) for name in names] for route, names in structure.items()}
+    except (TypeError, LookupError, AttributeError):
+        raise InputError(f"{path}: it does not name the class of each module of its routes") from None
+
+
+def every_module(directory: Path) -> list[tuple[str, Path]]:
+    """Returns (kind, folder) of the modules of `read_modules` and of their routes, those of documents first."""
+    modules = read_modules(directory)
+    routers = [read_routes(folder) for kind, folder in modules if kind == "Router"]
+    return modules + [module for routes in routers for route in sorted(routes) for module in routes[route]]
 
 
 def encoder_folder(directory: Path) -> Path:
     """Returns the folder of the encoder's files, such as 0_Transformer, if modules.json names one, else the directory."""
     try:
-        folders = [folder for kind, folder in read_modules(directory) if kind in ENCODERS]
+        folders = [folder for kind, folder in every_module(directory) if kind in ENCODERS]
     except InputError:  # read_pooling tells
         return directory
     return folders[0] if folders and (folders[0] / "config.json").is_file() else directory
@@ -277,28 +343,60 @@ def library_prompts(prompt: str, prompts: Mapping[str, str]) -> dict[str, object
     return {"prompts": named, "default_prompt_name": default}
 
 
-def write_pooling(directory: Path, pooling: Embedding, cfg: BertConfig, params: Mapping[str, Any] | None = None) -> None:
+def read_token_weights(folder: Path) -> TokenWeights:
+    """Returns the weights of a SparseStaticEmbedding module."""
+    path = folder / "config.json"
+    if (file := json_object(path).get("path")) is not None:
+        raise InputError(f"{path}: path={file!r} is not supported, only weights in model.safetensors")
+    tensors, where = read_directory(folder)
+    there = {name: tensor.shape for name, tensor in tensors.items()}
+    if [*there] != ["weight"] or len(there["weight"]) != 1:
+        raise InputError(f"{where} holds {there}; expected weight, a number for each token of the vocabulary")
+    return TokenWeights(np.array(tensors["weight"], np.float32))
+
+
+def write_pooling(
+    directory: Path, pooling: Embedding, cfg: BertConfig, params: Mapping[str, Any] | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> None:  # fmt: skip
     """Writes the files that sentence-transformers reads, in the form that all its versions do.
 
-    modules.json, which names the others, comes last; each file appears whole or not at all. Raises OSError where it cannot.
+    modules.json, which names the others, comes last; each file appears whole or not at all. Modules that tokenize texts by
+    themselves get the files of the tokenizer. Raises OSError where it cannot.
     """
     library = {**library_prompts(pooling.prompt, pooling.prompts), **pooling.library()}
+    length = min(pooling.max_length or cfg.max_length, cfg.max_length)
     files: dict[str, object] = {
-        "sentence_bert_config.json": {
-            "max_seq_length": min(pooling.max_length or cfg.max_length, cfg.max_length),
-            "do_lower_case": pooling.lowercase,
-        },
+        "sentence_bert_config.json": {"max_seq_length": length, "do_lower_case": pooling.lowercase},
         "config_sentence_transformers.json": library,
     }
-    listed = []
+    listed, modules = list[object](), dict[str, Module]()  # by folder; the encoder's is the directory
     for i, module in enumerate(pooling.modules(cfg, params or {})):
-        folder = f"{i}_{module.type.rpartition('.')[2]}" if i else ""
+        folder = f"{i}_{module.kind}" if i else ""
         listed.append({"idx": i, "name": str(i), "path": folder, "type": module.type})
+        modules[folder] = module
+        if module.routes:
+            parts, files["router_config.json"] = _routed(module.routes)
+            modules |= parts
+    for folder, module in modules.items():
         if module.config:
             files[f"{folder}/config.json"] = module.config
         if module.tensors:
             (directory / folder).mkdir(exist_ok=True)
             as_saved = {name: np.ascontiguousarray(array, np.float32) for name, array in module.tensors.items()}
             write_safetensors(directory / folder / "model.safetensors", as_saved)
+        if module.kind == "SparseStaticEmbedding" and tokenizer is not None:  # it adds no special tokens
+            tokenizer.save(directory / folder, model_max_length=length - len(tokenizer.single))
     for name, content in {**files, "modules.json": listed}.items():
         put(directory / name, json.dumps(content, indent=2) + "\n")
+
+
+def _routed(routes: Mapping[str, Sequence[Module]]) -> tuple[dict[str, Module], dict[str, object]]:
+    """Returns the modules of a Router by folder, and the content of its router_config.json."""
+    modules, structure = dict[str, Module](), dict[str, list[str]]()
+    for route, own in routes.items():
+        structure[route] = ["" if module.kind in ENCODERS else f"{route}_{i}_{module.kind}" for i, module in enumerate(own)]
+        modules |= dict(zip(structure[route], own, strict=True))
+    types = {folder: module.type for folder, module in modules.items()}
+    parameters = {"default_route": "document", "allow_empty_key": True}
+    return modules, {"types": types, "structure": structure, "parameters": parameters}

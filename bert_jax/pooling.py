@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
+from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import InputError
 from bert_jax.model.config import BertConfig
 from bert_jax.modules import ACTIVATIONS as ACTIVATIONS
@@ -21,11 +22,14 @@ from bert_jax.modules import (
     read_dense,
     read_library,
     read_modules,
+    read_routes,
+    read_token_weights,
     read_transformer,
     typed,
 )
 from bert_jax.modules import Dense as Dense
 from bert_jax.modules import Embedding as Embedding
+from bert_jax.modules import TokenWeights as TokenWeights
 from bert_jax.modules import encoder_folder as encoder_folder
 from bert_jax.modules import write_pooling as write_pooling
 from bert_jax.token_vectors import TokenVectors as TokenVectors
@@ -39,6 +43,7 @@ _LEGACY: dict[str, PoolingMode] = {  # in the order that their vectors are conca
     "pooling_mode_lasttoken": "lasttoken",
 }  # fmt: skip
 _SPARSE_MODELS = "sentence_transformers.sparse_encoder.models"
+SparseActivation = Literal["relu", "log1p_relu"]
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,10 @@ class SparsePooling(Embedding):
     masked-LM head. Embeddings are compared by their inner product.
 
     Attributes:
-      max_length: as in `Pooling`, like the other fields.
+      max_length: as in `Pooling`, like the fields after it.
+      query_weights: the weight of each token of the vocabulary in queries that have it, in place of those of the model; None:
+        queries are embedded as documents are.
+      activation: "log1p_relu" takes the logarithm of 1 and a weight once more, as OpenSearch's models do.
     """
 
     kind: ClassVar[str] = "sparse"
@@ -137,11 +145,42 @@ class SparsePooling(Embedding):
     lowercase: bool = False
     prompt: str = ""
     prompts: Mapping[str, str] = field(default_factory=dict, hash=False)
+    query_weights: TokenWeights | None = None
+    activation: SparseActivation = "relu"
+
+    def __post_init__(self) -> None:
+        if self.activation not in (known := get_args(SparseActivation)):
+            raise InputError(f"SparsePooling: activation={self.activation!r} is not supported; known: {', '.join(known)}")
+        if self.lowercase and self.query_weights is not None:
+            said = "SparsePooling: query_weights and lowercase=True exclude each other"
+            raise InputError(f"{said}: sentence-transformers does not lowercase queries that it looks up")
+
+    def query_table(self, tokenizer: Tokenizer, cfg: BertConfig) -> np.ndarray | None:
+        """Returns `query_weights`, 0 for the tokens around each text; None without them.
+
+        Raises InputError unless there is one for each token of the model's vocabulary.
+        """
+        if self.query_weights is None:
+            return None
+        table = np.array(self.query_weights.values, np.float32)
+        if len(table) != cfg.vocab_size:
+            raise InputError(f"query_weights has {len(table)} tokens, but the vocabulary of the model {cfg.vocab_size}")
+        table[[id for ids in tokenizer.single.ids for id in ids]] = 0
+        return table
 
     def modules(self, cfg: BertConfig, params: Mapping[str, Any]) -> list[Module]:
-        """Returns the modules of sentence-transformers: MLMTransformer and SpladePooling."""
-        splade = {"pooling_strategy": "max", "activation_function": "relu", "word_embedding_dimension": cfg.vocab_size}
-        return [Module(f"{_SPARSE_MODELS}.MLMTransformer"), Module(f"{_SPARSE_MODELS}.SpladePooling", splade)]
+        """Returns the modules of sentence-transformers: MLMTransformer and SpladePooling, for documents alone behind a Router."""
+        splade = {
+            "pooling_strategy": "max",
+            "activation_function": self.activation,
+            "word_embedding_dimension": cfg.vocab_size,
+        }
+        encoder = [Module(f"{_SPARSE_MODELS}.MLMTransformer"), Module(f"{_SPARSE_MODELS}.SpladePooling", splade)]
+        if self.query_weights is None:
+            return encoder
+        tensors = {"weight": self.query_weights.values}
+        lookup = Module(f"{_SPARSE_MODELS}.SparseStaticEmbedding", {"frozen": True}, tensors)
+        return [Module(f"{MODELS}.Router", routes={"query": [lookup], "document": encoder})]
 
     def library(self) -> dict[str, object]:
         """Returns the class of the model and `similarity_fn_name`."""
@@ -157,6 +196,8 @@ def read_pooling(directory: Path) -> Pooling | SparsePooling | TokenVectors | No
     kinds, known = [kind for kind, _ in modules], ("Transformer", "Pooling", "Dense", "Normalize")
     if "SpladePooling" in kinds:
         return _read_sparse(directory, modules)
+    if kinds == ["Router"]:
+        return _read_routed(directory, modules[0][1])
     if is_late(directory, kinds):
         return read_late(directory, modules)
     for kind in kinds:
@@ -195,15 +236,29 @@ def _read_sparse(directory: Path, modules: list[tuple[str, Path]]) -> SparsePool
         raise InputError(f"{directory}/modules.json: {', '.join(kinds)} are not supported together; {expected}")
     path = modules[1][1] / "config.json"
     config = json_object(path)
-    for name, value in (("pooling_strategy", "max"), ("activation_function", "relu")):
-        if config.get(name, value) != value:
-            raise InputError(f"{path}: {name}={config[name]!r} is not supported, only {value!r}")
+    chosen = {"pooling_strategy": "max", "activation_function": "relu"} | config
+    for name, values in (("pooling_strategy", ("max",)), ("activation_function", get_args(SparseActivation))):
+        if chosen[name] not in values:
+            raise InputError(f"{path}: {name}={chosen[name]!r} is not supported, only {' and '.join(map(repr, values))}")
     _, library = read_library(directory / "config_sentence_transformers.json", ["SparseEncoder"])
     if library["similarity_fn_name"] not in (None, "dot"):
         said = f"similarity_fn_name={library['similarity_fn_name']!r} is not supported, only 'dot'"
         raise InputError(f"{directory}/config_sentence_transformers.json: {said}")
     length, lowercase = read_transformer(modules[0][1], "SparseEncoder")
-    return SparsePooling(length, lowercase, library["prompt"], library["prompts"])
+    prompts = library["prompt"], library["prompts"]
+    return SparsePooling(length, lowercase, *prompts, activation=chosen["activation_function"])
+
+
+def _read_routed(directory: Path, folder: Path) -> SparsePooling:
+    """Returns the settings of a SparseEncoder whose queries are looked up."""
+    routes = read_routes(folder)
+    kinds = {route: [kind for kind, _ in own] for route, own in routes.items()}
+    first = (kinds.get("document") or [""])[0]
+    if kinds != {"query": ["SparseStaticEmbedding"], "document": [first, "SpladePooling"]}:
+        said = "; ".join(f"{route}: {', '.join(own)}" for route, own in kinds.items())
+        expected = "expected query: SparseStaticEmbedding; document: a Transformer or MLMTransformer, then a SpladePooling"
+        raise InputError(f"{folder}/router_config.json: the routes {said} are not supported; {expected}")
+    return _read_sparse(directory, routes["document"]).replace(query_weights=read_token_weights(routes["query"][0][1]))
 
 
 def read_activation(directory: Path, config: Mapping[str, Any]) -> Any:

@@ -342,13 +342,14 @@ def save(model: Model, directory: str | Path) -> None:
         tensors = convert.to_hugging_face(params, model.config, head)
         write_safetensors(directory / "model.safetensors", tensors)
         put(directory / "config.json", json.dumps(config, indent=2) + "\n")
-        if model.tokenizer:
+        tokenizer = model.tokenizer
+        if tokenizer:
             no_types = model.config.form.token_types == "never"  # transformers' class refuses them
-            tokenizer = model.tokenizer.without_token_types() if no_types else model.tokenizer
+            tokenizer = tokenizer.without_token_types() if no_types else tokenizer
             tokenizer.save(directory, model_max_length=model.max_length)
         if isinstance(model.pooling, Embedding):
             read = model.pooling.max_length or model.max_length
-            write_pooling(directory, model.pooling.replace(max_length=read), model.config, model.params)
+            write_pooling(directory, model.pooling.replace(max_length=read), model.config, model.params, tokenizer)
         else:
             (directory / "modules.json").unlink(missing_ok=True)  # an earlier model's
     except (OSError, SafetensorError) as e:

@@ -1,6 +1,7 @@
 """The commands that predict: lines in, JSON lines out, from files, pipes and terminals."""
 
 import contextlib
+import dataclasses
 import datetime
 import gzip
 import inspect
@@ -24,6 +25,7 @@ from bert_jax.__main__ import COMMANDS, main
 from bert_jax.commands import predictors
 from bert_jax.config import BertConfig, InputError
 from bert_jax.model.heads import initialize
+from bert_jax.pooling import TokenWeights
 from bert_jax.pretrained import Model
 
 ROOT = Path(__file__).parent.parent
@@ -195,6 +197,11 @@ def test_embed_of_a_sparse_retriever_gives_the_weights_of_tokens(run, tokenizer,
     embed = bert_jax.SparseEmbedder(model)
     (expected,) = embed.words(embed(["bako tine"]))
     assert found["embedding"] == pytest.approx(expected, rel=1e-6)
+    weights = TokenWeights(np.arange(model.config.vocab_size, dtype=np.float32))
+    pretrained.save(dataclasses.replace(model, pooling=bert_jax.SparsePooling(24, query_weights=weights)), tmp_path / "table")
+    (found,) = run("embed", tmp_path / "table", "--prompt-name", "query", stdin=b"bako tine bako\n")
+    ids = np.unique(tokenizer.encode_batch(["bako tine"])[0])[::-1].tolist()
+    assert found["embedding"] == dict(zip(tokenizer.tokens(ids), ids, strict=True))
     with pytest.raises(InputError, match="is a sparse retriever: leave out --out, --pooling"):
         run("embed", tmp_path / "model", "--pooling", "cls", stdin=b"bako\n")
 

@@ -11,7 +11,7 @@ from test_parity_predictions import TEXTS, Served
 
 import bert_jax
 from bert_jax.finetuning.init_head import load_for_task
-from bert_jax.pooling import SparsePooling, TokenVectors
+from bert_jax.pooling import SparsePooling, TokenVectors, TokenWeights
 from bert_jax.tasks.forms import FORMS
 from bert_jax.tasks.task import Options
 from bert_jax.training.contrastive import MAX_SIM, Vectors, contrastive_loss
@@ -80,6 +80,34 @@ def test_sparse_encoders_are_read_and_ours_are_read_there_with_equal_numbers(tmp
         assert (expected > 0).any(axis=0).sum() > 10
         np.testing.assert_allclose(found, expected, atol=1e-6, rtol=0)
         np.testing.assert_allclose(embed(texts, prompt_name=name).toarray(), expected, atol=1e-5, rtol=0)
+
+
+def test_sparse_encoders_without_inference_of_queries_are_read_and_ours_are_read_there_with_equal_numbers(tmp_path):
+    import torch
+    from sentence_transformers import SparseEncoder
+    from sentence_transformers.sparse_encoder.modules import Router, SparseStaticEmbedding, SpladePooling, Transformer
+
+    served = Served(tmp_path, "bert", "masked_lm")
+    encoder = Transformer(str(served.directories["theirs"]), transformer_task="fill-mask")
+    encoder.max_seq_length = 48
+    values = np.random.default_rng(0).standard_normal(len(encoder.tokenizer.get_vocab())).astype(np.float32)
+    lookup = SparseStaticEmbedding(encoder.tokenizer, torch.tensor(values))
+    routes = Router.for_query_document([lookup], [encoder, SpladePooling("max", "log1p_relu")])
+    made = SparseEncoder(modules=[routes], device="cpu", prompts=PROMPTS)
+    made.save(str(tmp_path / "made"))
+    ours = bert_jax.load(tmp_path / "made")
+    assert ours.pooling == SparsePooling(48, prompts=PROMPTS, query_weights=TokenWeights(values), activation="log1p_relu")
+    bert_jax.save(ours, tmp_path / "saved")
+    assert bert_jax.load(tmp_path / "saved").pooling == ours.pooling
+    again, embed = SparseEncoder(str(tmp_path / "saved"), device="cpu"), bert_jax.SparseEmbedder(ours)
+    texts = [text[:40] for text in TEXTS]
+    documents = [model.encode_document(texts, convert_to_sparse_tensor=False).numpy() for model in (made, again)]
+    queries = [model.encode_query(texts, convert_to_sparse_tensor=False).numpy() for model in (made, again)]
+    assert (queries[0] != 0).any(axis=0).sum() > 10
+    np.testing.assert_array_equal(queries[1], queries[0])
+    np.testing.assert_allclose(documents[1], documents[0], atol=1e-6, rtol=0)
+    np.testing.assert_array_equal(embed.queries(texts).toarray(), queries[0])
+    np.testing.assert_allclose(embed(texts, prompt_name="document").toarray(), documents[0], atol=1e-5, rtol=0)
 
 
 def test_the_loss_of_late_interaction_and_its_gradients_are_those_of_sentence_transformers():

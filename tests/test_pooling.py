@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from bert_jax.pooling import (
     Pooling,
     SparsePooling,
     TokenVectors,
+    TokenWeights,
     encoder_folder,
     read_activation,
     read_pooling,
@@ -87,7 +89,7 @@ def test_a_sparse_encoder_is_written_and_read_and_what_would_change_its_numbers_
     folder, library = tmp_path / "1_SpladePooling", tmp_path / "config_sentence_transformers.json"
     for path, changes in (
         (folder / "config.json", {"pooling_strategy": "sum"}),
-        (folder / "config.json", {"activation_function": "log1p_relu"}),
+        (folder / "config.json", {"activation_function": "gelu"}),
         (library, {"similarity_fn_name": "cosine"}),
         (library, {"model_type": "SentenceTransformer"}),
     ):
@@ -98,6 +100,48 @@ def test_a_sparse_encoder_is_written_and_read_and_what_would_change_its_numbers_
         path.write_text(before)
     (tmp_path / "modules.json").write_text(json.dumps(modules("Router", "SpladePooling")))
     with pytest.raises(InputError, match="Router, SpladePooling are not supported together"):
+        read_pooling(tmp_path)
+
+
+def test_weights_of_queries_stand_behind_a_router_with_the_encoder_in_the_directory_or_in_a_folder(tmp_path):
+    weights = TokenWeights(np.linspace(-1, 2, CONFIG.vocab_size, dtype=np.float32))
+    pooling = SparsePooling(48, prompts={"query": "find: "}, query_weights=weights, activation="log1p_relu")
+    write_pooling(tmp_path, pooling, CONFIG)
+    write(tmp_path, "config.json", {})
+    assert read_pooling(tmp_path) == pooling != pooling.replace(query_weights=TokenWeights(weights.values + 1))
+    assert encoder_folder(tmp_path) == tmp_path
+    router, folder = tmp_path / "router_config.json", tmp_path / "query_0_SparseStaticEmbedding"
+    said = json.loads(router.read_text())
+    assert said["structure"] == {"query": [folder.name], "document": ["", "document_1_SpladePooling"]}
+    theirs = tmp_path / "document_0_Transformer"
+    write(theirs, "config.json", {})
+    write(theirs, "sentence_bert_config.json", {"max_seq_length": 30, "transformer_task": "fill-mask"})
+    types = said["types"] | {theirs.name: "sentence_transformers.base.modules.transformer.Transformer"}
+    structure = said["structure"] | {"document": [theirs.name, "document_1_SpladePooling"]}
+    write(tmp_path, router.name, said | {"types": types, "structure": structure})
+    assert read_pooling(tmp_path) == pooling.replace(max_length=30)
+    assert encoder_folder(tmp_path) == theirs
+    for path, changes, message in (
+        (router, {"structure": structure | {"query": []}}, "the routes query: ; document: Transformer, SpladePooling are not"),
+        (router, {"structure": structure | {"query": ["lost"]}}, "does not name the class of each module"),
+        (router, {"structure": structure | {"other": []}}, "other: "),
+        (router, {"types": types | {theirs.name: "mine.Transformer"}}, "mine.Transformer modules are not supported"),
+        (router, {"parameters": {"default_route": "query"}}, "default_route='query'"),
+        (router, {"parameters": {"route_mappings": {"(None, 'text')": "query"}}}, "route_mappings="),
+        (folder / "config.json", {"path": "idf.json"}, "path='idf.json' is not supported"),
+    ):
+        before = path.read_text()
+        path.write_text(json.dumps(json.loads(before) | changes))
+        with pytest.raises(InputError, match=re.escape(message)) as caught:
+            read_pooling(tmp_path)
+        assert path.name in str(caught.value)
+        path.write_text(before)
+    with pytest.raises(InputError, match="query_weights and lowercase=True exclude each other"):
+        pooling.replace(lowercase=True)
+    with pytest.raises(InputError, match="activation='gelu' is not supported"):
+        pooling.replace(activation="gelu")
+    save_file({"weight": np.ones((2, 3), np.float32)}, folder / "model.safetensors")
+    with pytest.raises(InputError, match=r"model\.safetensors holds \{'weight': \(2, 3\)\}; expected weight"):
         read_pooling(tmp_path)
 
 

@@ -538,7 +538,7 @@ def test_weights_have_the_permissions_of_their_siblings(tmp_path, umask):
     assert modes == {"config.json": 0o666 & ~umask, "model.safetensors": 0o666 & ~umask}
 
 
-def test_dense_layers_are_fetched_from_the_hub(tmp_path, monkeypatch):
+def test_dense_layers_and_the_modules_of_a_router_are_fetched_from_the_hub(tmp_path, monkeypatch):
     there = write(tmp_path / "there")
     fetched = []
 
@@ -554,6 +554,15 @@ def test_dense_layers_are_fetched_from_the_hub(tmp_path, monkeypatch):
     load("maker/dense")
     assert {"2_Dense_1024/model*.safetensors", "2_Dense_1024/pytorch_model*.bin"} < set(fetched)
     assert not any(pattern.startswith(("1_Pooling/", "./")) for pattern in fetched)
+    types = {f"{i}_{kind}": f"sentence_transformers.sparse_encoder.models.{kind}"
+             for i, kind in enumerate(("SparseStaticEmbedding", "MLMTransformer", "SpladePooling"))}  # fmt: skip
+    lookup, *encoder = types
+    (there / "router_config.json").write_text(json.dumps({"types": types, "structure": {"query": [lookup], "document": encoder}}))
+    (there / "modules.json").write_text(json.dumps([{"path": "", "type": "sentence_transformers.models.Router"}]))
+    fetched.clear()
+    load("maker/sparse")
+    assert {f"{folder}/model*.safetensors" for folder in (lookup, encoder[0])} < set(fetched)
+    assert not any(pattern.startswith((f"{encoder[1]}/", "./")) for pattern in fetched)
 
 
 def test_a_save_without_pooling_leaves_none_of_the_model_that_was_there(tmp_path):

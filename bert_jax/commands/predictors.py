@@ -442,9 +442,9 @@ def embed(
 ) -> None:  # fmt: skip
     """Embed each text as a vector: {"text", "embedding": [...]}, or all as one array.
 
-    A sparse retriever (finetune --form sparse) gives the weights of tokens instead: {"text", "embedding": {token: weight}}.
-    One of --form multi_vector gives a vector for each token of a document, or with --prompt-name query of a query. A table of
-    `bert_jax static` is read, too.
+    A sparse retriever (finetune --form sparse) gives the weights of tokens instead: {"text", "embedding": {token: weight}}; one
+    with --query-weights looks up those of queries with --prompt-name query. One of --form multi_vector gives a vector for each
+    token of a document, or with --prompt-name query of a query. A table of `bert_jax static` is read, too.
 
     Args:
         texts: The texts.
@@ -470,6 +470,8 @@ def embed(
             if out or pooling or scaled is not None:
                 raise InputError(f"{texts.model} is a sparse retriever: leave out --out, --pooling and --[no-]normalize")
             sparse = bert_jax.SparseEmbedder(model, max_length=texts.max_seq_length, exact=texts.exact)
+            if prompt_name == "query" and sparse.pooling.query_weights is not None:
+                return _Made(lambda some: sparse.words(sparse.queries(some)), {"embedding": dict})
             return _Made(lambda some: sparse.words(sparse(some, prompt_name)), {"embedding": dict})
         if isinstance(model.pooling, bert_jax.TokenVectors):
             if out or pooling or scaled is not None:

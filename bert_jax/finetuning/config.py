@@ -152,6 +152,11 @@ class FinetuneConfig(Checked):
     """retrieval --form sparse: weight of the FLOPS of queries in the loss, which rises over the first third of the steps."""
     document_regularizer_weight: float = 3e-5
     """retrieval --form sparse: weight of the FLOPS of documents."""
+    query_weights: Literal["encoder", "idf", "ones"] | None = None
+    (
+        "retrieval --form sparse: weights of the tokens of queries. encoder: those of the model; idf, ones: those of a table, so "
+        "that queries need no encoder: the idf of each token in the documents, or 1. Default: as the model, else encoder."
+    )
     markers: tuple[str, ...] | None = None
     (
         "retrieval --form multi_vector: the tokens that mark queries and documents. Default: those of the model, else [unused0] "
@@ -238,14 +243,14 @@ class FinetuneConfig(Checked):
             document_prompt=self.document_prompt, dimensions=self.dimensions, directions=self.directions,
             distillation=self.distillation, query_regularizer_weight=self.query_regularizer_weight,
             document_regularizer_weight=self.document_regularizer_weight, markers=self.markers, query_length=self.query_length,
-            expand_queries=self.expand_queries, skip_punctuation=self.skip_punctuation,
+            expand_queries=self.expand_queries, skip_punctuation=self.skip_punctuation, query_weights=self.query_weights,
         )  # fmt: skip
 
 
 _OF_SOME_KINDS = (
     "loss", "label_smoothing", "null_threshold", "label_threshold", "class_weights", "query_prompt", "document_prompt",
     "dimensions", "directions", "distillation", "chunk_size", "query_regularizer_weight", "document_regularizer_weight",
-    "markers", "query_length", "expand_queries", "skip_punctuation", "learn_temperature",
+    "markers", "query_length", "expand_queries", "skip_punctuation", "learn_temperature", "query_weights",
 )  # fmt: skip
 
 

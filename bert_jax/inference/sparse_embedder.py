@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -25,7 +25,7 @@ _TOGETHER = 256  # texts whose weights of all tokens are held at a time
 class SparseEmbedder(Predictor):
     """Returns a sparse row for each text, as sentence-transformers' SparseEncoder does.
 
-    The score of a query and a document is the inner product of their rows: `queries @ documents.T`.
+    The score of a query and a document is the inner product of their rows: `embed.queries(texts) @ embed(documents).T`.
     """
 
     needs = ("masked_lm", "pretraining")
@@ -39,18 +39,19 @@ class SparseEmbedder(Predictor):
           exact: as for `Predictor`.
 
         Raises:
-          InputError: those files describe embeddings that are not supported.
+          InputError: those files describe embeddings that are not supported, or weights of another vocabulary.
         """
         super().__init__(model, exact, max_length)
         if isinstance(model.pooling, str):
             raise InputError(model.pooling)
         self.pooling = model.pooling if isinstance(model.pooling, SparsePooling) else SparsePooling()
         self._longest = min(max_length or self.pooling.max_length or self._longest, model.config.max_length)
+        self._table = self.pooling.query_table(self.tokenizer, model.config)
 
     def _outputs(self, params: PyTree, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         count = batch.pop("places").shape[1]
         logits = self.model.apply(params, batch)["masked_lm_logits"]
-        return {"weights": pool_words(logits, batch["sequence_ids"], count)}
+        return {"weights": pool_words(logits, batch["sequence_ids"], count, self.pooling.activation)}
 
     def _slots(self, length: int) -> int:
         return max(1, length // 16)  # each has a number for every token of the vocabulary
@@ -65,23 +66,44 @@ class SparseEmbedder(Predictor):
         Returns:
           A scipy.sparse.csr_array, float32 [N, V]: `indices` are ids of tokens, `data` their weights, above 0.
         """
-        pooling = self.pooling if prompt_name is None else self.pooling.with_prompt(prompt_name)
-        read = [pooling.read(text) if isinstance(text, str) else text for text in as_list(texts)]
-        return self.rows(self._encode(read))
+        return self.rows(self._encode(self._read(texts, prompt_name)))
 
-    def rows(self, examples: Sequence[Example], params: PyTree = None) -> csr_array:
-        """Returns the rows of tokenized texts; for `params` see `run`."""
+    def queries(self, texts: Sequence[str], prompt_name: str | None = None) -> csr_array:
+        """Embeds queries. With `pooling.query_weights`, looks up the weights of their tokens: the encoder does not run.
+
+        Args:
+          texts: N texts.
+          prompt_name: as in a call; default: "query" if there is one, else `pooling.prompt`.
+
+        Returns:
+          As a call.
+        """
+        name = "query" if prompt_name is None and "query" in self.pooling.prompts else prompt_name
+        return self.rows(self._encode(self._read(texts, name)), queries=True)
+
+    def _read(self, texts: Sequence[str], prompt_name: str | None) -> list[str]:
+        pooling = self.pooling if prompt_name is None else self.pooling.with_prompt(prompt_name)
+        return [pooling.read(text) if isinstance(text, str) else text for text in as_list(texts)]
+
+    def rows(self, examples: Sequence[Example], params: PyTree = None, queries: bool = False) -> csr_array:
+        """Returns the rows of tokenized texts, which may be queries; for `params` see `run`."""
         from scipy.sparse import csr_array  # here: it takes long to import
 
         ids, weights, ends = [np.zeros(0, np.int32)], [np.zeros(0, np.float32)], [0]
-        for start in range(0, len(examples), _TOGETHER):
-            for result in self.run(examples[start : start + _TOGETHER], params):
-                own = result["weights"][0]
-                ids.append(np.flatnonzero(own).astype(np.int32))
-                weights.append(own[ids[-1]])
-                ends.append(ends[-1] + len(ids[-1]))
+        table = self._table if queries else None
+        for own, values in self._pooled(examples, params) if table is None else _looked_up(examples, table):
+            ids.append(own)
+            weights.append(values)
+            ends.append(ends[-1] + len(own))
         parts = np.concatenate(weights), np.concatenate(ids), np.array(ends)
         return csr_array(parts, (len(examples), self.model.config.vocab_size))
+
+    def _pooled(self, examples: Sequence[Example], params: PyTree) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields the ids of the tokens of each text, ascending, and their weights."""
+        for start in range(0, len(examples), _TOGETHER):
+            for result in self.run(examples[start : start + _TOGETHER], params):
+                ids = np.flatnonzero(result["weights"][0]).astype(np.int32)
+                yield ids, result["weights"][0][ids]
 
     def words(self, rows: csr_array, top_k: int | None = None) -> list[dict[str, float]]:
         """Returns the tokens of each row with their weights, the largest first.
@@ -96,3 +118,11 @@ class SparseEmbedder(Predictor):
             tokens = self.tokenizer.tokens(rows.indices[order].tolist())
             found.append(dict(zip(tokens, rows.data[order].tolist(), strict=True)))
         return found
+
+
+def _looked_up(examples: Sequence[Example], table: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields the ids of the tokens of each text that have a weight in the table, ascending, and these weights."""
+    for example in examples:
+        ids = np.unique(example.input_ids)
+        ids = ids[table[ids] != 0].astype(np.int32)
+        yield ids, table[ids]

@@ -125,15 +125,18 @@ def pool(
     return jnp.concatenate([one(mode) for mode in modes], axis=-1)
 
 
-def pool_words(logits: Float[Array, "B L V"], sequence_ids: Int[AnyArray, "B L"], count: int) -> Float[Array, "B S V"]:
+def pool_words(
+    logits: Float[Array, "B L V"], sequence_ids: Int[AnyArray, "B L"], count: int, activation: str = "relu"
+) -> Float[Array, "B S V"]:
     """Returns the weight of each word in the sequences 1 to `count` of each row (SPLADE v2, Formal et al., 2021, section 3.1).
 
-    The weight is the maximum of log(1 + relu(logit)) over the tokens of a sequence, special tokens included. Sequences that a row
-    lacks have zeros.
+    The weight is the maximum of log(1 + relu(logit)) over the tokens of a sequence, special tokens included; with the activation
+    "log1p_relu", the logarithm of 1 and that is taken once more. Sequences that a row lacks have zeros.
     """
     # The logarithm of the largest logit is the largest logarithm, and there are fewer sequences than tokens.
     highest = jax.vmap(partial(_highest, count=count))(logits, jnp.asarray(sequence_ids))
-    return jnp.log1p(jax.nn.relu(highest))
+    weights = jnp.log1p(jax.nn.relu(highest))
+    return jnp.log1p(weights) if activation == "log1p_relu" else weights
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -22,6 +22,7 @@ from bert_jax.model.heads import pool_words, unseen_masks
 from bert_jax.pooling import Embedding, Pooling, SparsePooling, TokenVectors
 from bert_jax.pretrained import Model
 from bert_jax.tasks.common import of_items
+from bert_jax.tasks.query_weights import token_weights
 from bert_jax.tasks.ranking import Ranking
 from bert_jax.tasks.similarity import pooling_notes, sequence_vectors
 from bert_jax.tasks.task import Options
@@ -121,8 +122,13 @@ class Form(ABC):
         """The name on the command line."""
         return self.embedding.kind
 
-    def adapt(self, embedding: Any, model: Model, options: Options) -> tuple[Embedding, list[str]]:
-        """Returns the settings that are trained and exported, and lines to show. Raises InputError if the options do not fit."""
+    def adapt(
+        self, embedding: Any, model: Model, options: Options, documents: Iterable[str]
+    ) -> tuple[Embedding, list[str]]:  # fmt: skip
+        """Returns the settings that are trained and exported, and lines to show; may read the `documents` that are searched.
+
+        Raises InputError if the options do not fit.
+        """
         return embedding, []
 
     @abstractmethod
@@ -176,7 +182,9 @@ class Dense(Form):
     def __init__(self, precision: Precision = "float32", rescore: int | None = None) -> None:
         self.precision, self.rescore = precision, rescore
 
-    def adapt(self, embedding: Pooling, model: Model, options: Options) -> tuple[Embedding, list[str]]:
+    def adapt(
+        self, embedding: Pooling, model: Model, options: Options, documents: Iterable[str]
+    ) -> tuple[Embedding, list[str]]:  # fmt: skip
         width = embedding.width(model.config.hidden_size)
         if options.dimensions and max(options.dimensions) > width:
             raise InputError(f"dimensions={options.dimensions} has more than the {width} of this model's embeddings")
@@ -204,7 +212,7 @@ class _SparseSearcher(Searcher[Any]):
         self._embedder = SparseEmbedder(model)
 
     def embed(self, sequences: Sequence[Example], params: PyTree, documents: bool) -> Any:
-        return self._embedder.rows(sequences, params)
+        return self._embedder.rows(sequences, params, queries=not documents)
 
     def search(self, queries: Any, depth: int) -> Search[Any]:
         def scores(documents: Any) -> Iterator[np.ndarray]:
@@ -220,13 +228,44 @@ class Sparse(Form):
     embedding = SparsePooling()
     head = "masked_lm"
     scoring = DOT
-    options = frozenset(["query_regularizer_weight", "document_regularizer_weight"])
+    options = frozenset(["query_regularizer_weight", "document_regularizer_weight", "query_weights"])
     defaults: ClassVar[Mapping[str, object]] = {"temperature": 1.0}
     reads_progress = True
 
+    def adapt(
+        self, embedding: SparsePooling, model: Model, options: Options, documents: Iterable[str]
+    ) -> tuple[Embedding, list[str]]:  # fmt: skip
+        """Returns the settings with the weights of queries that are asked for; by default, those of the model."""
+        tokenizer, size = model.need_tokenizer(), model.config.vocab_size
+        if options.query_weights == "encoder":
+            embedding = embedding.replace(query_weights=None)
+        elif options.query_weights is not None:
+            embedding = embedding.replace(query_weights=token_weights(options.query_weights, documents, tokenizer, size))
+        table = embedding.query_table(tokenizer, model.config)
+        if table is None:
+            return embedding, []
+        if options.query_regularizer_weight != Options.query_regularizer_weight:
+            raise InputError("query_regularizer_weight is for queries that the encoder reads: give --query-weights encoder")
+        return embedding, [f"queries have the weights of a table, {np.count_nonzero(table)} tokens; the encoder reads documents"]
+
     def reduce(self, outputs: dict[str, jax.Array], rows: Batch, model: Model) -> dict[str, jax.Array]:
-        """Returns `vectors` [B, S, V] of the sequences."""
-        return {"vectors": pool_words(outputs["masked_lm_logits"], rows["sequence_ids"], rows["cls_positions"].shape[1])}
+        """Returns `vectors` [B, S, V] of the sequences, and the tokens of the rows where those of queries are looked up."""
+        count, pooling = rows["cls_positions"].shape[1], _settings(model)
+        vectors = pool_words(outputs["masked_lm_logits"], rows["sequence_ids"], count, pooling.activation)
+        tokens = () if pooling.query_weights is None else ("input_ids", "sequence_ids")
+        return {"vectors": vectors} | {name: jnp.asarray(rows[name]) for name in tokens}
+
+    def items(self, outputs: dict[str, jax.Array], batch: Batch, model: Model) -> tuple[jax.Array, jax.Array]:
+        """Returns the vectors of queries [N, V] and documents [N, C, V]."""
+        own = of_items(outputs["vectors"], batch)
+        table = _settings(model).query_table(model.need_tokenizer(), model.config)
+        if table is None:
+            return own[:, 0], own[:, 1:]
+        row, slot = jnp.divmod(jnp.asarray(batch["slots"])[:, 0], outputs["vectors"].shape[1])
+        ids, inside = outputs["input_ids"][row], outputs["sequence_ids"][row] == slot[:, None] + 1
+        present = jnp.zeros((own.shape[0], own.shape[2]), jnp.float32)
+        present = present.at[jnp.arange(own.shape[0])[:, None], ids].max(inside.astype(jnp.float32))
+        return present * jnp.asarray(table)[None], own[:, 1:]
 
     def penalties(self, queries: jax.Array, documents: jax.Array, batch: Batch, options: Options) -> dict[str, Sum]:
         """Returns the regularizers, whose weights rise quadratically (section 3.2), and the numbers of tokens with a weight."""
@@ -245,6 +284,11 @@ class Sparse(Form):
 
     def searcher(self, model: Model) -> Searcher:
         return _SparseSearcher(model)
+
+
+def _settings(model: Model) -> SparsePooling:
+    assert isinstance(model.pooling, SparsePooling)
+    return model.pooling
 
 
 class _MultiVectorSearcher(Searcher[list[np.ndarray]]):
@@ -272,7 +316,9 @@ class MultiVectors(Form):
     options = frozenset(["markers", "query_length", "expand_queries", "skip_punctuation", "learn_temperature"])
     defaults: ClassVar[Mapping[str, object]] = {"temperature": 1.0}
 
-    def adapt(self, embedding: TokenVectors, model: Model, options: Options) -> tuple[Embedding, list[str]]:
+    def adapt(
+        self, embedding: TokenVectors, model: Model, options: Options, documents: Iterable[str]
+    ) -> tuple[Embedding, list[str]]:  # fmt: skip
         """Returns the settings with those that are given; a new model marks texts by unused tokens of its vocabulary."""
         markers = options.markers
         if markers is None and embedding.query_marker is None:

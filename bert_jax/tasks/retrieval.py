@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,7 +109,8 @@ class Retrieval(Candidates[TeacherScores, Ranking]):
         prompts = dict(model.pooling.prompts) | {name: prompt for name, prompt in given.items() if prompt is not None}
         if any(prompts.values()) and not model.pooling.include_prompt:
             raise InputError("the pooling of this model leaves out prompts (include_prompt), which is not supported here")
-        embedding, notes = self.form.adapt(model.pooling.replace(max_length=limit, prompts=prompts), model, options)
+        own = model.pooling.replace(max_length=limit, prompts=prompts)
+        embedding, notes = self.form.adapt(own, model, options, _documents(splits))
         named = {"queries": _prompt_of(prompts, ("query",)), "documents": _prompt_of(prompts, _DOCUMENT_PROMPTS)}
         for what, name in named.items():
             if prompt := prompts[name] if name else embedding.prompt:
@@ -315,6 +316,15 @@ def _search(split: Split) -> _Search:
     return _Search(
         queries, documents, range(len(documents)), relevances, of_record, [f"d{i}" for i in range(len(places))], records, places
     )
+
+
+def _documents(splits: Splits) -> Iterator[str]:
+    """Yields the documents of the corpus; without one, those of the training rows, each once."""
+    for records in (*splits.dev.values(), *splits.test.values()):
+        if judged := _judged(records):
+            yield from (text for texts in texts_of(judged[0].collection.records) for text in texts)
+            return
+    yield from dict.fromkeys(text for texts in texts_of(splits.train) for text in texts[1:] if text.strip())
 
 
 def _judged(records: Sequence[Record]) -> list[Judged]:

@@ -124,6 +124,7 @@ class Options:
     distillation: Literal["kl", "margin_mse"] | None = None
     query_regularizer_weight: float = 5e-5
     document_regularizer_weight: float = 3e-5
+    query_weights: Literal["encoder", "idf", "ones"] | None = None
     markers: tuple[str, ...] | None = None
     query_length: int | None = None
     expand_queries: bool | None = None

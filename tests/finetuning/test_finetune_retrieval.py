@@ -1,5 +1,6 @@
 """Retrieval from files to scores: a folder in BEIR's layout, and a table with hard negatives."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -23,7 +24,7 @@ from bert_jax.finetuning.trainer import _bounded
 from bert_jax.tasks.forms import FORMS
 from bert_jax.tasks.ranking import ranking_scores
 from bert_jax.tasks.splits import load_splits
-from bert_jax.tasks.table import KINDS, find_task, in_precision, task_of
+from bert_jax.tasks.table import KINDS, RETRIEVERS, find_task, in_precision, task_of
 from bert_jax.tasks.task import Options, TaskData
 from bert_jax.training.contrastive import Known, contrastive_loss
 from bert_jax.training.steps import TrainState
@@ -202,6 +203,61 @@ def test_a_sparse_retriever_learns_is_scored_as_its_export_and_keeps_its_form(mo
     assert task_of("retrieval", described).kind.form.name == "sparse"
     with pytest.raises(InputError, match=r"has sparse embeddings, not dense ones: give --task retrieval --form sparse"):
         tune(tmp_path / "export", "retrieval", folder, tmp_path / "dense", num_epochs=1)
+
+
+def test_queries_have_the_idf_of_their_tokens_in_the_corpus_and_nothing_of_the_encoder(tokenizer, folder):
+    form, cfg = FORMS["sparse"], bert_jax.BertConfig(vocab_size=280)
+    splits = load_splits(find_task("retrieval"), TaskData(data=str(folder)))
+    corpus = [json.loads(line)["text"] for line in (folder / "corpus.jsonl").read_text().splitlines()]
+    having = np.zeros(280)
+    for ids in tokenizer.encode_batch(corpus):
+        having[np.unique(ids)] += 1
+    expected = np.log(1 + (36 - having + 0.5) / (having + 0.5))
+    expected[list(tokenizer.special_ids)] = 0
+    model = bert_jax.Model(cfg, {}, tokenizer, "masked_lm", pooling=bert_jax.SparsePooling())
+    model, notes = RETRIEVERS["sparse"].adapt(model, 16, find_task("retrieval"), splits, Options(query_weights="idf"))
+    table = model.pooling.query_weights.values
+    np.testing.assert_allclose(table, expected, rtol=1e-6)
+    assert f"a table, {np.count_nonzero(expected)} tokens" in notes[0]
+    with pytest.raises(InputError, match="query_regularizer_weight is for queries that the encoder reads"):
+        RETRIEVERS["sparse"].adapt(model, 16, find_task("retrieval"), splits, Options(query_regularizer_weight=1.0))
+    # two rows of packed sequences: [document, query, padding] and [query, document]
+    ids = np.array([[9, 8, 7, 7, 5, 0, 0], [6, 6, 9, 8, 8, 8, 8]], np.int32)
+    rows = {"input_ids": ids, "sequence_ids": np.array([[1, 1, 2, 2, 2, 0, 0], [1, 1, 1, 2, 2, 2, 2]], np.int32),
+            "cls_positions": np.zeros((2, 2), np.int32)}  # fmt: skip
+    logits = jnp.asarray(np.random.default_rng(0).standard_normal((2, 7, 280)), jnp.float32)
+    reduced = form.reduce({"masked_lm_logits": logits}, rows, model)
+    queries, documents = form.items(reduced, {"slots": np.array([[1, 0], [2, 3]], np.int32)}, model)
+    looked_up = np.zeros((2, 280), np.float32)
+    for row, own in zip(looked_up, ([7, 5], [6, 9]), strict=True):
+        row[own] = table[own]
+    np.testing.assert_array_equal(queries, looked_up)
+    plain = dataclasses.replace(model, pooling=bert_jax.SparsePooling())
+    pooled = form.reduce({"masked_lm_logits": logits}, rows, plain)
+    assert pooled.keys() == {"vectors"}
+    np.testing.assert_array_equal(documents[:, 0], np.asarray(pooled["vectors"]).reshape(4, 280)[[0, 3]])
+
+
+@pytest.mark.slow
+def test_a_sparse_retriever_without_inference_of_queries_learns_is_scored_as_its_export_and_keeps_its_table(
+    model, folder, tmp_path
+):
+    more = {"query_prompt": PROMPTS["query"], "document_prompt": PROMPTS["document"], "form": "sparse", "learning_rates": "1e-2"}
+    found = tune(model, "retrieval", folder, tmp_path / "first", num_epochs=6, query_weights="idf", **more)
+    trained = bert_jax.load(tmp_path / "first" / "export")
+    embed = bert_jax.SparseEmbedder(trained)
+    corpus, queries = ([json.loads(line)["text"] for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+                       for name in ("corpus", "queries"))  # fmt: skip
+    scores = (embed.queries(queries[24:30]) @ embed(corpus, prompt_name="document").T).toarray()
+    ranked = [[float(j == i) for j in np.argsort(-row)] for i, row in enumerate(scores, 24)]
+    assert found["exported"]["dev"] == pytest.approx(ranking_scores(ranked, [[1]] * 6), abs=1e-6)
+    losses = [each["train/retrieval_loss"] for line in recorded(tmp_path / "first") if "train/loss" in (each := json.loads(line))]
+    assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:2])
+    table = trained.pooling.query_weights
+    for given, expected in ((None, table), ("encoder", None)):
+        options = {} if given is None else {"query_weights": given}
+        tune(tmp_path / "first" / "export", "retrieval", folder, tmp_path / str(given), num_epochs=1, **more, **options)
+        assert bert_jax.pretrained.describe(tmp_path / str(given) / "export").pooling.query_weights == expected
 
 
 @pytest.mark.slow

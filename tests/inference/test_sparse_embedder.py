@@ -10,6 +10,7 @@ from inference_models import SHORT, TINY, model_of
 import bert_jax
 from bert_jax import InputError, Pooling, SparseEmbedder, SparsePooling
 from bert_jax.data.layout import Layout
+from bert_jax.pooling import TokenWeights
 
 
 def by_hand(model, texts):
@@ -39,6 +40,26 @@ def test_a_row_has_the_largest_weight_of_each_token_whatever_is_packed_beside_it
     prompted = embed(texts[:1], prompt_name="query").toarray()
     np.testing.assert_array_equal(prompted, embed([f"{SHORT[0]} {texts[0]}"]).toarray())
     assert embed([]).shape == (0, TINY.vocab_size)
+
+
+def test_weights_of_queries_are_looked_up_once_for_each_token_without_the_encoder(tokenizer):
+    values = np.random.default_rng(0).standard_normal(TINY.vocab_size).astype(np.float32)
+    values[::3] = 0
+    pooling = SparsePooling(24, prompts={"query": SHORT[0] + " "}, query_weights=TokenWeights(values))
+    model = dataclasses.replace(model_of(tokenizer, "masked_lm"), params={}, pooling=pooling)  # nothing to encode by
+    embed, texts = SparseEmbedder(model), [SHORT[1], "", f"{SHORT[2]} {SHORT[2]}"]
+    with pytest.warns(UserWarning, match="texts have more than 24 tokens"):
+        rows = embed.queries(texts)
+    expected = np.zeros((3, TINY.vocab_size), np.float32)
+    room = 24 - len(tokenizer.single)
+    for row, ids in zip(expected, tokenizer.encode_batch([f"{SHORT[0]} {text}" for text in texts]), strict=True):
+        row[ids[:room]] = values[ids[:room]]
+    np.testing.assert_array_equal(rows.toarray(), expected)
+    assert rows.nnz == np.count_nonzero(expected)
+    assert rows.has_sorted_indices
+    short = dataclasses.replace(model, pooling=SparsePooling(query_weights=TokenWeights(values[1:])))
+    with pytest.raises(InputError, match="query_weights has 279 tokens, but the vocabulary of the model 280"):
+        SparseEmbedder(short)
 
 
 def test_models_of_another_form_are_refused_by_name(tokenizer):
