@@ -172,8 +172,8 @@ class FinetuneConfig(Checked):
     """similarity with the ranking loss, and retrieval: divisor of the scores. Default: 0.05; --form sparse, multi_vector: 1."""
     learn_temperature: tyro.conf.FlagCreatePairsOff[bool] = False
     (
-        "similarity with the ranking loss, and retrieval but --form sparse: train the temperature, which begins at --temperature, "
-        "at 10 times the learning rate and without weight decay. It stays at 0.01 or more. The export's config.json has it."
+        "similarity with the ranking loss, and retrieval but --form sparse: train the temperature, which begins at --temperature,"
+        " at 10 times the learning rate and without weight decay. It stays at 0.01 or more. The export's config.json has it."
     )
     query_prompt: str | None = None
     """retrieval: text to put before each query, which the exported model keeps. Default: the prompt `query` of the model."""
