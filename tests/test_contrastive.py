@@ -97,6 +97,22 @@ def test_known_positives_and_copies_are_no_negatives():
     assert both == pytest.approx((each.mean() + other.mean()) / 2, rel=1e-5)
 
 
+def test_distillation_leaves_out_the_copies_of_the_positive_that_fill_up_rows_with_fewer_negatives():
+    documents, teacher = APART.documents.copy(), np.random.default_rng(2).standard_normal((N, C))
+    documents[:3, 2], documents[4, 1:] = documents[:3, 0], documents[4, :1]
+    known, expected = Known(APART.queries, documents, APART.positives), {"kl": 0.0, "margin_mse": 0.0}
+    for i in range(N):
+        there = [c for c in range(C) if c == 0 or documents[i, c] != documents[i, 0]]
+        scores, right = unit(DOCUMENTS[i, there].astype(np.float64)) @ unit(QUERIES[i]) / 0.1, teacher[i, there]
+        nats = [x - np.logaddexp.reduce(x) for x in (right, scores)]
+        expected["kl"] += (np.exp(nats[0]) * (nats[0] - nats[1])).sum() / N
+        margins = [x[0] - x[1:] for x in (right, scores)]
+        expected["margin_mse"] += np.sum((margins[0] - margins[1]) ** 2) / max(1, len(there) - 1) / N
+    for kind, value in expected.items():
+        options = {"in_batch": False, "distillation": kind, "teacher_scores": np.float32(teacher)}
+        assert mean(QUERIES, DOCUMENTS, ONES, 0.1, known=known, **options) == pytest.approx(value, rel=1e-5)
+
+
 def test_missing_items_count_neither_as_queries_nor_as_negatives():
     padded = [np.concatenate([x, np.ones_like(x[:2])]) for x in (QUERIES, DOCUMENTS)]
     weights = np.concatenate([ONES, np.zeros(2, np.float32)])

@@ -114,7 +114,8 @@ def contrastive_loss(
     documents of the batch. The documents of one query stay together, so that no order of devices can take a hard negative for a
     positive. Distillation compares the scores of a query's own C documents with a teacher's: "kl" is the divergence of their
     softmax from the teacher's (Hinton et al., 2015, without the factor temperature^2), "margin_mse" the mean squared difference
-    of the margins by which the positive exceeds each negative (Hofstätter et al., 2020).
+    of the margins by which the positive exceeds each negative (Hofstätter et al., 2020). By `known`, copies of the positive among
+    its negatives are none and do not count, as those that fill up rows with fewer.
 
     Args:
       queries: Embeddings of N queries: [N, D], of any length, or a tree of arrays [N, ...] that `scoring` takes.
@@ -150,8 +151,10 @@ def contrastive_loss(
             total += nats
         if distillation is not None:
             assert teacher_scores is not None
-            scores = jax.vmap(scoring.documents)(q, d) / temperature
-            total += _distillation(scores, jnp.asarray(teacher_scores, jnp.float32), distillation)
+            scores, present = jax.vmap(scoring.documents)(q, d) / temperature, jnp.ones((count, each), bool)
+            if known is not None:
+                present = (jnp.asarray(known.documents) != known.documents[:, :1]).at[:, 0].set(True)
+            total += _distillation(scores, jnp.asarray(teacher_scores, jnp.float32), present, distillation)
     return weighted_sum(total, weights)
 
 
@@ -217,9 +220,13 @@ def _nats(
     return jax.lax.map(jax.checkpoint(one), (jnp.arange(own.shape[0]), anchors, own), batch_size=block)
 
 
-def _distillation(scores: Float[Array, "N C"], teacher: Float[Array, "N C"], kind: Distillation) -> Float[Array, " N"]:
+def _distillation(
+    scores: Float[Array, "N C"], teacher: Float[Array, "N C"], present: Bool[Array, "N C"], kind: Distillation
+) -> Float[Array, " N"]:  # fmt: skip
+    """Returns the loss of the documents that are present; 0 where that is the positive alone."""
     if kind == "margin_mse":
         margins, right = scores[:, :1] - scores[:, 1:], teacher[:, :1] - teacher[:, 1:]
-        return jnp.mean(jnp.square(margins - right), axis=-1)
-    right = jax.nn.log_softmax(teacher)
-    return jnp.sum(jnp.exp(right) * (right - jax.nn.log_softmax(scores)), axis=-1)
+        errors = jnp.where(present[:, 1:], jnp.square(margins - right), 0)
+        return jnp.sum(errors, axis=-1) / jnp.maximum(jnp.sum(present[:, 1:], axis=-1), 1)
+    right, found = (jax.nn.log_softmax(jnp.where(present, x, MASKED)) for x in (teacher, scores))
+    return jnp.sum(jnp.exp(right) * (right - found), axis=-1)
