@@ -1,10 +1,12 @@
 """Scores of rankings by trec_eval's rules."""
 
+import re
+
 import numpy as np
 import pytest
 
 from bert_jax.errors import InputError
-from bert_jax.tasks.ranking import Ranking, by_descending_id, merge, ranking_scores, read_run, write_run
+from bert_jax.tasks.ranking import Ranking, by_descending_id, in_run, merge, ranking_scores, read_run, write_run
 
 
 def runs(seed):
@@ -55,6 +57,19 @@ def test_a_run_has_the_lines_of_trec_eval(tmp_path):
     assert (found.documents.tolist(), found.scores.tolist()) == ([2, 0], [0.5, 0.25])
 
 
+def test_ids_with_blanks_and_of_any_script_come_back_from_a_run(tmp_path):
+    ids, path = ["annual report.pdf", "a\tb", "no\u00a0break", "全角\u3000空白", "line\u2028end"], tmp_path / "a.trec"
+    ranking = Ranking(np.arange(5), np.linspace(1, 0, 5, dtype=np.float32))
+    write_run(path, ["a query"], [ranking], ids)
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    assert all(len(re.split("[ \t]", line)) == 6 for line in lines)  # as trec_eval reads them
+    assert lines[0] == "a%20query Q0 annual%20report.pdf 1 1 bert_jax"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())  # as Windows saves it
+    found = read_run(path, ids)
+    assert [*found] == [in_run("a query")]
+    assert found[in_run("a query")].documents.tolist() == ranking.documents.tolist()
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -62,6 +77,7 @@ def test_a_run_has_the_lines_of_trec_eval(tmp_path):
         ("q1 Q0 z 2 0.5 x", ":2: the document 'z' is not in"),
         ("q1 Q0 a 2 0.5 x", ":2: query 'q1' has the document 'a' twice"),
         ("q1 Q0 b 2 half x", ":2: the score 'half'"),
+        ("q1 Q0 b 2 nan x", ":2: the score 'nan' is not a number"),
     ],
 )
 def test_a_run_that_does_not_fit_is_refused_with_its_line(line, message, tmp_path):

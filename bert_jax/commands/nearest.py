@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from bert_jax.data import files
 from bert_jax.errors import InputError
 
 _Vectors = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="VECTORS")]
@@ -81,6 +82,10 @@ def nearest(
     names, query_names = _names(ids, corpus, len(vectors)), _names(query_ids, queries, len(asked))
     numbers = {name: i for i, name in enumerate(names)} if allow or deny else {}
     allowed, denied = (None if path is None else _numbers(path, numbers, corpus) for path in (allow, deny))
+    if allow or deny:
+        left = np.setdiff1d(np.arange(len(vectors)) if allowed is None else allowed, denied or [])
+        if not len(left):
+            raise InputError(f"--allow and --deny leave none of the {len(vectors)} vectors of {corpus}")
 
     def rankings() -> Iterator[Ranking]:
         for start in range(0, len(asked), _AT_A_TIME):
@@ -105,7 +110,7 @@ def _names(path: str | None, vectors: str, count: int) -> Sequence[str]:
     """Returns the id of each vector. Raises InputError unless a file names each once."""
     if path is None:
         return list(map(str, range(count)))
-    names = _lines(path)
+    names = [name for _, name in files.text_lines(path)]
     if len(names) != count:
         raise InputError(f"{path}: {len(names)} ids for the {count} vectors of {vectors}: give one for each")
     if len(set(names)) < count:
@@ -116,15 +121,8 @@ def _names(path: str | None, vectors: str, count: int) -> Sequence[str]:
 
 def _numbers(path: str, numbers: dict[str, int], corpus: str) -> list[int]:
     found = []
-    for place, name in enumerate(_lines(path), 1):
+    for place, name in files.text_lines(path):
         if name not in numbers:
-            raise InputError(f"{path}:{place}: no vector of {corpus} has the id {name!r} (--ids)")
+            raise InputError(f"{place}: no vector of {corpus} has the id {name!r} (--ids)")
         found.append(numbers[name])
     return found
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -19,6 +19,7 @@ def rerank(
     split: str = "test",
     depth: int = 100,
     max_seq_length: int | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
 ) -> None:
     """Rerank the first documents of each query with a cross-encoder; write a run for trec_eval, and print the scores of both.
 
@@ -31,6 +32,7 @@ def rerank(
         split: Name of the judgements in qrels/.
         depth: Number of documents of each query that are reranked; the others are left out.
         max_seq_length: Maximum tokens of a query with a document; the rest is cut. Default: the length of fine-tuning.
+        on_error: On a line of the data that cannot be read, or has an unknown id: stop, or skip and count it.
     """
     if depth < 1:
         raise InputError(f"--depth {depth} is below 1")
@@ -39,20 +41,20 @@ def rerank(
     import bert_jax
     from bert_jax import compilation_cache
     from bert_jax.tasks.beir import judged_queries
-    from bert_jax.tasks.ranking import Ranking, merge, ranking_scores, read_run, write_run
+    from bert_jax.tasks.ranking import Ranking, in_run, merge, ranking_scores, read_run, write_run
     from bert_jax.tasks.task import TaskData
 
     compilation_cache.keep()
-    records, judged, notes = judged_queries(TaskData(data=data), split)
+    records, judged, notes = judged_queries(TaskData(data=data, on_error=on_error), split)
     collection = judged[0].collection
     first = read_run(Path(run), collection.ids)
-    missing = sum(record.id not in first for record in records)
+    missing = sum(in_run(record.id) not in first for record in records)
     notes += [f"warning: {missing} of {len(records)} judged queries are not in {run}: they score 0"] * bool(missing)
     for note in notes:
         print(note, file=sys.stderr)
     reranker = bert_jax.Reranker(bert_jax.load(model), max_length=max_seq_length)
     nothing = Ranking(np.zeros(0, np.int64), np.zeros(0, np.float32))
-    before = [first.get(record.id, nothing) for record in records]
+    before = [first.get(in_run(record.id), nothing) for record in records]
     after = list[Ranking]()
     for record, ranking in zip(records, before, strict=True):
         documents = ranking.documents[:depth]

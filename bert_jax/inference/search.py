@@ -145,9 +145,10 @@ class Search:
 
     def _collect(self) -> None:
         """Merges what a device found in a block."""
-        start, numbers, scores, places = self._in_flight.popleft()
-        scores, places = jax.device_get((scores, places))
+        start, numbers, *found = self._in_flight.popleft()
+        scores, places = jax.device_get(found)
         real = places < len(numbers)
+        scores = np.where(np.isneginf(scores), np.float32(np.nan), scores)  # no numbers, as NumPy has them
         self._best.add_best(scores, numbers[np.where(real, places, 0)], real, start, len(numbers))
 
 
@@ -254,7 +255,8 @@ def _search(
     offsets = None
     if vectors.precision == "binary":  # with signs s of the bits q: s . d - |q| is minus the number of bits that differ
         signs = np.where(queries > 0, np.float32(1), np.float32(-1))
-        queries, offsets = signs, -np.asarray(np.sum(signs > 0, axis=1), np.float32)
+        none = np.isnan(queries).any(axis=1)  # they have no signs
+        queries, offsets = signs, np.where(none, np.float32(np.nan), -np.sum(signs > 0, axis=1, dtype=np.float32))
     search = Search(queries, top_k, offsets, devices)
     of = numbers if documents is None else documents[np.asarray(numbers, np.int64)]
     for part in cuts(of, search.block):
@@ -276,10 +278,19 @@ def _rescored(queries: np.ndarray, candidates: np.ndarray, vectors: Vectors, top
 
 def _checked(documents: np.ndarray, count: int) -> np.ndarray:
     """Returns the document of each of `count` vectors. Raises InputError unless they ascend from 0 or above."""
-    found = np.asarray(documents, np.int64)
+    found = _whole("documents", documents)
     if found.shape != (count,) or (count and found[0] < 0) or (np.diff(found) < 0).any():
         raise InputError(f"documents {found.shape} must ascend from 0 or above, one for each of the {count} vectors")
     return found
+
+
+def _whole(name: str, given: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Returns int64 numbers. Raises InputError for others, such as those of a mask."""
+    found = np.asarray(given)
+    if found.ndim != 1 or (len(found) and found.dtype.kind not in "iu"):
+        said = f"{name} is an array {found.shape} of {found.dtype}, not one of whole numbers"
+        raise InputError(f"{said}: np.flatnonzero(mask) gives those of a mask")
+    return found.astype(np.int64, copy=False)
 
 
 def _searched(
@@ -288,7 +299,7 @@ def _searched(
     """Returns the numbers of the vectors that are searched, ascending."""
     if allow is None and deny is None:
         return range(count)
-    given = {name: np.asarray(own, np.int64) for name, own in (("allow", allow), ("deny", deny)) if own is not None}
+    given = {name: _whole(name, own) for name, own in (("allow", allow), ("deny", deny)) if own is not None}
     for name, own in given.items():
         if len(own) and not 0 <= own.min() <= own.max() < count:
             wrong = own[(own < 0) | (own >= count)][0]

@@ -55,7 +55,13 @@ def test_vectors_of_two_models_and_no_neighbours_are_refused():
 def test_vectors_that_are_no_numbers_come_last():
     corpus = np.array([[np.nan], [1], [3], [2], [np.nan]], np.float32)
     assert nearest(np.ones((1, 1)), corpus, 3)[1].tolist() == [[2, 3, 1]]
-    assert nearest(np.ones((1, 1)), corpus, 4)[1].tolist()[0][:3] == [2, 3, 1]
+    for devices in ((), jax.local_devices()[:1]):
+        scores, found = nearest(np.ones((1, 1)), corpus, 4, devices=devices)
+        assert found.tolist() == [[2, 3, 1, 0]]
+        np.testing.assert_array_equal(scores, [[3, 2, 1, np.nan]])
+    bits = quantize(corpus[1:4], "binary")
+    scores, _ = nearest([[np.nan], [1.0]], bits, 3, factor=0)
+    np.testing.assert_array_equal(scores, [[np.nan] * 3, [0] * 3])
 
 
 # --- blocks, filters and devices ---
@@ -185,6 +191,8 @@ def test_blocks_that_are_compressed_at_the_end_are_searched_as_a_whole_corpus():
         (lambda: quantize(CORPUS, "int8", np.zeros((2, 3))), r"ranges of the shape \(2, 3\); vectors of width 20"),
         (lambda: nearest(QUERIES, quantize(CORPUS, "binary"), rescore=CORPUS[:5]), r"rescore has the shape \(5, 20\)"),
         (lambda: nearest(QUERIES, CORPUS, factor=-1), "factor=-1 is below 0"),
+        (lambda: nearest(QUERIES, CORPUS, allow=CORPUS[:, 0] > 0), r"allow is an array \(120,\) of bool, not one of whole"),
+        (lambda: nearest(QUERIES, CORPUS, deny=3), r"deny is an array \(\) of int64, not one"),
     ],
 )
 def test_vectors_that_do_not_fit_are_refused(make, message):
@@ -231,6 +239,9 @@ def test_quantize_and_nearest_search_files_by_ids(tmp_path, capsys):
     assert [line.split()[2] for line in lines] == [f"d{i}" for i in best.reshape(-1)]
     assert not main(["nearest", path["queries"], path["odd"], "--top-k", "120"])  # a null text has no vector
     assert all(len(json.loads(line)["nearest"]) == 119 for line in capsys.readouterr().out.splitlines())
+    (tmp_path / "deny.txt").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(b"d%d" % i for i in range(120)) + b"\r\n")
+    with pytest.raises(InputError, match="--allow and --deny leave none of the 120 vectors"):
+        main(["nearest", path["queries"], bits, *more, "--deny", denied])
     (tmp_path / "deny.txt").write_text("d0\nx\n")
     for words, message in (
         (["nearest", path["queries"], bits, *more, "--deny", denied], r"deny.txt:2: no vector of .* has the id 'x' \(--ids\)"),

@@ -11,7 +11,7 @@ Callers say which columns they want. Pretraining reads documents by offset (`rea
 """
 
 from bert_jax.data.files.datasets import tfds_name, tfds_splits
-from bert_jax.data.files.formats import ClassName, Request, is_blank, json_object
+from bert_jax.data.files.formats import ClassName, Request, is_blank, json_object, text_lines
 from bert_jax.data.files.layouts import first_fields, read_conll, read_squad, sentences_of_words, squad_questions
 from bert_jax.data.files.storage import (
     BOM,
@@ -46,5 +46,5 @@ __all__ = [
     "BOM", "CONLL_SUFFIXES", "DELIMITED_SUFFIXES", "DOCUMENTS", "FORMATS", "HEADED_SUFFIXES", "TABLE_SUFFIXES", "Bad",
     "ClassName", "Hasher", "Quotes", "Request", "Row", "Table", "codec_of", "decode", "filesystem", "first_fields", "format_of",
     "is_blank", "json_object", "list_files", "matches", "open_stream", "read_conll", "read_lines", "read_records", "read_squad",
-    "read_table", "sentences_of_words", "squad_questions", "state", "suffix_of", "tfds_name", "tfds_splits",
+    "read_table", "sentences_of_words", "squad_questions", "state", "suffix_of", "text_lines", "tfds_name", "tfds_splits",
 ]  # fmt: skip

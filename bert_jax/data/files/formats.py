@@ -93,6 +93,17 @@ def decoded(lines: Iterator[tuple[int, bytes]]) -> Iterator[Located[str]]:
     return ((offset, f":{number}", decode(line)) for number, (offset, line) in enumerate(lines, 1))
 
 
+def text_lines(path: str) -> Iterator[tuple[str, str]]:
+    """Yields the place of each line of UTF-8 text, `file:line`, and the line without its end.
+
+    Raises InputError where the file or a line cannot be read.
+    """
+    for _, place, line in decoded(read_lines(path)):
+        if isinstance(line, Bad):
+            raise unreadable(path + place, line)
+        yield path + place, line
+
+
 # ---- delimited text
 
 
