@@ -62,6 +62,10 @@ TRAIN = QRELS["train"]
         ({"qrels": {"train": [("q1", "d1", "x")]}}, r"train.tsv:2: the score 'x' is not a whole number"),
         ({"qrels": {"train": [*TRAIN, ("q1", "d1", 0)]}}, r"train.tsv:6: .*train.tsv:2 gives query 'q1'.* another score"),
         ({"qrels": {"dev": QRELS["dev"]}}, r"no qrels/train.tsv; qrels there: dev"),
+        ({"corpus": [*CORPUS, (None, "", "x")]}, r"corpus.jsonl:4: '_id' is None: give each text an id"),
+        ({"corpus": [*CORPUS, ("", "", "x")]}, r"corpus.jsonl:4: '_id' is '': give"),
+        ({"corpus": [*CORPUS, ("\ud800", "", "x")]}, r"corpus.jsonl:4: '_id' has half a surrogate pair"),
+        ({"queries": [*QUERIES, ("q4", 7)]}, r"queries.jsonl:4: 'text' is 7, not a text"),
         ({"qrels": {"train": [("q1", "d1", 0), ("q2", "d1", 0)]}}, "no query has a relevant document to train on"),
         ({"corpus": [*CORPUS, ("d1", "", "other")]}, r"corpus.jsonl:4: the id 'd1' has another text in .*corpus.jsonl:1"),
     ],
@@ -72,16 +76,36 @@ def test_data_that_does_not_fit_is_named_with_its_place(changes, message, tmp_pa
 
 
 def test_what_is_left_out_is_counted(tmp_path):
-    corpus = [*CORPUS, CORPUS[0], ("d3", "", "what is lift")]
-    qrels = {"train": [*TRAIN, ("q1", "d3", 1), ("q3", "d1", 0), ("q9", "d1", 1)], "dev": [("q1", "d1", 0), ("q2", "d2", 1)]}
-    notes = load(write(tmp_path, corpus=corpus, qrels=qrels), on_error="skip").notes
+    corpus = [*CORPUS, CORPUS[0], ("d3", "", "what is lift"), ("d4", "", "")]
+    qrels = {
+        "train": [*TRAIN, ("q1", "d3", 1), ("q3", "d1", 0), ("q9", "d1", 1), ("q1", "d4", 1), TRAIN[0]],
+        "dev": [("q1", "d1", 0), ("q2", "d2", 1)],
+    }
+    folder = write(tmp_path, corpus=corpus, queries=[*QUERIES, ("q4", "nobody asks")], qrels=qrels)
+    with (tmp_path / "corpus.jsonl").open("a") as file:
+        file.write("{no JSON\n")
+    with pytest.raises(InputError, match=r"corpus.jsonl:7: not a JSON object"):
+        load(folder)
+    notes = load(folder, on_error="skip").notes
     for said in (
         "warning: 1 lines of corpus.jsonl repeat an id with its text: ", "train.tsv left out, with unknown ids: ",
         "warning: dev: 1 queries have no relevant document and score 0: ",
-        "warning: train: 1 queries have no relevant document: ",
+        f"warning: train: 1 queries have no relevant document: left out: {tmp_path}/queries.jsonl:3",
+        f"corpus.jsonl left out that cannot be read: {tmp_path}/corpus.jsonl:7",
+        f"warning: 1 lines of {tmp_path}/qrels/train.tsv repeat a judgement: {tmp_path}/qrels/train.tsv:10",
+        f"warning: train: 1 pairs with an empty text: left out: {tmp_path}/qrels/train.tsv:9",
+        f"1 of 4 queries have no judgement: {tmp_path}/queries.jsonl:4",
+        f"warning: 2 of 2 dev queries are also in training: {tmp_path}/queries.jsonl:1, {tmp_path}/queries.jsonl:2",
         "warning: train: 1 queries are their own document: left out: ",
     ):  # fmt: skip
         assert any(said in note for note in notes), said
+
+
+def test_a_text_needs_a_field_of_it(tmp_path):
+    folder = write(tmp_path)
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "d1", "contents": "lift"}\n')
+    with pytest.raises(InputError, match=r"corpus.jsonl:1: no 'text', it has _id, contents"):
+        load(folder)
 
 
 def test_options_for_tables_are_refused(tmp_path):

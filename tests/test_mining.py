@@ -44,6 +44,23 @@ def test_negatives_score_below_the_document_by_the_margin_whatever_its_sign(scor
     ]  # fmt: skip
 
 
+def test_documents_that_answer_the_text_of_a_query_by_another_id_are_no_negatives_and_unusable_ones_no_positives():
+    records = Records()
+    for i, text in enumerate(["a", "b", "", "q", "c", "d"]):
+        records.append(Record((text,), None, f"d{i}", f"f:{i}"))
+    collection, ranking = Collection(records), Ranking(np.arange(6), np.linspace(1, 0, 6, dtype=np.float32))
+    queries = [
+        Record(("q",), Judged({0: 1, 2: 1, 3: 2, 5: 0}, collection), "q1", "f:1"),  # an empty document, and the query itself
+        Record(("q",), Judged({4: 1}, collection), "q2", "f:2"),
+    ]
+    rows = list(mine(queries, [ranking] * 2, 2, 0, Margin()))
+    assert rows == [
+        {"query": "q", "positive": "a", "negative_1": "b", "negative_2": "d"},
+        {"query": "q", "positive": "c", "negative_1": "d", "negative_2": ""},
+    ]
+    assert mining.unusable(queries) == ["f:1"]
+
+
 def test_a_teacher_scores_the_document_and_the_first_candidates():
     asked, logits = [], {"a": 3.0, "b": -2.0, "c": 1.0, "d": 0.9, "e": -1.0, "f": -3.0}
 

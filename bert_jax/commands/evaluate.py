@@ -19,7 +19,7 @@ class Data(TaskData):
     """The examples, and the columns of their files."""
 
     data: str = ""
-    """File to evaluate on, or folder with test.*."""
+    """File to evaluate on, or folder with test.*; for retrieval also a folder in BEIR's layout."""
     dev: tyro.conf.Suppress[str | None] = None
     test: tyro.conf.Suppress[str | None] = None
     dev_size: tyro.conf.Suppress[float] = 0.1

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -27,6 +27,7 @@ def mine(
     teacher: str | None = None,
     candidates: int = 100,
     max_seq_length: int | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
 ) -> None:
     """Write a table of queries, documents and hard negatives, for finetune --task retrieval.
 
@@ -45,6 +46,7 @@ def mine(
             files say otherwise, and its logits are written.
         candidates: Number of documents of each query that the teacher scores.
         max_seq_length: Maximum tokens per text; the rest is cut. Default: the length of the model.
+        on_error: On a line that cannot be read, or has an unknown id: stop, or skip and count it.
     """
     for name, value, least in (("negatives", negatives, 1), ("skip_top", skip_top, 0), ("candidates", candidates, 1)):
         if value < least:
@@ -61,17 +63,24 @@ def mine(
     from bert_jax.finetuning.config import FinetuneConfig
     from bert_jax.tasks import mining
     from bert_jax.tasks.beir import judged_queries
-    from bert_jax.tasks.ranking import Ranking
+    from bert_jax.tasks.labels import few
+    from bert_jax.tasks.ranking import DEPTH, Ranking
     from bert_jax.tasks.split import Predictions
     from bert_jax.tasks.splits import Splits
     from bert_jax.tasks.table import task_of
     from bert_jax.tasks.task import TaskData
 
+    what, count = ("--negatives", negatives) if teacher is None else ("--candidates", candidates)
+    if skip_top + count > DEPTH:
+        raise InputError(f"--skip-top {skip_top} and {what} {count}: rankings have {DEPTH} documents: give fewer")
     compilation_cache.keep()
     described = pretrained.describe(model)
     task, length = task_of("retrieval", described), max_seq_length or described.max_length
-    task_data = TaskData(data=data)
+    task_data = TaskData(data=data, on_error=on_error)
     records, _, notes = judged_queries(task_data, "train")
+    if wrong := mining.unusable(records):
+        said = f"warning: {len(wrong)} queries have a relevant document that is empty or the query itself, which is left out"
+        notes.append(f"{said}: {few(wrong)}")
     judge = None if teacher is None else _teacher(teacher, candidates)
     cfg = FinetuneConfig(model=model, task=task.name, task_data=task_data, num_epochs=0, max_seq_length=length).resolved(task)
     splits = Splits([], {}, {"train": records}, (), notes, "")
@@ -90,10 +99,10 @@ def mine(
 
     write_text(Path(out), lines())
     said = f"{out}: {pairs} pairs, of which {fewer} have fewer than {negatives} negatives and {without} none"
-    few = "--margin, --absolute-margin, --skip-top" + ", --candidates" * (teacher is not None)
-    print(said + (f" ({few})" if fewer else ""))
+    causes = "--margin, --absolute-margin, --skip-top" + ", --candidates" * (teacher is not None)
+    print(said + (f" ({causes})" if fewer else ""))
     if pairs == without:
-        raise InputError(f"{out}: no pair has a negative: change {few}")
+        raise InputError(f"{out}: no pair has a negative: change {causes}")
 
 
 def _teacher(path: str, candidates: int) -> Teacher:

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from bert_jax.data import files
-from bert_jax.data.files import Hasher
+from bert_jax.data.files import Hasher, Row
 from bert_jax.data.passages import PassageSize
-from bert_jax.data.records import Record, Records
+from bert_jax.data.records import Record, Records, texts_of
 from bert_jax.errors import InputError
 from bert_jax.tasks.labels import few
-from bert_jax.tasks.parsing import checked_text, value_in
+from bert_jax.tasks.parsing import checked_text, text_in, value_in
 from bert_jax.tasks.ranking import by_descending_id
 from bert_jax.tasks.splits import Splits
 from bert_jax.tasks.task import TaskData
@@ -81,19 +82,20 @@ def load_beir(data: TaskData, test_only: bool) -> Splits:
             option = name.replace("_", "-")
             raise InputError(f"--{option}: {data.data} is in BEIR's layout, whose files have names of their own: leave it out")
     hasher, notes = hashlib.sha256(), list[str]()
-    corpus = _texts(data.data, "corpus.jsonl", hasher, notes)
-    queries = _texts(data.data, "queries.jsonl", hasher, notes)
+    corpus, queries = (_texts(data, name, hasher, notes) for name in ("corpus.jsonl", "queries.jsonl"))
     paths = {name: path for name in _SPLITS if (path := _path(data.data, os.path.join("qrels", f"{name}.tsv")))}
     wanted = ("test",) if test_only else ("train",)
     for name in wanted:
         if name not in paths:
             there = ", ".join(paths) or "none"
-            raise InputError(f"{data.data}: no qrels/{name}.tsv; qrels there: {there}")
+            fix = "; copy those to score on to that name" * bool(test_only and paths)
+            raise InputError(f"{data.data}: no qrels/{name}.tsv; qrels there: {there}{fix}")
     read = {
         name: _qrels(path, data, queries, corpus, hasher, notes)
         for name, path in paths.items()
         if not test_only or name == "test"
     }
+    notes += [] if test_only else _unjudged(queries, read.values())
     if not test_only and "dev" not in read:
         read["train"], read["dev"], note = _held_out(read["train"], data.dev_size)
         notes.append(note)
@@ -102,6 +104,7 @@ def load_beir(data: TaskData, test_only: bool) -> Splits:
         name: _judged(name, qrels, queries, collection, notes) for name, qrels in read.items() if name != "train"
     }
     train: Sequence[Record] = _pairs(read["train"], queries, corpus, notes) if "train" in read else []
+    notes += _leaks(train, judged)
     dev, test = ({name: judged[name] for name in judged if name == split} for split in ("dev", "test"))
     return Splits(train, dev, test, (), notes, hasher.hexdigest())
 
@@ -112,7 +115,7 @@ def judged_queries(data: TaskData, split: str) -> tuple[list[Record], list[Judge
     path = _path(data.data, os.path.join("qrels", f"{split}.tsv")) if is_beir(data.data) else None
     if path is None:
         raise InputError(f"{data.data}: not a folder in BEIR's layout with corpus.jsonl, queries.jsonl and qrels/{split}.tsv")
-    corpus, queries = (_texts(data.data, name, hasher, notes) for name in ("corpus.jsonl", "queries.jsonl"))
+    corpus, queries = (_texts(data, name, hasher, notes) for name in ("corpus.jsonl", "queries.jsonl"))
     qrels = _qrels(path, data, queries, corpus, hasher, notes)
     records = _judged(split, qrels, queries, _collection(corpus, data.passage_size), notes)
     return records, [record.label for record in records], notes
@@ -123,16 +126,18 @@ def _path(folder: str, name: str) -> str | None:
     return next((path for end in ("", ".gz") if os.path.isfile(path := os.path.join(folder, name + end))), None)
 
 
-def _texts(folder: str, name: str, hasher: Hasher, notes: list[str]) -> dict[str, Record]:
+def _texts(data: TaskData, name: str, hasher: Hasher, notes: list[str]) -> dict[str, Record]:
     """Returns the texts of corpus.jsonl or queries.jsonl by id. Raises InputError for an id with two texts."""
-    path = _path(folder, name)
+    path = _path(data.data, name)
     if path is None:
-        raise InputError(f"{folder}: no {name}, which BEIR's layout has")
+        raise InputError(f"{data.data}: no {name}, which BEIR's layout has")
     found, again = dict[str, Record](), list[str]()
-    for row in files.read_table(path, hasher=hasher).rows:
-        id = str(value_in(row, "_id"))
-        title, text = (checked_text(row, column, row.values.get(column) or "") for column in ("title", "text"))
-        record = Record((f"{title} {text}".strip(),), None, id, row.place)
+    table = files.read_table(path, hasher=hasher, skip_bad=data.on_error == "skip")
+    for row in table.rows:
+        id, columns = _id(row), [column for column in ("title", "text") if column in row.values]
+        if not columns:
+            raise InputError(f"{row.place}: no 'text', it has {', '.join(row.values)}")
+        record = Record((" ".join(text_in(row, column) for column in columns).strip(),), None, id, row.place)
         if (before := found.get(id)) is None:
             found[id] = record
         elif before.texts == record.texts:
@@ -140,18 +145,31 @@ def _texts(folder: str, name: str, hasher: Hasher, notes: list[str]) -> dict[str
         else:
             raise InputError(f"{row.place}: the id {id!r} has another text in {before.place}: give each text an id of its own")
     empty = [record.place for record in found.values() if not record.texts[0]]
-    notes += [f"{len(found)} texts of {path}"]
+    notes += [f"{len(found)} texts of {path}", *_left_out(path, table.skipped)]
     notes += [f"warning: {len(again)} lines of {name} repeat an id with its text: {few(again)}"] * bool(again)
     notes += [f"warning: {len(empty)} of {len(found)} texts of {name} are empty: {few(empty)}"] * bool(empty)
     return found
+
+
+def _id(row: Row) -> str:
+    """Returns the id of a text. Raises InputError for a value that is none."""
+    id = value_in(row, "_id")
+    if id == "" or isinstance(id, bool) or not isinstance(id, str | int | float):
+        raise InputError(f"{row.place}: '_id' is {reprlib.repr(id)}: give each text an id")
+    return checked_text(row, "_id", str(id))
+
+
+def _left_out(path: str, skipped: Sequence[str]) -> list[str]:
+    return [f"warning: {len(skipped)} lines of {path} left out that cannot be read: {few(skipped)}"] * bool(skipped)
 
 
 def _qrels(
     path: str, data: TaskData, queries: Mapping[str, Record], corpus: Mapping[str, Record], hasher: Hasher, notes: list[str]
 ) -> list[_Qrel]:
     """Returns the judgements of a file. Raises InputError for one that is no number, is given twice, or has an unknown id."""
-    unknown, found = list[str](), dict[tuple[str, str], _Qrel]()
-    for row in files.read_table(path, "none", hasher, header=_HEADER).rows:
+    unknown, again, found = list[str](), list[str](), dict[tuple[str, str], _Qrel]()
+    table = files.read_table(path, "none", hasher, header=_HEADER, skip_bad=data.on_error == "skip")
+    for row in table.rows:
         query, document = (str(value_in(row, column)) for column in _HEADER[:2])
         try:
             relevance = int(str(value_in(row, "score")))
@@ -164,9 +182,12 @@ def _qrels(
         before = found.setdefault((query, document), one := _Qrel(query, document, relevance, row.place))
         if before.relevance != one.relevance:
             raise InputError(f"{row.place}: {before.place} gives query {query!r} and document {document!r} another score")
+        again += [row.place] * (before is not one)
     if unknown and data.on_error == "raise":
         raise InputError(f"{unknown[0]}; {len(unknown)} such lines of {path}: correct them, or leave them out (--on-error skip)")
+    notes += _left_out(path, table.skipped)
     notes += [f"warning: {len(unknown)} lines of {path} left out, with unknown ids: {few(unknown)}"] * bool(unknown)
+    notes += [f"warning: {len(again)} lines of {path} repeat a judgement: {few(again)}"] * bool(again)
     if not found:
         raise InputError(f"{path}: holds no judgements")
     return list(found.values())
@@ -181,6 +202,20 @@ def _held_out(qrels: Sequence[_Qrel], dev_size: float) -> tuple[list[_Qrel], lis
     held = {queries[i] for i in np.random.default_rng(0).permutation(len(queries))[:count]}
     note = f"dev: {count} of {len(queries)} training queries are held out (--dev-size {dev_size:g}), drawn with seed 0"
     return [one for one in qrels if one.query not in held], [one for one in qrels if one.query in held], note
+
+
+def _unjudged(queries: Mapping[str, Record], read: Iterable[Sequence[_Qrel]]) -> list[str]:
+    asked = {one.query for qrels in read for one in qrels}
+    places = [record.place for id, record in queries.items() if id not in asked]
+    return [f"{len(places)} of {len(queries)} queries have no judgement: {few(places)}"] * bool(places)
+
+
+def _leaks(train: Sequence[Record], judged: Mapping[str, Sequence[Record]]) -> list[str]:
+    trained, notes = {texts[0] for texts in texts_of(train)}, list[str]()
+    for name, records in judged.items():
+        places = [record.place for record in records if record.texts[0] in trained]
+        notes += [f"warning: {len(places)} of {len(records)} {name} queries are also in training: {few(places)}"] * bool(places)
+    return notes
 
 
 def _collection(corpus: Mapping[str, Record], chunk: PassageSize | None) -> Collection:
@@ -205,17 +240,21 @@ def _judged(
 
 def _pairs(qrels: Sequence[_Qrel], queries: Mapping[str, Record], corpus: Mapping[str, Record], notes: list[str]) -> Records:
     """Returns a record for each query and relevant document, with the place of the judgement."""
-    records, itself = Records(), list[str]()
+    records, itself, empty = Records(), list[str](), list[str]()
     for one in qrels:
         texts = queries[one.query].texts[0], corpus[one.document].texts[0]
-        if one.relevance > 0 and texts[0] == texts[1]:
+        if one.relevance > 0 and "" in texts:
+            empty.append(one.place)
+        elif one.relevance > 0 and texts[0] == texts[1]:
             itself.append(one.place)
         elif one.relevance > 0:
             records.append(Record(texts, None, f"{one.query} {one.document}", one.place))
-    asked, answered = {one.query for one in qrels}, {one.query for one in qrels if one.relevance > 0}
+    answered = {one.query for one in qrels if one.relevance > 0}
+    without = [queries[id].place for id in dict.fromkeys(one.query for one in qrels) if id not in answered]
     notes.append(f"train: {len(records)} pairs of {len(answered)} queries and their relevant documents")
-    notes += [f"warning: train: {len(asked - answered)} queries have no relevant document: left out"] * bool(asked - answered)
+    notes += [f"warning: train: {len(without)} queries have no relevant document: left out: {few(without)}"] * bool(without)
     notes += [f"warning: train: {len(itself)} queries are their own document: left out: {few(itself)}"] * bool(itself)
+    notes += [f"warning: train: {len(empty)} pairs with an empty text: left out: {few(empty)}"] * bool(empty)
     if not records:
         raise InputError(f"{qrels[0].place if qrels else 'qrels/train.tsv'}: no query has a relevant document to train on")
     return records

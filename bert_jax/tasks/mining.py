@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -59,24 +59,29 @@ class _Query:
     text: str
     judged: Judged
     ranking: Ranking
+    known: Collection[int]  # documents that answer the query, also where it has another id
     skip_top: int
+
+    def text_of(self, document: int) -> str:
+        return self.judged.collection.records[document].texts[0]
+
+    @property
+    def relevant(self) -> list[int]:
+        """The relevant documents that one can learn from: not those of `unusable`."""
+        return [number for number in _relevant(self.judged) if self.text_of(number) not in ("", self.text)]
 
     @property
     def positives(self) -> list[str]:
-        texts = self.judged.collection.records
-        return [texts[document].texts[0] for document, relevance in self.judged.relevances.items() if relevance > 0]
+        return [self.text_of(number) for number in self.relevant]
 
     def scores(self) -> dict[str, float]:
         """Returns the score of each positive; one that the ranking lacks scores below all of it."""
         found = dict(zip(self.ranking.documents.tolist(), self.ranking.scores.tolist(), strict=True))
-        relevant = [document for document, relevance in self.judged.relevances.items() if relevance > 0]
-        return {
-            text: found.get(document, float("-inf")) for text, document in zip(self.positives, relevant, strict=True)
-        }  # fmt: skip
+        return {self.text_of(number): found.get(number, float("-inf")) for number in self.relevant}
 
     def others(self) -> Iterator[tuple[str, float]]:
         """Yields the texts after the first `skip_top` that may be negatives, and their scores, each once, the best first."""
-        texts, seen = self.judged.collection.records, {"", self.text, *self.positives}
+        texts, seen = self.judged.collection.records, {"", self.text, *map(self.text_of, self.known)}
         for document, score in zip(*(part[self.skip_top :].tolist() for part in self.ranking), strict=True):
             text = texts[document].texts[0]
             if text not in seen:
@@ -96,9 +101,14 @@ def mine(
 
     The negatives are the first documents of the ranking after the first `skip_top` whose score is below that of the positive by
     `margin`. The scores are those of the ranking, where a positive that it lacks gets no negative, or of the `teacher`, whose
-    logits of the document and its negatives are then `scores`, null for a missing one.
+    logits of the document and its negatives are then `scores`, null for a missing one. All documents that are known to answer the
+    text of a query, by whichever of its records, are no negatives. The documents of `unusable` are left out.
     """
-    queries = (_Query(r.texts[0], _judged(r), own, skip_top) for r, own in zip(records, rankings, strict=True))
+    known: dict[str, set[int]] = {}
+    for record in records:
+        known.setdefault(record.texts[0], set()).update(_relevant(_judged(record)))
+    both = zip(records, rankings, strict=True)
+    queries = (_Query(r.texts[0], _judged(r), own, known[r.texts[0]], skip_top) for r, own in both)
     while some := list(islice(queries, _TOGETHER)):
         taught = None if teacher is None else iter(_logits(some, teacher))
         for query in some:
@@ -116,6 +126,20 @@ def mine(
                 row = _row(query, positive, (text for text in others if values[text] <= most), negatives)
                 named = [row["positive"], *(row[f"negative_{i}"] for i in range(1, negatives + 1))]
                 yield row | {"scores": [logits.get(str(text)) for text in named]}
+
+
+def unusable(records: Sequence[Record]) -> list[str]:
+    """Returns the places of the queries that have a relevant document which is empty, or is the query itself."""
+    found = []
+    for record in records:
+        texts = _judged(record).collection.records
+        if any(texts[number].texts[0] in ("", record.texts[0]) for number in _relevant(_judged(record))):
+            found.append(record.place)
+    return found
+
+
+def _relevant(judged: Judged) -> list[int]:
+    return [number for number, relevance in judged.relevances.items() if relevance > 0]
 
 
 def _judged(record: Record) -> Judged:

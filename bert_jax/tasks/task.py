@@ -48,7 +48,8 @@ class TaskData(Checked):
     data: str = ""
     (
         "GLUE folder of the task, folder with train.*, dev.* (validation.*) and test.*, file to train on (.csv .tsv .jsonl "
-        ".parquet; .conll or .txt for tagging; .json in SQuAD's layout), or `tfds:NAME`."
+        ".parquet; .conll or .txt for tagging; .json in SQuAD's layout), or `tfds:NAME`. retrieval: also a folder in BEIR's "
+        "layout (docs/retrieval.md)."
     )
     dev: str | None = None
     """File to evaluate on, instead of the one in `data`."""
@@ -73,7 +74,7 @@ class TaskData(Checked):
     quotes: Literal["auto", "csv", "none"] = "auto"
     """Double quotes enclose fields (csv) or are text (none). auto: csv in .csv, and in .tsv if the whole file agrees with it."""
     on_error: Literal["raise", "skip"] = "raise"
-    """On a line that cannot be read (wrong number of columns, no JSON, not UTF-8): stop, or skip and count it."""
+    """On a line that cannot be read (wrong number of columns, no JSON, not UTF-8, an unknown id): stop, or skip and count it."""
     dev_size: float = 0.1
     """Share (below 1) or number of training rows held out if there is no file to evaluate on, drawn with seed 0."""
     group_column: str | None = None
