@@ -23,6 +23,7 @@ MODELS = "sentence_transformers.models"  # the package of modules, in the files 
 PYLATE_DENSE = "pylate.models.Dense.Dense"
 ENCODERS = ("Transformer", "MLMTransformer")  # modules of sentence-transformers that hold the encoder
 STATIC = "StaticEmbedding"  # its module that holds a table of token vectors
+QUERY_PROMPTS, DOCUMENT_PROMPTS = ("query",), ("document", "passage", "corpus")  # names of prompts, the first that there is
 _TRANSFORMERS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")  # as its files are called
 # Names in sentence_bert_config.json that do not change a vector, or change it only if their value differs.
 _HARMLESS = {"max_seq_length", "do_lower_case", "unpad_inputs"}
@@ -332,6 +333,11 @@ def read_dense(folder: Path, read: str = "sentence_embedding", activation: str =
         raise InputError(f"{where} holds {there}; {path} says {wanted}")
     weights = {name: np.array(tensor, np.float32) for name, tensor in tensors.items()}
     return Dense(np.ascontiguousarray(weights["linear.weight"].T), weights.get("linear.bias"), activation)
+
+
+def first_of(prompts: Mapping[str, object], names: Sequence[str]) -> str | None:
+    """Returns the first of `names` that is among the prompts; None without one."""
+    return next((name for name in names if name in prompts), None)
 
 
 def library_prompts(prompt: str, prompts: Mapping[str, str]) -> dict[str, object]:

@@ -153,7 +153,8 @@ def test_vectors_of_tokens_in_pylates_layout_are_those_of_sentence_transformers(
     served = Served(tmp_path, "bert", "masked_lm")
     words = [token for token in served.tokenizer.get_vocab() if token.isalpha() and len(token) > 2][:2]
     texts = [f" {text[:150]}, and." for text in TEXTS[:8]]  # a space, because there the marker is text
-    pooling = TokenVectors(16, *words, 24, expand, attend, max_length=40)
+    prompts = {"query": " ask that", "document": " read this"} if attend else {}  # there, a marker begins a prompt
+    pooling = TokenVectors(16, *words, 24, expand, attend, max_length=40, prompts=prompts)
     start = load_for_task(served.directories["theirs"], "token_vectors", (), None, "auto", None, pooling)
     bert_jax.save(dataclasses.replace(start.model, params=start.params(0), pooling=pooling), tmp_path / "saved")
     theirs = MultiVectorEncoder(str(tmp_path / "saved"), device="cpu")

@@ -477,7 +477,8 @@ def embed(
             if out or pooling or scaled is not None:
                 raise InputError(f"{texts.model} has vectors of tokens: leave out --out, --pooling and --[no-]normalize")
             late = bert_jax.MultiVector(model, max_length=texts.max_seq_length, exact=texts.exact)
-            read = late.queries if prompt_name == "query" else late.documents
+            named = None if prompt_name == "document" else prompt_name  # the default, under any of its names
+            read = late.queries if prompt_name == "query" else partial(late.documents, prompt_name=named)
             return _Made(read, {"embedding": lambda rows: rows.tolist()})
         changes = {"mode": pooling, "normalize": scaled, "max_length": texts.max_seq_length}
         chosen: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}

@@ -14,6 +14,7 @@ from bert_jax.data.batching import Example
 from bert_jax.data.layout import Query
 from bert_jax.inference.predictor import Predictor, as_list
 from bert_jax.model.heads import unseen_masks
+from bert_jax.modules import DOCUMENT_PROMPTS, QUERY_PROMPTS, first_of
 from bert_jax.pooling import TokenVectors
 from bert_jax.pretrained import Model
 
@@ -65,7 +66,7 @@ class MultiVector(Predictor):
         Returns:
           N arrays, float32 [T, E], with a row for each token, mask tokens included.
         """
-        read = [Query(text) if isinstance(text, str) else text for text in self._read(texts, prompt_name, "query")]
+        read = [Query(text) if isinstance(text, str) else text for text in self._read(texts, prompt_name, QUERY_PROMPTS)]
         return self.vectors(self._encode(read, self.pooling.query_length))
 
     def documents(self, texts: Sequence[str], prompt_name: str | None = None) -> list[np.ndarray]:
@@ -73,15 +74,15 @@ class MultiVector(Predictor):
 
         Args:
           texts: N texts.
-          prompt_name: as for `queries`; default: "document" if there is one.
+          prompt_name: as for `queries`; default: the first of "document", "passage" and "corpus" that there is.
 
         Returns:
           N arrays, float32 [T, E], with a row for each token that is not skipped.
         """
-        return self.vectors(self._encode(self._read(texts, prompt_name, "document"), self._limit), documents=True)
+        return self.vectors(self._encode(self._read(texts, prompt_name, DOCUMENT_PROMPTS), self._limit), documents=True)
 
-    def _read(self, texts: Sequence[str], prompt_name: str | None, usual: str) -> list[str]:
-        name = usual if prompt_name is None and usual in self.pooling.prompts else prompt_name
+    def _read(self, texts: Sequence[str], prompt_name: str | None, usual: Sequence[str]) -> list[str]:
+        name = first_of(self.pooling.prompts, usual) if prompt_name is None else prompt_name
         pooling = self.pooling if name is None else self.pooling.with_prompt(name)
         return [pooling.read(text) if isinstance(text, str) else text for text in as_list(texts)]
 

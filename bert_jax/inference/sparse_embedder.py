@@ -13,6 +13,7 @@ from bert_jax.config import InputError
 from bert_jax.data.batching import Example
 from bert_jax.inference.predictor import Predictor, as_list
 from bert_jax.model.heads import pool_words
+from bert_jax.modules import DOCUMENT_PROMPTS, QUERY_PROMPTS, first_of
 from bert_jax.pooling import SparsePooling
 from bert_jax.pretrained import Model
 
@@ -25,7 +26,7 @@ _TOGETHER = 256  # texts whose weights of all tokens are held at a time
 class SparseEmbedder(Predictor):
     """Returns a sparse row for each text, as sentence-transformers' SparseEncoder does.
 
-    The score of a query and a document is the inner product of their rows: `embed.queries(texts) @ embed(documents).T`.
+    The score of a query and a document is the inner product of their rows: `embed.queries(texts) @ embed.documents(texts).T`.
     """
 
     needs = ("masked_lm", "pretraining")
@@ -78,8 +79,21 @@ class SparseEmbedder(Predictor):
         Returns:
           As a call.
         """
-        name = "query" if prompt_name is None and "query" in self.pooling.prompts else prompt_name
+        name = first_of(self.pooling.prompts, QUERY_PROMPTS) if prompt_name is None else prompt_name
         return self.rows(self._encode(self._read(texts, name)), queries=True)
+
+    def documents(self, texts: Sequence[str], prompt_name: str | None = None) -> csr_array:
+        """Embeds documents: as a call, but with their prompt.
+
+        Args:
+          texts: N texts.
+          prompt_name: as in a call; default: the first of "document", "passage" and "corpus" that there is, else
+            `pooling.prompt`.
+
+        Returns:
+          As a call.
+        """
+        return self(texts, first_of(self.pooling.prompts, DOCUMENT_PROMPTS) if prompt_name is None else prompt_name)
 
     def _read(self, texts: Sequence[str], prompt_name: str | None) -> list[str]:
         pooling = self.pooling if prompt_name is None else self.pooling.with_prompt(prompt_name)

@@ -22,6 +22,7 @@ from bert_jax.data.passages import passage_room, passages
 from bert_jax.data.records import Record, labels_of, numbered, texts_of, with_labels
 from bert_jax.errors import InputError
 from bert_jax.inference import cuts
+from bert_jax.modules import DOCUMENT_PROMPTS, QUERY_PROMPTS, first_of
 from bert_jax.pooling import Embedding
 from bert_jax.pretrained import Model
 from bert_jax.static import StaticEmbedder
@@ -43,7 +44,6 @@ from bert_jax.training.contrastive import Known, contrastive_loss
 from bert_jax.training.losses import Sum
 from bert_jax.training.steps import Batch
 
-_DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # names of the prompt of documents, as sentence-transformers has them
 _TABLE_ROWS = 1 << 15  # documents that a table of token vectors embeds at a time
 TeacherScores = tuple[float | None, ...]  # one for each document of a row
 
@@ -100,6 +100,11 @@ class Retrieval(Candidates[TeacherScores, Ranking]):
         scored = len(train) > 0 and labels_of(train)[0] is not None
         if options.distillation and len(train) and not scored:
             raise InputError(f"distillation={options.distillation!r} needs the scores of a teacher: give --score-column")
+        if scored and len(next(texts_of(train))) < 3:
+            raise InputError(
+                f"{train[0].place}: a teacher's scores compare a document with negatives, and the rows have none: "
+                "`bert_jax mine` adds them, or leave out --score-column"
+            )
         return dataclasses.replace(options, distillation=(options.distillation or "kl") if scored else None), train, []
 
     def adapt(self, model: Model, limit: int, task: Task, splits: Splits, options: Options) -> tuple[Model, list[str]]:
@@ -109,12 +114,14 @@ class Retrieval(Candidates[TeacherScores, Ranking]):
         prompts = dict(model.pooling.prompts) | {name: prompt for name, prompt in given.items() if prompt is not None}
         if any(prompts.values()) and not model.pooling.include_prompt:
             raise InputError("the pooling of this model leaves out prompts (include_prompt), which is not supported here")
+        for role, names in (("query", QUERY_PROMPTS), ("document", DOCUMENT_PROMPTS)):
+            name = first_of(prompts, names)
+            if prompt := model.pooling.prompt if name is None else prompts[name]:
+                prompts[role] = prompt  # sentence-transformers looks for no other name, nor for the default prompt
         own = model.pooling.replace(max_length=limit, prompts=prompts)
         embedding, notes = self.form.adapt(own, model, options, _documents(splits))
-        named = {"queries": _prompt_of(prompts, ("query",)), "documents": _prompt_of(prompts, _DOCUMENT_PROMPTS)}
-        for what, name in named.items():
-            if prompt := prompts[name] if name else embedding.prompt:
-                notes.append(f"{what} begin with {prompt!r}")
+        named = {"queries": prompts.get("query"), "documents": prompts.get("document")}
+        notes += [f"{what} begin with {prompt!r}" for what, prompt in named.items() if prompt]
         return dataclasses.replace(model, pooling=embedding), notes
 
     def encode(self, records: Sequence[Record], labels: Sequence[str], layout: Layout) -> Encoded:
@@ -126,8 +133,8 @@ class Retrieval(Candidates[TeacherScores, Ranking]):
         """
         plain = dataclasses.replace(layout, read=str)
         query, document = (
-            layout.read if (name := _prompt_of(layout.roles, names)) is None else layout.roles[name]
-            for names in (("query",), _DOCUMENT_PROMPTS)
+            layout.read if (name := first_of(layout.roles, names)) is None else layout.roles[name]
+            for names in (QUERY_PROMPTS, DOCUMENT_PROMPTS)
         )
         judged = _judged(records)
         if judged:
@@ -222,14 +229,14 @@ class Retrieval(Candidates[TeacherScores, Ranking]):
         firsts = np.unique(search.of_record, return_index=True)[1]
 
         def vectors(texts: list[str], roles: Sequence[str]) -> np.ndarray:
-            found = embedder(texts, _prompt_of(embedder.prompts, roles))
+            found = embedder(texts, first_of(embedder.prompts, roles))
             return found / np.maximum(np.linalg.norm(found, axis=-1, keepdims=True), np.float32(1e-12))
 
         assert isinstance(self.form, Dense)
-        best = self.form.search(vectors([records[i].texts[0] for i in firsts], ("query",)), DEPTH)
+        best = self.form.search(vectors([records[i].texts[0] for i in firsts], QUERY_PROMPTS), DEPTH)
         for part in cuts(search.numbers, _TABLE_ROWS):
             numbers = search.numbers[part]
-            best.add(vectors([search.text(i) for i in numbers], _DOCUMENT_PROMPTS), numbers)
+            best.add(vectors([search.text(i) for i in numbers], DOCUMENT_PROMPTS), numbers)
         rankings = [Ranking(found, scores) for scores, found in zip(*best.found(), strict=True)]
         return Predictions([rankings[i] for i in search.of_record])
 
@@ -287,7 +294,10 @@ class _Search(NamedTuple):
 
 
 def _search(split: Split) -> _Search:
-    """Returns the judged queries and their corpus; in a table, all documents of its rows are the corpus."""
+    """Returns the judged queries and their corpus; in a table, all documents of its rows are the corpus.
+
+    The documents of a table have the ids d0, d1, ..., in the order in which trec_eval ranks equal scores: the last one first.
+    """
     records, count = split.records, len(split.records)
     if judged := _judged(records):
         corpus = judged[0].collection
@@ -311,11 +321,12 @@ def _search(split: Split) -> _Search:
                 known[text] = len(places)
                 places.append((row, place))
         relevances[asked[own[0]]][known[own[1]]] = 1
+    last = len(places) - 1
+    ids = [f"d{number:0{len(str(last))}}" for number in range(last, -1, -1)]
+    places, relevances = places[::-1], [{last - number: 1 for number in own} for own in relevances]
     documents = [row * width + place for row, place in places]
     of_record = [asked[own[0]] for own in texts]
-    return _Search(
-        queries, documents, range(len(documents)), relevances, of_record, [f"d{i}" for i in range(len(places))], records, places
-    )
+    return _Search(queries, documents, range(len(documents)), relevances, of_record, ids, records, places)
 
 
 def _documents(splits: Splits) -> Iterator[str]:
@@ -351,11 +362,6 @@ def _teacher_scores(value: object, place: str) -> TeacherScores | None:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _prompt_of(prompts: Mapping[str, object], names: Sequence[str]) -> str | None:
-    """Returns the first of `names` that is among the prompts; None without one."""
-    return next((name for name in names if name in prompts), None)
 
 
 def _joined(a: Items, b: Items) -> Items:

@@ -69,6 +69,16 @@ def test_mask_tokens_fill_up_a_query_without_a_change_of_its_other_vectors(embed
         assert embed.queries([SHORT[0] * 9])[0].shape == (LENGTH, WIDTH)
 
 
+def test_documents_have_their_prompt_under_any_of_its_names(embed, monkeypatch):
+    monkeypatch.setattr(MultiVector, "vectors", lambda self, examples, params=None, documents=False: examples)
+    for name in ("document", "passage", "corpus"):
+        model = dataclasses.replace(embed.model, pooling=embed.pooling.replace(prompts={name: f"{SHORT[0]} ", "other": ""}))
+        found, plain = MultiVector(model).documents([SHORT[1]]), embed.documents([f"{SHORT[0]} {SHORT[1]}"])
+        np.testing.assert_array_equal(found[0].input_ids, plain[0].input_ids)
+        np.testing.assert_array_equal(MultiVector(model).documents([SHORT[1]], "other")[0].input_ids,
+                                      embed.documents([SHORT[1]])[0].input_ids)  # fmt: skip
+
+
 def test_a_marker_that_is_no_token_is_refused(embed):
     model = dataclasses.replace(embed.model, pooling=embed.pooling.replace(query_marker="[Q] "))
     with pytest.raises(InputError, match=r"the marker '\[Q\] ' is not a token of this tokenizer"):

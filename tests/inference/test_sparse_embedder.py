@@ -40,6 +40,9 @@ def test_a_row_has_the_largest_weight_of_each_token_whatever_is_packed_beside_it
     prompted = embed(texts[:1], prompt_name="query").toarray()
     np.testing.assert_array_equal(prompted, embed([f"{SHORT[0]} {texts[0]}"]).toarray())
     assert embed([]).shape == (0, TINY.vocab_size)
+    np.testing.assert_array_equal(embed.documents(texts[:1], "query").toarray(), prompted)
+    embed.pooling = SparsePooling(prompts={"passage": SHORT[0] + " ", "query": ""})
+    np.testing.assert_array_equal(embed.documents(texts[:1]).toarray(), prompted)
 
 
 def test_weights_of_queries_are_looked_up_once_for_each_token_without_the_encoder(tokenizer):
