@@ -439,9 +439,11 @@ def test_rows_without_a_label_are_left_out_of_training_and_dev_and_kept_to_be_pr
     assert [r.id for r in splits.train] == [r.id for r in splits.dev["dev"]] == ["0", "2", "5"]
     assert [r.label for r in splits.test["test"]] == ["x", None, "y", None, None, "x", None]
     what = "4 of 7 rows have no label ('-' 2, empty 1, 'nan' 1)"
+    train, dev = (", ".join(f"{tmp_path}/task/{name}.tsv:{line}" for line in (3, 5, 6)) for name in ("train", "dev"))
+    fix = "if one of these is a class, name the marks that are not (--unlabelled-mark)"
     assert [note for note in splits.notes if "have no label" in note] == [
-        f"warning: train: {what}: left out; if one of these is a class, name the marks that are not (--unlabelled-mark)",
-        f"warning: dev: {what}: left out; if one of these is a class, name the marks that are not (--unlabelled-mark)",
+        f"warning: train: {what}: left out: {train}, ...; {fix}",
+        f"warning: dev: {what}: left out: {dev}, ...; {fix}",
         f"test: {what}: predicted, not scored",
     ]
     splits = load("classification", tmp_path / "task", unlabelled_mark=("-",))
@@ -498,7 +500,7 @@ def test_several_labels_a_row_are_a_list_or_separated_and_may_be_none(tmp_path):
     assert splits.labels == ("3", "a", "b")
     assert "labels: 3 1, a 1, b 1" in splits.notes
     assert "labels: 1 of 3 training rows have no label" in splits.notes
-    assert "warning: train: 1 of 4 rows have no label (empty 1): left out" in splits.notes
+    assert f"warning: train: 1 of 4 rows have no label (empty 1): left out: {tmp_path}/a.jsonl:3" in splits.notes
     splits = only(tmp_path, "multi_label", "a.tsv", tsv(TEXT_LABEL, ("x", "b; a;"), ("y", "")), label_separator=";")
     assert [record.label for record in splits.train] == [("b", "a"), ()]
     path, dev = tmp_path / "a.tsv", write(tmp_path / "dev.tsv", tsv(TEXT_LABEL, ("x", "b;c")))
@@ -691,7 +693,7 @@ def test_entities_by_characters_become_tags_of_words(tmp_path, column, name):
         (("john", "lives", "in", "Paris", "."), ("B-PER", "O", "O", "B-LOC", "O"), "0"),
         (("no", "one"), ("O", "O"), "1"),
     ]
-    assert "warning: train: 1 of 3 rows have no label (empty 1): left out" in splits.notes
+    assert "warning: train: 1 of 3 rows have no label (empty 1): left out: " in "".join(splits.notes)
     test = write(tmp_path / "test.jsonl", jsonl({"text": JOHN}))
     assert load("tagging", tmp_path / name, dev=str(tmp_path / name), test=test).test["test"][0].texts[-2:] == ("Paris", ".")
 
@@ -813,7 +815,7 @@ def test_a_question_without_answers_is_not_trained_on_and_ids_must_differ(tmp_pa
     path = write(tmp_path / "a.json", squad({"id": "a", "answers": cat}, {"id": "b"}))
     splits = load("squad", path, dev=path)
     assert [record.id for record in splits.train] == ["a"]
-    assert "warning: train: 1 of 2 rows have no label (empty 1): left out" in splits.notes
+    assert f"warning: train: 1 of 2 rows have no label (empty 1): left out: {tmp_path}/a.json: b" in splits.notes
     path = write(tmp_path / "a.json", squad({"id": "a", "answers": cat}, {"id": "a", "answers": cat}))
     fails("also has the id 'a'; give each row", "squad", path)
     path = write(tmp_path / "a.json", squad({"id": "a", "answers": [{"text": "cat"}]}))

@@ -43,9 +43,9 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Say) -> tuple[
     devices = parallel.make_devices(cfg.parallel)
     start = _load(cfg, kind, splits, trains, say)
     parallel.check_fit(devices, start.model.config, devices.rows_cut)  # rows are padded to divide
-    limit = _limit(cfg, start.model)
+    limit, shorter = _limit(cfg, start.model)
     model, more = kind.adapt(start.model, limit, task, splits, options)
-    for note in [*_special_tokens(cfg, splits, model), *notes, *more]:
+    for note in [*_special_tokens(cfg, splits, model), *notes, *(shorter if trains else []), *more]:
         say(note)
     start = dataclasses.replace(start, model=model)
 
@@ -88,11 +88,15 @@ def _load(cfg: FinetuneConfig, kind: Kind, splits: Splits, trains: bool, say: Sa
     return dataclasses.replace(start, model=model)
 
 
-def _limit(cfg: FinetuneConfig, model: Model) -> int:
-    """Returns the tokens of a sequence: those of the config, as far as the model and its pooling take them."""
+def _limit(cfg: FinetuneConfig, model: Model) -> tuple[int, list[str]]:
+    """Returns the tokens of a sequence, those of the config as far as the model and its pooling take them, and lines to show."""
     assert cfg.max_seq_length is not None
     pooled = model.pooling.max_length if isinstance(model.pooling, Embedding) else None
-    return min(cfg.max_seq_length, pooled or cfg.max_seq_length, model.config.max_length)
+    limit = min(cfg.max_seq_length, pooled or cfg.max_seq_length, model.config.max_length)
+    if limit == cfg.max_seq_length:
+        return limit, []
+    where = f"max_seq_length in sentence_bert_config.json of {cfg.model}"
+    return limit, [f"warning: texts are cut to {limit} tokens, not to {cfg.max_seq_length}, by {where}: change it there"]
 
 
 def _special_tokens(cfg: FinetuneConfig, splits: Splits, model: Model) -> list[str]:

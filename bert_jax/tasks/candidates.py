@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,14 +13,14 @@ from bert_jax.tasks.labels import few
 from bert_jax.tasks.parsing import PAIRS, File, L, Noted
 from bert_jax.tasks.split import P
 
-_MOST_NEGATIVES = 64  # columns that are found by their names
-
-
-def _columns(query: str) -> list[tuple[str, ...]]:
-    """Returns the usual columns of a query, its document and hard negatives, the most columns first."""
-    numbered_ones = [f"negative_{i}" for i in range(1, _MOST_NEGATIVES + 1)]
-    several = [(query, "positive", *numbered_ones[:count]) for count in range(_MOST_NEGATIVES, 0, -1)]
-    return [*several, (query, "positive", "negative"), (query, "positive")]
+_NEGATIVE = re.compile(r"negative_(\d+)")
+_SAID = {
+    "half": "warning: {}: {} rows left out, without a query or a document",
+    "itself": "warning: {}: {} rows left out, whose query is the document",
+    "wrong": "warning: {}: {} rows have negatives that are the query or known to answer it, and do not count",
+    "fewer": "{}: {} rows have fewer negatives than columns",
+    "none": "warning: {}: {} rows have no negative",
+}
 
 
 class Candidates(Kind[L, P]):
@@ -28,29 +29,43 @@ class Candidates(Kind[L, P]):
     needs_all_rows = True
     scores_unlabelled = True
     num_texts = (2, float("inf"))
-    usual_texts = (*_columns("query"), *_columns("anchor"), *PAIRS)
+    usual_texts = (
+        ("query", "positive", "negative"), ("query", "positive"), ("anchor", "positive", "negative"), ("anchor", "positive"),
+        *PAIRS,
+    )  # fmt: skip
     labels_are_optional = True
+    labels_train_alone = True
     unit = "queries"
+
+    def usual_columns(self, columns: Sequence[str]) -> Sequence[tuple[str, ...]]:
+        """Returns the usual columns of a query, its document and hard negatives: all that are numbered come first."""
+        numbered = sorted((int(match[1]), name) for name in columns if (match := _NEGATIVE.fullmatch(name)))
+        negatives = [name for _, name in numbered]
+        several: list[tuple[str, ...]] = [(query, "positive", *negatives) for query in ("query", "anchor") if negatives]
+        return [*several, *self.usual_texts]
 
     def whole_texts(self, texts: tuple[str, ...]) -> tuple[str, ...]:
         """Puts the document in the place of negatives that are missing: the loss leaves out copies of it."""
         return texts if len(texts) < 3 else (*texts[:2], *(text if text.strip() else texts[1] for text in texts[2:]))
 
     def checked(self, split: str, file: File, noted: Noted) -> tuple[Sequence[Record], list[str]]:
-        """Leaves out rows whose query is the document; counts these and missing negatives."""
-        kept, itself, fewer, none = list[int](), list[str](), list[str](), list[str]()
+        """Leaves out rows without a query and another text as its document; counts these, and negatives that are none."""
+        pairs = {hash(texts[:2]) for texts in texts_of(file.records)}
+        kept, places = list[int](), {name: list[str]() for name in ("half", "itself", "wrong", "fewer", "none")}
         for i, texts in enumerate(texts_of(file.records)):
-            missing = sum(not text.strip() for text in texts[2:])
-            if texts[0] == texts[1]:
-                itself.append(file.records[i].place)
+            query, document, *negatives = texts
+            if query == document or not (query.strip() and document.strip()):
+                places["itself" if query.strip() and document.strip() else "half"].append(file.records[i].place)
                 continue
             kept.append(i)
-            if missing:
-                (none if missing == len(texts) - 2 else fewer).append(file.records[i].place)
-        notes = [f"warning: {split}: {len(itself)} rows left out, whose query is the document: {few(itself)}"] * bool(itself)
-        notes += [f"{split}: {len(fewer)} rows have fewer negatives than columns: {few(fewer)}"] * bool(fewer)
-        notes += [f"warning: {split}: {len(none)} rows have no negative: {few(none)}"] * bool(none)
-        return take(file.records, kept) if itself else file.records, notes
+            there = [text for text in negatives if text.strip()]
+            left = [text for text in there if text != query and hash((query, text)) not in pairs]
+            if len(left) < len(negatives):
+                places["fewer" if left else "none"].append(file.records[i].place)
+            if len(left) < len(there):
+                places["wrong"].append(file.records[i].place)
+        notes = [f"{_SAID[name].format(split, len(own))}: {few(own)}" for name, own in places.items() if own]
+        return take(file.records, kept) if len(kept) < len(file.records) else file.records, notes
 
     def content(self, texts: tuple[str, ...]) -> str:
         """Returns the query: all its rows are held out together."""

@@ -47,7 +47,8 @@ def _label_columns(split: str, path: str, columns: Sequence[str], task: Task, da
         if len(named) > 1 and not kind.several_label_columns:
             given = " ".join(named)
             raise InputError(f"--label-column {given}: {kind.name} takes one column; for columns of 0 and 1, --task multi_label")
-        absent = is_test and not any(name in columns for name in named)
+        needless = is_test or (split != "train" and kind.labels_train_alone)
+        absent = needless and not any(name in columns for name in named)
         return () if absent else tuple(_existing(path, columns, name, "--label-column") for name in named)
     known = {name.lower(): name for name in columns}
     usual = [known[name.lower()] for name in (task.label, "label", *kind.usual_labels) if name.lower() in known]
@@ -75,7 +76,8 @@ def _existing(path: str, columns: Sequence[str], name: str, option: str) -> str:
 
 def _usual_texts(path: str, columns: Sequence[str], task: Task) -> tuple[str, ...]:
     known = {name.lower(): name for name in columns}
-    usual = [names for names in (task.texts, *task.kind.usual_texts) if names and {n.lower() for n in names} <= set(known)]
+    every = (task.texts, *task.kind.usual_columns(list(known)))
+    usual = [names for names in every if names and {n.lower() for n in names} <= set(known)]
     usual = usual[:1] if task.kind.first_usual else usual
     if not usual or (usual[0] != task.texts and not all(set(names) <= set(usual[0]) for names in usual)):
         expected, near = f" (task {task.name}: {', '.join(task.texts)})" if task.texts else "", did_you_mean("text", columns)

@@ -59,6 +59,11 @@ class Parsing(Protocol[L]):
     several_label_columns: bool = False  # each class may have a column of 0 and 1
     unlabelled_texts: Mapping[int, str] = {}  # numbers of texts that have no label, and the reason
     labels_are_optional: bool = False  # all training rows may be without a label
+    labels_train_alone: bool = False  # only training reads labels: other files may lack a column that the user names
+
+    def usual_columns(self, columns: Sequence[str]) -> Sequence[tuple[str, ...]]:
+        """Returns the columns of texts that are read unless the user names others; `columns` of the file are in lower case."""
+        return self.usual_texts
 
     def usual_ids(self, task: Task, columns: Sequence[str]) -> Sequence[str]:
         """Returns columns of ids, read unless the user names another."""

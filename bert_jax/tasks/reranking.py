@@ -57,6 +57,8 @@ class Reranking(Candidates[None, np.ndarray]):
         if len(file.columns.texts) < 3:
             names = " and ".join(file.columns.texts)
             raise InputError(f"{file.path}: {names} have no negatives to compare with: `bert_jax mine` adds them (--text-column)")
+        if file.reader.named:
+            raise InputError("reranking learns which document is the positive, and no labels or scores: leave out --label-column")
         return super().checked(split, file, noted)
 
     def settle(self, options: Options, train: Sequence[Record]) -> tuple[Options, Sequence[Record], list[str]]:

@@ -15,6 +15,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -185,6 +186,9 @@ def _labelled(split: str, file: File, task: Task, records: Sequence[Record], not
     if missing == len(records):
         if not is_test and not task.kind.labels_are_optional:
             raise InputError(f"{file.path}: none of its {missing} rows has a label, so it cannot be the {split} set")
+        if split == "train" and file.reader.named:
+            what = f"{' '.join(map(repr, file.columns.labels))} is empty in all {missing} rows"
+            raise InputError(f"{file.path}: {what}: name another column, or leave it out (--label-column)")
         notes += [f"{split}: has no labels"] * is_test
         return records
     found = file.reader.unlabelled
@@ -195,5 +199,6 @@ def _labelled(split: str, file: File, task: Task, records: Sequence[Record], not
         notes.append(f"{split}: {counted}: predicted, not scored")
         return records
     fix = "" if set(+found) == {"empty"} else "; if one of these is a class, name the marks that are not (--unlabelled-mark)"
-    notes.append(f"warning: {split}: {counted}: left out{fix}")
+    places = few([records[i].place for i in islice((i for i, label in enumerate(labels) if label is None), 4)])
+    notes.append(f"warning: {split}: {counted}: left out: {places}{fix}")
     return take(records, [i for i, label in enumerate(labels) if label is not None])
