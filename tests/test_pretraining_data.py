@@ -281,6 +281,15 @@ def test_evaluation_masks_are_fixed_but_differ_between_batches_and_from_training
     assert len({mask["masked_positions"].tobytes() for mask in masks}) == 3
 
 
+def test_evaluation_masks_a_row_alike_whatever_the_batch_size(config, data):
+    def joined(batch_size):
+        source = replace(BatchSource.of(config, data.tokenizer, data.held_out), batch_size=batch_size)
+        batches = [source.evaluation(i) for i in range(source.num_evaluation_batches(1000))]
+        return {name: np.concatenate([batch[name] for batch in batches])[: len(data.held_out)] for name in batches[0]}
+
+    assert_equal(joined(8), joined(3))
+
+
 def test_no_more_evaluation_batches_are_made_than_asked_for(config, data):
     source = BatchSource.of(config, data.tokenizer, data.held_out)
     assert source.num_evaluation_batches(1) == 1

@@ -242,10 +242,13 @@ class BatchSource:
         return self.rows[self.order.rows(places)], places[0] - first
 
     def evaluation(self, number: int) -> Batch:
-        """Returns batch `number` of the rows in their own order, with fixed masks. The last batch is padded with weight 0."""
+        """Returns batch `number` of the rows in their own order. The last batch is padded with weight 0.
+
+        The masks of a row are fixed, whatever the batch size.
+        """
         first = number * self.batch_size
         rows = self.rows[np.arange(first, min(first + self.batch_size, len(self.rows)))]
-        batch = self._batch(rows, _EVALUATION + number)
+        batch = self._batch(rows, _EVALUATION, first)
         missing = self.batch_size - len(rows)
         padded = {k: np.concatenate([v, np.zeros((missing, *v.shape[1:]), v.dtype)]) for k, v in batch.items()}
         if "next_sentence_label" in padded:

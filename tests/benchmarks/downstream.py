@@ -46,7 +46,8 @@ def best(scores: Scores) -> list[float]:
 
 def show(args: argparse.Namespace, found: dict[str, dict[str, Scores]]) -> None:
     """Prints a row a model, and how many pooled standard deviations the first model is above each of the others."""
-    print("| | " + " | ".join(f"{task} {MAIN[task]}" for task in args.tasks) + " | mean |\n" + "|---" * (len(args.tasks) + 2) + "|")
+    print("| | " + " | ".join(f"{task} {MAIN[task]}" for task in args.tasks) + " | mean |")
+    print("|---" * (len(args.tasks) + 2) + "|")
     for model, tasks in found.items():
         scores = [best(tasks[task]) for task in args.tasks]
         cells = [f"{mean(own):.3f} ± {stdev(own):.3f}" for own in scores] + [f"{mean(map(mean, scores)):.3f}"]

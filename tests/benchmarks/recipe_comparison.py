@@ -8,8 +8,8 @@ best of --rates, chosen in runs of a quarter of the time. It takes (seeds + 3) *
 ours compilation. All read the same documents, hold out the same ones and have one vocabulary; all final models are evaluated
 by transformers on the same fixed 15 % masks (`peer_run_mlm.evaluate`).
 
-OUT/comparison.json holds the curves (minutes, loss) and final losses, which are also printed. A run that is there already is
-not repeated. Needs PyTorch, transformers >= 5 and bert_jax.
+OUT/comparison.json holds the curves (minutes, loss) and final losses, which are also printed; OUT/curves.svg draws them. A run
+that is there already is not repeated. Needs PyTorch, transformers >= 5 and bert_jax.
 """
 
 from __future__ import annotations
@@ -28,9 +28,13 @@ from bert_jax.commands.compare import read
 from bert_jax.config import TrainConfig, from_dict
 from bert_jax.data import heldout
 from bert_jax.data.pretraining import load_data
+from bert_jax.report.charts import Line, chart
 from bert_jax.training import writer
 
 PROBE_STEPS = 60
+COLOURS = {"BERT-mini": "#d55e00", "ModernBERT": "#b07d00", "ours": "#0072b2"}
+STYLE = """<style>svg { background: white; font: 13px system-ui, sans-serif } text { fill: #555; text-anchor: middle }
+text.y { text-anchor: end } path { fill: none; stroke: #ddd } .line { stroke-width: 2 }</style>"""
 Curve = list[tuple[float, float]]
 
 
@@ -87,11 +91,30 @@ def final_loss(args: argparse.Namespace, folder: Path) -> float:
         return evaluate(transformers.AutoModelForMaskedLM.from_pretrained(folder), dict(file))
 
 
+def draw(curves: dict[str, Curve]) -> str:
+    """Returns a picture of the curves after their first minute as SVG."""
+    groups = {name: next(group for group in COLOURS if name.startswith(group)) for name in curves}
+    none = np.zeros((2, 0))
+    lines = [
+        Line(name, np.array([point for point in curve if point[0] >= 1]).T, none, list(COLOURS).index(groups[name]))
+        for name, curve in curves.items()
+    ]
+    picture = str(chart(lines, "minutes", "held-out loss, nats a masked token"))
+    for number, colour in enumerate(COLOURS.values()):
+        picture = picture.replace(f"var(--colour{number})", colour)
+    legend = "".join(
+        f'<text x="440" y="{30 + 18 * number}" style="fill: {colour}; text-anchor: end">{name}</text>'
+        for number, (name, colour) in enumerate(COLOURS.items())
+    )
+    opened, inside = picture.split(">", 1)
+    return f'{opened} xmlns="http://www.w3.org/2000/svg">{STYLE}{inside.removesuffix("</svg>")}{legend}</svg>\n'
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", nargs="+", required=True, help="files or globs; a file is a document")
     parser.add_argument("--minutes", type=float, default=32.0, help="training of each run")
-    parser.add_argument("--config", default="modern_mini", help="of our run")
+    parser.add_argument("--config", default="modern_tiny", help="of our run")
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="of our run beside its config; comes last")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of our runs")
     parser.add_argument("--rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3, 4e-3], help="of ModernBERT's AdamW")
@@ -155,6 +178,7 @@ def main() -> None:
     result = {"steps of ours": steps, "minutes": {name: curve[-1][0] for name, curve in curves.items()}, "final": finals,
               "rates of ModernBERT": rates, "minutes of ours to BERT-mini's loss": arrived, "curves": curves}  # fmt: skip
     (args.out / "comparison.json").write_text(json.dumps(result, indent=1) + "\n")
+    (args.out / "curves.svg").write_text(draw(curves))
     print(json.dumps({name: value for name, value in result.items() if name != "curves"}, indent=1))
 
 
