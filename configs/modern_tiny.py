@@ -2,10 +2,10 @@
 
     python train.py configs/modern_tiny.py --data.source 'text/*.txt' --workdir runs/modern_tiny
 
-Hardware: one CPU core is enough; half an hour on one is what it was measured for (docs/recipes.md). The vocabulary, 8,192
-pieces, is trained on the text. Model and batches are small, so that there are many updates a minute: in a few minutes they
-teach more than large batches. With hours or an accelerator take configs/modern_mini.py. transformers loads the export as
-ModernBertForMaskedLM.
+Hardware: one CPU core. The vocabulary, 8,192 pieces, is trained on the text. Model and batches are small, so that there are many
+updates a minute. On 45 MB of novels and textbooks its 4,000 steps take half an hour and reach 4.16 nats per masked token, where
+BERT-mini, trained as its paper did, reaches 6.65 (docs/recipes.md). With hours or an accelerator take configs/modern_mini.py.
+transformers loads the export as ModernBertForMaskedLM.
 """
 
 from bert_jax.config import BertConfig, DataConfig, MaskingConfig, OptimConfig, TrainConfig

@@ -31,7 +31,7 @@ from bert_jax.data.pretraining import load_data
 from bert_jax.report.charts import Line, chart
 from bert_jax.training import writer
 
-PROBE_STEPS = 60
+PROBE_STEPS = 120
 COLOURS = {"BERT-mini": "#d55e00", "ModernBERT": "#b07d00", "ours": "#0072b2"}
 STYLE = """<style>svg { background: white; font: 13px system-ui, sans-serif } text { fill: #555; text-anchor: middle }
 text.y { text-anchor: end } path { fill: none; stroke: #ddd } .line { stroke-width: 2 }</style>"""
@@ -40,12 +40,13 @@ Curve = list[tuple[float, float]]
 
 def train(args: argparse.Namespace, cores: Cores, folder: Path, steps: int, *more: str) -> None:
     """Runs ours for a number of steps, unless that is done."""
+    every = str(steps if steps == PROBE_STEPS else max(1, steps // 64))
     if not (folder / "export" / "config.json").exists():
         cores.call(
             "-m", "bert_jax", "train", args.config, "--workdir", str(folder), "--data.source", *args.text, "--num-steps",
             str(steps), "--data.documents", "file", "--data.eval-fraction", "0.01", "--data.cache-dir", str(args.out / "cache"),
-            "--optim.warmup-steps", str(max(1, steps // 20)), "--checkpoint-every", str(steps), "--eval-every",
-            str(max(PROBE_STEPS, steps // 32)), *args.options, *more,
+            "--optim.warmup-steps", str(max(1, steps // 20)), "--checkpoint-every", str(steps), "--eval-every", every,
+            *args.options, *more,
         )  # fmt: skip
 
 
@@ -103,7 +104,7 @@ def draw(curves: dict[str, Curve]) -> str:
     for number, colour in enumerate(COLOURS.values()):
         picture = picture.replace(f"var(--colour{number})", colour)
     legend = "".join(
-        f'<text x="440" y="{30 + 18 * number}" style="fill: {colour}; text-anchor: end">{name}</text>'
+        f'<text x="90" y="{205 + 18 * number}" style="fill: {colour}; text-anchor: start">{name}</text>'
         for number, (name, colour) in enumerate(COLOURS.items())
     )
     opened, inside = picture.split(">", 1)
