@@ -36,7 +36,7 @@ PROGRAMS = [
 # place: what it may not import
 NEVER = {
     "bert_jax/errors.py": ["jax", "bert_jax."],
-    "bert_jax/config.py": ["jax", "bert_jax.data", "bert_jax.formats", "bert_jax.training", *PROGRAMS],
+    "bert_jax/config/": ["jax", "bert_jax.data", "bert_jax.formats", "bert_jax.training", *PROGRAMS],
     "bert_jax/model/config.py": ["jax", "bert_jax.config"],
     "bert_jax/hub.py": ["jax", "bert_jax.model.heads", "bert_jax.training"],
     "bert_jax/static.py": ["jax", "bert_jax.model", "bert_jax.training", "bert_jax.inference", *PROGRAMS],

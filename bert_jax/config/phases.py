@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from bert_jax.errors import Checked, InputError
 
 if TYPE_CHECKING:
-    from bert_jax.config import TrainConfig
+    from bert_jax.config.train import TrainConfig
 
 
 @dataclass(frozen=True)
