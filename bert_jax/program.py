@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray, PyTree
 
 from bert_jax import warm_start
-from bert_jax.config import BertConfig, InputError, Phase, TrainConfig, from_dict, spans, upgrade
+from bert_jax.config import BertConfig, InputError, Phase, Span, TrainConfig, from_dict, spans, upgrade
 from bert_jax.disk import read_json
 from bert_jax.model import attention
 from bert_jax.training import losses, memory, objectives, optim, parallel, steps
@@ -106,7 +106,7 @@ class Program:
         tokens = ("input_ids", "token_type_ids", "position_ids", "sequence_ids")
         shapes: dict[str, tuple[tuple[int, ...], DTypeLike]] = dict.fromkeys(tokens, ((rows, length), jnp.int32))
         shapes |= dict.fromkeys(("masked_positions", "masked_ids"), ((rows, slots), jnp.int32))
-        floats = ("masked_weights", *(["masked_draws"] if cfg.objective == "replaced_tokens" else []))
+        floats = ("masked_weights", *["masked_draws"] * cfg.draws)
         shapes |= dict.fromkeys(floats, ((rows, slots), jnp.float32))
         if cfg.masking.causal_share > 0:
             shapes["causal"] = (rows,), jnp.bool_
@@ -135,10 +135,11 @@ def check(cfg: TrainConfig, devices: parallel.Devices, begun: bool) -> None:
     """Checks a run before its text is read.
 
     Raises:
-        InputError: The model or the batch of a phase does not divide over the devices or, of a run that has not `begun` (has no
-            checkpoint), the weights that it is to start from do not fit the model.
+        InputError: The model, or the batch of a phase or of the evaluation, does not divide over the devices; or, of a run that
+            has not `begun` (has no checkpoint), the weights that it is to start from do not fit the model.
     """
-    for span in spans(cfg):
+    own = [Span("evaluation", cfg, 0, cfg.num_steps, (0, cfg.num_steps))] if cfg.phases else []  # by the run's own batch size
+    for span in [*spans(cfg), *own]:
         try:
             _check_fit(span.cfg, devices)
         except InputError as error:
@@ -160,7 +161,7 @@ def _check_fit(cfg: TrainConfig, devices: parallel.Devices) -> None:
         try:
             parallel.check_fit(devices, cfg.generator, cfg.batch_size, cfg.gradient_accumulation_steps)
         except InputError as error:
-            raise InputError(f"the generator of objective='replaced_tokens': {error}") from None
+            raise InputError(f"the generator of objective={cfg.objective!r}: {error}") from None
 
 
 def build(cfg: TrainConfig, devices: parallel.Devices, memory_bytes: int | None, phases: tuple[Phase, ...] = ()) -> Program:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import make_documents, quiet, write_documents
 
-from bert_jax.config import BertConfig, DataConfig, InputError, MaskingConfig, OptimConfig, TrainConfig, named_paths
+from bert_jax.config import BertConfig, DataConfig, InputError, MaskingConfig, OptimConfig, Phase, TrainConfig, named_paths
 from bert_jax.data import heldout
 from bert_jax.data.pretraining import BatchSource, load_data
 from bert_jax.data.tokenizer import Tokenizer
@@ -37,7 +37,9 @@ def data(config):
 def test_the_masks_are_bert_s_whatever_is_trained(config, data):
     """The same bits as those of a run of seed 0 that trains on BERT's own masks."""
     other = MaskingConfig(rate=0.4, mask_prob=1.0, random_prob=0.0, whole_word=True)
-    for changed in (config, config.replace(masking=other, seed=7)):
+    ends = (Phase(until=100), Phase(until=200, mask_rate=0.3))  # of 200 steps, only phases end with a checkpoint
+    by_phases = config.replace(num_steps=200, phases=ends, optim=config.optim.replace(average="last:2"))
+    for changed in (config, config.replace(masking=other, seed=7), by_phases):
         for number, batch in enumerate(heldout.load(changed, data, quiet)[0].batches):
             expected = BatchSource.of(config, data.tokenizer, data.held_out).evaluation(number)
             assert batch.keys() == expected.keys()

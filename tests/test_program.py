@@ -1,12 +1,14 @@
 """The program of a run: the precision of its matrix products, and the line of the log that names it."""
 
 import re
+from typing import get_args, get_type_hints
 
 import pytest
 
-from bert_jax.config import BertConfig, ComputeConfig, DataConfig, OptimConfig, TrainConfig
-from bert_jax.program import Program, build
+from bert_jax.config import BertConfig, ComputeConfig, DataConfig, InputError, OptimConfig, Phase, TrainConfig, objectives
+from bert_jax.program import Program, build, check
 from bert_jax.training import parallel
+from bert_jax.training.objectives import OBJECTIVES
 
 
 def program(**compute) -> Program:
@@ -49,3 +51,16 @@ def test_the_log_names_the_precision_of_float32_products(monkeypatch, platform, 
 
 def test_the_log_says_nothing_of_them_in_bfloat16():
     assert program(dtype="bfloat16").describe().startswith("bfloat16, ")
+
+
+def test_each_objective_has_a_row_of_what_it_asks_of_a_run_and_one_that_computes_it():
+    assert objectives.OBJECTIVES.keys() == OBJECTIVES.keys() == set(get_args(get_type_hints(TrainConfig)["objective"]))
+
+
+def test_a_batch_that_does_not_divide_is_refused_by_the_name_of_its_phase_or_as_that_of_the_evaluation():
+    cfg = TrainConfig(num_steps=9, batch_size=8, optim=OptimConfig(warmup_steps=1))
+    devices = parallel.make_devices(cfg.parallel)  # eight
+    with pytest.raises(InputError, match=r"phases\[1\] \(steps 4 to 9\): batch_size=12 does not divide over 8 devices"):
+        check(cfg.replace(phases=(Phase(until=4), Phase(until=9, batch_size=12))), devices, begun=False)
+    with pytest.raises(InputError, match="evaluation: batch_size=6 does not divide over 8 devices"):
+        check(cfg.replace(batch_size=6, phases=(Phase(until=9, batch_size=8),)), devices, begun=False)

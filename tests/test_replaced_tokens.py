@@ -12,7 +12,7 @@ import pytest
 from helpers import make_documents
 
 import bert_jax
-from bert_jax import pretrain, program, replaced_tokens
+from bert_jax import pretrain, program
 from bert_jax.config import (
     BertConfig,
     DataConfig,
@@ -21,6 +21,7 @@ from bert_jax.config import (
     ParallelConfig,
     ReplacedTokensConfig,
     TrainConfig,
+    replaced_tokens,
 )
 from bert_jax.data.pretraining import BatchSource
 from bert_jax.model.convert import flatten, unflatten

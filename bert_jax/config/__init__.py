@@ -4,10 +4,11 @@ A config file is a Python file with `get_config() -> TrainConfig`; every field c
 (`load_train_config`). Names are those of a Hugging Face config.json where it has one. The string under a field is its --help; a
 long one is written as strings in parentheses, since the line breaks of a docstring would show.
 
-    train.py    TrainConfig, a run; its groups of fields: data.py, masking.py, optim.py, parallel.py, replaced_tokens.py
-    phases.py   parts of a run with settings of their own
-    dicts.py    configs as JSON, and their differences
-    loading.py  config files and command lines
+    train.py       TrainConfig, a run; its groups of fields: data.py, masking.py, optim.py, parallel.py, replaced_tokens.py
+    objectives.py  what each objective asks of a run
+    phases.py      parts of a run with settings of their own
+    dicts.py       configs as JSON, and their differences
+    loading.py     config files and command lines
 """
 
 from bert_jax.config.data import TRAINED as TRAINED

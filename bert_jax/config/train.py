@@ -10,6 +10,7 @@ from typing import Literal
 from bert_jax.config.base import Group
 from bert_jax.config.data import DataConfig
 from bert_jax.config.masking import MaskingConfig
+from bert_jax.config.objectives import OBJECTIVES
 from bert_jax.config.optim import OptimConfig
 from bert_jax.config.parallel import ParallelConfig
 from bert_jax.config.phases import Phase, spans
@@ -106,7 +107,7 @@ class TrainConfig(Group):
         self.check_average(0)
         if not self.phases:
             self._check_causal()
-            self._check_replaced()
+            self._check_objective()
 
     def _check_causal(self) -> None:
         """Raises InputError if next tokens are to be predicted where a step cannot do so."""
@@ -116,21 +117,15 @@ class TrainConfig(Group):
         pairs = self.data.examples == "sentence_pairs"
         self._require(share == 0 or not pairs, f"data.examples='sentence_pairs' has no label for causal rows, and {fix}")
 
-    def _check_replaced(self) -> None:
-        """Raises InputError if a step cannot detect replaced tokens, or if it does not and settings of that are given."""
-        if self.objective != "replaced_tokens":
-            for f in dataclasses.fields(self.replaced_tokens):
-                value = getattr(self.replaced_tokens, f.name)
-                said = f"replaced_tokens.{f.name}={value!r} needs objective='replaced_tokens', not {self.objective!r}"
+    def _check_objective(self) -> None:
+        """Raises InputError if the objective is not possible here, or if settings of another one are given."""
+        others = [(name, needs.settings) for name, needs in OBJECTIVES.items() if needs.settings and name != self.objective]
+        for name, settings in others:
+            for f in dataclasses.fields(group := getattr(self, settings)):
+                value = getattr(group, f.name)
+                said = f"{settings}.{f.name}={value!r} needs objective={name!r}, not {self.objective!r}"
                 self._require(value == f.default, said)
-            return
-        share, examples, other = self.masking.causal_share, self.data.examples, "objective='replaced_tokens' does not"
-        self._require(share == 0, f"masking.causal_share={share} predicts next tokens, which {other}: set it to 0")
-        self._require(
-            examples == "full_sentences",
-            f"data.examples={examples!r} predicts next sentences, which {other}: set it to 'full_sentences'",
-        )
-        self.replaced_tokens.generator_of(self.model)  # raises if there can be none
+        OBJECTIVES[self.objective].check(self)
 
     def check_average(self, begin: int) -> None:
         """Raises InputError if more checkpoints are to be averaged than a run from step `begin` makes, or than are kept."""
@@ -150,7 +145,12 @@ class TrainConfig(Group):
     @property
     def generator(self) -> BertConfig | None:
         """The generator that is trained beside the model, if the objective has one."""
-        return self.replaced_tokens.generator_of(self.model) if self.objective == "replaced_tokens" else None
+        return OBJECTIVES[self.objective].generator(self)
+
+    @property
+    def draws(self) -> bool:
+        """True if batches have a uniform draw for each prediction (see `BatchSource`)."""
+        return OBJECTIVES[self.objective].draws
 
     @property
     def models(self) -> tuple[BertConfig, ...]:

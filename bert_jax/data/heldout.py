@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +108,7 @@ def report(metrics: Mapping[str, float]) -> list[str]:
 
 def source(cfg: TrainConfig, tokenizer: Tokenizer, rows: corpus.Rows) -> BatchSource:
     """Returns the source of the evaluation batches of `rows`: BERT's masks, the same for all runs."""
-    return BatchSource.of(cfg.replace(masking=MASKS, seed=SEED, phases=()), tokenizer, rows)
+    return replace(BatchSource.of(cfg, tokenizer, rows), cfg=MASKS, seed=SEED)
 
 
 def _of(cfg: TrainConfig, data: PretrainingData, rows: corpus.Rows, name: str) -> HeldOut:

@@ -210,9 +210,8 @@ class BatchSource:
     @classmethod
     def of(cls, cfg: TrainConfig, tokenizer: Tokenizer, rows: Rows) -> BatchSource:
         """Returns the source of the batches of `rows` of a run without phases."""
-        line, draws = (0, cfg.num_steps), cfg.objective == "replaced_tokens"
-        length = cfg.data.max_seq_length
-        return cls(rows, tokenizer, cfg.masking, length, cfg.batch_size, cfg.seed, mask_line=line, draws=draws)
+        line, length = (0, cfg.num_steps), cfg.data.max_seq_length
+        return cls(rows, tokenizer, cfg.masking, length, cfg.batch_size, cfg.seed, mask_line=line, draws=cfg.draws)
 
     def train(self, step: int, of: slice = slice(None)) -> Batch:
         """Returns the batch of `step`, or the rows `of` it. The order changes with each epoch, the masks with each step."""
