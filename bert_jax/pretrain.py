@@ -96,7 +96,7 @@ def fit(
 
         def save(state: steps.TrainState, evaluation: dict[str, float]) -> None:
             record = {"data": key, "tokenizer": tokenizer.fingerprint(), "config": to_dict(cfg), "lines": log.lines}
-            saved.save(int(state.step), state, record, evaluation)
+            saved.save(step := int(state.step), state, record, evaluation, passing=not cfg.saves_at(step))
 
         peak = flops.peak_flops(devices.kind)
         for number, (span, source, train_step) in enumerate(phases):
@@ -112,9 +112,10 @@ def fit(
                 loop.Cadence(span.until, cfg.log_every, cfg.eval_every, cfg.checkpoint_every, cfg.optim.max_skipped),
                 evaluate, save, log, stop, cost, first_loss=None if cfg.init_from else program.objective.untrained_loss,
             )  # fmt: skip
-        final, evaluation = optim.averaged(state.params, state.opt_state), list[dict[str, float]]()
+        step, final, evaluation = int(state.step), optim.averaged(state.params, state.opt_state), list[dict[str, float]]()
         if stop.signal is None:
             if cfg.optim.last is not None:
+                del state, final  # whose memory the checkpoints need
                 final = mean_of_last(program, saved, cfg.optim.last)
             evaluation = evaluate(final)
             if cfg.optim.last is not None:
@@ -123,7 +124,7 @@ def fit(
                     log.scalars(cfg.num_steps, values)
     if stop.signal is not None:
         if first:
-            print(f"stopped at step {int(state.step)} and saved; the same command continues", file=sys.stderr)
+            print(f"stopped at step {step} and saved; the same command continues", file=sys.stderr)
         return Reached({}, None, stop.signal)
     reached = {name: value for values in evaluation for name, value in values.items()}
     params = devices.gather(final)
@@ -222,16 +223,15 @@ def start_from(init_from: str, objective: Objective, fresh: Params) -> Params:
 
 def mean_of_last(program: Program, saved: checkpoint.Checkpointer, number: int) -> PyTree:
     """Returns the mean of the parameters of the last `number` checkpoints. Raises InputError if one cannot be read."""
-    chosen = saved.steps[-number:]
+    chosen = saved.lasting_steps[-number:]
     if len(chosen) < number:
         raise InputError(
             f"optim.average: there are {len(chosen)} checkpoints in {saved.directory}, not the last {number}; "
             f"bert_jax convert {program.cfg.workdir} OUT exports the newest one"
         )
-    total: PyTree = None
-    for step in chosen:
-        params = saved.restore(step, program.abstract_state)[0].params
-        total = params if total is None else jax.tree.map(jnp.add, total, params)
+    total = saved.restore(chosen[0], program.abstract_state)[0].params
+    for step in chosen[1:]:
+        total = jax.tree.map(jnp.add, total, saved.restore(step, program.abstract_state)[0].params)
     return jax.tree.map(lambda x: x / number, total)
 
 

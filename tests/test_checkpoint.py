@@ -153,6 +153,18 @@ def test_the_newest_and_the_best_are_kept_also_by_a_new_process(tmp_path):
     assert checkpointer.best_step is None
 
 
+def test_a_passing_checkpoint_takes_no_place_of_the_last_ones_and_goes_with_the_next_save(tmp_path):
+    checkpointer = Checkpointer(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        checkpointer.save(step, make_state(step, 8), {}, passing=step == 3)
+    checkpointer.close()
+    checkpointer = Checkpointer(tmp_path, keep=2)  # a new process knows it, too
+    assert (checkpointer.steps, checkpointer.lasting_steps) == ([1, 2, 3], [1, 2])
+    checkpointer.save(4, make_state(4, 8), {})
+    checkpointer.close()
+    assert sorted(int(p.name) for p in tmp_path.iterdir()) == [2, 4]
+
+
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_newest_checkpoint_is_told_in_one_line_and_the_one_before_is_used(kind, folder, lines, capfd, caplog):
     damage, reason = DAMAGE[kind]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import bert_jax
 import train
 from bert_jax.config import InputError, load_train_config
 from bert_jax.training import loop, writer
+from bert_jax.training.checkpoint import Checkpointer
 
 ROOT = Path(__file__).parent.parent
 STEPS = 12
@@ -91,23 +93,30 @@ def test_another_run_of_the_same_seed_gives_the_same_bytes(project, whole_run, t
     assert first == second
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_signal_saves_and_the_same_command_continues_to_the_bit(project, whole_run, tmp_path, monkeypatch, number):
+def send_in_step(monkeypatch, count, number):
+    """Sends a signal to this process during the first run's step `count`."""
     fit, calls = loop.fit, []
 
     def fit_and_count(state, train_step, *rest, **more):
         def step(*args):
             calls.append(1)
-            if len(calls) == 6:
+            if len(calls) == count:
                 os.kill(os.getpid(), number)
             return train_step(*args)
 
         return fit(state, step, *rest, **more)
 
     monkeypatch.setattr(loop, "fit", fit_and_count)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_saves_and_the_same_command_continues_to_the_bit(project, whole_run, tmp_path, monkeypatch, number):
+    send_in_step(monkeypatch, 6, number)
     assert train.main(arguments(project, tmp_path)) == 128 + number
     assert len(recorded(tmp_path)) == 6 + 1
     assert not (tmp_path / "export").exists()
+    with closing(Checkpointer(tmp_path / "checkpoints", read_only=True)) as saved:
+        assert (saved.steps, saved.lasting_steps) == ([4, 6], [4])  # which an average would take
     assert train.main(arguments(project, tmp_path)) == 0
     assert recorded(tmp_path) == recorded(whole_run)
 
@@ -192,7 +201,7 @@ def test_a_run_killed_in_each_phase_and_across_a_change_equals_one_that_was_not(
 
 
 @pytest.mark.slow
-def test_averages_of_weights_are_evaluated_and_exported(project, whole_run, tmp_path):
+def test_averages_of_weights_are_evaluated_and_exported(project, whole_run, tmp_path, monkeypatch):
     assert train.main(arguments(project, tmp_path / "ema", "--optim.average", "ema:0.5")) == 0
     (losses, averaged), lines = ({}, {}), (recorded(folder) for folder in (whole_run, tmp_path / "ema"))
     for found, each in zip((losses, averaged), lines, strict=True):
@@ -223,6 +232,13 @@ def test_averages_of_weights_are_evaluated_and_exported(project, whole_run, tmp_
         shutil.rmtree(tmp_path / "last" / "checkpoints" / str(step))
     exported = bert_jax.load(tmp_path / "last" / "export").params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
     np.testing.assert_allclose(exported, (encoded[0] + encoded[1]) / 2, atol=1e-7)
+
+    stopped = arguments(project, tmp_path / "stopped", "--optim.average", "last:2")
+    send_in_step(monkeypatch, 10, signal.SIGTERM)
+    assert [train.main(stopped) for _ in range(2)] == [128 + signal.SIGTERM, 0]
+    assert recorded(tmp_path / "stopped") == before  # the checkpoint of step 10 is not among the averaged
+    one, other = ((tmp_path / name / "export" / "model.safetensors").read_bytes() for name in ("stopped", "last"))
+    assert one == other
 
 
 def test_a_branch_goes_on_from_a_checkpoint_of_another_run_to_the_bit(project, whole_run, tmp_path):

@@ -137,6 +137,10 @@ class TrainConfig(Group):
             f"keep_checkpoints={self.keep_checkpoints}: average fewer, or keep more",
         )
 
+    def saves_at(self, step: int) -> bool:
+        """Returns True if a run that nothing stops saves a checkpoint at `step`: at the cadence and at the end of a phase."""
+        return step % self.checkpoint_every == 0 or any(span.until == step for span in spans(self))
+
     @property
     def head(self) -> Literal["masked_lm", "pretraining"]:
         """The head that is trained: with next-sentence prediction if the examples are pairs."""

@@ -112,11 +112,14 @@ def _check_same_model(folder: epath.Path, record: Json, like: PyTree) -> None:
 class Checkpointer:
     """Orbax checkpoints of a training state: async, atomic, the last `keep` and the best.
 
+    A passing checkpoint, such as one that a signal asked for, is there to go on from: the next save removes it, and it takes no
+    place among the last `keep`, which are therefore the same however often a run was stopped.
+
     All processes of a multi-host run make the same calls.
 
     Args:
       directory: The folder, or a URL.
-      keep: The number of the newest checkpoints that are kept.
+      keep: The number of the newest checkpoints, but for passing ones, that are kept.
       best_metric: The entry of `metrics` that ranks checkpoints, lower being better; None ranks none.
       report: Receives a line for each damaged checkpoint.
       read_only: Leaves the folder as it is, for one in which a run may be saving.
@@ -137,10 +140,9 @@ class Checkpointer:
         self.directory = epath.Path(directory).expanduser().resolve()
         self._metric, self._read_only = best_metric, read_only
         self._report = report if jax.process_index() == 0 else lambda line: None
-        self._saving, self._metrics = 0, dict[int, float]()
-        newest = ocp.checkpoint_managers.LatestN(keep)
+        self._keep, self._saving, self._metrics, self._passing = keep, 0, dict[int, float](), set[int]()
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy([newest, self]),  # `self`: see should_preserve
+            preservation_policy=self,  # see should_preserve
             cleanup_tmp_directories=not read_only, read_only=read_only, lightweight_initialize=True,
             # Otherwise a folder that cannot be made leaves threads that wait ten minutes for it, and the process with them.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
@@ -152,7 +154,9 @@ class Checkpointer:
             raise unusable(self.directory, _reason(error)) from error
         for step in self.steps:
             with contextlib.suppress(Exception):  # restore_latest reports a damaged record
-                self._metrics[step] = float(self._record(step)["metrics"][best_metric])
+                record = self._record(step)
+                self._passing |= {step} if record.get("passing") else set()
+                self._metrics[step] = float(record["metrics"][best_metric])
 
     @property
     def steps(self) -> list[int]:
@@ -160,15 +164,29 @@ class Checkpointer:
         return sorted(self._manager.all_steps())
 
     @property
+    def lasting_steps(self) -> list[int]:
+        """The steps of the checkpoints that are not passing, in order."""
+        return [step for step in self.steps if step not in self._passing]
+
+    @property
     def best_step(self) -> int | None:
         """The step of the lowest `best_metric`, the newer of equals; None if no checkpoint has the metric."""
         return min((s for s in reversed(self.steps) if s in self._metrics), key=self._metrics.__getitem__, default=None)
 
     def should_preserve(self, checkpoints: Sequence, *, context: object) -> list[bool]:
-        """Implements Orbax's PreservationPolicy: keeps the best (Orbax's BestN needs a metrics file of its own)."""
-        return [info.step == self.best_step for info in checkpoints]
+        """Implements Orbax's PreservationPolicy: keeps the newest, the last `keep` that are not passing, and the best.
 
-    def save(self, step: int, state: PyTree, meta: Json, metrics: Mapping[str, float | np.floating] | None = None) -> None:
+        Orbax's BestN needs a metrics file of its own.
+        """
+        steps = [info.step for info in checkpoints]  # in order
+        lasting = [step for step in steps if step not in self._passing]
+        kept = {*steps[-1:], *lasting[-self._keep :], self.best_step}
+        return [step in kept for step in steps]
+
+    def save(
+        self, step: int, state: PyTree, meta: Json, metrics: Mapping[str, float | np.floating] | None = None,
+        passing: bool = False,
+    ) -> None:  # fmt: skip
         """Starts to save `state` and `meta` (JSON) as `step`; the files are written while training goes on.
 
         Raises:
@@ -184,9 +202,10 @@ class Checkpointer:
         state = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), state)
         ranked = {k: float(v) for k, v in (metrics or {}).items() if k == self._metric and math.isfinite(v)}
         record = {"step": step, "arrays": _arrays(state), "empty": _empty(state), "meta": meta, "metrics": ranked}
-        record = json.loads(json.dumps(record))
+        record = json.loads(json.dumps(record | ({"passing": True} if passing else {})))
         record["crc32"] = seal(record)
         self._saving = step
+        self._passing = self._passing - {step} | ({step} if passing else set())
         self._metrics.pop(step, None)  # that of a damaged checkpoint that was moved aside
         self._metrics.update((step, value) for value in ranked.values())
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(record))
