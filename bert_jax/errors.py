@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -70,6 +71,11 @@ class Checked:
     def _require(self, condition: bool, message: str) -> None:
         if not condition:
             raise InputError(f"{type(self).__name__}: {message}")
+
+    def _require_finite(self) -> None:
+        for f in dataclasses.fields(self):
+            values = value if isinstance(value := getattr(self, f.name), tuple) else (value,)
+            self._require(all(math.isfinite(x) for x in values if isinstance(x, float)), f"{f.name}={value!r} is not finite")
 
     def replace(self, **changes: Any) -> Self:
         """Returns a copy with `changes`, which is checked too."""

@@ -168,6 +168,12 @@ def test_a_contradiction_names_both_sides(build, both):
         (lambda: MaskingConfig(max_predictions_per_seq=0), "max_predictions_per_seq=0 is below 1"),
         (lambda: OptimConfig(learning_rate=-1.0), "learning_rate=-1.0 must be positive"),
         (lambda: OptimConfig(b2=1.0), "b2=1.0 is not in"),
+        (lambda: OptimConfig(learning_rate=float("inf")), "learning_rate=inf is not finite"),
+        (lambda: Phase(until=1, learning_rate_scale=float("inf")), "learning_rate_scale=inf is not finite"),
+        (
+            lambda: TrainConfig(num_steps=100, optim=OptimConfig(schedule="warmup_stable_decay", warmup_steps=95)),
+            "optim.warmup_steps=95 and optim.decay_steps=10 sum to more than num_steps=100",
+        ),
         (lambda: TrainConfig(seed=-1), r"seed=-1 is not in \[0, 2"),
     ],
 )

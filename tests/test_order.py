@@ -7,6 +7,7 @@ import pytest
 from helpers import make_documents, quiet, write_documents
 
 from bert_jax.config import BertConfig, DataConfig, InputError, OptimConfig, Phase, TrainConfig
+from bert_jax.data import corpus
 from bert_jax.data.order import Order, Part, interleave
 from bert_jax.data.pretraining import load_data
 
@@ -65,6 +66,10 @@ def test_a_mixture_draws_the_rows_of_its_sources_by_their_weights(two_sources):
     again = load_data(two_sources.replace(data=two_sources.data.replace(mixture="books=1,web=1")), quiet)
     assert again.key == data.key  # other weights draw otherwise from the same rows
     np.testing.assert_array_equal(data.training.train[np.arange(5)], again.training.train[np.arange(5)])
+    again.training.sources["web"] = (web_first, web_first)  # all of it is held out
+    alone = two_sources.replace(phases=(Phase(until=10, mixture="books=1"), Phase(until=20, mixture="web=1")))
+    with pytest.raises(InputError, match=r"phases\[1\] \(steps 10 to 20\): there are no rows to train on in web: give"):
+        again.batches(alone)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +77,9 @@ def test_a_mixture_draws_the_rows_of_its_sources_by_their_weights(two_sources):
     [
         ("books=2,wbe=1", "mixture='books=2,wbe=1': no source is named wbe; source names books, web"),
         ("books", "mixture='books': 'books' is not NAME=WEIGHT"),
-        ("books=1,books=2", "'books=2' is not NAME=WEIGHT"),
+        ("books=1,books=2", "'books=2' is not NAME=WEIGHT, with a new name"),
+        ("books=nan,web=1", "'books=nan' is not NAME=WEIGHT"),
+        ("books=-1,web=1", "'books=-1' is not NAME=WEIGHT, with a new name and a number above 0"),
         ("books=0,web=1", "leave out books, whose weight is 0"),
         ("books=0.1234567,web=1", "give weights with fewer digits"),
     ],
@@ -91,6 +98,8 @@ def test_sources_without_names_are_refused_and_a_phase_needs_them(two_sources, t
         DataConfig(source=("a.txt",), mixture="books=1")
     with pytest.raises(InputError, match=r"phases\[0\] .*mixture='books=1' needs data.mixture"):
         TrainConfig(num_steps=9, optim=OptimConfig(warmup_steps=0), phases=(Phase(until=9, mixture="books=1"),))
+    with pytest.raises(InputError, match=r"books=.*matches no file.*; if NAME=PATH is meant, give --data.mixture"):
+        corpus.list_files(two_sources.data.replace(mixture=None))
     both = two_sources.data.replace(source=(f"books={tmp_path}/*.txt", f"web={tmp_path}/web.txt"))
     with pytest.raises(InputError, match=r"web.txt is in the sources books and web"):
         load_data(two_sources.replace(data=both), quiet)

@@ -172,7 +172,6 @@ def test_phases_of_one_length_share_an_order_and_another_length_has_rows_of_its_
     )  # fmt: skip
     cfg = config.replace(num_steps=9, phases=phases, optim=OptimConfig(warmup_steps=0))
     longer = load_data(cfg, quiet)
-    assert longer.key.split("+")[:2] == data.key.split("+")
     assert list(longer.other_lengths) == [16]
     one_by_one = replace(source, batch_size=1)
     first, second, third = longer.batches(cfg)
@@ -190,8 +189,10 @@ def test_phases_of_one_length_share_an_order_and_another_length_has_rows_of_its_
     counts = [third.train(step)["masked_weights"].sum() for step in range(5, 9)]
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > 1.5 * counts[-1]
-    begun = {"data": longer.key, "tokenizer": longer.tokenizer.fingerprint()}
-    assert load_data(cfg, quiet, begun).key == longer.key
+    assert longer.key == data.key  # so a branch may have phases of other lengths
+    begun = {"data": f"{longer.key}+{longer.other_lengths[16].summary['key']}", "tokenizer": longer.tokenizer.fingerprint()}
+    assert load_data(cfg, quiet, begun).key == longer.key  # an older checkpoint named them
+    assert load_data(cfg.replace(phases=(Phase(until=9, max_seq_length=8),)), quiet, begun).key == longer.key
 
 
 def test_an_epoch_reads_each_row_once_and_the_next_in_another_order(data, config):
@@ -367,6 +368,9 @@ def test_a_vocabulary_is_trained_once_and_kept(config, tmp_path, monkeypatch):
 def test_held_out_text_can_be_of_its_own(config, tmp_path, data):
     other = write_documents(tmp_path / "other.txt", make_documents(20, seed=5))
     cfg = config.replace(workdir=str(tmp_path / "run"), data=config.data.replace(eval_source=(other,)))
+    with pytest.raises(InputError, match=r"othre.txt: matches no file; nearest in .*'other.txt'"):
+        load_data(cfg.replace(data=cfg.data.replace(eval_source=(str(tmp_path / "othre.txt"),))), quiet)
+    assert not (tmp_path / "run").exists()  # refused before any text is tokenized
     both = load_data(cfg, quiet)
     assert len(both.held_out) > 5
     assert both.evaluation.summary["files"] == [other]

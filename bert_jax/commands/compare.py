@@ -175,7 +175,7 @@ def incomparable(runs: Sequence[Run]) -> list[str]:
             reason = "different objectives: the loss of replaced_tokens is its generator's; compare fine-tuned models"
         elif first.tokenizer and run.tokenizer and run.tokenizer != first.tokenizer:
             reason = "different vocabularies: compare bits per byte, not losses"
-        elif first.data and run.data and run.data.split("+")[-1] != first.data.split("+")[-1]:
+        elif first.data and run.data and run.data.split("+")[1] != first.data.split("+")[1]:
             reason = "different held-out text, or text cut into different rows: losses do not compare"
         elif (here := _unigram(run)) is None or (there := _unigram(first)) is None or abs(here - there) < SAME_MASKS:
             continue

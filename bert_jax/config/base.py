@@ -11,6 +11,10 @@ from bert_jax.errors import Checked
 class Group(Checked):
     """Base of the groups of fields, with checks of ranges. None is always in range."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_finite()
+
     def _require_least(self, least: float, *names: str) -> None:
         for name in names:
             value = getattr(self, name)

@@ -109,7 +109,6 @@ class DataConfig(Group):
             self.dupe_factor == 1 or self.examples == "sentence_pairs",
             f"dupe_factor={self.dupe_factor} needs examples='sentence_pairs': full sentences are cut in one way only",
         )
-
         if self.mixture is not None:
             unknown = [name for name in self.weights if name not in self.by_name]
             known = f"; source names {', '.join(self.by_name) or 'nothing'}"
@@ -134,7 +133,8 @@ class DataConfig(Group):
         shares: dict[str, Fraction] = {}
         for entry in self.mixture.split(","):
             parts = re.fullmatch(r"\s*([A-Za-z0-9_.-]+)=(\d+\.?\d*|\.\d+)\s*", entry)
-            self._require(parts is not None and parts[1] not in shares, f"mixture={self.mixture!r}: {entry!r} is not NAME=WEIGHT")
+            what = "is not NAME=WEIGHT, with a new name and a number above 0, such as books=2"
+            self._require(parts is not None and parts[1] not in shares, f"mixture={self.mixture!r}: {entry!r} {what}")
             assert parts is not None
             shares[parts[1]] = Fraction(parts[2])
             self._require(shares[parts[1]] > 0, f"mixture={self.mixture!r}: leave out {parts[1]}, whose weight is 0")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bert_jax.config.base import Group
+from bert_jax.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,20 @@ class OptimConfig(Group):
         self._require(valid, f"average={self.average!r} is neither ema:DECAY, such as ema:0.999, nor last:NUMBER")
         for name in ("b1", "b2", "muon_momentum"):
             self._require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} is not in [0, 1)")
+
+    def final_decay(self, num_steps: int) -> int:
+        """Returns the steps of the final decay of `warmup_stable_decay` in a run of `num_steps`.
+
+        Raises:
+            InputError: Warm-up and decay are longer than the run.
+        """
+        steps = num_steps // 10 if self.decay_steps is None else self.decay_steps
+        if steps > num_steps - self.warmup_steps:
+            raise InputError(
+                f"optim.warmup_steps={self.warmup_steps} and optim.decay_steps={steps} sum to more than num_steps={num_steps}: "
+                "lower them"
+            )
+        return steps
 
     @property
     def ema(self) -> float | None:

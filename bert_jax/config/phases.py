@@ -46,6 +46,7 @@ class Phase(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._require_finite()
         scale = self.learning_rate_scale
         self._require(scale is None or scale >= 0, f"learning_rate_scale={scale} is below 0")
         self._require(

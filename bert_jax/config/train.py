@@ -102,6 +102,8 @@ class TrainConfig(Group):
             self.optim.warmup_steps <= self.num_steps,
             f"optim.warmup_steps={self.optim.warmup_steps} is more than num_steps={self.num_steps}: lower it",
         )
+        if self.optim.schedule == "warmup_stable_decay":
+            self.optim.final_decay(self.num_steps)  # raises if it does not fit
         self._require(self.branch_from is None or self.init_from is None, "branch_from and init_from: give one of them")
         spans(self)  # checks the phases, each as a run of its own
         self.check_average(0)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import sys
 import zipfile
 import zlib
@@ -185,7 +186,12 @@ def list_files(cfg: DataConfig) -> dict[str, list[str]]:
     """Returns the files of each source of a mixture; without one, all files under the empty name."""
     found: dict[str, list[str]] = {}
     for name, paths in cfg.by_name.items():
-        found[name] = sources.list_files(paths, sources.reader_of(cfg))
+        try:
+            found[name] = sources.list_files(paths, sources.reader_of(cfg))
+        except InputError as error:
+            if cfg.mixture is None and any(re.match(r"[A-Za-z0-9_.-]+=", path) for path in paths):
+                raise InputError(f"{error}; if NAME=PATH is meant, give --data.mixture, the weights of the names") from None
+            raise
         for other in found.keys() - {name}:
             if both := set(found[name]) & set(found[other]):
                 raise InputError(f"data.source: {min(both)} is in the sources {other} and {name}: leave it in one of them")

@@ -43,9 +43,8 @@ class PretrainingData:
 
     @property
     def key(self) -> str:
-        """The name of the rows: equal keys give equal batches."""
-        corpora = [self.training, self.evaluation, *self.other_lengths.values()]
-        return "+".join(corpus.summary["key"] for corpus in corpora)
+        """The names of the training and of the held-out rows: equal keys give equal batches (the same text has other lengths)."""
+        return "+".join(corpus.summary["key"] for corpus in (self.training, self.evaluation))
 
     def batches(self, cfg: TrainConfig) -> list[BatchSource]:
         """Returns the training batches of each phase of a run.
@@ -60,8 +59,9 @@ class PretrainingData:
             parts = tuple(
                 Part(*text.sources[name], weight, drawn[length, name], name) for name, weight in span.cfg.data.weights.items()
             )
-            if empty := [part.name for part in parts if part.stop == part.first and len(parts) > 1]:
-                raise InputError(f"data.mixture: {empty[0]} has no rows to train on: give it more text, or leave it out")
+            if empty := [part.name for part in parts if part.stop == part.first]:
+                where = f"{empty[0]}: give it more text, or leave it out of the mixture" if empty[0] else "the text: give more"
+                raise span.named(InputError(f"there are no rows to train on in {where}"))
             source = replace(
                 BatchSource.of(span.cfg, self.tokenizer, text.train), parts=parts, begin=span.begin, mask_line=span.mask_line
             )
@@ -86,12 +86,12 @@ def load_data(
       InputError: the text or tokenizer cannot be read or, checked before any text is tokenized, is not that of `begun` or
         `start`; the tokenizer has more ids than model.vocab_size; a text of fill_masks has no mask.
     """
+    if cfg.data.eval_source:
+        corpus.list_files(texts(cfg)[1])  # an error in it comes before the other text has taken hours
     tokenizer, kept = load_tokenizer(cfg, progress, begun, start), tokenizer_folder(cfg)
     copies = Path(cfg.workdir) / "cache"
     begun_as = cfg.workdir if cfg.branch_from is None else f"{cfg.workdir} or --branch-from {cfg.branch_from}"
-    keys: list[str] = begun["data"].split("+") if begun else []
-    if keys and not cfg.data.eval_source:
-        del keys[1]  # a run with one corpus has its key twice
+    keys: list[str] = begun["data"].split("+")[: 1 + bool(cfg.data.eval_source)] if begun else []
     made = [
         corpus.prepare(data, kept, cache_place(cfg), progress, copies, (keys[i], begun_as) if keys[i:] else None)
         for i, data in enumerate(texts(cfg))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,9 +195,7 @@ class FinetuneConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for f in dataclasses.fields(self):
-            values = value if isinstance(value := getattr(self, f.name), tuple) else (value,)
-            self._require(all(math.isfinite(x) for x in values if isinstance(x, float)), f"{f.name}={value!r} is not finite")
+        self._require_finite()
         for names, fits, message in _RULES:
             for name in names.split():
                 value = getattr(self, name)

@@ -14,7 +14,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PyTree
 
-from bert_jax.config import InputError, OptimConfig, Phase
+from bert_jax.config import OptimConfig, Phase
 from bert_jax.training import muon
 
 Schedule = Callable[[Int[Array, ""] | int], ArrayLike]  # step -> learning rate
@@ -46,12 +46,7 @@ def make_schedule(cfg: OptimConfig, num_steps: int) -> Schedule:
     elif cfg.schedule == "cosine":
         parts = [optax.cosine_decay_schedule(peak, max(1, remaining))]
     else:
-        decay_steps = num_steps // 10 if cfg.decay_steps is None else cfg.decay_steps
-        if decay_steps > remaining:
-            raise InputError(
-                f"optim.warmup_steps={warmup} and optim.decay_steps={decay_steps} sum to more than "
-                f"num_steps={num_steps}: lower them"
-            )
+        decay_steps = cfg.final_decay(num_steps)
         shapes: dict[str, optax.Schedule] = {
             "linear": optax.linear_schedule(peak, 0.0, decay_steps),
             "1-sqrt": lambda step: peak * (1 - jnp.sqrt(jnp.clip(step / max(1, decay_steps), 0.0, 1.0))),
