@@ -26,7 +26,7 @@ from bert_jax.model.heads import Bert, initial_values, parameter_shapes
 from bert_jax.program import Program, build, check
 from bert_jax.training import checkpoint, flops, loop, memory, multihost, optim, parallel, steps, writer
 from bert_jax.training.objectives import Objective, Part
-from bert_jax.workdir import Reached
+from bert_jax.workdir import Branch, Reached
 
 
 def train(cfg: TrainConfig, prog: str = "bert_jax train") -> Reached:
@@ -48,37 +48,37 @@ def train(cfg: TrainConfig, prog: str = "bert_jax train") -> Reached:
     """
     multihost.connect(cfg.parallel)
     first, devices = multihost.is_first(), parallel.make_devices(cfg.parallel)
-    begun = workdir.recorded(cfg.checkpoints)
-    branch = workdir.branch(cfg) if begun is None else None
+    begun, branch = workdir.begun(cfg)
     check(cfg, devices, begun is not None)
     heldout.check(cfg)
     for line in multihost.first_then_others(lambda: workdir.claim(cfg, first)):
         if first:
             print(line, file=sys.stderr)
-    start = warm_start.vocabulary(cfg.init_from) if branch is None else branch.run / "tokenizer"
-    as_begun = begun if branch is None else branch.record
-    data = multihost.first_then_others(lambda: load_data(cfg, track, as_begun, start))
+    start = warm_start.vocabulary(cfg.init_from) if branch is None else branch.tokenizer
+    data = multihost.first_then_others(lambda: load_data(cfg, track, begun, start))
     same = to_dict(cfg.replace(parallel=cfg.parallel.replace(process_id=None, num_processes=None)))
     multihost.check_equal("the config", json.dumps(same))
+    multihost.check_equal("the checkpoint of --branch-from", str(branch and branch.step))
     multihost.check_equal("the text", data.key)
     training = data.batches(cfg)
     held_out = multihost.first_then_others(lambda: heldout.load(cfg, data, track))
     if first:
         diagnosis = doctor.examine(data, cfg, training[0])
         show_table("the text", diagnosis.facts, diagnosis.warnings)
-    return fit(cfg, devices, data.key, training, held_out, prog)
+    return fit(cfg, devices, data.key, training, held_out, prog, branch)
 
 
 def fit(
-    cfg: TrainConfig, devices: parallel.Devices, key: str, training: list[BatchSource], held_out: list[heldout.HeldOut], prog: str
-) -> Reached:
-    """Builds the model, the steps and the state, trains, and exports. `key` is the name of the rows."""
+    cfg: TrainConfig, devices: parallel.Devices, key: str, training: list[BatchSource], held_out: list[heldout.HeldOut],
+    prog: str, branch: Branch | None,
+) -> Reached:  # fmt: skip
+    """Builds the model, the steps and the state, trains, and exports. `key` is the name of the rows; see also `restore`."""
     tokenizer = training[0].tokenizer
     pretrained.check_padding(cfg.model, tokenizer)
     program = build(cfg, devices, memory.device_bytes(devices.mesh.local_devices[0]))
     first = multihost.is_first()
     saved = checkpoint.Checkpointer(cfg.checkpoints, keep=cfg.keep_checkpoints)
-    state, start, lines = restore(program, saved, key)
+    state, start, lines = restore(program, saved, key, branch)
     folder = Path(cfg.workdir)
     if first:
         writer.cut(folder / "metrics.jsonl", start if saved.steps else -1, lines)
@@ -179,10 +179,12 @@ def make_evaluate(
     return lambda params: [measure(params, text) for text in held_out]
 
 
-def restore(program: Program, saved: checkpoint.Checkpointer, data_key: str) -> tuple[steps.TrainState, int, int]:
+def restore(
+    program: Program, saved: checkpoint.Checkpointer, data_key: str, branch: Branch | None
+) -> tuple[steps.TrainState, int, int]:
     """Returns the state to go on from, its step, and the number of lines of metrics.jsonl up to that step.
 
-    The state is that of the newest checkpoint or, without one, of the checkpoint of `branch_from`, or a fresh state with the
+    The state is that of the newest checkpoint or, without one, of the checkpoint of the `branch`, or a fresh state with the
     weights of `init_from`.
 
     Raises:
@@ -191,17 +193,15 @@ def restore(program: Program, saved: checkpoint.Checkpointer, data_key: str) -> 
     cfg, restored = program.cfg, saved.restore_latest(program.abstract_state)
     if restored is not None:
         state, meta, start = restored
-        different = [c for c in workdir.other_run(meta["config"], cfg, moved=True) if c[0] != "num_steps"]
-        if different:
-            workdir.refuse(f"checkpoint {saved.directory / str(start)} is of another run", different)
+        different = workdir.other_run(meta["config"], cfg, moved=True)
+        if rest := [change for change in different if change not in workdir.grown(different)]:
+            workdir.refuse(f"checkpoint {saved.directory / str(start)} is of another run", rest)
         if meta["data"].split("+")[:2] != data_key.split("+"):  # of older checkpoints, names of rows of other lengths follow
             raise InputError(corpus.other_text(cfg.data.source, cfg.workdir))
         return state, start, meta.get("lines", 0)
-    if (branch := workdir.branch(cfg)) is not None:
+    if branch is not None:
         with closing(checkpoint.Checkpointer(branch.checkpoints, read_only=True)) as other:
             state, _, start = other.restore(branch.step, program.abstract_state)
-        if start >= cfg.num_steps:
-            raise InputError(f"--branch-from {cfg.branch_from} stands at step {start}: give a --num-steps above it")
         return state, start, 0
     state = program.initial_state()
     if cfg.init_from:

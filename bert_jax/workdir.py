@@ -11,10 +11,21 @@ import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from bert_jax import disk
-from bert_jax.config import TRAINED, Change, Checked, InputError, Json, TrainConfig, differences, to_dict, upgrade
+from bert_jax.config import (
+    CHOSEN_BY_RUN,
+    TRAINED,
+    Change,
+    Checked,
+    InputError,
+    Json,
+    TrainConfig,
+    differences,
+    to_dict,
+    upgrade,
+)
 
 if TYPE_CHECKING:
     from etils import epath
@@ -124,19 +135,42 @@ def recorded(checkpoints: str, only: int | None = None) -> Json | None:
 
 @dataclass(frozen=True)
 class Branch:
-    """The checkpoint of another run from which a run goes on: the folders, the step and the caller's part of its record."""
+    """The checkpoint of another run from which a run goes on: the folders and the caller's part of its record."""
 
     run: Path
     checkpoints: str
-    step: int | None
     record: Json
+
+    @property
+    def step(self) -> int:
+        """The step of the checkpoint."""
+        step: int = self.record["step"]
+        return step
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder of the run's tokenizer."""
+        return self.run / "tokenizer"
+
+
+def begun(cfg: TrainConfig) -> tuple[Json | None, Branch | None]:
+    """Returns the record of the checkpoint that a run goes on from, and the branch if that is another run's; None without any.
+
+    Raises:
+        InputError: As `branch`.
+    """
+    if (own := recorded(cfg.checkpoints)) is not None:
+        return own, None
+    other = branch(cfg)
+    return other and other.record, other
 
 
 def branch(cfg: TrainConfig) -> Branch | None:
     """Returns the checkpoint that `cfg.branch_from` names, without its state.
 
     Raises:
-        InputError: There is none, or the run makes fewer checkpoints after it than it is to average.
+        InputError: There is none; its step is not before the end of the run; it is of another model or optimizer; or the run
+            makes fewer checkpoints after it than it is to average.
     """
     if cfg.branch_from is None:
         return None
@@ -150,10 +184,25 @@ def branch(cfg: TrainConfig) -> Branch | None:
         there = sorted(int(path.name) for path in Path(checkpoints).glob("*") if path.name.isdecimal())
         which = "has no checkpoint" if step is None else f"has no whole checkpoint of step {step}"
         raise InputError(f"branch_from: {run} {which}; it has {', '.join(map(str, there)) or 'none'}")
-    cfg.check_average(record["step"])
-    if (trained := record.get("config", {}).get("objective", "masked_lm")) != cfg.objective:
-        raise InputError(f"branch_from: {run} has objective={trained!r}, not {cfg.objective!r}: give --objective {trained}")
-    return Branch(run, checkpoints, step, record)
+    found = Branch(run, checkpoints, record)
+    if found.step >= cfg.num_steps:
+        raise InputError(f"--branch-from {cfg.branch_from} stands at step {found.step}: give a --num-steps above it")
+    cfg.check_average(found.step)
+    if not isinstance(record.get("config"), dict):
+        raise InputError(f"branch_from: {run} is no pretraining run")
+    if different := [c for c in changed(upgrade(record["config"]), cfg, _FREE_IN_BRANCHES) if _is_of_state(*c)]:
+        raise InputError(f"branch_from: {run} has another model or optimizer:\n{listed(different)}\ngive the values there")
+    return found
+
+
+_FREE_IN_BRANCHES = FREE_FIELDS | {f"model.{name}" for name in CHOSEN_BY_RUN}
+
+
+def _is_of_state(name: str, there: object, here: object) -> bool:
+    """Returns True for a difference between two runs by which the state of one does not fit the other."""
+    if name == "optim.average":  # a moving average is a part of the state
+        return str(there).startswith("ema:") != str(here).startswith("ema:")
+    return name in ("objective", "optim.name") or name.startswith(("model.", "replaced_tokens.generator_"))
 
 
 def changed(old: Mapping[str, object], cfg: Checked, free: frozenset[str]) -> list[Change]:
@@ -218,7 +267,8 @@ def claim(cfg: TrainConfig, first: bool = True) -> list[str]:
         if saved is not None:
             if not isinstance(saved.get("config"), dict):
                 raise InputError(f"{cfg.checkpoints} holds checkpoints of another kind of run: use another --checkpoint-dir")
-            different = [c for c in other_run(saved["config"], cfg, moved=True) if not (extended and c[0] == "num_steps")]
+            different = other_run(saved["config"], cfg, moved=True)
+            different = [c for c in different if not (extended and c in grown(different))]
             lines = lines or _allow(cfg, different, f"{cfg.checkpoints} holds checkpoints of another run")
         write(path, cfg)
     return lines
@@ -245,19 +295,36 @@ def _hold_checkpoints(cfg: TrainConfig) -> None:
         raise unusable(cfg.checkpoints, error.strerror or str(error), option) from None
 
 
+def grown(different: list[Change]) -> list[Change]:
+    """Returns those of the differences that let a run go on past its end: its num_steps, and phases until then."""
+    ends = [there for name, there, here in different if name == "num_steps" and here > there]
+
+    def further(name: str, there: object, here: Any) -> bool:
+        if re.fullmatch(r"phases\[\d+\]", name):
+            return there is None
+        return re.fullmatch(r"num_steps|phases\[\d+\]\.until", name) is not None and there in ends and here > there
+
+    return [change for change in different if ends and further(*change)]
+
+
 def _allow(cfg: TrainConfig, different: list[Change], reason: str) -> list[str]:
-    """Returns lines to print if the only difference is a larger num_steps, with `extend`; otherwise raises InputError."""
-    grown = [c for c in different if c[0] == "num_steps" and c[2] > c[1]]
-    if rest := [c for c in different if not (cfg.extend and c in grown)]:
-        refuse(reason, rest, ", or --extend to go on past its num_steps" if grown and not cfg.extend else "")
+    """Returns lines to print if the only differences let the run go on, with `extend`; otherwise raises InputError."""
+    longer = grown(different)
+    if rest := [c for c in different if not (cfg.extend and c in longer)]:
+        refuse(reason, rest, ", or --extend to go on past its num_steps" if longer and not cfg.extend else "")
     return [
-        f"extending from {there} to {here} steps: the {cfg.optim.schedule} schedule now ends there, "
-        "so the learning rate jumps to where that schedule stands"
-        for _, there, here in grown
+        f"extending from {there} to {here} steps: the {cfg.optim.schedule} schedule now ends there, so the learning rate jumps "
+        "to where that schedule stands, as shares do that change on a line to the end"
+        for name, there, here in longer
+        if name == "num_steps"
     ]
 
 
 def refuse(reason: str, different: list[Change], advice: str = "") -> NoReturn:
     """Raises the InputError that lists what differs."""
-    listing = "\n".join(f"  {name}: {there!r} there, {here!r} here" for name, there, here in different)
-    raise InputError(f"{reason}:\n{listing}\nuse another --workdir{advice}")
+    raise InputError(f"{reason}:\n{listed(different)}\nuse another --workdir{advice}")
+
+
+def listed(different: list[Change]) -> str:
+    """Returns a line for each difference."""
+    return "\n".join(f"  {name}: {there!r} there, {here!r} here" for name, there, here in different)

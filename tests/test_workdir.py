@@ -12,8 +12,20 @@ from pathlib import Path
 import pytest
 
 from bert_jax import disk
-from bert_jax.config import BertConfig, ComputeConfig, DataConfig, InputError, TrainConfig, from_dict, to_dict
-from bert_jax.workdir import FREE_FIELDS, branch, claim, recorded
+from bert_jax.commands import prepare
+from bert_jax.config import (
+    BertConfig,
+    ComputeConfig,
+    DataConfig,
+    InputError,
+    MaskingConfig,
+    OptimConfig,
+    Phase,
+    TrainConfig,
+    from_dict,
+    to_dict,
+)
+from bert_jax.workdir import FREE_FIELDS, begun, branch, claim, recorded
 
 
 @pytest.fixture
@@ -306,3 +318,52 @@ def test_a_damaged_config_json_is_named(run, content):
 def test_a_branch_of_no_run_is_refused():
     with pytest.raises(InputError, match="branch_from is empty: give the work directory of another run, or RUN@STEP"):
         branch(TrainConfig(branch_from=""))
+
+
+def test_a_branch_has_the_model_and_the_optimizer_of_its_run_and_ends_after_it(run):
+    claim(run)
+    checkpoint_of(run)
+    forked = run.replace(workdir=f"{run.workdir}-2", branch_from=run.workdir, num_steps=15_000, seed=4)
+    assert (branch(forked).step, begun(forked)[1]) == (1000, branch(forked))
+    assert begun(run)[0]["step"] == 1000
+    assert prepare._beginning(forked) == (branch(forked).record, Path(run.workdir) / "tokenizer")  # of doctor, too
+    dropout = run.model.replace(hidden_dropout_prob=0.0)
+    for same in (dict(model=dropout), dict(optim=OptimConfig(learning_rate=1.0)), dict(masking=MaskingConfig(rate=0.3))):
+        assert branch(forked.replace(**same)).step == 1000
+    for other, message in (
+        (dict(model=run.model.replace(hidden_act="relu")), "model.hidden_act: 'gelu' there, 'relu' here"),
+        (dict(optim=OptimConfig(name="muon")), "optim.name: 'adamw_bert' there, 'muon' here"),
+        (dict(optim=OptimConfig(average="ema:0.9")), "optim.average: None there, 'ema:0.9' here"),
+        (dict(objective="replaced_tokens"), "objective: 'masked_lm' there, 'replaced_tokens' here"),
+    ):
+        with pytest.raises(InputError, match=f"branch_from: .* has another model or optimizer:\n  {message}\ngive"):
+            branch(forked.replace(**other))
+    with pytest.raises(InputError, match="stands at step 1000: give a --num-steps above it"):
+        branch(forked.replace(num_steps=1000, optim=OptimConfig(warmup_steps=10)))
+
+
+def test_a_run_in_phases_is_extended_by_a_longer_last_phase_and_by_further_ones(run):
+    phases = Phase(until=15_000, mask_rate=0.3), Phase(until=20_000)
+    run = run.replace(phases=phases)
+    claim(run)
+    checkpoint_of(run)
+    longer = run.replace(num_steps=30_000, phases=(phases[0], Phase(until=25_000), Phase(until=30_000, batch_size=32)))
+    changes = ("num_steps: 20000 there, 30000 here", r"phases\[1\].until: 20000 there, 25000 here", r"phases\[2\]: None there")
+    with pytest.raises(InputError, match=r"[\s\S]*".join(changes) + r"[\s\S]*--extend to go on past its num_steps"):
+        claim(longer)
+    other = longer.replace(extend=True, phases=(Phase(until=15_000, mask_rate=0.2), *longer.phases[1:]))
+    with pytest.raises(InputError, match=r"another run:\n  phases\[0\].mask_rate: 0.3 there, 0.2 here\nuse another"):
+        claim(other)
+    (line,) = claim(longer.replace(extend=True))
+    assert "extending from 20000 to 30000 steps" in line
+    assert claim(longer) == []  # it stays so before the next checkpoint
+
+
+def test_phases_of_before_a_phase_had_a_field_are_the_same(run):
+    run = run.replace(phases=(Phase(until=15_000), Phase(until=20_000)))
+    begin(run)
+    path = Path(run.workdir) / "config.json"
+    values = json.loads(path.read_text())
+    del values["phases"][0]["causal_share"]
+    path.write_text(json.dumps(values))
+    assert claim(run) == []

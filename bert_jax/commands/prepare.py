@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bert_jax import workdir
 from bert_jax.commands.train import read_config
-from bert_jax.config import TrainConfig
+from bert_jax.config import Json, TrainConfig
 
 
 def prepare(argv: list[str], prog: str = "bert_jax prepare") -> None:
@@ -29,7 +29,7 @@ def prepare_beam(argv: list[str], prog: str = "bert_jax prepare-beam") -> None:
     cfg = read_config(own, prog)
     beam.check(cache_place(cfg), flags)
     workdir.claim(cfg)
-    load_tokenizer(cfg, track, workdir.recorded(cfg.checkpoints), _vocabulary(cfg.init_from))
+    load_tokenizer(cfg, track, *_beginning(cfg))
     for data in texts(cfg):
         print(f"the token cache is {beam.make(data, tokenizer_folder(cfg), cache_place(cfg), flags)}")
 
@@ -41,16 +41,17 @@ def _examine(cfg: TrainConfig) -> list[str]:
     from bert_jax.data.pretraining import load_data
 
     workdir.claim(cfg)
-    data = load_data(cfg, track, workdir.recorded(cfg.checkpoints), _vocabulary(cfg.init_from))
+    data = load_data(cfg, track, *_beginning(cfg))
     diagnosis = doctor.examine(data, cfg, data.batches(cfg)[0])
     show_table("the text", diagnosis.facts, diagnosis.warnings)
     return diagnosis.warnings
 
 
-def _vocabulary(init_from: str | None) -> Path | None:
-    """Returns the tokenizer file of the model that a run starts from."""
-    if init_from is None:
-        return None
+def _beginning(cfg: TrainConfig) -> tuple[Json | None, Path | None]:
+    """Returns the record of the checkpoint that a run goes on from, and the tokenizer of the run or model that it starts from."""
+    begun, branch = workdir.begun(cfg)
+    if branch is not None or cfg.init_from is None:
+        return begun, branch and branch.tokenizer
     from bert_jax.warm_start import vocabulary
 
-    return vocabulary(init_from)
+    return begun, vocabulary(cfg.init_from)

@@ -35,5 +35,6 @@ from bert_jax.config.train import TrainConfig as TrainConfig
 from bert_jax.errors import Checked as Checked
 from bert_jax.errors import InputError as InputError
 from bert_jax.errors import did_you_mean as did_you_mean
+from bert_jax.model.config import CHOSEN_BY_RUN as CHOSEN_BY_RUN
 from bert_jax.model.config import BertConfig as BertConfig
 from bert_jax.model.config import ComputeConfig as ComputeConfig

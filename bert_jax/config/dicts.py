@@ -50,12 +50,18 @@ def upgrade(values: Mapping[str, Any]) -> Json:
 
 
 def differences(old: Mapping[str, object], new: Mapping[str, object], prefix: str = "") -> list[Change]:
-    """Returns (dotted name, old value, new value) of every leaf that differs between two `to_dict`s."""
+    """Returns (dotted name, old value, new value) of every leaf that differs between two `to_dict`s.
+
+    >>> differences({"phases": [{"until": 3}]}, {"phases": [{"until": 4}, {"until": 9}]})
+    [('phases[0].until', 3, 4), ('phases[1]', None, {'until': 9})]
+    """
     found: list[Change] = []
     for key in {**old, **new}:
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             found += differences(a, b, f"{prefix}{key}.")
+        elif isinstance(a, list) and isinstance(b, list) and any(isinstance(x, dict) for x in (*a, *b)):
+            found += differences(*({f"{key}[{i}]": x for i, x in enumerate(values)} for values in (a, b)), prefix)
         elif a != b:
             found.append((prefix + key, a, b))
     return found

@@ -90,10 +90,9 @@ def load_data(
         corpus.list_files(texts(cfg)[1])  # an error in it comes before the other text has taken hours
     tokenizer, kept = load_tokenizer(cfg, progress, begun, start), tokenizer_folder(cfg)
     copies = Path(cfg.workdir) / "cache"
-    begun_as = cfg.workdir if cfg.branch_from is None else f"{cfg.workdir} or --branch-from {cfg.branch_from}"
     keys: list[str] = begun["data"].split("+")[: 1 + bool(cfg.data.eval_source)] if begun else []
     made = [
-        corpus.prepare(data, kept, cache_place(cfg), progress, copies, (keys[i], begun_as) if keys[i:] else None)
+        corpus.prepare(data, kept, cache_place(cfg), progress, copies, (keys[i], _begun_as(cfg)) if keys[i:] else None)
         for i, data in enumerate(texts(cfg))
     ]
     training = held_out = made.pop(0)
@@ -154,6 +153,11 @@ def load_tokenizer(
     return tokenizer
 
 
+def _begun_as(cfg: TrainConfig) -> str:
+    """Returns the names of the runs whose text and tokenizer a run that goes on must have."""
+    return cfg.workdir if cfg.branch_from is None else f"{cfg.workdir} or --branch-from {cfg.branch_from}"
+
+
 def _as_rows_are(tokenizer: Tokenizer, data: DataConfig) -> Tokenizer:
     """Returns the tokenizer with the template of the run's examples, so that the exported model is used as it was trained."""
     as_bert = tokenizer.lays_out_as_bert(pairs=data.examples == "sentence_pairs")
@@ -164,7 +168,8 @@ def _check_kept(cfg: TrainConfig, tokenizer: Tokenizer, begun: Mapping[str, str]
     """Raises InputError unless the work directory's tokenizer is that of its checkpoints and of the given file."""
     kept, given, fix = tokenizer_folder(cfg), cfg.data.tokenizer, "start again with another --workdir"
     if begun.get("tokenizer", fingerprint := tokenizer.fingerprint()) != fingerprint:
-        raise InputError(f"the tokenizer in {kept} is not what {cfg.workdir} was begun with: restore it, or {fix}")
+        more = "" if cfg.branch_from is None else ", or leave --data.tokenizer out, and that of the other run is taken"
+        raise InputError(f"the tokenizer in {kept} is not what {_begun_as(cfg)} was begun with: restore it, or {fix}{more}")
     if given not in TRAINED and os.path.exists(given) and (other := tokenizer.difference(Tokenizer.load(given))):
         raise InputError(f"the vocabulary of {given} is not the one that {kept} was made from: {other}. Restore it, or {fix}")
 
