@@ -5,24 +5,25 @@ import json
 import pytest
 
 from bert_jax.__main__ import main
-from bert_jax.config import DataConfig, InputError, OptimConfig, TrainConfig, to_dict
+from bert_jax.config import DataConfig, InputError, OptimConfig, Phase, TrainConfig, to_dict
 from bert_jax.data.heldout import metric_prefix
 
 
-def write_run(folder, losses, unigram=6.0, texts=("",), bits=True, **changes):
-    """A work directory with an evaluation every 10 steps; a step takes 2 seconds for 100 tokens."""
+def write_run(folder, losses, unigram=6.0, texts=("",), bits=True, start=0, **changes):
+    """A work directory with an evaluation every 10 steps from `start` on; a step takes 2 seconds for 100 tokens."""
     folder.mkdir()
-    steps = 10 * max(1, len(losses))
+    steps = start + 10 * max(1, len(losses))
     optim, data = OptimConfig(warmup_steps=1), DataConfig(source=("a.txt",))
     cfg = TrainConfig(workdir=str(folder), num_steps=steps, optim=optim, data=data)
     (folder / "config.json").write_text(json.dumps(to_dict(cfg.replace(**changes))))
-    lines = []
+    lines = [{"step": start, "kind": "timing", "compile_seconds": 9.0}]
     for number, loss in enumerate(losses, 1):
-        lines.append({"step": 10 * number, "kind": "timing", "step_seconds": 2.0, "tokens_per_second": 50.0})
+        step = start + 10 * number
+        lines.append({"step": step, "kind": "timing", "step_seconds": 2.0, "tokens_per_second": 50.0})
         for text in texts:
             values = {"masked_lm_loss": loss, "masked_lm_accuracy": 0.25, "unigram_loss": unigram}
             values |= {"bits_per_byte": loss / 2} if bits else {}
-            lines.append({"step": 10 * number} | {metric_prefix(text) + name: value for name, value in values.items()})
+            lines.append({"step": step} | {metric_prefix(text) + name: value for name, value in values.items()})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return str(folder)
 
@@ -98,5 +99,31 @@ def test_what_is_no_run_is_refused(tmp_path):
         main(["compare"])
     with pytest.raises(InputError, match="nothing is not the work directory of a pretraining run"):
         main(["compare", str(tmp_path / "nothing")])
-    with pytest.raises(InputError, match="has no evaluation yet: the first is at step 1000"):
+    with pytest.raises(InputError, match="has no evaluation yet: the first is at step 10"):
         main(["compare", write_run(tmp_path / "a", [])])
+    with pytest.raises(InputError, match="has no evaluation, since it has no held-out text"):
+        main(["compare", write_run(tmp_path / "b", [5.0], texts=())])
+
+
+def test_a_run_is_counted_once_and_a_seed_that_is_there_twice_is_warned_of(tmp_path, compared):
+    one, same = write_run(tmp_path / "a", [5.0]), write_run(tmp_path / "b", [5.0])
+    (row,), _, warnings = compared(one, f"{tmp_path}/../{tmp_path.name}/a")
+    assert (row["run"], row["seeds"], row["loss"], warnings) == (one, "0", "5.000", [])
+    (row,), _, warnings = compared(one, same)
+    assert row["loss"] == "5.000 ± 0.000"
+    assert warnings == [f"warning: {one} and {same} have one recipe and one seed, 0: leave one out"]
+
+
+def test_a_branch_has_the_time_of_its_own_steps_and_a_loss_that_is_not_finite_is_shown(tmp_path, compared):
+    branches = [write_run(tmp_path / str(seed), [loss], start=100, seed=seed) for seed, loss in enumerate([5.0, float("inf")])]
+    (row,), *_ = compared(*branches)
+    assert (row["time"], row["steps"], row["loss"]) == ("0.3 ± 0.0 min", "110 of 110", "inf ± nan")
+
+
+def test_settings_of_phases_are_compared_one_by_one(tmp_path, compared):
+    phases = Phase(until=5), Phase(until=10, batch_size=64)
+    runs = [write_run(tmp_path / str(i), [5.0], phases=each) for i, each in enumerate([phases, (phases[0], Phase(until=10)), ()])]
+    _, below, _ = compared(*runs[:2])
+    assert below[1:] == ["  phases[1].batch_size: 64 | None"]
+    _, below, _ = compared(*runs[1:])
+    assert [line.split(": ")[0] for line in below[1:]] == ["  phases[0]", "  phases[1]"]

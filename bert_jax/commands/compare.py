@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
+import re
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +16,7 @@ from typing import Annotated
 import tyro
 
 from bert_jax import workdir
-from bert_jax.config import Json, TrainConfig, differences, from_dict, to_dict, upgrade
+from bert_jax.config import Json, TrainConfig, differences, from_dict, spans, to_dict, upgrade
 from bert_jax.disk import read_json
 from bert_jax.errors import InputError
 
@@ -69,14 +71,17 @@ def compare(runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg
     """
     if not runs:
         raise InputError("no runs: bert_jax compare RUN..., where a RUN is the work directory of a pretraining run; see --help")
-    found = [read(folder) for folder in runs]
+    once: dict[Path, str] = {}
+    for folder in runs:
+        once.setdefault(Path(folder).resolve(), folder)
+    found = [read(folder) for folder in once.values()]
     recipes: dict[str, list[Run]] = defaultdict(list)
     for run in found:
         recipes[run.folder if each else run.recipe].append(run)
     print("\n".join(table([row for members in recipes.values() for row in rows(members)])))
     for line in settings([members[0] for members in recipes.values()], list(recipes.values())):
         print(line)
-    for warning in incomparable(found):
+    for warning in [*repeated(recipes.values()), *incomparable(found)]:
         print(f"warning: {warning}", file=sys.stderr)
 
 
@@ -94,6 +99,8 @@ def read(folder: str) -> Run:
     before, tokens, seconds, step = 0, 0.0, 0.0, 0
     for line in writer.read(path / "metrics.jsonl"):
         step = max(step, int(line["step"]))
+        if "compile_seconds" in line and not seconds:
+            before = step  # where a branch begins
         if "step_seconds" in line:
             spent = float(line["step_seconds"]) * (step - before)
             seconds, tokens, before = seconds + spent, tokens + spent * float(line["tokens_per_second"]), step
@@ -102,7 +109,12 @@ def read(folder: str) -> Run:
             values = {key.removeprefix(prefix): float(value) for key, value in line.items() if key.startswith(prefix)}
             evaluations["".join(name)].append(values)
     if not evaluations:
-        raise InputError(f"{folder} has no evaluation yet: the first is at step {cfg.eval_every} (eval_every)")
+        first = min(cfg.eval_every, spans(cfg)[0].until)
+        raise InputError(
+            f"{folder} has no evaluation yet: the first is at step {first}"
+            if step < first
+            else f"{folder} has no evaluation, since it has no held-out text (data.eval_fraction, data.eval_source, eval_sources)"
+        )
     return Run(folder, to_dict(cfg), record.get("data", ""), record.get("tokenizer", ""), evaluations, step, tokens, seconds)
 
 
@@ -138,7 +150,10 @@ def mean(values: Sequence[float], form: str = "{:.3f}") -> str:
     ('1.000', '2.0 ± 1.0')
     """
     shown = form.format(statistics.fmean(values))
-    return shown if len(values) == 1 else f"{shown} ± {form.format(statistics.stdev(values))}"
+    if len(values) == 1:
+        return shown
+    deviation = statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
+    return f"{shown} ± {form.format(deviation)}"
 
 
 def table(body: Sequence[Sequence[str]]) -> list[str]:
@@ -154,16 +169,32 @@ def settings(firsts: Sequence[Run], recipes: Sequence[Sequence[Run]]) -> list[st
     names = {name for a, b in itertools.pairwise(firsts) for name, *_ in differences(a.config, b.config) if not free(name)}
     if not names:
         return []
-    lines = ["", "Settings that differ, in the order of the rows:"]
-    for name in sorted(names):
-        values = []
-        for run in firsts:
-            value: object = run.config
-            for part in name.split("."):
-                value = value.get(part) if isinstance(value, dict) else None
-            values.append(str(value))
-        lines.append(f"  {name}: " + " | ".join(values))
-    return lines
+    values = (f"  {name}: " + " | ".join(str(_setting(run.config, name)) for run in firsts) for name in sorted(names))
+    return ["", "Settings that differ, in the order of the rows:", *values]
+
+
+def _setting(value: object, name: str) -> object:
+    """Returns the setting with a name of `differences`, such as `phases[1].batch_size`; None if there is none."""
+    for part in re.split(r"\.|(?=\[)", name):
+        if isinstance(value, dict):
+            value = value.get(part)
+        elif isinstance(value, list) and part.startswith("["):
+            value = dict(enumerate(value)).get(int(part[1:-1]))
+        else:
+            return None
+    return value
+
+
+def repeated(recipes: Iterable[Sequence[Run]]) -> list[str]:
+    """Returns warnings about runs of one recipe and one seed, which say nothing about the deviation over seeds."""
+    found = []
+    for members in recipes:
+        first: dict[int, Run] = {}
+        for run in members:
+            other = first.setdefault(run.config["seed"], run)
+            if other is not run:
+                found.append(f"{other.folder} and {run.folder} have one recipe and one seed, {run.config['seed']}: leave one out")
+    return found
 
 
 def incomparable(runs: Sequence[Run]) -> list[str]:
