@@ -7,7 +7,7 @@ import pytest
 from helpers import make_documents, quiet, write_documents
 
 from bert_jax.config import BertConfig, DataConfig, MaskingConfig, OptimConfig, TrainConfig
-from bert_jax.data import doctor
+from bert_jax.data import doctor, heldout
 from bert_jax.data.pretraining import BatchSource, load_data
 
 GOOD = make_documents(80, seed=7)
@@ -37,7 +37,8 @@ def examine(tmp_path, tokenizer_dir):
             }
         )
         made = load_data(cfg, quiet)
-        return doctor.examine(made, cfg, BatchSource.of(cfg, made.tokenizer, made.training.train))
+        source = BatchSource.of(cfg, made.tokenizer, made.training.train)
+        return doctor.examine(made, cfg, source, heldout.corpora(cfg, quiet))
 
     return examine
 
@@ -99,8 +100,11 @@ def test_held_out_files_that_are_trained_on_are_named(examine, tmp_path):
     other = write_documents(tmp_path / "other.txt", GOOD[:10])
     said = warning(examine({"a.txt": GOOD}, data={"eval_source": (other,)}))
     count = sum(map(len, GOOD[:10]))
-    start = f"{count} of {count} held-out sentences (100%) are also in the training text, most from {other} ({count})"
-    assert said.startswith(start)
+    end = f"(100%) are also in the training text, most from {other} ({count})"
+    assert said == f"{count} of {count} held-out sentences {end}"
+    further = dict(data={"eval_fraction": 0.0}, eval_sources=(f"law={other}", f"news={tmp_path / 'news.txt'}"))
+    write_documents(tmp_path / "news.txt", make_documents(9, seed=8))
+    assert warning(examine({"a.txt": GOOD}, **further)) == f"{count} of {count} held-out sentences of law (eval_sources) {end}"
 
 
 def test_skipped_documents_are_counted_and_the_first_named(examine):

@@ -88,5 +88,9 @@ def test_sources_are_named():
 
 def test_a_source_without_text_is_refused_by_its_name(config, data, tmp_path):
     (tmp_path / "empty.txt").write_text("")
-    with pytest.raises(InputError, match=r"eval_sources: blank: .*empty\.txt"):
+    with pytest.raises(InputError, match=r"eval_sources: blank: .*empty\.txt.*: leave it out$"):
         heldout.load(config.replace(eval_sources=(f"blank={tmp_path / 'empty.txt'}",)), data, quiet)
+    t = data.tokenizer
+    unknown = np.array([[t.cls_id, *[t.unk_id] * (L - 2), t.sep_id]])
+    with pytest.raises(InputError, match="the held-out text has no token that can be masked: all are unknown"):
+        heldout._of(config, data, unknown, "", data.evaluation)

@@ -37,12 +37,13 @@ def prepare_beam(argv: list[str], prog: str = "bert_jax prepare-beam") -> None:
 def _examine(cfg: TrainConfig) -> list[str]:
     """Prepares the text of a run and prints facts about it; returns the warnings."""
     from bert_jax.console import show_table, track
-    from bert_jax.data import doctor
+    from bert_jax.data import doctor, heldout
     from bert_jax.data.pretraining import load_data
 
+    heldout.check(cfg)
     workdir.claim(cfg)
     data = load_data(cfg, track, *_beginning(cfg))
-    diagnosis = doctor.examine(data, cfg, data.batches(cfg)[0])
+    diagnosis = doctor.examine(data, cfg, data.batches(cfg)[0], heldout.corpora(cfg, track))
     show_table("the text", diagnosis.facts, diagnosis.warnings)
     return diagnosis.warnings
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,12 +23,13 @@ class Diagnosis:
     warnings: list[str]
 
 
-def examine(data: PretrainingData, cfg: TrainConfig, source: BatchSource) -> Diagnosis:
-    """Returns facts and warnings about a run's data, without touching a device."""
+def examine(data: PretrainingData, cfg: TrainConfig, source: BatchSource, others: Mapping[str, Corpus]) -> Diagnosis:
+    """Returns facts and warnings about a run's data and the `others`, the texts of eval_sources, without touching a device."""
     facts, warnings = _text(data.training)
     facts += _predictions(data.training, cfg)
     warnings += _repeats(data.training)
-    warnings += _leaks(data)
+    for name, text in {"": data.evaluation, **others}.items():
+        warnings += _leaks(data.training, name, text)
     mask_facts, mask_warnings = _masks(source)
     by_source = _epochs(data, cfg)
     epochs = max(by_source.values())
@@ -125,17 +126,18 @@ def _repeats(corpus: Corpus) -> list[str]:
     return warnings
 
 
-def _leaks(data: PretrainingData) -> list[str]:
-    """Warns of held-out text that is also trained on: the evaluation would be too good."""
-    if data.evaluation is data.training:
-        found = data.training.summary["repeats"]["leaked"]
+def _leaks(trained: Corpus, name: str, text: Corpus) -> list[str]:
+    """Warns of held-out text that is also trained on: the evaluation would be too good. `name` is that in eval_sources."""
+    if text is trained:
+        found = trained.summary["repeats"]["leaked"]
     else:
-        held_out = dataclasses.replace(data.evaluation.sentences, held_out=np.ones(len(data.evaluation.sentences.hashes), bool))
-        found = repeats.leaked(data.training.sentences, held_out)
+        held_out = dataclasses.replace(text.sentences, held_out=np.ones(len(text.sentences.hashes), bool))
+        found = repeats.leaked(trained.sentences, held_out)
     if found["share"] <= 0.1:
         return []
-    share = f"{_number(found)} of {found['of']:,} held-out sentences ({found['share']:.0%})"
-    return [f"{share} are also in the training text, most from {_worst(data.evaluation, found['worst'])}"]
+    what = f"held-out sentences of {name} (eval_sources)" if name else "held-out sentences"
+    share = f"{_number(found)} of {found['of']:,} {what} ({found['share']:.0%})"
+    return [f"{share} are also in the training text, most from {_worst(text, found['worst'])}"]
 
 
 def _masks(source: BatchSource) -> tuple[list[tuple[str, str]], list[str]]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from bert_jax.config import MaskingConfig, TrainConfig, named_paths
 from bert_jax.data import corpus, sources
+from bert_jax.data.corpus import Corpus
 from bert_jax.data.pretraining import Batch, BatchSource, PretrainingData, cache_place, tokenizer_folder, unigram_loss
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.data.workers import Progress
@@ -27,6 +28,7 @@ class HeldOut:
 
     Attributes:
       name: The name of the text in eval_sources; empty for the run's own held-out text.
+      text: The corpus that its rows are of.
       batches: See `BatchSource`.
       predictions: The number of masked tokens.
       unigram_loss: See `pretraining.unigram_loss`.
@@ -35,6 +37,7 @@ class HeldOut:
     """
 
     name: str
+    text: Corpus
     batches: list[Batch]
     predictions: float
     unigram_loss: float
@@ -68,18 +71,30 @@ def check(cfg: TrainConfig) -> None:
             sources.list_files(paths, sources.reader_of(cfg.data))
 
 
-def load(cfg: TrainConfig, data: PretrainingData, progress: Progress) -> list[HeldOut]:
-    """Returns the held-out texts of a run: its own, if there is one, and those of eval_sources, tokenized as its own is.
+def corpora(cfg: TrainConfig, progress: Progress) -> dict[str, Corpus]:
+    """Returns the texts of eval_sources by name, tokenized as the run's own is: all of their rows are training rows.
 
     Raises:
       InputError: A text cannot be read or is empty.
     """
-    found = [_of(cfg, data, data.held_out, "")] if len(data.held_out) else []
+    found: dict[str, Corpus] = {}
     for name, paths in named_paths(cfg.eval_sources, "eval_sources").items():
         own = cfg.data.replace(source=paths, mixture=None, eval_source=(), eval_fraction=0.0)
         with _naming(name):
-            rows = corpus.prepare(own, tokenizer_folder(cfg), cache_place(cfg), progress, Path(cfg.workdir) / "cache").train
-        found.append(_of(cfg, data, rows, name))
+            found[name] = corpus.prepare(own, tokenizer_folder(cfg), cache_place(cfg), progress, Path(cfg.workdir) / "cache")
+    return found
+
+
+def load(cfg: TrainConfig, data: PretrainingData, progress: Progress) -> list[HeldOut]:
+    """Returns the held-out texts of a run: its own, if there is one, and those of eval_sources.
+
+    Raises:
+      InputError: A text cannot be read, or has no token that can be masked.
+    """
+    found = [_of(cfg, data, data.held_out, "", data.evaluation)] if len(data.held_out) else []
+    for name, text in corpora(cfg, progress).items():
+        with _naming(name):
+            found.append(_of(cfg, data, text.train, name, text))
     return found
 
 
@@ -111,14 +126,16 @@ def source(cfg: TrainConfig, tokenizer: Tokenizer, rows: corpus.Rows) -> BatchSo
     return replace(BatchSource.of(cfg, tokenizer, rows), cfg=MASKS, seed=SEED)
 
 
-def _of(cfg: TrainConfig, data: PretrainingData, rows: corpus.Rows, name: str) -> HeldOut:
+def _of(cfg: TrainConfig, data: PretrainingData, rows: corpus.Rows, name: str, text: Corpus) -> HeldOut:
     """Returns the first `cfg.eval_batches` batches of `rows`."""
     own = source(cfg, data.tokenizer, rows)
     batches = [own.evaluation(i) for i in range(own.num_evaluation_batches(cfg.eval_batches))]
     predictions = sum(float(batch["masked_weights"].sum()) for batch in batches)
+    if not predictions:
+        raise InputError("the held-out text has no token that can be masked: all are unknown. Is this its vocabulary?")
     unigram = unigram_loss(data.training.token_counts, iter(batches))
     used = rows[np.arange(min(len(rows), len(batches) * cfg.batch_size))][:, : cfg.data.max_seq_length]
-    return HeldOut(name, batches, predictions, unigram, tokens_per_byte(used, data.tokenizer))
+    return HeldOut(name, text, batches, predictions, unigram, tokens_per_byte(used, data.tokenizer))
 
 
 def tokens_per_byte(rows: np.ndarray, tokenizer: Tokenizer) -> float:

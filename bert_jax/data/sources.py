@@ -146,7 +146,7 @@ def scan(path: str, reader: Reader, segment_bytes: int) -> tuple[list[Segment], 
         size += length
     if stop == 0:
         what = f"{empty} records without a text" if empty else "only whitespace or nothing"
-        raise InputError(f"{path}: holds no document, {what}: leave it out of --data.source")
+        raise InputError(f"{path}: holds no document, {what}: leave it out")
     if bad == stop:
         raise InputError(f"{path}: all {bad} documents would be skipped; the last: {_complaint(path, reader, *first_bad)}")
     segments.append(Segment(path, start, stop, offset, size, empty))

@@ -101,7 +101,7 @@ def start(folder: Path, *_: Any) -> None:
 
     cfg = config(folder, tokenizer=str(folder / "tokenizer"))
     data = load_data(cfg, quiet)
-    doctor.examine(data, cfg, BatchSource.of(cfg, data.tokenizer, data.training.train))
+    doctor.examine(data, cfg, BatchSource.of(cfg, data.tokenizer, data.training.train), {})
 
 
 def document(folder: Path, *_: Any) -> None:
@@ -124,7 +124,7 @@ def start_of_lines(folder: Path) -> None:
     begun = time.process_time()
     cfg = config(folder, tokenizer=str(folder / "tokenizer"), documents="line")
     data = load_data(cfg, quiet)
-    doctor.examine(data, cfg, BatchSource.of(cfg, data.tokenizer, data.training.train))
+    doctor.examine(data, cfg, BatchSource.of(cfg, data.tokenizer, data.training.train), {})
     print(json.dumps({"cpu_seconds_of_a_second_start": round(time.process_time() - begun, 2)}))
 
 
