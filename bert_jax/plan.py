@@ -360,10 +360,11 @@ def make_phases(cfg: TrainConfig, topology: Topology) -> list[tuple[Span, Plan]]
       InputError: As `make`; the message names the phase.
     """
     found: list[tuple[Span, Plan]] = []
-    made: dict[tuple[int, int, int, int], Plan] = {}
+    made: dict[tuple[int, ...], Plan] = {}
     for span in spans(cfg):
-        length = span.cfg.data.max_seq_length
-        shape = span.cfg.batch_size, span.cfg.gradient_accumulation_steps, length, span.cfg.masking.most_slots(length)
+        length, masking = span.cfg.data.max_seq_length, span.cfg.masking
+        shape = (span.cfg.batch_size, span.cfg.gradient_accumulation_steps, length, masking.most_slots(length),
+                 masking.causal_share > 0)  # fmt: skip
         if shape not in made:
             try:
                 made[shape] = make(span.cfg, topology, cfg.phases)

@@ -87,7 +87,8 @@ def fit(
     with closing(log), closing(saved), stop, multihost.Watchdog(cfg.parallel.stuck_timeout) as alive:
         begun = f"continuing from step {start}" if start else "starting"
         how = ", ".join(filter(None, [program.describe(), hugepages.describe()]))
-        log.message(f"{begun} on {devices.describe()}, {cfg.batch_size // devices.rows_cut} rows each; {how}")
+        rows = "" if cfg.phases else f", {cfg.batch_size // devices.rows_cut} rows each"
+        log.message(f"{begun} on {devices.describe()}{rows}; {how}")
         begun_at = time.perf_counter()
         phases = compile_phases(cfg, devices, training, state, start)
         evaluate = make_evaluate(program, state.params, held_out, alive)

@@ -105,7 +105,7 @@ def mask_rows(
     for special in vocabulary.special_ids:
         candidates &= input_ids != special
     if cfg.count == "bernoulli":
-        candidates &= bits[:, :length] < np.uint32(round(rate * 2**32))
+        candidates &= bits[:, :length] < np.uint32(min(round(rate * 2**32), 2**32 - 1))
         wanted = np.full(num_rows, slots)
     else:
         wanted = np.minimum(target_counts((input_ids != pad_id).sum(1), rate), slots)

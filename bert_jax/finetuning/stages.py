@@ -20,6 +20,7 @@ from bert_jax.finetuning.init_head import CLASSIFIER, StartingModel, load_for_ta
 from bert_jax.finetuning.runs import Member, Outcome, Runs, Scored, checksum
 from bert_jax.finetuning.trainer import Trainer
 from bert_jax.finetuning.weighting import class_weights
+from bert_jax.model.convert import Params
 from bert_jax.pooling import Embedding, Pooling
 from bert_jax.pretrained import Model
 from bert_jax.tasks import holdout
@@ -27,7 +28,7 @@ from bert_jax.tasks.kind import Kind
 from bert_jax.tasks.split import Predicted, Predictions, Split
 from bert_jax.tasks.splits import Splits
 from bert_jax.tasks.task import Options, Task
-from bert_jax.training import loop, memory, multihost, parallel
+from bert_jax.training import loop, memory, multihost, muon, optim, parallel
 from bert_jax.tuned import Tuned
 
 Say = Callable[[str], None]
@@ -81,11 +82,20 @@ def _load(cfg: FinetuneConfig, kind: Kind, splits: Splits, trains: bool, say: Sa
         )
     if cfg.freeze_layers > layers:
         raise InputError(f"freeze_layers={cfg.freeze_layers}, but {cfg.model} has {layers} layers: choose 0 to {layers}")
+    if cfg.optimizer == "muon" and not _has_kernels(start.model.params, layers, cfg.freeze_layers):
+        fix = "freeze fewer layers, or choose --optimizer adamw"
+        raise InputError(f"freeze_layers={cfg.freeze_layers} leaves no kernels of layers to --optimizer muon: {fix}")
     if trains or kind.problem_type is None:
         return start
     there = pretrained.describe(cfg.model)  # the meaning of the outputs is in the files of the model
     model = dataclasses.replace(start.model, problem_type=there.problem_type, activation=there.activation)
     return dataclasses.replace(start, model=model)
+
+
+def _has_kernels(params: Params, layers: int, frozen: int) -> bool:
+    """Returns True if Muon has something to train."""
+    kernels, scales = muon.hidden_matrices(params), optim.layer_scales(params, layers, 1.0, frozen)
+    return any(jax.tree.leaves(jax.tree.map(lambda kernel, scale: kernel and scale > 0, kernels, scales)))
 
 
 def _limit(cfg: FinetuneConfig, model: Model) -> tuple[int, list[str]]:

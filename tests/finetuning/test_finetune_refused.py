@@ -50,6 +50,7 @@ CLASSES = {"text_column": "text", "label_column": "label"}
         ),
         ("sst2", sst2().files, {"num_devices": 99}, r"num_devices=99, but there are 8 .*: choose 1 to 8"),
         ("sst2", sst2().files, {"freeze_layers": 3}, r"freeze_layers=3, but .*/tiny has 2 layers: choose 0 to 2"),
+        ("sst2", sst2().files, {"freeze_layers": 2, "optimizer": "muon"}, "freeze_layers=2 leaves no kernels of layers to"),
         ("sst2", sst2().files, {"loss": "cosine"}, r"loss='cosine' is for similarity, reranking, not for classification"),
         ("similarity", PAIRS, {"loss": "cosine"}, r"loss='cosine' does not fit the training data: give --loss ranking"),
         ("sst2", sst2().files, {"via": "mnli"}, r"--via mnli: expected TASK=DATA"),
