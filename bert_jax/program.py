@@ -135,13 +135,15 @@ def check(cfg: TrainConfig, devices: parallel.Devices, begun: bool) -> None:
     """Checks a run before its text is read.
 
     Raises:
-        InputError: The model, or the batch of a phase or of the evaluation, does not divide over the devices; or, of a run that
-            has not `begun` (has no checkpoint), the weights that it is to start from do not fit the model.
+        InputError: The model, or the batch of a phase or of the evaluation, does not divide over the devices; the attention
+            kernel that is asked for cannot compute a phase; or, of a run that has not `begun` (has no checkpoint), the weights
+            that it is to start from do not fit the model.
     """
     own = [Span("evaluation", cfg, 0, cfg.num_steps, (0, cfg.num_steps))] if cfg.phases else []  # by the run's own batch size
     for span in [*spans(cfg), *own]:
         try:
             _check_fit(span.cfg, devices)
+            _check_attention(span.cfg, devices.platform)
         except InputError as error:
             raise span.named(error) from None
     if cfg.init_from and not begun:
@@ -152,6 +154,13 @@ def check(cfg: TrainConfig, devices: parallel.Devices, begun: bool) -> None:
             except InputError as error:
                 fix = "give the --replaced-tokens.generator-width and -depth that it has, or move it away"
                 raise InputError(f"{error}\n{fix}") from None
+
+
+def _check_attention(cfg: TrainConfig, platform: str) -> None:
+    """Raises InputError if the kernel that is asked for cannot compute the attention of a step."""
+    for model in cfg.models:
+        for causal in {False, cfg.masking.causal_share > 0}:
+            attention.describe(model, cfg.compute, platform, cfg.data.max_seq_length, deterministic=False, causal=causal)
 
 
 def _check_fit(cfg: TrainConfig, devices: parallel.Devices) -> None:

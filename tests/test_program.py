@@ -64,3 +64,15 @@ def test_a_batch_that_does_not_divide_is_refused_by_the_name_of_its_phase_or_as_
         check(cfg.replace(phases=(Phase(until=4), Phase(until=9, batch_size=12))), devices, begun=False)
     with pytest.raises(InputError, match="evaluation: batch_size=6 does not divide over 8 devices"):
         check(cfg.replace(batch_size=6, phases=(Phase(until=9, batch_size=8),)), devices, begun=False)
+
+
+def test_a_kernel_that_cannot_compute_the_steps_of_a_phase_is_refused_by_its_name(monkeypatch):
+    model, phases = BertConfig(attention_probs_dropout_prob=0.0), (Phase(until=4), Phase(until=9, causal_share=0.5))
+    cfg = TrainConfig(num_steps=9, batch_size=8, model=model, optim=OptimConfig(warmup_steps=1),
+                      compute=ComputeConfig(attention="splash"), phases=phases)  # fmt: skip
+    devices = parallel.make_devices(cfg.parallel)
+    with pytest.raises(InputError, match=r"phases\[0\] .*: attention='splash': it runs on TPUs, and this is a cpu"):
+        check(cfg, devices, begun=False)
+    monkeypatch.setattr(parallel.Devices, "platform", "tpu")
+    with pytest.raises(InputError, match=r"phases\[1\] .*: attention='splash': .*in causal rows: set masking.causal_share to 0"):
+        check(cfg, devices, begun=False)

@@ -148,7 +148,9 @@ def _obstacle(
     return None
 
 
-def describe(cfg: BertConfig, compute: ComputeConfig, platform: str, length: int, deterministic: bool) -> str:
+def describe(
+    cfg: BertConfig, compute: ComputeConfig, platform: str, length: int, deterministic: bool, causal: bool = False
+) -> str:  # fmt: skip
     """Returns in one line the kernels for rows of `length` tokens, the reason and, if dropout prevents a fused kernel, the cost.
 
     Raises:
@@ -159,8 +161,8 @@ def describe(cfg: BertConfig, compute: ComputeConfig, platform: str, length: int
     biased = cfg.form.relative_positions in ("bias", "disentangled")
 
     def of_window(window: int | None) -> tuple[Kernel, str]:
-        kernel, why = choose(compute.attention, *shape, rate, None, False, window, biased)
-        if rate and kernel != choose(compute.attention, *shape, 0.0, None, False, window, biased)[0]:
+        kernel, why = choose(compute.attention, *shape, rate, None, False, window, biased, causal)
+        if rate and kernel != choose(compute.attention, *shape, 0.0, None, False, window, biased, causal)[0]:
             keys = length if window is None else 3 * window
             why += f", so {cfg.num_attention_heads} x {length} x {keys} probabilities are kept for each row and layer"
         return kernel, why
