@@ -158,6 +158,40 @@ def test_two_processes_of_a_pmap_train_as_one_without_dropout(project, tmp_path)
     assert_same_run(two, one)
 
 
+RECIPE = """
+import dataclasses
+from bert_jax.config import Phase
+
+def get_config(base=get_config):
+    cfg, mixture = base(), "a=1,b=1"
+    phases = (Phase(until=3, mask_rate=0.4, causal_share=0.5), Phase(until=6, max_seq_length=16, batch_size=16, mixture=mixture),
+              Phase(until=8, learning_rate_scale=0.1, learning_rate_shape="1-sqrt"))
+    return dataclasses.replace(cfg, phases=phases, optim=dataclasses.replace(cfg.optim, name="muon", average="last:2"))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_recipe_of_phases_mixtures_and_averages_as_one_and_branch_from_it(project, tmp_path):
+    (tmp_path / "config.py").write_text(CONFIG + RECIPE)
+    (tmp_path / "b.txt").write_text("\n".join(" ".join(sentences) for sentences in make_documents(200, seed=9)) + "\n")
+
+    def job(workdir, *more, **how):
+        a, b = f"a={project / 'text.txt'}", f"b={tmp_path / 'b.txt'}"
+        argv = [tmp_path / "config.py", "--workdir", workdir, "--data.source", a, b, "--data.mixture", "a=2,b=1",
+                "--eval-sources", b, *more]  # fmt: skip
+        results = finish(start(project, workdir, argv=argv, **how))
+        assert {status for status, _ in results} == {0}, "".join(output for _, output in results)
+        return workdir
+
+    two, one = job(tmp_path / "two"), job(tmp_path / "one", processes=1, devices=4)
+    assert_same_run(two, one)
+    ours, theirs = ([v for v in writer.read(of / "metrics.jsonl") if "kind" not in v] for of in (two, one))
+    for line, other in zip(ours, theirs, strict=True):
+        assert line == pytest.approx(other, rel=1e-4)
+    forked = job(tmp_path / "forked", "--branch-from", f"{two}@6", "--optim.average", "last:1")
+    np.testing.assert_allclose(losses_of(forked), losses_of(two)[6:], rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_two_processes_fine_tune_as_one(tokenizer, tmp_path):
     import jax
