@@ -58,7 +58,7 @@ def train(cfg: TrainConfig, prog: str = "bert_jax train") -> Reached:
     data = multihost.first_then_others(lambda: load_data(cfg, track, begun, start))
     same = to_dict(cfg.replace(parallel=cfg.parallel.replace(process_id=None, num_processes=None)))
     multihost.check_equal("the config", json.dumps(same))
-    multihost.check_equal("the checkpoint of --branch-from", str(branch and branch.step))
+    multihost.check_equal("the checkpoint of --branch-from", str(None if branch is None else branch.step))
     multihost.check_equal("the text", data.key)
     training = data.batches(cfg)
     held_out = multihost.first_then_others(lambda: heldout.load(cfg, data, track))
@@ -72,7 +72,7 @@ def fit(
     cfg: TrainConfig, devices: parallel.Devices, key: str, training: list[BatchSource], held_out: list[heldout.HeldOut],
     prog: str, branch: Branch | None,
 ) -> Reached:  # fmt: skip
-    """Builds the model, the steps and the state, trains, and exports. `key` is the name of the rows; see also `restore`."""
+    """Builds the model, the steps and the state, trains, and exports. `key` names the rows; `branch` is that of `restore`."""
     tokenizer = training[0].tokenizer
     pretrained.check_padding(cfg.model, tokenizer)
     program = build(cfg, devices, memory.device_bytes(devices.mesh.local_devices[0]))
@@ -197,7 +197,7 @@ def restore(
         different = workdir.other_run(meta["config"], cfg, moved=True)
         if rest := [change for change in different if change not in workdir.grown(different)]:
             workdir.refuse(f"checkpoint {saved.directory / str(start)} is of another run", rest)
-        if meta["data"].split("+")[:2] != data_key.split("+"):  # of older checkpoints, names of rows of other lengths follow
+        if meta["data"].split("+")[:2] != data_key.split("+"):  # older checkpoints also name rows of other lengths
             raise InputError(corpus.other_text(cfg.data.source, cfg.workdir))
         return state, start, meta.get("lines", 0)
     if branch is not None:

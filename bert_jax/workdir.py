@@ -162,7 +162,7 @@ def begun(cfg: TrainConfig) -> tuple[Json | None, Branch | None]:
     if (own := recorded(cfg.checkpoints)) is not None:
         return own, None
     other = branch(cfg)
-    return other and other.record, other
+    return (None if other is None else other.record), other
 
 
 def branch(cfg: TrainConfig) -> Branch | None:
@@ -191,7 +191,8 @@ def branch(cfg: TrainConfig) -> Branch | None:
     if not isinstance(record.get("config"), dict):
         raise InputError(f"branch_from: {run} is no pretraining run")
     if different := [c for c in changed(upgrade(record["config"]), cfg, _FREE_IN_BRANCHES) if _is_of_state(*c)]:
-        raise InputError(f"branch_from: {run} has another model or optimizer:\n{listed(different)}\ngive the values there")
+        fix = "a branch has those of its run: give them here, too"
+        raise InputError(f"branch_from: {run} has another model or optimizer:\n{listed(different)}\n{fix}")
     return found
 
 
@@ -300,7 +301,7 @@ def grown(different: list[Change]) -> list[Change]:
     ends = [there for name, there, here in different if name == "num_steps" and here > there]
 
     def further(name: str, there: object, here: Any) -> bool:
-        if re.fullmatch(r"phases\[\d+\]", name):
+        if re.fullmatch(r"phases\[[1-9]\d*\]", name):
             return there is None
         return re.fullmatch(r"num_steps|phases\[\d+\]\.until", name) is not None and there in ends and here > there
 

@@ -336,7 +336,7 @@ def test_a_branch_has_the_model_and_the_optimizer_of_its_run_and_ends_after_it(r
         (dict(optim=OptimConfig(average="ema:0.9")), "optim.average: None there, 'ema:0.9' here"),
         (dict(objective="replaced_tokens"), "objective: 'masked_lm' there, 'replaced_tokens' here"),
     ):
-        with pytest.raises(InputError, match=f"branch_from: .* has another model or optimizer:\n  {message}\ngive"):
+        with pytest.raises(InputError, match=f"branch_from: .* has another model or optimizer:\n  {message}\na branch has"):
             branch(forked.replace(**other))
     with pytest.raises(InputError, match="stands at step 1000: give a --num-steps above it"):
         branch(forked.replace(num_steps=1000, optim=OptimConfig(warmup_steps=10)))
@@ -357,6 +357,11 @@ def test_a_run_in_phases_is_extended_by_a_longer_last_phase_and_by_further_ones(
     (line,) = claim(longer.replace(extend=True))
     assert "extending from 20000 to 30000 steps" in line
     assert claim(longer) == []  # it stays so before the next checkpoint
+    plain = run.replace(workdir=f"{run.workdir}-2", phases=())
+    claim(plain)
+    checkpoint_of(plain)
+    with pytest.raises(InputError, match=r"another run:\n  phases\[0\]: None there"):  # which would say what has been done
+        claim(longer.replace(workdir=plain.workdir, extend=True))
 
 
 def test_phases_of_before_a_phase_had_a_field_are_the_same(run):

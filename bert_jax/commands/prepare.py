@@ -28,8 +28,9 @@ def prepare_beam(argv: list[str], prog: str = "bert_jax prepare-beam") -> None:
     own, flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     cfg = read_config(own, prog)
     beam.check(cache_place(cfg), flags)
+    beginning = _beginning(cfg)
     workdir.claim(cfg)
-    load_tokenizer(cfg, track, *_beginning(cfg))
+    load_tokenizer(cfg, track, *beginning)
     for data in texts(cfg):
         print(f"the token cache is {beam.make(data, tokenizer_folder(cfg), cache_place(cfg), flags)}")
 
@@ -41,8 +42,9 @@ def _examine(cfg: TrainConfig) -> list[str]:
     from bert_jax.data.pretraining import load_data
 
     heldout.check(cfg)
+    beginning = _beginning(cfg)
     workdir.claim(cfg)
-    data = load_data(cfg, track, *_beginning(cfg))
+    data = load_data(cfg, track, *beginning)
     diagnosis = doctor.examine(data, cfg, data.batches(cfg)[0], heldout.corpora(cfg, track))
     show_table("the text", diagnosis.facts, diagnosis.warnings)
     return diagnosis.warnings
@@ -51,8 +53,10 @@ def _examine(cfg: TrainConfig) -> list[str]:
 def _beginning(cfg: TrainConfig) -> tuple[Json | None, Path | None]:
     """Returns the record of the checkpoint that a run goes on from, and the tokenizer of the run or model that it starts from."""
     begun, branch = workdir.begun(cfg)
-    if branch is not None or cfg.init_from is None:
-        return begun, branch and branch.tokenizer
+    if branch is not None:
+        return begun, branch.tokenizer
+    if cfg.init_from is None:
+        return begun, None
     from bert_jax.warm_start import vocabulary
 
     return begun, vocabulary(cfg.init_from)

@@ -64,13 +64,13 @@ class TrainConfig(Group):
     )
     branch_from: str | None = None
     (
-        "Work directory RUN of another run, or RUN@STEP: this run goes on from its newest or that checkpoint, with its optimizer "
-        "state, text and vocabulary, so that a long stable run can end in several ways."
+        "Work directory RUN of another run, or RUN@STEP: this run goes on from its newest or that checkpoint, with its model, "
+        "optimizer state, text and vocabulary, so that a long stable run can end in several ways."
     )
     profile: int = 0
     """Number of steps to profile, after the first ten if possible. XProf, TensorBoard's profile plugin, shows WORKDIR/profile."""
     extend: bool = False
-    """Allow a larger num_steps than the work directory was started with."""
+    """Allow a larger num_steps, and phases until then, than the work directory was started with."""
     fill_masks: tuple[str, ...] = ()
     """Sentences with [MASK] that the model fills in at the end of the run."""
     phases: tuple[Phase, ...] = ()

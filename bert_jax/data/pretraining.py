@@ -43,7 +43,7 @@ class PretrainingData:
 
     @property
     def key(self) -> str:
-        """The names of the training and of the held-out rows: equal keys give equal batches (the same text has other lengths)."""
+        """The names of the training and the held-out rows: equal keys give equal batches, in the phases' other lengths too."""
         return "+".join(corpus.summary["key"] for corpus in (self.training, self.evaluation))
 
     def batches(self, cfg: TrainConfig) -> list[BatchSource]:
