@@ -128,6 +128,12 @@ def test_many_epochs_are_counted(examine):
     assert warning(diagnosis).startswith(f"the run goes {40_000 / int(rows):.0f} times through its {rows} rows")
 
 
+def test_epochs_of_a_small_source_are_counted_by_its_name(examine, tmp_path):
+    data = {"source": tuple(f"{name}={tmp_path / name}.txt" for name in "ab"), "mixture": "a=1,b=1"}
+    diagnosis = examine({"a.txt": GOOD, "b.txt": make_documents(12, seed=8)}, num_steps=4000, data=data)
+    assert re.match(r"the run goes \d{3,} times through the \d{1,2} rows of b: it may learn them by heart", warning(diagnosis))
+
+
 def test_too_few_slots_are_told_by_what_they_cut_off(examine):
     diagnosis = examine({"a.txt": GOOD}, masking=MaskingConfig(max_predictions_per_seq=2))
     assert re.match(r"\d\.\d+% of the tokens are predicted; masking\.rate=0\.15 asks for more", warning(diagnosis))

@@ -32,13 +32,14 @@ def examine(data: PretrainingData, cfg: TrainConfig, source: BatchSource, others
         warnings += _leaks(data.training, name, text)
     mask_facts, mask_warnings = _masks(source)
     by_source = _epochs(data, cfg)
-    epochs = max(by_source.values())
     facts += [("rows", f"{len(data.training.train):,} for training, {len(data.held_out):,} held out")]
     shown = ", ".join(f"{name} {number:.2f}".strip() for name, number in by_source.items())
     facts += [("epochs", shown), *mask_facts]
-    if epochs > 100:
-        rows = f"{len(data.training.train):,} rows"
-        warnings.append(f"the run goes {epochs:.0f} times through its {rows}: it may learn them by heart")
+    most = max(by_source, key=by_source.__getitem__)
+    if by_source[most] > 100:
+        first, stop = data.training.sources[most]
+        rows = f"the {stop - first:,} rows of {most}" if most else f"its {stop - first:,} rows"
+        warnings.append(f"the run goes {by_source[most]:.0f} times through {rows}: it may learn them by heart")
     return Diagnosis(facts, warnings + mask_warnings)
 
 
