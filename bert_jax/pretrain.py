@@ -63,7 +63,7 @@ def train(cfg: TrainConfig, prog: str = "bert_jax train") -> Reached:
     training = data.batches(cfg)
     held_out = multihost.first_then_others(lambda: heldout.load(cfg, data, track))
     if first:
-        diagnosis = doctor.examine(data, cfg, training[0], {of.name: of.text for of in held_out if of.name})
+        diagnosis = doctor.examine(data, cfg, {of.name: of.text for of in held_out if of.name})
         show_table("the text", diagnosis.facts, diagnosis.warnings)
     return fit(cfg, devices, data.key, training, held_out, prog, branch)
 

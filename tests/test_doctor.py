@@ -6,9 +6,9 @@ import re
 import pytest
 from helpers import make_documents, quiet, write_documents
 
-from bert_jax.config import BertConfig, DataConfig, MaskingConfig, OptimConfig, TrainConfig
+from bert_jax.config import BertConfig, DataConfig, MaskingConfig, OptimConfig, Phase, TrainConfig
 from bert_jax.data import doctor, heldout
-from bert_jax.data.pretraining import BatchSource, load_data
+from bert_jax.data.pretraining import load_data
 
 GOOD = make_documents(80, seed=7)
 
@@ -37,8 +37,7 @@ def examine(tmp_path, tokenizer_dir):
             }
         )
         made = load_data(cfg, quiet)
-        source = BatchSource.of(cfg, made.tokenizer, made.training.train)
-        return doctor.examine(made, cfg, source, heldout.corpora(cfg, quiet))
+        return doctor.examine(made, cfg, heldout.corpora(cfg, quiet))
 
     return examine
 
@@ -138,6 +137,9 @@ def test_too_few_slots_are_told_by_what_they_cut_off(examine):
     diagnosis = examine({"a.txt": GOOD}, masking=MaskingConfig(max_predictions_per_seq=2))
     assert re.match(r"\d\.\d+% of the tokens are predicted; masking\.rate=0\.15 asks for more", warning(diagnosis))
     assert float(dict(diagnosis.facts)["predictions cut by P"][:-1]) > 50
+    phases = Phase(until=50), Phase(until=100, mask_rate=0.5)
+    said = warning(examine({"a.txt": GOOD}, phases=phases, masking=MaskingConfig(max_predictions_per_seq=10)))
+    assert re.match(r"phases\[1\] \(steps 50 to 100\): 1\d\.\d+% of the tokens are predicted; .*=0\.5 asks for more", said)
 
 
 def test_more_predictions_than_asked_for_are_told_too(examine):

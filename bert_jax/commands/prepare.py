@@ -45,7 +45,7 @@ def _examine(cfg: TrainConfig) -> list[str]:
     beginning = _beginning(cfg)
     workdir.claim(cfg)
     data = load_data(cfg, track, *beginning)
-    diagnosis = doctor.examine(data, cfg, data.batches(cfg)[0], heldout.corpora(cfg, track))
+    diagnosis = doctor.examine(data, cfg, heldout.corpora(cfg, track))
     show_table("the text", diagnosis.facts, diagnosis.warnings)
     return diagnosis.warnings
 

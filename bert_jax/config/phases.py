@@ -79,7 +79,11 @@ class Span:
 
     def named(self, error: InputError) -> InputError:
         """Returns `error` with the name of the phase."""
-        return InputError(f"{self.name}: {error}") if self.name else error
+        return InputError(self.naming(str(error))) if self.name else error
+
+    def naming(self, text: str) -> str:
+        """Returns `text` with the name of the phase."""
+        return f"{self.name}: {text}" if self.name else text
 
 
 def spans(cfg: TrainConfig) -> tuple[Span, ...]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from bert_jax.config import TrainConfig, spans
+from bert_jax.config import Span, TrainConfig, spans
 from bert_jax.data import repeats
 from bert_jax.data.corpus import Corpus
 from bert_jax.data.masking import target_counts
@@ -23,30 +23,36 @@ class Diagnosis:
     warnings: list[str]
 
 
-def examine(data: PretrainingData, cfg: TrainConfig, source: BatchSource, others: Mapping[str, Corpus]) -> Diagnosis:
-    """Returns facts and warnings about a run's data and the `others`, the texts of eval_sources, without touching a device."""
+def examine(data: PretrainingData, cfg: TrainConfig, others: Mapping[str, Corpus]) -> Diagnosis:
+    """Returns facts and warnings about a run's data and the `others`, the texts of eval_sources, without touching a device.
+
+    Facts about masks are those of the first phase.
+    """
+    phases = list(zip(spans(cfg), data.batches(cfg), strict=True))
+    own = phases[0][0].cfg
     facts, warnings = _text(data.training)
-    facts += _predictions(data.training, cfg)
+    facts += _predictions(data.other_lengths.get(own.data.max_seq_length, data.training), own)
     warnings += _repeats(data.training)
     for name, text in {"": data.evaluation, **others}.items():
         warnings += _leaks(data.training, name, text)
-    mask_facts, mask_warnings = _masks(source)
-    by_source = _epochs(data, cfg)
+    masks = [_masks(source) for _, source in phases]
+    by_source = _epochs(data, cfg, phases)
     facts += [("rows", f"{len(data.training.train):,} for training, {len(data.held_out):,} held out")]
     shown = ", ".join(f"{name} {number:.2f}".strip() for name, number in by_source.items())
-    facts += [("epochs", shown), *mask_facts]
+    facts += [("epochs", shown), masks[0][0]]
     most = max(by_source, key=by_source.__getitem__)
     if by_source[most] > 100:
         first, stop = data.training.sources[most]
         rows = f"the {stop - first:,} rows of {most}" if most else f"its {stop - first:,} rows"
         warnings.append(f"the run goes {by_source[most]:.0f} times through {rows}: it may learn them by heart")
-    return Diagnosis(facts, warnings + mask_warnings)
+    warnings += [span.naming(text) for (span, _), (_, text) in zip(phases, masks, strict=True) if text]
+    return Diagnosis(facts, warnings)
 
 
-def _epochs(data: PretrainingData, cfg: TrainConfig) -> dict[str, float]:
+def _epochs(data: PretrainingData, cfg: TrainConfig, phases: Sequence[tuple[Span, BatchSource]]) -> dict[str, float]:
     """Returns how often the run reads each source of its mixture, or the whole text under the empty name."""
     rows = dict.fromkeys(data.training.sources, 0.0)  # in units of rows of data.max_seq_length
-    for span, source in zip(spans(cfg), data.batches(cfg), strict=True):
+    for span, source in phases:
         counts = source.order.counts([(span.until - span.begin) * source.batch_size])[0]
         for part, count in zip(source.parts, counts, strict=True):
             rows[part.name] += int(count) * source.max_seq_length / cfg.data.max_seq_length
@@ -141,9 +147,10 @@ def _leaks(trained: Corpus, name: str, text: Corpus) -> list[str]:
     return [f"{share} are also in the training text, most from {_worst(text, found['worst'])}"]
 
 
-def _masks(source: BatchSource) -> tuple[list[tuple[str, str]], list[str]]:
+def _masks(source: BatchSource) -> tuple[tuple[str, str], str]:
+    """Returns a fact about the first masks of a phase, and a warning or an empty string."""
     tokens = predicted = masked = changed = 0
-    for step in range(4):
+    for step in range(source.begin, source.begin + 4):
         batch = source.masked(step)
         used = batch["masked_weights"] > 0
         now = np.take_along_axis(batch["input_ids"], batch["masked_positions"], axis=1)
@@ -151,11 +158,9 @@ def _masks(source: BatchSource) -> tuple[list[tuple[str, str]], list[str]]:
         predicted += int(used.sum())
         masked += int((used & (now == source.tokenizer.mask_id)).sum())
         changed += int((used & (now != batch["masked_ids"])).sum())
-    now_masked, now_random = _share(masked, predicted), _share(changed - masked, predicted)
-    fact = f"{_share(predicted, tokens)} of tokens: {now_masked} [MASK], {now_random} random"
-    warnings = []
-    if abs(predicted / max(1, tokens) - source.cfg.rate) > 0.25 * source.cfg.rate:
-        other = "fewer" if predicted > source.cfg.rate * tokens else "more"
-        share = _share(predicted, tokens)
-        warnings.append(f"{share} of the tokens are predicted; masking.rate={source.cfg.rate} asks for {other}")
-    return [("predicted", fact)], warnings
+    now_masked, now_random, share = _share(masked, predicted), _share(changed - masked, predicted), _share(predicted, tokens)
+    fact = "predicted", f"{share} of tokens: {now_masked} [MASK], {now_random} random"
+    if abs(predicted / max(1, tokens) - source.cfg.rate) <= 0.25 * source.cfg.rate:
+        return fact, ""
+    other = "fewer" if predicted > source.cfg.rate * tokens else "more"
+    return fact, f"{share} of the tokens are predicted; masking.rate={source.cfg.rate} asks for {other}"

@@ -97,11 +97,11 @@ def prepare(folder: Path, *_: Any) -> None:
 
 def start(folder: Path, *_: Any) -> None:
     from bert_jax.data import doctor
-    from bert_jax.data.pretraining import BatchSource, load_data
+    from bert_jax.data.pretraining import load_data
 
     cfg = config(folder, tokenizer=str(folder / "tokenizer"))
     data = load_data(cfg, quiet)
-    doctor.examine(data, cfg, BatchSource.of(cfg, data.tokenizer, data.training.train), {})
+    doctor.examine(data, cfg, {})
 
 
 def document(folder: Path, *_: Any) -> None:
@@ -119,12 +119,12 @@ def documents(folder: Path, *_: Any) -> None:
 
 def start_of_lines(folder: Path) -> None:
     from bert_jax.data import doctor
-    from bert_jax.data.pretraining import BatchSource, load_data
+    from bert_jax.data.pretraining import load_data
 
     begun = time.process_time()
     cfg = config(folder, tokenizer=str(folder / "tokenizer"), documents="line")
     data = load_data(cfg, quiet)
-    doctor.examine(data, cfg, BatchSource.of(cfg, data.tokenizer, data.training.train), {})
+    doctor.examine(data, cfg, {})
     print(json.dumps({"cpu_seconds_of_a_second_start": round(time.process_time() - begun, 2)}))
 
 
