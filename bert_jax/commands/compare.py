@@ -186,12 +186,12 @@ def _setting(value: object, name: str) -> object:
 
 
 def repeated(recipes: Iterable[Sequence[Run]]) -> list[str]:
-    """Returns warnings about runs of one recipe and one seed, which say nothing about the deviation over seeds."""
+    """Returns warnings about runs of one recipe, text and seed, which say nothing about the deviation over seeds."""
     found = []
     for members in recipes:
-        first: dict[int, Run] = {}
+        first: dict[tuple[int, str, str], Run] = {}
         for run in members:
-            other = first.setdefault(run.config["seed"], run)
+            other = first.setdefault((run.config["seed"], run.data, run.tokenizer), run)
             if other is not run:
                 found.append(f"{other.folder} and {run.folder} have one recipe and one seed, {run.config['seed']}: leave one out")
     return found

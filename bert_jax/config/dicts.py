@@ -61,7 +61,8 @@ def differences(old: Mapping[str, object], new: Mapping[str, object], prefix: st
         if isinstance(a, dict) and isinstance(b, dict):
             found += differences(a, b, f"{prefix}{key}.")
         elif isinstance(a, list) and isinstance(b, list) and any(isinstance(x, dict) for x in (*a, *b)):
-            found += differences(*({f"{key}[{i}]": x for i, x in enumerate(values)} for values in (a, b)), prefix)
+            there, here = ({f"{key}[{i}]": x for i, x in enumerate(values)} for values in (a, b))
+            found += differences(there, here, prefix)
         elif a != b:
             found.append((prefix + key, a, b))
     return found
