@@ -65,7 +65,7 @@ TRAIN = QRELS["train"]
         ({"corpus": [*CORPUS, (None, "", "x")]}, r"corpus.jsonl:4: '_id' is None: give each text an id"),
         ({"corpus": [*CORPUS, ("", "", "x")]}, r"corpus.jsonl:4: '_id' is '': give"),
         ({"corpus": [*CORPUS, ("\ud800", "", "x")]}, r"corpus.jsonl:4: '_id' has half a surrogate pair"),
-        ({"queries": [*QUERIES, ("q4", 7)]}, r"queries.jsonl:4: 'text' is 7, not a text"),
+        ({"queries": [*QUERIES, ("q4", False)]}, r"queries.jsonl:4: 'text' is False, not a text"),
         ({"qrels": {"train": [("q1", "d1", 0), ("q2", "d1", 0)]}}, "no query has a relevant document to train on"),
         ({"corpus": [*CORPUS, ("d1", "", "other")]}, r"corpus.jsonl:4: the id 'd1' has another text in .*corpus.jsonl:1"),
     ],

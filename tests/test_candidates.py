@@ -75,6 +75,8 @@ def test_scores_of_a_teacher_are_never_missing_in_silence(tmp_path):
     splits = load(tmp_path, label_column=("scores",))
     assert len(splits.train) == 4
     assert f"warning: train: 1 of 5 rows have no label (empty 1): left out: {tmp_path}/train.jsonl:4" in splits.notes
+    notes = load(tmp_path / "train.jsonl", label_column=("scores",), dev_size=2).notes
+    assert not any("do not show what was learnt" in note for note in notes)  # that is for labels that scores are made of
     write(tmp_path, "train", rows_of(5, scores=None))
     with pytest.raises(InputError, match=r"train.jsonl: 'scores' is empty in all 5 rows: name another column"):
         load(tmp_path, label_column=("scores",))

@@ -112,4 +112,4 @@ class Embedder(Predictor):
         room = passage_room(PassageSize(tokens, overlap), replace(self._layout, limit=self._longest), pooling.read)
         found = list(passages(as_list(texts), self.tokenizer, room, overlap))
         vectors = self([passage for own in found for passage in own], prompt_name)
-        return vectors, np.repeat(np.arange(len(found)), np.array([len(own) for own in found], np.int64))
+        return vectors, np.repeat(np.arange(len(found)), [len(own) for own in found])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -66,6 +66,10 @@ class Candidates(Kind[L, P]):
                 places["wrong"].append(file.records[i].place)
         notes = [f"{_SAID[name].format(split, len(own))}: {few(own)}" for name, own in places.items() if own]
         return take(file.records, kept) if len(kept) < len(file.records) else file.records, notes
+
+    def values(self, label: L) -> tuple[Hashable, ...]:
+        """Returns none: labels teach, and no split is scored by them."""
+        return ()
 
     def content(self, texts: tuple[str, ...]) -> str:
         """Returns the query: all its rows are held out together."""

@@ -53,8 +53,3 @@ def test_texts_are_lowercased_where_the_pooling_says(embedder):
     close(lower(["ÀBAKO 🙂 Tine"]), lower(["àbako 🙂 tine"]))
     with pytest.raises(InputError, match=r"texts\[1\]"):
         lower(["A", 5])
-
-
-def test_no_texts_have_no_passages(embedder):
-    vectors, documents = embedder.passages([], 16)
-    assert (vectors.shape[0], documents.tolist()) == (0, [])
