@@ -335,6 +335,8 @@ def test_bernoulli_counts_are_binomial_and_the_slots_cap_them():
     assert abs(out["masked_weights"].sum(1).mean() - np.minimum(counts, 12).mean()) < 0.2
     full = out["masked_positions"][out["masked_weights"].sum(1) == 12]
     assert chi_square(np.bincount(full.ravel(), minlength=100)) < 5  # the cap does not prefer the left
+    nearly = MaskingConfig(rate=1 - 2**-53, count="bernoulli")
+    assert mask_rows(ids[:9], vocabulary(), nearly, 0, 0)["masked_weights"].all()
 
 
 # ---- determinism
