@@ -166,19 +166,19 @@ def get_config(base=get_config):
     cfg, mixture = base(), "a=1,b=1"
     phases = (Phase(until=3, mask_rate=0.4, causal_share=0.5), Phase(until=6, max_seq_length=16, batch_size=16, mixture=mixture),
               Phase(until=8, learning_rate_scale=0.1, learning_rate_shape="1-sqrt"))
-    return dataclasses.replace(cfg, phases=phases, optim=dataclasses.replace(cfg.optim, name="muon", average="last:2"))
+    optim = dataclasses.replace(cfg.optim, name="muon", average="last:2")
+    return dataclasses.replace(cfg, phases=phases, optim=optim, data=cfg.data.replace(source=SOURCE, mixture="a=2,b=1"))
 """
 
 
 @pytest.mark.slow
 def test_two_processes_train_a_recipe_of_phases_mixtures_and_averages_as_one_and_branch_from_it(project, tmp_path):
-    (tmp_path / "config.py").write_text(CONFIG + RECIPE)
+    a, b = f"a={project / 'text.txt'}", f"b={tmp_path / 'b.txt'}"
+    (tmp_path / "config.py").write_text(f"SOURCE = {(a, b)}{CONFIG}{RECIPE}")
     (tmp_path / "b.txt").write_text("\n".join(" ".join(sentences) for sentences in make_documents(200, seed=9)) + "\n")
 
     def job(workdir, *more, **how):
-        a, b = f"a={project / 'text.txt'}", f"b={tmp_path / 'b.txt'}"
-        argv = [tmp_path / "config.py", "--workdir", workdir, "--data.source", a, b, "--data.mixture", "a=2,b=1",
-                "--eval-sources", b, *more]  # fmt: skip
+        argv = [tmp_path / "config.py", "--workdir", workdir, "--eval-sources", b, *more]
         results = finish(start(project, workdir, argv=argv, **how))
         assert {status for status, _ in results} == {0}, "".join(output for _, output in results)
         return workdir
