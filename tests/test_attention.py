@@ -103,14 +103,20 @@ def plain(query, key, value, ids, window, causal=False):
     return np.einsum("bhlm,bmhk->blhk", weights / weights.sum(-1, keepdims=True), v)
 
 
+def attend(tokens, window, *arrays, wants_weights=False):
+    """What the tokens of rows get from one another, and the probabilities or None."""
+    run = partial(attention.attention, queries=tokens, tokens=tokens, wanted="auto", dropout_rate=0.0, dropout_key=None)
+    return jax.jit(lambda q, k, v: run(q, k, v, wants_weights=wants_weights, window=window))(*arrays)
+
+
 @pytest.mark.parametrize(("window", "length"), [(3, 128), (16, 128), (17, 100), (30, 128), (31, 128)])
 def test_a_window_lets_a_token_see_so_many_on_each_side_of_its_own_sequence(window, length):
     arrays, ids = [x[:, :length] for x in inputs()], PACKED[:, :length]
     kernel, _ = attention.choose("auto", "cpu", length, HEAD_SIZE, "float32", 0.0, window=window)
     assert kernel == ("banded" if window < 32 and length >= 4 * window else "xla")
-    out, _ = attention.attention(*arrays, Tokens(ids), Tokens(ids), "auto", 0.0, None, False, window)
+    out, _ = attend(Tokens(ids), window, *arrays)
     np.testing.assert_allclose(out, plain(*arrays, ids, window), atol=2e-5)
-    dense, weights = attention.attention(*arrays, Tokens(ids), Tokens(ids), "auto", 0.0, None, True, window)
+    dense, weights = attend(Tokens(ids), window, *arrays, wants_weights=True)
     np.testing.assert_allclose(dense, out, atol=2e-5)
     assert weights.shape == (ROWS, HEADS, length, length)
 
@@ -121,7 +127,7 @@ def test_tokens_of_causal_rows_see_no_later_ones(kernel, window, monkeypatch):
     monkeypatch.setattr(attention, "_xla", lambda *args: kernel)
     arrays, ids = inputs(), np.stack([PACKED[1], PACKED[1]])
     tokens = Tokens(ids, causal=np.array([True, False]))
-    out, _ = attention.attention(*arrays, tokens, tokens, "auto", 0.0, None, False, window)
+    out, _ = attend(tokens, window, *arrays)
     for row, causal in enumerate((True, False)):
         expected = plain(*(x[row : row + 1] for x in arrays), ids[row : row + 1], window, causal)
         np.testing.assert_allclose(out[row : row + 1], expected, atol=2e-5)

@@ -67,7 +67,7 @@ def test_logits_of_any_size_and_shift_are_fine() -> None:
     expected = cross_entropy(jnp.asarray(logits), labels, weights).total
     np.testing.assert_allclose(cross_entropy(jnp.asarray(logits + 500), labels, weights).total, expected, rtol=1e-4)
     huge = jnp.zeros((1, V)).at[0, 3].set(1e4)
-    loss, grad = jax.value_and_grad(lambda x: cross_entropy(x, jnp.array([5]), jnp.ones(1)).total)(huge)
+    loss, grad = jax.jit(jax.value_and_grad(lambda x: cross_entropy(x, jnp.array([5]), jnp.ones(1)).total))(huge)
     assert float(loss) == 1e4
     np.testing.assert_array_equal(grad[0], jnp.zeros(V).at[3].set(1).at[5].set(-1))
 
@@ -84,7 +84,7 @@ def test_bfloat16_logits_are_summed_in_float32() -> None:
 def test_no_weight_gives_zero_and_a_zero_gradient() -> None:
     logits, labels, _ = logits_labels_weights()
     none = np.zeros(SHAPE, np.float32)
-    value, grad = jax.value_and_grad(lambda x: cross_entropy(x, labels, none).mean())(logits)
+    value, grad = jax.jit(jax.value_and_grad(lambda x: cross_entropy(x, labels, none).mean()))(logits)
     assert float(value) == 0
     np.testing.assert_array_equal(grad, 0)
     assert float(accuracy(jnp.asarray(logits), labels, none).mean()) == 0
@@ -127,7 +127,7 @@ def test_pretraining_sums_are_of_masked_tokens_and_of_labelled_pairs() -> None:
 def test_a_pair_without_label_has_no_gradient() -> None:
     outputs, batch = pretraining()
     loss = lambda pairs: pretraining_sums(outputs | {"next_sentence_logits": pairs}, batch)["next_sentence_loss"].total  # noqa: E731
-    grad = jax.grad(loss)(outputs["next_sentence_logits"])
+    grad = jax.jit(jax.grad(loss))(outputs["next_sentence_logits"])
     np.testing.assert_array_equal(grad[1], 0)
     assert np.all(grad[np.array([0, 2])] != 0)
 
@@ -196,7 +196,7 @@ def test_an_answers_ends_are_likely_among_the_tokens_of_their_own_sequence() -> 
 def test_only_tokens_of_answered_sequences_move_a_spans_loss() -> None:
     start, end, ids, labels, weights = spans()
     weights[0, 1] = 0
-    grads = jax.grad(lambda s, e: span_cross_entropy(s, e, ids, labels, weights).total, (0, 1))(start, end)
+    grads = jax.jit(jax.grad(lambda s, e: span_cross_entropy(s, e, ids, labels, weights).total, (0, 1)))(start, end)
     for grad in grads:
         assert np.isfinite(grad).all()
         np.testing.assert_array_equal(grad != 0, (ids == 1))
@@ -283,9 +283,9 @@ def test_triplet_loss_is_what_the_positive_lacks_to_be_nearer_by_the_margin() ->
 
 
 PAIRWISE = {
-    "cosine": lambda a, b, c, w: cosine_error(a, b, jnp.zeros(4), w),
-    "ranking": lambda a, b, c, w: ranking_loss(a, jnp.concatenate([b, c]), w, 0.05, *different(2)),
-    "triplet": lambda a, b, c, w: triplet_loss(a, b, c, w),
+    "cosine": jax.jit(lambda a, b, c, w: cosine_error(a, b, jnp.zeros(4), w)),
+    "ranking": jax.jit(lambda a, b, c, w: ranking_loss(a, jnp.concatenate([b, c]), w, 0.05, *different(2))),
+    "triplet": jax.jit(lambda a, b, c, w: triplet_loss(a, b, c, w)),
 }
 
 
@@ -295,12 +295,12 @@ def test_vectors_without_weight_do_not_count_and_none_gives_a_gradient_that_is_n
     first = vectors(3)
     other = [np.where(KEPT[:, None] > 0, x, x[::-1] + 1) for x in first]
     np.testing.assert_allclose(loss(*first, KEPT), loss(*other, KEPT), rtol=1e-6)
-    grads = jax.grad(lambda *args: loss(*args, KEPT).total, (0, 1, 2))(*first)
-    for grad in grads:
+    value_and_gradients = jax.jit(jax.value_and_grad(lambda *args: loss(*args, KEPT).total, (0, 1, 2)))
+    for grad in value_and_gradients(*first)[1]:
         assert np.isfinite(grad).all()
         np.testing.assert_array_equal(grad[2], 0)
     zeros = [np.zeros((4, 6), np.float32)] * 3
-    value, grads = jax.value_and_grad(lambda *args: loss(*args, KEPT).total, (0, 1, 2))(*zeros)
+    value, grads = value_and_gradients(*zeros)
     assert np.isfinite(value)
     assert all(np.isfinite(grad).all() for grad in grads)
 
@@ -322,9 +322,11 @@ def test_other_losses_are_not_moved_by_what_has_no_weight() -> None:
     np.testing.assert_array_equal(binary_cross_entropy(logits, labels, weights), binary_cross_entropy(logits, moved, weights))
     values = np.where(zero, 1e6, 1).astype(np.float32)
     np.testing.assert_array_equal(squared_error(values, np.ones_like(values), weights), [0, weights.sum()])
-    grad = jax.grad(lambda x: binary_cross_entropy(x, labels, weights).total + squared_error(x[..., 0], values, weights).total)(
-        logits
-    )
+
+    def both(x):
+        return binary_cross_entropy(x, labels, weights).total + squared_error(x[..., 0], values, weights).total
+
+    grad = jax.jit(jax.grad(both))(logits)
     np.testing.assert_array_equal(grad[zero], 0)
     assert np.isfinite(grad).all()
 

@@ -669,19 +669,19 @@ def test_the_last_layer_at_the_heads_places_alone_gives_the_same_outputs_and_gra
         batch["masked_positions"] = np.array([[1, 6, 8], [4, 10, 0]], np.int32)
     if head == "multiple_choice" and not packed:
         batch = {name: value[None] for name, value in batch.items()}
-    params = module.init(jax.random.key(0), batch)["params"]
+    params = jax.jit(module.init)(jax.random.key(0), batch)["params"]
 
-    def outputs(params, head_only):
-        return {k: v for k, v in module.apply({"params": params}, batch, head_only=head_only).items() if k != "last_hidden_state"}
+    @partial(jax.jit, static_argnums=1)
+    @partial(jax.grad, has_aux=True)
+    def gradients_and_outputs(params, head_only):
+        found = module.apply({"params": params}, batch, head_only=head_only)
+        outputs = {name: value for name, value in found.items() if name != "last_hidden_state"}
+        return sum(jnp.sum(jnp.sin(value)) for value in outputs.values()), outputs
 
-    whole, part = outputs(params, False), outputs(params, True)
+    (of_whole, whole), (of_part, part) = (gradients_and_outputs(params, head_only) for head_only in (False, True))
     assert whole.keys() == part.keys()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), whole, part)
-    of = [
-        jax.grad(lambda p, flag=flag: sum(jnp.sum(jnp.sin(x)) for x in outputs(p, flag).values()))(params)
-        for flag in (False, True)
-    ]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-3), *of)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-3), of_whole, of_part)
 
 
 def test_gradients_of_a_bfloat16_layer_are_summed_in_float32() -> None:
@@ -731,7 +731,7 @@ def test_a_batch_at_hand_may_stand_inside_a_jitted_function():
     batch = {name: jnp.asarray(value) for name, value in make_batch().items()}
     model = Bert(CFG, "encoder")
     inside = jax.jit(lambda params: model.apply({"params": params}, batch)["last_hidden_state"])(params())
-    np.testing.assert_allclose(inside, model.apply({"params": params()}, batch)["last_hidden_state"], atol=1e-5)
+    np.testing.assert_allclose(inside, compiled()(params(), batch)["last_hidden_state"], atol=1e-5)
 
 
 def test_a_mesh_of_explicit_axes_is_refused_with_the_fix():

@@ -1,5 +1,8 @@
 """What the README and the guides show works: their Python runs, and their commands name what is there."""
 
+import contextlib
+import functools
+import io
 import json
 import re
 import shlex
@@ -40,7 +43,7 @@ def export(tokenizer, tmp_path_factory):
     cfg = BertConfig(
         vocab_size=tokenizer.vocab_size, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
     )
-    params = initialize(Bert(cfg), 0)
+    params = jax.jit(lambda: initialize(Bert(cfg), 0))()
     pretrained.save(pretrained.Model(cfg, params, tokenizer), folder / "runs/quickstart/export")
     return folder
 
@@ -63,7 +66,7 @@ def test_the_python_of_the_readme_runs(export, monkeypatch):
 def test_the_python_of_the_library_s_guide_runs_from_top_to_bottom(export, monkeypatch):
     monkeypatch.chdir(export)
     names = run_python("library")
-    encoded = names["model"].encode(names["params"], names["ids"], names["mask"])
+    encoded = jax.jit(names["model"].encode)(names["params"], names["ids"], names["mask"])
     np.testing.assert_allclose(names["hidden"][:2], encoded, atol=1e-5)  # shard_map's
     assert names["one_each"]["encoder"]["embeddings"]["norm"]["bias"].shape == (2, 32)
     before, after = names["params"], names["my_params"]["bert"]
@@ -88,7 +91,8 @@ def assert_runs_without_bert_jax(exported, model):
         "assert not any(name.startswith(('bert_jax', 'flax')) for name in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=exported.parent, check=True, timeout=600)
-    np.testing.assert_allclose(np.load(exported.with_name("hidden.npy")), model.encode(model.params, ids, mask), atol=1e-5)
+    expected = jax.jit(model.encode)(model.params, ids, mask)
+    np.testing.assert_allclose(np.load(exported.with_name("hidden.npy")), expected, atol=1e-5)
 
 
 def commands():
@@ -105,18 +109,25 @@ def named(*names):
     return [words for words in dict.fromkeys(map(tuple, commands())) if words[0] in names]
 
 
-def shown_by_help(capsys, name):
+@functools.cache
+def shown_by_help(name):
     """Returns what `bert_jax NAME --help` prints; commands of a config take its fields too."""
-    with pytest.raises(SystemExit) as end:
-        COMMANDS[name](["--help"], name)
-    assert not end.value.code
-    if name in ("train", "prepare", "prepare-beam", "doctor", "plan"):
-        with pytest.raises(SystemExit):
-            load_train_config(["--help"])
-    return capsys.readouterr().out
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        with pytest.raises(SystemExit) as end:
+            COMMANDS[name](["--help"], name)
+        assert not end.value.code
+    of_config = name in ("train", "prepare", "prepare-beam", "doctor", "plan")
+    return shown.getvalue() + of_config * fields_shown_by_help()
 
 
-def test_the_pages_show_every_command(capsys):
+@functools.cache
+def fields_shown_by_help():
+    with contextlib.redirect_stdout(io.StringIO()) as shown, pytest.raises(SystemExit):
+        load_train_config(["--help"])
+    return shown.getvalue()
+
+
+def test_the_pages_show_every_command():
     assert {words[0] for words in commands()} == set(COMMANDS)
 
 
@@ -134,15 +145,15 @@ def test_every_fine_tuning_command_is_accepted(words):
 
 
 @pytest.mark.parametrize("words", [words for words in named(*COMMANDS) if any(w.startswith("--") for w in words)], ids=" ".join)
-def test_every_command_has_the_options_that_are_shown(words, capsys):
+def test_every_command_has_the_options_that_are_shown(words):
     own = words[: words.index("--")] if "--" in words else words  # Beam's own options follow a lone --
     options = {word for word in own if word.startswith("--")} - {"--help", "--version"}
-    shown = shown_by_help(capsys, words[0])
+    shown = shown_by_help(words[0])
     assert [option for option in options if option not in shown] == []
 
 
-def test_every_option_in_the_text_exists(capsys):
-    shown = "".join(shown_by_help(capsys, name) for name in COMMANDS)
+def test_every_option_in_the_text_exists():
+    shown = "".join(map(shown_by_help, COMMANDS))
     guides = "\n".join(page for name, page in GUIDES.items() if name != "measurements")  # options of the benchmarks
     code = re.findall(r"`([^`]*)`", re.sub(r"```.*?```", "", guides, flags=re.DOTALL))
     options = {
@@ -189,7 +200,8 @@ def test_every_example_of_fine_tuning_on_own_files_runs(words, export, monkeypat
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
     argv = [str(export / "runs/quickstart/export"), *words[2:]]
-    assert finetune.main([*argv, "--num-epochs", "1", "--max-seq-length", "32", "--batch-size", "8", "--workdir", "work"]) == 0
+    small = ["--num-epochs", "1", "--max-seq-length", "32", "--batch-size", "8", "--num-devices", "1", "--workdir", "work"]
+    assert finetune.main([*argv, *small]) == 0
     assert bert_jax.load("work/export").tokenizer is not None
     assert json.loads((tmp_path / "work/results.json").read_text())["metrics"]["dev"]
     assert (tmp_path / "work/report.html").exists()

@@ -34,7 +34,7 @@ from bert_jax.config import BertConfig, DataConfig, OptimConfig, TrainConfig
 def get_config():
     return TrainConfig(
         num_steps=12, batch_size=8, eval_every=4, checkpoint_every=4, log_every=1, seed=3,
-        model=BertConfig(vocab_size=200, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        model=BertConfig(vocab_size=200, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
                          intermediate_size=64, max_position_embeddings=32),
         data=DataConfig(max_seq_length=32, documents="line", eval_fraction=0.2),
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=2),
@@ -410,7 +410,7 @@ def test_sentence_pairs_train_both_heads_and_export_for_pretraining(project, tmp
 def test_init_from_continues_the_weights_at_another_length(project, whole_run, tmp_path):
     """In the architecture and vocabulary of the model, whatever the config file has."""
     other = tmp_path / "config.py"
-    other.write_text(CONFIG.replace("num_hidden_layers=2", "num_hidden_layers=1").replace("vocab_size=200", "vocab_size=190"))
+    other.write_text(CONFIG.replace("num_hidden_layers=1", "num_hidden_layers=2").replace("vocab_size=200", "vocab_size=190"))
     more = ["--init-from", str(whole_run / "export"), "--data.max-seq-length", "16", *TWO_STEPS, *ONE_DEVICE]
     assert train.main([str(other), *arguments(project, tmp_path / "shorter", *more)[1:]]) == 0
     first = next(v for v in writer.read(tmp_path / "shorter" / "metrics.jsonl") if "train/loss" in v)
@@ -418,7 +418,7 @@ def test_init_from_continues_the_weights_at_another_length(project, whole_run, t
     assert first["train/masked_lm_loss"] < fresh["train/masked_lm_loss"] - 0.3
     same = (tmp_path / "shorter" / "tokenizer" / "tokenizer.json").read_bytes()
     assert same == (whole_run / "tokenizer" / "tokenizer.json").read_bytes()
-    assert bert_jax.load(tmp_path / "shorter" / "export").config.num_hidden_layers == 2
+    assert bert_jax.load(tmp_path / "shorter" / "export").config.num_hidden_layers == 1
     wider = arguments(project, tmp_path / "wider", "--init-from", str(whole_run / "export"), "--model.hidden-size", "64")
     with pytest.raises(InputError, match=r"model.hidden_size: 32 there, 64 in this run"):
         train.main(wider)

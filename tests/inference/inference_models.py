@@ -1,6 +1,6 @@
 """Tiny models with random weights, for the tests of predictors."""
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -11,7 +11,7 @@ from helpers import make_documents
 from bert_jax.config import BertConfig
 from bert_jax.data.layout import cut_windows
 from bert_jax.inference import Answerer
-from bert_jax.model.heads import Bert, initialize
+from bert_jax.model.heads import Bert, parameter_shapes
 from bert_jax.pretrained import Model
 
 TINY = BertConfig(vocab_size=280, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
@@ -26,7 +26,7 @@ SHORT = [text for text in TEXTS if len(text) < 120]
 
 def params_of(cfg, head, num_labels=1):
     """Random ones, large enough that every token counts."""
-    shapes = jax.eval_shape(lambda: initialize(Bert(cfg, head, num_labels), 0))
+    shapes = parameter_shapes(Bert(cfg, head, num_labels))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: (rng.standard_normal(x.shape) * 0.3).astype(np.float32), shapes)
     params["encoder"]["embeddings"]["norm"]["scale"] += 1
@@ -43,9 +43,19 @@ def alone(ids):
     return {"input_ids": np.pad([ids], pad).astype(np.int32), "attention_mask": np.pad([np.ones_like(ids)], pad)}
 
 
+@cache
+def applied(model, **flags):
+    return jax.jit(partial(model.apply, **flags))
+
+
+@cache
+def encoded(model):
+    return jax.jit(model.encode)
+
+
 def run(model, batch, **flags):
     """The outputs of the model itself, as NumPy arrays."""
-    return jax.device_get(jax.jit(partial(model.apply, **flags))(model.params, batch))
+    return jax.device_get(applied(model, **flags)(model.params, batch))
 
 
 INPUTS = {

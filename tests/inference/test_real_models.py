@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from inference_models import NAMES, SHORT, TINY, alone, model_of, params_of
+from inference_models import NAMES, SHORT, TINY, alone, encoded, model_of, params_of
 
 from bert_jax.config import ComputeConfig, InputError
 from bert_jax.inference import Classifier, Embedder, FillMask
@@ -96,7 +96,7 @@ def test_a_head_whose_files_could_not_be_followed_predicts_nothing(value):
 def hidden_of(embedder):
     """text -> its hidden states [n, D], by the model alone."""
     model, layout = embedder.model, embedder._layout
-    encode = jax.jit(model.encode)
+    encode = encoded(model)
 
     def states(text):
         (example,), _ = layout.examples([text])
