@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("NPROC", "16")  # XLA's pools: twice the devices, or its collectives deadlock (JAX 0.10.2)
+os.environ["OMP_NUM_THREADS"] = "1"  # PyTorch's tiny models, and BLAS, are slower on several threads
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
@@ -41,6 +42,51 @@ def tokenizer_dir(tokenizer, tmp_path_factory):
     return folder
 
 
+def group_of(path):
+    """Returns the name of the tests that share runs and programs with those of a file: its folder's, or its own."""
+    if path.parent.name != "tests":
+        return path.parent.name
+    return {"test_parallel": "test_steps"}.get(path.stem, path.stem)
+
+
+# Groups whose time is that of the compiler, for their programs run a few times only. LLVM does not optimize these programs, which
+# saves a third: what is tested is what we ask XLA for. Other comparisons with PyTorch and tests of bits compile as users do.
+COMPILED_QUICKLY = {
+    "inference", "test_attention", "test_commands", "test_contrastive", "test_lora", "test_losses", "test_model", "test_readme",
+    "test_steps", "test_train",
+}  # fmt: skip
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Sets how a test's programs are compiled, here and in the processes that it starts."""
+    quickly = group_of(item.path) in COMPILED_QUICKLY and not item.get_closest_marker("bits")
+    jax.config.update("jax_disable_most_optimizations", quickly)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quickly))
+
+
+# The groups that take longest start first, so that no process is left alone with one of them.
+LONGEST = (
+    "finetuning", "test_notebooks", "inference", "test_steps", "test_train", "test_parity_families", "test_parity_predictions",
+    "test_families", "test_model", "test_multihost", "test_readme", "test_parity_sentence_transformers",
+)  # fmt: skip
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Returns the schedule of `--dist loadfile`, in the order of the tests, with groups in place of files."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class LoadGroups(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return group_of(Path(nodeid.partition("::")[0]))
+
+    config.option.loadscopereorder = False
+    return LoadGroups(config, log)
+
+
 # Families that CI compares with transformers in one or two heads; `-m parity_more` runs the rest of their tests.
 LESS_OFTEN = {"camembert", "data2vec-text", "ernie", "megatron-bert", "xlm-roberta-xl", "rembert-cut"}
 LESS_OFTEN_BY_TEXT = LESS_OFTEN | {
@@ -58,6 +104,7 @@ LESS_OFTEN_BY_TEXT = LESS_OFTEN | {
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: (*LONGEST, group_of(item.path)).index(group_of(item.path)))
     for item in items:
         names = {value for value in getattr(getattr(item, "callspec", None), "params", {}).values() if isinstance(value, str)}
         if names & (LESS_OFTEN_BY_TEXT if item.path.name == "test_parity_predictions.py" else set()) or (

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import functools
 import gzip
 import inspect
 import io
@@ -16,6 +17,7 @@ import time
 import warnings
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -37,7 +39,12 @@ def make_model(tokenizer, head, **more):
     config = BertConfig(vocab_size=tokenizer.vocab_size, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
                         intermediate_size=32, max_position_embeddings=96, initializer_range=0.3)  # fmt: skip
     empty = Model(config, {}, tokenizer, head, LABELS.get(head, ()), **more)
-    return Model(config, initialize(empty.module, 0), tokenizer, head, empty.labels, **more)
+    return Model(config, fresh(empty.module), tokenizer, head, empty.labels, **more)
+
+
+@functools.cache
+def fresh(module):
+    return jax.jit(lambda: initialize(module, 0))()
 
 
 @pytest.fixture(scope="module")
@@ -389,6 +396,7 @@ def test_every_command_reads_as_many_tokens_as_it_is_told(run, models, monkeypat
         run("classify", models["sequence_classification"], option, 2, stdin=b"")
 
 
+@pytest.mark.bits
 def test_exact_gives_a_text_the_same_bits_in_any_file(run, models, tmp_path):
     lines = [f"bako {'tine ' * (i % 9)}{i}" for i in range(30)]
     found = {}

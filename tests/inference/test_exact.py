@@ -56,6 +56,7 @@ def in_process(folder, count, shuffles, sizes, threads, devices):
     return json.loads(done.stdout)
 
 
+@pytest.mark.bits
 @pytest.mark.slow
 def test_an_exact_text_has_the_same_bits_in_any_company_place_list_and_number_of_threads_and_devices(folder):
     here = same_bits.digests(folder, 200, 2, [1, 6, 80])
@@ -64,6 +65,7 @@ def test_an_exact_text_has_the_same_bits_in_any_company_place_list_and_number_of
         assert in_process(folder, 200, 1, [40], threads, devices=1) == here
 
 
+@pytest.mark.bits
 @pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("devices", [1, 8])
@@ -79,6 +81,7 @@ def test_exact_outputs_are_those_of_packed_rows_to_rounding(folder):
             close(list(exact(inputs)), list(packed(inputs)))
 
 
+@pytest.mark.bits
 def test_an_exact_texts_shape_does_not_depend_on_what_the_predictor_takes_at_most(tokenizer, answerer):
     shorter = Answerer(answerer.model, max_question_length=24, stride=16, top_k=3, max_length=64, exact=True)
     longer = Answerer(answerer.model, max_question_length=24, stride=16, top_k=3, exact=True)
