@@ -347,6 +347,13 @@ def test_a_mistake_on_the_command_line_is_told_with_what_was_meant(tmp_path, cap
     assert re.search(message, said(capsys))
 
 
+def test_the_options_of_objectives_that_the_guide_lists_are_taken():
+    guide = (Path(__file__).parent.parent / "docs" / "pretrain.md").read_text()
+    options = re.findall(r"^\| .* \| `(--[^`]+)` \| ", guide, re.MULTILINE)
+    assert len(options) == 5
+    assert len({str(load_train_config(["quickstart", *each.split()])) for each in options}) == 5
+
+
 def test_no_config_file_is_answered_with_the_usage():
     for arguments in ([], ["--num-steps", "3"]):
         with pytest.raises(InputError, match=r"usage: bert_jax train CONFIG "):
