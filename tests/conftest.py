@@ -52,8 +52,9 @@ def group_of(path):
 # Groups whose time is that of the compiler, for their programs run a few times only. LLVM does not optimize these programs, which
 # saves a third: what is tested is what we ask XLA for. Other comparisons with PyTorch and tests of bits compile as users do.
 COMPILED_QUICKLY = {
-    "inference", "test_attention", "test_commands", "test_contrastive", "test_lora", "test_losses", "test_model", "test_readme",
-    "test_steps", "test_train",
+    "inference", "test_attention", "test_commands", "test_contrastive", "test_evaluation", "test_families", "test_init_head",
+    "test_lora", "test_losses", "test_model", "test_optim", "test_plan", "test_readme", "test_replaced_tokens", "test_steps",
+    "test_train",
 }  # fmt: skip
 
 
