@@ -44,13 +44,14 @@ def test_the_loss_of_sparse_retrievers_and_its_gradients_are_splade_loss():
     form, weights = FORMS["sparse"], jnp.ones(N)
     options = Options(query_regularizer_weight=0.05, document_regularizer_weight=0.03)
 
+    @jax.jit
     def loss(queries, documents, progress):
         batch = {"weights": weights, "progress": jnp.float32(progress)}
         penalties = form.penalties(queries, documents, batch, options)
         more = sum(each.mean() for name, each in penalties.items() if name.endswith("_loss"))
         return contrastive_loss(queries, documents, weights, 1.0, scoring=form.scoring).mean() + more
 
-    found, gradients = jax.value_and_grad(loss, (0, 1))(queries, documents, 0.5)
+    found, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(queries, documents, 0.5)
     assert float(found) == pytest.approx(expected.item(), rel=1e-5)
     theirs = [column.grad.numpy() for column in columns]
     np.testing.assert_allclose(gradients[0], theirs[0], atol=1e-5 * abs(theirs[0]).max())
@@ -134,7 +135,7 @@ def test_the_loss_of_late_interaction_and_its_gradients_are_those_of_sentence_tr
         both = Vectors(queries, present[0]), Vectors(documents, present[1])
         return contrastive_loss(*both, jnp.ones(N), 1.0, scoring=MAX_SIM).mean()
 
-    found, gradients = jax.value_and_grad(loss, (0, 1))(*vectors)
+    found, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(*vectors)
     assert float(found) == pytest.approx(expected.item(), rel=1e-5)
     theirs = [column.grad.numpy() for column in columns]
     np.testing.assert_allclose(gradients[0], theirs[0], atol=1e-5 * abs(theirs[0]).max())

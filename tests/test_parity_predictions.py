@@ -8,6 +8,7 @@ from collections import Counter
 from functools import cache
 from itertools import pairwise
 
+import jax
 import numpy as np
 import pytest
 from test_parity_families import their_model
@@ -24,17 +25,6 @@ TEXTS = [LINES[0], "A", "It's (really) fine, isn't it? In 1999!", *LINES[1:9], L
 WORDS = [" ".join(re.findall("[a-z]+", text.lower())) for text in (*LINES[:8], LONG)]
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 ROUTES = ["theirs", "ours"]  # the directory that transformers reads: as it wrote it, or as we exported it
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Tiny models are slower on several threads."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # --- files ---
@@ -67,7 +57,7 @@ def assert_close(ours, theirs):
 def assert_same_logits(ours, theirs):
     """MLM and next-sentence logits of a BertForPreTraining."""
     batch = pretraining_batch()
-    outputs, expected = ours.apply(ours.params, batch), run_theirs(theirs, batch)
+    outputs, expected = jax.jit(ours.apply)(ours.params, batch), run_theirs(theirs, batch)
     real = batch["attention_mask"] > 0
     logits = expected.prediction_logits.numpy()
     assert_close(np.asarray(outputs["masked_lm_logits"])[real], logits[real])
@@ -192,7 +182,7 @@ def test_a_base_model_without_prefix_is_read_with_a_head_and_the_new_weights_are
     assert re.search(r"no weights for token_classifier/bias, token_classifier/kernel.*: freshly initialised", said)
     ids = np.random.default_rng(0).integers(5, 61, (2, 9), dtype=np.int32)
     hidden = run_theirs(theirs, {"input_ids": ids}).last_hidden_state.numpy()
-    outputs = ours.apply(ours.params, {"input_ids": ids})
+    outputs = jax.jit(ours.apply)(ours.params, {"input_ids": ids})
     assert_close(outputs["last_hidden_state"], hidden)
     assert outputs["logits"].shape == (2, 9, 3)
 
@@ -516,7 +506,7 @@ def test_states_of_mixed_lengths_are_those_of_auto_model(family, route, served, 
     inputs = {name: tensor.numpy() for name, tensor in inputs.items()}
     real = inputs["attention_mask"] > 0
     assert len(set(real.sum(axis=1))) > 5
-    hidden = np.asarray(model.ours.encode(model.ours.params, **inputs))
+    hidden = np.asarray(jax.jit(model.ours.encode)(model.ours.params, **inputs))
     assert_close(hidden[real], states[real])
     means = np.stack([state[mask].mean(axis=0) for state, mask in zip(states, real, strict=True)])
     vectors = predictions(Embedder, model, pooling=Pooling("mean", normalize=False))(TEXTS)

@@ -61,6 +61,6 @@ def test_losses_and_gradients_are_those_of_sentence_transformers(name, monkeypat
     expected.backward()
     right = softmax_of_present(labels) if name == "listwise" else labels
     loss = getattr(reranking, f"{name}_loss")
-    found, gradient = jax.value_and_grad(lambda own: loss(own, right, PRESENT).mean())(SCORES)
+    found, gradient = jax.jit(jax.value_and_grad(lambda own: loss(own, right, PRESENT).mean()))(SCORES)
     assert float(found) == pytest.approx(expected.item(), rel=1e-5)
     np.testing.assert_allclose(gradient, scores.grad, atol=1e-5 * abs(scores.grad.numpy()).max())

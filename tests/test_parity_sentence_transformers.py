@@ -20,17 +20,6 @@ PROMPTS = {"query": "Find what says: ", "passage": "Passage: "}
 PAIRS = list(pairwise(TEXTS[:7]))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Tiny models are slower on several threads."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """(family, head, labels) -> Served, made once."""
