@@ -24,6 +24,7 @@ from bert_jax.commands import (
     rerank,
     score,
     static,
+    titles,
     tokenizer,
     train,
 )
@@ -61,6 +62,7 @@ COMMANDS: dict[str, Command] = {
     "static": _cli(static.static),
     "quantize": _cli(nearest.quantize),
     "nearest": _cli(nearest.nearest),
+    "titles": _cli(titles.titles),
     "mine": _cli(mine.mine),
     "rerank": _cli(rerank.rerank),
     "score": _cli(score.score),

@@ -51,6 +51,30 @@ def test_queries_are_held_out_where_no_dev_judgements_are(tmp_path):
     assert {record.texts[0] for record in splits.train} == {"what is lift", "what is heat"} - held
 
 
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_a_table_is_scored_on_the_judged_queries_of_a_folder(split, tmp_path):
+    folder = write(tmp_path, qrels={split: [*QRELS["dev"], ("q1", "d1", 1)]})
+    (tmp_path / "pairs.jsonl").write_text(
+        "".join(json.dumps({"query": f"what is {i}", "positive": f"{i} is"}) + "\n" for i in range(9))
+    )
+    splits = load(str(tmp_path / "pairs.jsonl"), **{split: folder}, chunk_documents="8")
+    records = getattr(splits, split)[split]
+    assert [record.texts for record in records] == [("what is slender",), ("what is lift",)]
+    assert (records[1].label.relevances, records[1].label.collection.chunk.tokens) == ({2: 1}, 8)
+    assert len(splits.train) == (9 if split == "dev" else 8)
+    assert f"{split}: 2 queries with 3 judgements" in splits.notes
+    (tmp_path / "other").mkdir()
+    other = write(tmp_path / "other", qrels={split: [("q1", "d1", 1)]})
+    assert load(str(tmp_path / "pairs.jsonl"), **{split: other}).data_hash != splits.data_hash
+
+
+def test_a_folder_without_judgements_of_the_split_is_refused(tmp_path):
+    folder = write(tmp_path, qrels={"train": QRELS["train"]})
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"query": "what is lift", "positive": "a force"}) + "\n")
+    with pytest.raises(InputError, match=r"qrels/dev\.tsv"):
+        load(str(tmp_path / "pairs.jsonl"), dev=folder)
+
+
 TRAIN = QRELS["train"]
 
 

@@ -109,9 +109,9 @@ def load_beir(data: TaskData, test_only: bool) -> Splits:
     return Splits(train, dev, test, (), notes, hasher.hexdigest())
 
 
-def judged_queries(data: TaskData, split: str) -> tuple[list[Record], list[Judged], list[str]]:
+def judged_queries(data: TaskData, split: str, hasher: Hasher | None = None) -> tuple[list[Record], list[Judged], list[str]]:
     """Returns the queries of qrels/SPLIT.tsv, their labels, and lines to show. Raises InputError as `load_beir`."""
-    hasher, notes = hashlib.sha256(), list[str]()
+    hasher, notes = hasher or hashlib.sha256(), list[str]()
     path = _path(data.data, os.path.join("qrels", f"{split}.tsv")) if is_beir(data.data) else None
     if path is None:
         raise InputError(f"{data.data}: not a folder in BEIR's layout with corpus.jsonl, queries.jsonl and qrels/{split}.tsv")

@@ -11,6 +11,7 @@ from jax import Array
 from jaxtyping import PyTree
 
 from bert_jax.data.batching import PackedBatch
+from bert_jax.data.files import Hasher
 from bert_jax.data.finetuning import Encoded, Item, as_one, encode_texts, per_sequence
 from bert_jax.data.layout import Layout, Text
 from bert_jax.data.records import Record
@@ -47,6 +48,10 @@ class Kind(Parsing[L], Protocol[L, P]):
 
     def load(self, task: Task, data: TaskData) -> Splits | None:
         """Returns the splits of data in a layout of the kind's own; None for the tables that every kind reads."""
+        return None
+
+    def load_split(self, split: str, path: str, data: TaskData, hasher: Hasher) -> tuple[Sequence[Record], list[str]] | None:
+        """Returns the dev or test records of a path in a layout of the kind's own, and lines to show; None for a table."""
         return None
 
     def settle(self, options: Options, train: Sequence[Record]) -> tuple[Options, Sequence[Record], list[str]]:

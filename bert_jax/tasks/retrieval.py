@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from bert_jax.data.batching import PackedBatch
-from bert_jax.data.files import Row
+from bert_jax.data.files import Hasher, Row
 from bert_jax.data.finetuning import Encoded, Item, Items, encode_texts
 from bert_jax.data.layout import Layout, Text
 from bert_jax.data.passages import passage_room, passages
@@ -26,7 +26,7 @@ from bert_jax.modules import DOCUMENT_PROMPTS, QUERY_PROMPTS, first_of
 from bert_jax.pooling import Embedding
 from bert_jax.pretrained import Model
 from bert_jax.static import StaticEmbedder
-from bert_jax.tasks.beir import Judged, is_beir, load_beir
+from bert_jax.tasks.beir import Judged, is_beir, judged_queries, load_beir
 from bert_jax.tasks.candidates import Candidates, no_target
 from bert_jax.tasks.common import temperature_of
 from bert_jax.tasks.figures import Figure, Listing, example_cells, highest
@@ -67,6 +67,13 @@ class Retrieval(Candidates[TeacherScores, Ranking]):
     def load(self, task: Task, data: TaskData) -> Splits | None:
         """Reads a folder in BEIR's layout; other data is a table."""
         return load_beir(data, task.test_only) if is_beir(data.data) else None
+
+    def load_split(self, split: str, path: str, data: TaskData, hasher: Hasher) -> tuple[Sequence[Record], list[str]] | None:
+        """Reads the judged queries of a folder in BEIR's layout, which are searched in its corpus."""
+        if not is_beir(path):
+            return None
+        records, _, notes = judged_queries(dataclasses.replace(data, data=path), split, hasher)
+        return records, notes
 
     def read_label(self, reader: LabelReader, value: object, place: str) -> TeacherScores | None:
         """Returns the scores of a teacher in the column that the user names; other columns are no labels."""

@@ -53,13 +53,20 @@ def load_splits(task: Task, data: TaskData) -> Splits:
     """
     if (own := task.kind.load(task, data)) is not None:
         return own
-    if data.chunk_documents is not None:
-        raise InputError(f"--chunk-documents is for retrieval from a folder in BEIR's layout; {data.data} is none: leave it out")
     hasher, notes = hashlib.sha256(), list[str]()
-    files = {split: _read(split, path, task, data, hasher, notes) for split, path in find_files(task, data).items()}
+    paths = find_files(task, data)
+    own_layout: dict[str, Sequence[Record]] = {}
+    for split, path in paths.items():
+        if (found := task.kind.load_split(split, path, data, hasher)) is not None:
+            own_layout[split], more = found
+            notes += more
+    if data.chunk_documents is not None and not own_layout:
+        raise InputError(f"--chunk-documents is for retrieval from a folder in BEIR's layout; {data.data} is none: leave it out")
+    files = {split: _read(split, path, task, data, hasher, notes) for split, path in paths.items() if split not in own_layout}
     task, read = _settled(task, data, files, notes)
     files.clear()  # frees the rows that were left out
     train = read.pop("train", [])
+    read |= own_layout
     dev = {split: records for split, records in read.items() if split.startswith("dev")}
     test = {split: records for split, records in read.items() if split.startswith("test")}
     labels, more = task.kind.classes(task, train, [*dev.values(), *test.values()])

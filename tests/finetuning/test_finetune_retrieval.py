@@ -416,20 +416,45 @@ def test_a_table_is_searched_among_its_own_documents(model, tmp_path):
     assert set(found["metrics"]["dev"]) == {"ndcg_at_10", "mrr_at_10", "map", "recall_at_1", "recall_at_10", "recall_at_100"}
 
 
-@pytest.mark.docs
-def test_the_commands_of_the_guide_lead_from_a_folder_to_a_retriever_trained_with_mined_negatives(
-    model, folder, tmp_path, monkeypatch
-):
+def commands_of_the_guide(small):
+    """Returns the words of the commands of each block, with small sizes in place of its own."""
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "retrieval.md").read_text(), re.DOTALL)
-    small = {"MODEL": str(model), "FOLDER": str(folder), "256": "48", "64": "8", "10": "2"}
+    small = {"256": "48", "64": "8", "10": "2", **small}
+    return [[[small.get(word, word) for word in shlex.split(line)[1:]] for line in block.splitlines()] for block in blocks]
+
+
+def run_commands(commands, epochs="2"):
+    for words in commands:
+        more = ["--num-epochs", epochs, "--num-devices", "1", "--learning-rates", "1e-2"] if words[0] == "finetune" else []
+        assert not main([*words, *more])
+
+
+@pytest.mark.docs
+def test_the_first_commands_of_the_guide_lead_from_a_folder_of_text_to_a_tested_retriever(model, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    (tmp_path / "text").mkdir()
+    pairs = [(a, b) for i, a in enumerate(FILLERS[:9]) for b in FILLERS[:i]]
+    for number, (a, b) in enumerate(pairs):
+        below = f"{a} {b} {text(rng, a, b, words=8)}"
+        (tmp_path / "text" / f"{number}.txt").write_text(f"{a.title()} {b}\n\n{below}\n\n{b.title()}\n\n{below} {b}\n")
+    monkeypatch.chdir(tmp_path)
+    (first, *_) = commands_of_the_guide({"MODEL": str(model)})
+    assert [words[0] for words in first] == ["titles", "finetune", "mine", "finetune", "evaluate"]
+    run_commands(first, epochs="8")
+    judged = (tmp_path / "FOLDER" / "qrels" / "test.tsv").read_text().splitlines()[1:]
+    assert len(judged) == 8  # two of each of four titles
+    scores = results_of(tmp_path / "runs" / "search2")["metrics"]["dev"], results_of(tmp_path / "evaluation")["exported"]["test"]
+    assert min(each["ndcg_at_10"] for each in scores) > 0.5
+
+
+@pytest.mark.docs
+def test_the_other_commands_of_the_guide_run_on_a_folder_of_judged_queries(model, folder, tmp_path, monkeypatch):
+    first, *others = commands_of_the_guide({"MODEL": str(model), "FOLDER": str(folder)})
     monkeypatch.chdir(tmp_path)
     for name in ("corpus", "queries"):
         rows = map(json.loads, (folder / f"{name}.jsonl").read_text().splitlines())
         (tmp_path / f"{name}.txt").write_text("".join(row["text"] + "\n" for row in rows))
-    for line in "".join(blocks).splitlines():
-        name, *words = [small.get(word, word) for word in shlex.split(line)[1:]]
-        more = ["--num-epochs", "2", "--num-devices", "1", "--learning-rates", "1e-2"] if name == "finetune" else []
-        assert not main([name, *words, *more])
+    run_commands([*first[1:], *(words for block in others for words in block)])
     rows = [json.loads(line) for line in (tmp_path / "mined.jsonl").read_text().splitlines()]
     assert len(rows) == 24
     assert set(results_of(tmp_path / "evaluation")["exported"]) == {"test"}
