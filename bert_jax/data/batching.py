@@ -120,17 +120,19 @@ def batch_sizes(rows: int, full: int, least_padding: bool = True, before: int = 
 
 
 def batches(
-    examples: Sequence[Example], longest: int, tokens: int, slots: Callable[[int], int], pad_id: int, least_padding: bool = True
-) -> Iterator[PackedBatch]:
-    """Yields batches of about `tokens` tokens that hold every example once.
+    examples: Sequence[Example], longest: int, tokens: int, slots: Callable[[int], int], pad_id: int, least_padding: bool = True,
+    devices: int = 1,
+) -> Iterator[PackedBatch]:  # fmt: skip
+    """Yields batches of about `tokens` tokens for each device that hold every example once.
 
     Args:
       examples: the examples, none longer than `longest` or with more places than the slots of its row.
       longest: tokens of the longest possible example.
-      tokens: rows x row length of a full batch.
+      tokens: rows x row length of a full batch on a device.
       slots: row length -> S, the places of a row at which the head runs.
       pad_id: the token after the last example of a row.
       least_padding: the last rows are computed in small batches; otherwise in one of a shape that is compiled anyway.
+      devices: the rows of each batch are a multiple of it.
     """
     if not examples:
         return
@@ -139,12 +141,13 @@ def batches(
     packed = pack_rows(examples, ladder, slots)
     for length, longer in zip(ladder, [*ladder[1:], None], strict=True):
         rows = waiting + [indices for row_length, indices in packed if row_length == length]
-        full, start, waiting = max(1, tokens // length), 0, []
+        full, start, waiting = devices * max(1, tokens // length), 0, []
         if longer is not None and longer >= 2 * length and slots(longer) >= 2 * slots(length):
             whole = len(rows) - len(rows) % full
             waiting = [[x for row in rows[i : i + 2] for x in row] for i in range(whole, len(rows), 2)]
             rows = rows[:whole]
         for taken, count in batch_sizes(len(rows), full, least_padding, made):
+            count = -(-count // devices) * devices
             yield fill_rows(examples, rows[start : start + taken], count, length, slots(length), pad_id)
             start, made = start + taken, made + 1
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-import jax
 import numpy as np
 from jaxtyping import PyTree
 
 from bert_jax.data.finetuning import Encoded
 from bert_jax.errors import InputError
+from bert_jax.inference.predictor import place
 from bert_jax.pretrained import Model
 from bert_jax.tasks.split import P, Predicted, Predictions, Split
 from bert_jax.tasks.task import Task
@@ -31,9 +31,8 @@ class Evaluator:
         self._predict = self.kind.predictor(dataclasses.replace(model, params={}, tuned=self.tuned), limit)
 
     def predict(self, split: Split, params: PyTree) -> Predictions[P]:
-        """Returns a prediction for each record, in order; `params` are NumPy arrays or on one device, which predicts."""
-        here = jax.local_devices()[0]  # named, so that parameters of training and those of a file run the same programs
-        return self._predict(split, jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jax.device_put(x, here), params))
+        """Returns a prediction for each record, in order; `params` are NumPy arrays, or JAX's on any devices."""
+        return self._predict(split, place(params))
 
     def of(self, split: Split, values: Sequence[P], tuned: Tuned | None = None) -> Predicted[P]:
         """Returns a split with its predictions."""

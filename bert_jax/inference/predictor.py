@@ -11,6 +11,7 @@ from typing import TypeGuard, TypeVar
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import PyTree
 
 from bert_jax.config import InputError
@@ -21,12 +22,32 @@ from bert_jax.pretrained import Model
 T = TypeVar("T")
 _IN_FLIGHT = 4
 """Number of batches that are dispatched before the results of the first are read."""
+_OF_THE_PROCESS = ("_devices", "_where", "_params", "_run_batch")  # what is not pickled
+
+
+def devices() -> list[jax.Device]:
+    """Returns the devices that predict: the one of `jax.default_device`, the accelerators of this process, or one CPU."""
+    if (chosen := jax.config.jax_default_device) is not None:
+        return jax.local_devices(backend=chosen)[:1] if isinstance(chosen, str) else [chosen]
+    return jax.local_devices()[: 1 if jax.default_backend() == "cpu" else None]  # a CPU uses all cores
+
+
+def place(params: PyTree) -> PyTree:
+    """Returns parameters, arrays of NumPy or JAX, on all devices that predict."""
+    return jax.device_put(params, _replicated(devices()))
+
+
+def _replicated(devices: Sequence[jax.Device]) -> NamedSharding | SingleDeviceSharding:
+    if len(devices) == 1:
+        return SingleDeviceSharding(devices[0])
+    return NamedSharding(Mesh(np.array(devices), "rows"), PartitionSpec())
 
 
 class Predictor(ABC):
     """The compiled function of a predictor, and its batches.
 
-    Predictors can be pickled and sent to other processes; each process compiles for itself.
+    Each of several devices computes a share of the rows of a batch. Predictors can be pickled and sent to other processes; each
+    process compiles for itself.
 
     Attributes:
       per_token: names of outputs that have a row for every token.
@@ -39,13 +60,13 @@ class Predictor(ABC):
     needs: tuple[str, ...] = ()
 
     def __init__(self, model: Model, exact: bool = False, max_length: int | None = None) -> None:
-        """Puts the parameters on the device.
+        """Puts the parameters on the devices.
 
         Args:
           model: the model, with its tokenizer.
           exact: make every bit of a prediction depend on the model, the text and the machine alone, not on the other texts of a
             list, their order, or the number of threads and devices. Each text is then computed in a row of its own, in a batch
-            whose shape follows from the length of the text; docs/numerics.md has the cost and the limits.
+            whose shape follows from the length of the text, on one device; docs/numerics.md has the cost and the limits.
           max_length: tokens that are read at a time, special tokens included; default: the length of fine-tuning, else the
             longest that the model takes.
 
@@ -69,11 +90,18 @@ class Predictor(ABC):
         self._compile()
 
     def _compile(self) -> None:
-        self._params = jax.device_put(self.model.params)
-        self._run_batch = jax.jit(self._outputs)
+        self._devices = devices()[: 1 if self.exact else None]
+        self._where = _replicated(self._devices)
+        self._params, outputs = jax.device_put(self.model.params, self._where), self._outputs
+        if isinstance(self._where, NamedSharding):  # a program of its own for the rows of each device: kernels are not cut
+            rows = PartitionSpec(*self._where.mesh.axis_names)
+            outputs = jax.shard_map(
+                outputs, mesh=self._where.mesh, in_specs=(PartitionSpec(), rows), out_specs=rows, check_vma=False
+            )
+        self._run_batch = jax.jit(outputs)
 
     def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in vars(self).items() if name not in ("_params", "_run_batch")}
+        return {name: value for name, value in vars(self).items() if name not in _OF_THE_PROCESS}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
@@ -98,7 +126,8 @@ class Predictor(ABC):
           examples: any number, of any lengths.
           params: parameters in place of the model's, for a model in training; fewer shapes are then compiled, with more padding.
         """
-        few_shapes, params = params is not None, self._arguments(self._params if params is None else params)
+        few_shapes, params = params is not None, self._params if params is None else params
+        params = self._arguments(jax.device_put(params, self._where))
         results: list[dict[str, np.ndarray]] = [{} for _ in examples]
         in_flight: deque[tuple[PackedBatch, dict[str, jax.Array]]] = deque()
 
@@ -117,7 +146,7 @@ class Predictor(ABC):
         pad_id = pad_id if pad_id < cfg.vocab_size else 0  # an id past the table would give NaN
         # By default TPUs and GPUs multiply float32 with less precision, and would differ from published predictions.
         precise = jax.default_matmul_precision("highest") if self.model.compute.dtype == "float32" else contextlib.nullcontext()
-        packed = batches(examples, self._longest, self._tokens, self._slots, pad_id, least_padding=not few_shapes)
+        packed = batches(examples, self._longest, self._tokens, self._slots, pad_id, not few_shapes, len(self._devices))
         for batch in exact_batches(examples, self._exact_tokens, self.most_places, pad_id) if self.exact else packed:
             with precise:
                 outputs = self._run_batch(params, batch.arrays | {"places": batch.positions})

@@ -2,8 +2,11 @@
 
 import pickle
 
+import jax
 import numpy as np
 from inference_models import close, with_inputs
+
+from bert_jax.inference import predictor as of_predictors
 
 
 @with_inputs
@@ -21,3 +24,15 @@ def test_packed_results_are_those_of_each_alone_and_in_order_and_shapes_are_few_
     for count in (1, 2, 5, len(inputs)):
         predictor(inputs[:count])
     assert predictor._run_batch._cache_size() == compiled
+
+
+@with_inputs
+def test_rows_on_three_devices_give_what_one_gives(predictor, inputs, monkeypatch):
+    expected = predictor(inputs[:9])
+    monkeypatch.setattr(of_predictors, "devices", lambda: jax.local_devices()[:3])
+    copy = pickle.loads(pickle.dumps(predictor))
+    for results in (copy(inputs[:9]), [copy([one])[0] for one in inputs[:2]]):
+        for got, one in zip(results, expected, strict=False):
+            close(got, one)
+    placed = jax.tree.leaves(of_predictors.place(predictor.model.params))[0]
+    assert len(placed.devices()) == 3
