@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from bert_jax.errors import InputError
+from bert_jax.tasks.ranking import Ranking
 from bert_jax.tasks.splits import load_splits
 from bert_jax.tasks.table import find_task
 from bert_jax.tasks.task import TaskData
@@ -49,6 +51,22 @@ def test_queries_are_held_out_where_no_dev_judgements_are(tmp_path):
     held = {record.texts[0] for record in splits.dev["dev"]}
     assert len(held) == 1
     assert {record.texts[0] for record in splits.train} == {"what is lift", "what is heat"} - held
+
+
+def test_a_query_does_not_find_itself(tmp_path):
+    """As in BEIR's evaluation of ArguAna, whose queries are documents of the corpus."""
+    corpus = [("a1", "Title", "wings lift"), ("a2", "", "wings drag"), ("a3", "", "other text"), ("a4", "", "wings turn")]
+    queries = [("a1", "wings lift"), ("a2", "wings drag"), ("a3", "text"), ("a4", "wings turn more")]
+    qrels = [("a1", "a2", 1), ("a2", "a2", 1), ("a3", "a1", 1), ("a4", "a1", 1)]
+    splits = load(write(tmp_path, corpus, queries, {"train": [("a4", "a3", 1)], "dev": qrels}))
+    labels = [record.label for record in splits.dev["dev"]]
+    ids = labels[0].collection.ids
+    assert [label.itself and ids[label.itself] for label in labels] == ["a1", None, "a3", None]  # a2 is judged relevant
+    ranking = Ranking(np.arange(4), np.array([4, 3, 2, 1], np.float32))
+    assert [ids[i] for i in labels[0].others(ranking).documents] == ["a4", "a3", "a2"]
+    assert labels[0].others(ranking).scores.tolist() == [4, 3, 2]
+    assert labels[3].others(ranking) is ranking
+    assert any(note.startswith("dev: 2 queries are documents of the corpus") for note in splits.notes)
 
 
 @pytest.mark.parametrize("split", ["dev", "test"])

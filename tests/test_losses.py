@@ -1,5 +1,7 @@
 """Losses: against NumPy, and against jax's own log-softmax."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from bert_jax.model.layers import Decoder
 from bert_jax.training import decoded, reranking
+from bert_jax.training.contrastive import contrastive_loss, known_of_pairs
 from bert_jax.training.losses import (
     Sum,
     accuracy,
@@ -14,7 +17,6 @@ from bert_jax.training.losses import (
     cosine_error,
     cross_entropy,
     pretraining_sums,
-    ranking_loss,
     span_cross_entropy,
     squared_error,
     triplet_loss,
@@ -215,9 +217,12 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 KEPT = np.array([1, 1, 0, 1], np.float32)
 
 
-def different(columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of four anchors and of their candidates, no text twice."""
-    return np.arange(4, dtype=np.int32), np.arange(4, 4 + 4 * columns, dtype=np.int32)
+def ranking_loss(
+    anchors: np.ndarray, candidates: Sequence[np.ndarray], weights: np.ndarray, ids: np.ndarray | None = None
+) -> Sum:
+    """The loss of four pairs or triplets; without `ids` [4, k], no text is there twice."""
+    ids = np.arange(4 * (1 + len(candidates)), dtype=np.int32).reshape(4, -1) if ids is None else ids
+    return contrastive_loss(anchors, jnp.stack(candidates, axis=1), weights, 0.05, known=known_of_pairs(ids))
 
 
 def test_cosine_error_is_the_squared_error_of_the_cosines() -> None:
@@ -234,7 +239,7 @@ def test_ranking_loss_is_the_cross_entropy_of_ones_own_among_all_that_count(nega
     there = np.tile(KEPT > 0, 1 + negatives)
     logits = cosines(anchors[KEPT > 0], np.concatenate(candidates)[there]) / 0.05
     expected = numpy_negative_log_likelihood(logits, np.arange(3)).sum()
-    total, weight = ranking_loss(anchors, jnp.concatenate(candidates), KEPT, 0.05, *different(len(candidates)))
+    total, weight = ranking_loss(anchors, candidates, KEPT)
     np.testing.assert_allclose([total, weight], [expected, 3], rtol=1e-5)
 
 
@@ -263,12 +268,12 @@ def test_copies_of_a_text_in_a_batch_are_not_each_others_negatives(name: str) ->
     items = texts.split()
     number = {text: i for i, text in enumerate(sorted(set("".join(items))))}
     anchors, *candidates = vectors(len(items[0]))
-    ids = np.array([[number[text] for text in item] for item in items], np.int32).T
+    ids = np.array([[number[text] for text in item] for item in items], np.int32)
     expected = 0.0
     logits = cosines(anchors, np.concatenate(candidates)) / 0.05
     for n, others in enumerate(negatives):
         expected += numpy_negative_log_likelihood(logits[n, [n, *map(int, others)]][None], np.array([0]))[0]
-    total, weight = ranking_loss(anchors, jnp.concatenate(candidates), np.ones(4, np.float32), 0.05, ids[0], ids[1:].reshape(-1))
+    total, weight = ranking_loss(anchors, candidates, np.ones(4, np.float32), ids)
     np.testing.assert_allclose([total, weight], [expected, 4], rtol=1e-5)
 
 
@@ -284,7 +289,7 @@ def test_triplet_loss_is_what_the_positive_lacks_to_be_nearer_by_the_margin() ->
 
 PAIRWISE = {
     "cosine": jax.jit(lambda a, b, c, w: cosine_error(a, b, jnp.zeros(4), w)),
-    "ranking": jax.jit(lambda a, b, c, w: ranking_loss(a, jnp.concatenate([b, c]), w, 0.05, *different(2))),
+    "ranking": jax.jit(lambda a, b, c, w: ranking_loss(a, [b, c], w)),
     "triplet": jax.jit(lambda a, b, c, w: triplet_loss(a, b, c, w)),
 }
 

@@ -16,7 +16,7 @@ from bert_jax.finetuning.config import FinetuneConfig
 from bert_jax.model.heads import Bert, initialize
 from bert_jax.tasks.splits import Splits
 from bert_jax.tasks.table import TASKS
-from bert_jax.training import losses
+from bert_jax.training.contrastive import contrastive_loss, known_of_pairs
 
 pytestmark = pytest.mark.parity
 WORDS = make_words(60)
@@ -153,6 +153,6 @@ def test_the_ranking_loss_of_a_batch_without_copies_is_that_of_sentence_transfor
     vectors = np.random.default_rng(0).normal(size=(columns, 6, 16)).astype(np.float32)
     loss = theirs.MultipleNegativesRankingLoss(model=None, scale=20.0)
     expected = loss.compute_loss_from_embeddings(list(map(torch.from_numpy, vectors)), None)
-    ids = np.arange(columns * 6, dtype=np.int32)
-    found = losses.ranking_loss(vectors[0], np.concatenate(vectors[1:]), np.ones(6, np.float32), 0.05, ids[:6], ids[6:])
+    known = known_of_pairs(np.arange(columns * 6, dtype=np.int32).reshape(6, columns))
+    found = contrastive_loss(vectors[0], np.stack(vectors[1:], axis=1), np.ones(6, np.float32), known=known)
     np.testing.assert_allclose(found.mean(), expected.item(), rtol=1e-5)

@@ -54,7 +54,7 @@ def rerank(
         print(note, file=sys.stderr)
     reranker = bert_jax.Reranker(bert_jax.load(model), max_length=max_seq_length)
     nothing = Ranking(np.zeros(0, np.int64), np.zeros(0, np.float32))
-    before = [first.get(in_run(record.id), nothing) for record in records]
+    before = [one.others(first.get(in_run(record.id), nothing)) for record, one in zip(records, judged, strict=True)]
     after = list[Ranking]()
     for record, ranking in zip(records, before, strict=True):
         documents = ranking.documents[:depth]

@@ -57,7 +57,7 @@ def prepare(cfg: FinetuneConfig, task: Task, splits: Splits, say: Say) -> tuple[
     dev, test = others[: len(splits.dev)], others[len(splits.dev) :]
     evaluator = Evaluator(task, model, limit, options.null_threshold, options.label_threshold)
     _check_metric(cfg, evaluator, dev)
-    batches = _batches(cfg, kind, train, model, devices, say) if train.encoded.items and cfg.num_epochs else None
+    batches = _batches(cfg, kind, options, train, model, devices, say) if train.encoded.items and cfg.num_epochs else None
     if batches is None and {f"{name}/kernel" for name in CLASSIFIER.values()} & set(start.fresh):
         raise InputError(f"{cfg.model} has no head for {task.name}, and there is no training data: give a fine-tuned model")
     key = f"{splits.data_hash}-{holdout.digest(splits.train, splits.dev)}-{cfg.max_seq_length}"
@@ -141,11 +141,15 @@ def _check_metric(cfg: FinetuneConfig, evaluator: Evaluator, dev: Sequence[Split
         evaluator.main_score(evaluator.scores(split, evaluator.kind.guess(split.records, evaluator.labels)), cfg.metric)
 
 
-def _batches(cfg: FinetuneConfig, kind: Kind, train: Split, model: Model, devices: parallel.Devices, say: Say) -> Batches:
+def _batches(
+    cfg: FinetuneConfig, kind: Kind, options: Options, train: Split, model: Model, devices: parallel.Devices, say: Say
+) -> Batches:  # fmt: skip
     """Plans the training batches; shows their shapes."""
     assert cfg.batch_size is not None
     assert cfg.num_epochs is not None
     items = train.encoded.items
+    if cfg.batch_size < (least := kind.least_batch(options, train.records)):
+        raise InputError(f"--batch-size {cfg.batch_size}: {kind.name} compares the rows of a batch: give {least} or more")
     num_steps = cfg.num_epochs * len(items) / cfg.batch_size
     batches = Batches(
         items, cfg.batch_size, cfg.batching, model.config.hidden_size, model.need_tokenizer().pad_id,

@@ -22,7 +22,7 @@ from bert_jax.data.records import Record, Records, texts_of
 from bert_jax.errors import InputError
 from bert_jax.tasks.labels import few
 from bert_jax.tasks.parsing import checked_text, text_in, value_in
-from bert_jax.tasks.ranking import by_descending_id
+from bert_jax.tasks.ranking import Ranking, by_descending_id
 from bert_jax.tasks.splits import Splits
 from bert_jax.tasks.task import TaskData
 
@@ -48,10 +48,22 @@ class Collection:
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """The label of a query: the relevance of documents by their number in a collection."""
+    """The label of a query: the relevance of documents by their number in a collection.
+
+    Attributes:
+      itself: the document that is the query itself, which no ranking has, as in BEIR's evaluation.
+    """
 
     relevances: Mapping[int, int]
     collection: Collection = field(repr=False)
+    itself: int | None = field(default=None, repr=False)
+
+    def others(self, ranking: Ranking) -> Ranking:
+        """Returns a ranking without the query itself."""
+        if self.itself is None:
+            return ranking
+        kept = ranking.documents != self.itself
+        return Ranking(ranking.documents[kept], ranking.scores[kept])
 
 
 @dataclass(frozen=True)
@@ -235,7 +247,17 @@ def _judged(
     without = [queries[id].place for id, own in each.items() if max(own.values()) <= 0]
     notes.append(f"{name}: {len(each)} queries with {len(qrels)} judgements")
     notes += [f"warning: {name}: {len(without)} queries have no relevant document and score 0: {few(without)}"] * bool(without)
-    return [Record(queries[id].texts, Judged(own, collection), id, queries[id].place) for id, own in each.items()]
+    itself = {id: number for id in each if (number := _itself(queries[id], numbers.get(id), each[id], collection)) is not None}
+    places = [queries[id].place for id in itself]
+    notes += [f"{name}: {len(places)} queries are documents of the corpus, which they do not find: {few(places)}"] * bool(places)
+    return [Record(queries[id].texts, Judged(own, collection, itself.get(id)), id, queries[id].place) for id, own in each.items()]
+
+
+def _itself(query: Record, number: int | None, relevances: Mapping[int, int], collection: Collection) -> int | None:
+    """Returns the document with the id and the text of a query, whatever its title, unless it is judged relevant."""
+    if number is None or relevances.get(number, 0) > 0 or not query.texts[0]:
+        return None
+    return number if collection.records[number].texts[0].endswith(query.texts[0]) else None
 
 
 def _pairs(qrels: Sequence[_Qrel], queries: Mapping[str, Record], corpus: Mapping[str, Record], notes: list[str]) -> Records:

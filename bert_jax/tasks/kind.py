@@ -58,6 +58,10 @@ class Kind(Parsing[L], Protocol[L, P]):
         """Returns the options and training rows to use, and lines to show. Raises InputError if they do not fit."""
         return options, train, []
 
+    def least_batch(self, options: Options, train: Sequence[Record]) -> int:
+        """Returns the rows that a batch needs for the loss to teach anything."""
+        return 1
+
     def encode(self, records: Sequence[Record], labels: Sequence[str], layout: Layout) -> Encoded:
         """Tokenizes records."""
         return encode_texts(records, layout, lambda label: self.target(label, labels), self.sequences)

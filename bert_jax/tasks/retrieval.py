@@ -102,6 +102,10 @@ class Retrieval(Candidates[TeacherScores, Ranking]):
 
     # --- training ---
 
+    def least_batch(self, options: Options, train: Sequence[Record]) -> int:
+        """Returns 2 for rows without negatives: a query has to find its document among those of others."""
+        return 1 if len(next(texts_of(train))) > 2 else 2
+
     def settle(self, options: Options, train: Sequence[Record]) -> tuple[Options, Sequence[Record], list[str]]:
         """Chooses the loss of the teacher's scores, if there are any."""
         scored = len(train) > 0 and labels_of(train)[0] is not None
@@ -226,7 +230,7 @@ class Retrieval(Candidates[TeacherScores, Ranking]):
         def predict(split: Split, params: PyTree) -> Predictions[Ranking]:
             search, sequences = _search(split), split.encoded.sequences
             best = searcher.rank(sequences, search.queries, search.documents, search.numbers, params, DEPTH)
-            return Predictions([best[i] for i in search.of_record])
+            return _predictions(best, search, split)
 
         return predict
 
@@ -245,7 +249,7 @@ class Retrieval(Candidates[TeacherScores, Ranking]):
             numbers = search.numbers[part]
             best.add(vectors([search.text(i) for i in numbers], DOCUMENT_PROMPTS), numbers)
         rankings = [Ranking(found, scores) for scores, found in zip(*best.found(), strict=True)]
-        return Predictions([rankings[i] for i in search.of_record])
+        return _predictions(rankings, search, split)
 
     def guess(self, records: Sequence[Record], labels: Sequence[str]) -> Predictions[Ranking]:
         return Predictions([Ranking(np.zeros(0, np.int64), np.zeros(0, np.float32))] * len(records))
@@ -334,6 +338,12 @@ def _search(split: Split) -> _Search:
     documents = [row * width + place for row, place in places]
     of_record = [asked[own[0]] for own in texts]
     return _Search(queries, documents, range(len(documents)), relevances, of_record, ids, records, places)
+
+
+def _predictions(best: Sequence[Ranking], search: _Search, split: Split) -> Predictions[Ranking]:
+    """Returns the ranking of the query of each record, without the query itself."""
+    both = zip(search.of_record, labels_of(split.records), strict=True)
+    return Predictions([label.others(best[i]) if isinstance(label, Judged) else best[i] for i, label in both])
 
 
 def _documents(splits: Splits) -> Iterator[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from bert_jax.data.batching import PackedBatch
 from bert_jax.data.finetuning import Item, per_item
 from bert_jax.data.layout import Text
-from bert_jax.data.records import Record, labels_of, numbered, with_labels
+from bert_jax.data.records import Record, labels_of, numbered, texts_of, with_labels
 from bert_jax.errors import InputError
 from bert_jax.inference import Embedder, nearest, sentence_vectors
 from bert_jax.pooling import Pooling
@@ -30,6 +30,7 @@ from bert_jax.tasks.split import Predicted, Predictions
 from bert_jax.tasks.splits import Splits
 from bert_jax.tasks.task import Options, Task
 from bert_jax.training import losses
+from bert_jax.training.contrastive import contrastive_loss, known_of_pairs
 from bert_jax.training.losses import Sum
 from bert_jax.training.steps import Batch
 
@@ -79,6 +80,10 @@ class Similarity(Numbers[np.ndarray]):
     def reduce(self, outputs: dict[str, jax.Array], rows: Batch, model: Model) -> dict[str, jax.Array]:
         """Returns `vectors` [B, S, D] of the sequences."""
         return sequence_vectors(outputs, rows, model)
+
+    def least_batch(self, options: Options, train: Sequence[Record]) -> int:
+        """Returns 2 for pairs that learn from the other rows of a batch."""
+        return 2 if options.loss == "ranking" and len(next(texts_of(train))) == 2 else 1
 
     def loss(self, outputs: dict[str, jax.Array], batch: Batch, options: Options, model: Model) -> dict[str, Sum]:
         parts = jnp.moveaxis(of_items(outputs["vectors"], batch), 1, 0)
@@ -137,10 +142,8 @@ def _loss(parts: jax.Array, batch: Batch, options: Options) -> Sum:
         return losses.cosine_error(parts[0], parts[1], labels, weights)
     if options.loss == "triplet":
         return losses.triplet_loss(parts[0], parts[1], parts[2], weights)
-    texts, candidates = batch["text_ids"].T, jnp.concatenate(parts[1:])
-    return losses.ranking_loss(
-        parts[0], candidates, weights, temperature_of(batch, options), texts[0], texts[1:].reshape(-1)
-    )  # fmt: skip
+    known = known_of_pairs(batch["text_ids"])
+    return contrastive_loss(parts[0], jnp.stack(parts[1:], axis=1), weights, temperature_of(batch, options), known=known)
 
 
 def _ranks(anchors: np.ndarray, partners: np.ndarray, texts: list[str], own: list[str]) -> dict[str, float]:

@@ -29,6 +29,17 @@ class Known(NamedTuple):
     positives: Int[AnyArray, "N P"]
 
 
+def known_of_pairs(texts: Int[AnyArray, "N K"]) -> Known:
+    """Returns the numbers of pairs, or of triplets, whose first two texts may stand in either order.
+
+    The documents of all pairs that share a text with the pair of a query are known to answer it. sentence-transformers'
+    NO_DUPLICATES sampler keeps such pairs out of a batch instead.
+    """
+    pair = jnp.asarray(texts)[:, :2]
+    related = jnp.any(pair[:, None, :, None] == pair[None, :, None, :], axis=(2, 3))
+    return Known(texts[:, 0], texts[:, 1:], jnp.where(related, pair[None, :, 1], -1))
+
+
 class Scoring(NamedTuple):
     """A way to score queries and documents, each a tree of arrays with the texts on the first axis.
 

@@ -148,48 +148,6 @@ def cosine_error(
     return squared_error(jnp.sum(_unit(a) * _unit(b), axis=-1), scores, weights)
 
 
-def ranking_loss(
-    anchors: Float[AnyArray, "N D"],
-    candidates: Float[AnyArray, "M D"],
-    weights: Float[AnyArray, " N"],
-    temperature: float | Float[Array, ""],
-    anchor_ids: Int[AnyArray, " N"],
-    candidate_ids: Int[AnyArray, " M"],
-) -> Sum:
-    """Returns the cross entropy of each anchor's own candidate among all (Henderson et al., 2017, section 4.4).
-
-    Equal texts have equal ids. An anchor's negatives exclude the anchor's own text and the candidates of every pair that shares
-    a text with the anchor's pair. sentence-transformers' NO_DUPLICATES sampler keeps those pairs out of a batch instead.
-
-    Args:
-      anchors: Embeddings of N texts.
-      candidates: Embeddings of M texts, M a multiple of N. Candidate n is the positive of anchor n for n < N; from N on they
-        are hard negatives. Every other candidate is a negative of anchor n.
-      weights: 0 or 1; the candidates of an anchor of weight 0 are not negatives.
-      temperature: Divides the cosine similarities; an array may be trained.
-      anchor_ids: Ids of the anchors' texts.
-      candidate_ids: Ids of the candidates' texts.
-    """
-    count = anchors.shape[0]
-    logits = _unit(anchors) @ _unit(candidates).T / temperature
-    counted = jnp.tile(weights > 0, candidates.shape[0] // count)
-    own = jnp.eye(count, candidates.shape[0], dtype=bool)
-    allowed = counted[None] & (own | ~_related(anchor_ids, candidate_ids))
-    return cross_entropy(jnp.where(allowed, logits, MASKED), jnp.arange(count), weights)
-
-
-def _related(anchors: Int[AnyArray, " N"], candidates: Int[AnyArray, " M"]) -> Bool[Array, "N M"]:
-    """Marks candidates with the anchor's own text, and the positives of pairs that share a text with the anchor's pair."""
-
-    def same(a: Int[AnyArray, " A"], b: Int[AnyArray, " B"]) -> Bool[Array, "A B"]:
-        return jnp.equal(a[:, None], b[None, :])
-
-    positives = candidates[: anchors.shape[0]]
-    pairs = same(anchors, anchors) | same(positives, positives) | same(anchors, positives) | same(positives, anchors)
-    shared = pairs.astype(jnp.float32) @ same(positives, candidates).astype(jnp.float32)  # counts; 0 is exact
-    return same(anchors, candidates) | (shared > 0)
-
-
 def triplet_loss(
     anchors: Float[AnyArray, "N D"],
     positives: Float[AnyArray, "N D"],

@@ -53,6 +53,8 @@ CLASSES = {"text_column": "text", "label_column": "label"}
         ("sst2", sst2().files, {"freeze_layers": 2, "optimizer": "muon"}, "freeze_layers=2 leaves no kernels of layers to"),
         ("sst2", sst2().files, {"loss": "cosine"}, r"loss='cosine' is for similarity, reranking, not for classification"),
         ("similarity", PAIRS, {"loss": "cosine"}, r"loss='cosine' does not fit the training data: give --loss ranking"),
+        ("similarity", PAIRS, {"batch_size": 1}, r"--batch-size 1: similarity compares the rows of a batch: give 2 or more"),
+        ("retrieval", PAIRS, {"batch_size": 1}, r"--batch-size 1: retrieval compares the rows of a batch: give 2 or more"),
         ("sst2", sst2().files, {"via": "mnli"}, r"--via mnli: expected TASK=DATA"),
         ("sst2", {}, {"workdir": "/dev/null/run"}, r"cannot use the work directory /dev/null/run: Not a directory"),
     ],
