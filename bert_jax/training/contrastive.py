@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from bert_jax.model.layers import AnyArray
-from bert_jax.training.losses import MASKED, Sum, weighted_sum
+from bert_jax.training.losses import MASKED, Sum, unit, weighted_sum
 
 Distillation = Literal["kl", "margin_mse"]
 
@@ -60,13 +60,7 @@ def _inner(anchor: Float[Array, " D"], candidates: Float[Array, "M D"]) -> Float
     return jnp.matmul(candidates, anchor, precision="highest")
 
 
-def _unit(x: Float[AnyArray, "*B D"]) -> Float[Array, "*B D"]:
-    """Scales vectors to length 1, in float32; zeros stay zeros."""
-    wide = jnp.asarray(x, jnp.float32)
-    return wide * jax.lax.rsqrt(jnp.maximum(jnp.sum(wide * wide, axis=-1, keepdims=True), 1e-24))
-
-
-COSINE = Scoring(lambda x, size: _unit(x[..., :size]), _inner, _inner, lambda queries, documents: 1)
+COSINE = Scoring(lambda x, size: unit(x[..., :size]), _inner, _inner, lambda queries, documents: 1)
 DOT = Scoring(lambda x, size: jnp.asarray(x[..., :size], jnp.float32), _inner, _inner, lambda queries, documents: 1)
 
 
@@ -78,7 +72,7 @@ class Vectors(NamedTuple):
 
 
 def _prepare_tokens(x: Vectors, size: int | None) -> Vectors:
-    return Vectors(_unit(x.vectors[..., :size]), x.present)
+    return Vectors(unit(x.vectors[..., :size]), x.present)
 
 
 def _max_sim(scores: Float[Array, "M T U"], query: Bool[AnyArray, "M T"], document: Bool[AnyArray, "M U"]) -> Float[Array, " M"]:

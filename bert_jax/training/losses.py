@@ -145,7 +145,7 @@ def cosine_error(
     a: Float[AnyArray, "N D"], b: Float[AnyArray, "N D"], scores: Float[AnyArray, " N"], weights: Float[AnyArray, " N"]
 ) -> Sum:
     """Returns the squared differences of cosine similarities and `scores` (Reimers and Gurevych, 2019, section 3)."""
-    return squared_error(jnp.sum(_unit(a) * _unit(b), axis=-1), scores, weights)
+    return squared_error(jnp.sum(unit(a) * unit(b), axis=-1), scores, weights)
 
 
 def triplet_loss(
@@ -156,11 +156,11 @@ def triplet_loss(
     margin: float = 0.5,
 ) -> Sum:
     """Returns max(0, d(anchor, positive) - d(anchor, negative) + margin), d being cosine distance (Schroff et al., 2015)."""
-    difference = jnp.sum(_unit(anchors) * (_unit(positives) - _unit(negatives)), axis=-1)
+    difference = jnp.sum(unit(anchors) * (unit(positives) - unit(negatives)), axis=-1)
     return weighted_sum(jnp.maximum(margin - difference, 0), weights)
 
 
-def _unit(x: Float[AnyArray, "N D"]) -> Float[Array, "N D"]:
-    """Scales rows to length 1, in float32; rows of zeros stay zeros."""
+def unit(x: Float[AnyArray, "*B D"]) -> Float[Array, "*B D"]:
+    """Scales vectors to length 1, in float32; zeros stay zeros."""
     wide = jnp.asarray(x, jnp.float32)
     return wide * jax.lax.rsqrt(jnp.maximum(jnp.sum(wide * wide, axis=-1, keepdims=True), 1e-24))
