@@ -1,5 +1,6 @@
 """Folders in BEIR's layout: the records that they give, and what is wrong with others."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -91,6 +92,18 @@ def test_a_folder_without_judgements_of_the_split_is_refused(tmp_path):
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"query": "what is lift", "positive": "a force"}) + "\n")
     with pytest.raises(InputError, match=r"qrels/dev\.tsv"):
         load(str(tmp_path / "pairs.jsonl"), dev=folder)
+
+
+def test_the_judgements_of_any_split_are_scored(tmp_path):
+    task = dataclasses.replace(find_task("retrieval"), test_only=True)
+    folder = write(tmp_path)
+    splits = load_splits(task, TaskData(data=folder, split="dev"))
+    assert [record.texts for record in splits.test["dev"]] == [("what is slender",)]
+    assert not splits.train
+    with pytest.raises(InputError, match=r"no qrels/test.tsv; qrels there: train, dev; choose one of them with --split"):
+        load_splits(task, TaskData(data=folder))
+    with pytest.raises(InputError, match=r"--split is for retrieval from a folder in BEIR's layout"):
+        load_splits(task, TaskData(data=f"{folder}/queries.jsonl", split="dev"))
 
 
 TRAIN = QRELS["train"]

@@ -20,6 +20,8 @@ class Data(TaskData):
 
     data: str = ""
     """File to evaluate on, or folder with test.*; for retrieval also a folder in BEIR's layout."""
+    split: Literal["train", "dev", "test"] = "test"
+    """retrieval, folders: judgements to score on, of qrels/SPLIT.tsv."""
     dev: tyro.conf.Suppress[str | None] = None
     test: tyro.conf.Suppress[str | None] = None
     dev_size: tyro.conf.Suppress[float] = 0.1

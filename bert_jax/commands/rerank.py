@@ -40,12 +40,12 @@ def rerank(
 
     import bert_jax
     from bert_jax import compilation_cache
-    from bert_jax.tasks.beir import judged_queries
+    from bert_jax.tasks.beir import BY_SPLIT, judged_queries
     from bert_jax.tasks.ranking import Ranking, in_run, merge, ranking_scores, read_run, write_run
     from bert_jax.tasks.task import TaskData
 
     compilation_cache.keep()
-    records, judged, notes = judged_queries(TaskData(data=data, on_error=on_error), split)
+    records, judged, notes = judged_queries(TaskData(data=data, on_error=on_error), split, fix=BY_SPLIT)
     collection = judged[0].collection
     first = read_run(Path(run), collection.ids)
     missing = sum(in_run(record.id) not in first for record in records)

@@ -28,6 +28,7 @@ from bert_jax.tasks.task import TaskData
 
 _SPLITS = ("train", "dev", "test")
 _HEADER = ("query-id", "corpus-id", "score")
+BY_SPLIT = "; choose one of them with --split"
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +80,8 @@ def is_beir(folder: str) -> bool:
     return os.path.isdir(folder) and _path(folder, "corpus.jsonl") is not None
 
 
-def load_beir(data: TaskData, test_only: bool) -> Splits:
-    """Reads a folder.
+def load_beir(data: TaskData) -> Splits:
+    """Reads a folder to train on.
 
     A training record is a query and a relevant document. A dev or test record is a query, whose label is `Judged`. Without
     qrels/dev.tsv, queries of training are held out.
@@ -89,48 +90,65 @@ def load_beir(data: TaskData, test_only: bool) -> Splits:
       InputError: a file is missing or malformed; an id occurs twice with different texts; a split has no query to use; qrels
         name an id that is not there, unless `on_error` is "skip".
     """
-    for name in ("dev", "test", "text_column", "label_column", "id_column", "group_column", "max_train_rows"):
-        if getattr(data, name):
-            option = name.replace("_", "-")
-            raise InputError(f"--{option}: {data.data} is in BEIR's layout, whose files have names of their own: leave it out")
+    _check_options(data)
     hasher, notes = hashlib.sha256(), list[str]()
-    corpus, queries = (_texts(data, name, hasher, notes) for name in ("corpus.jsonl", "queries.jsonl"))
+    _qrels_path(data.data, "train")
     paths = {name: path for name in _SPLITS if (path := _path(data.data, os.path.join("qrels", f"{name}.tsv")))}
-    wanted = ("test",) if test_only else ("train",)
-    for name in wanted:
-        if name not in paths:
-            there = ", ".join(paths) or "none"
-            fix = "; copy those to score on to that name" * bool(test_only and paths)
-            raise InputError(f"{data.data}: no qrels/{name}.tsv; qrels there: {there}{fix}")
-    read = {
-        name: _qrels(path, data, queries, corpus, hasher, notes)
-        for name, path in paths.items()
-        if not test_only or name == "test"
-    }
-    notes += [] if test_only else _unjudged(queries, read.values())
-    if not test_only and "dev" not in read:
+    corpus, queries = (_texts(data, name, hasher, notes) for name in ("corpus.jsonl", "queries.jsonl"))
+    read = {name: _qrels(path, data, queries, corpus, hasher, notes) for name, path in paths.items()}
+    notes += _unjudged(queries, read.values())
+    if "dev" not in read:
         read["train"], read["dev"], note = _held_out(read["train"], data.dev_size)
         notes.append(note)
     collection = _collection(corpus, data.passage_size)
     judged: dict[str, Sequence[Record]] = {
         name: _judged(name, qrels, queries, collection, notes) for name, qrels in read.items() if name != "train"
     }
-    train: Sequence[Record] = _pairs(read["train"], queries, corpus, notes) if "train" in read else []
+    train = _pairs(read["train"], queries, corpus, notes)
     notes += _leaks(train, judged)
     dev, test = ({name: judged[name] for name in judged if name == split} for split in ("dev", "test"))
     return Splits(train, dev, test, (), notes, hasher.hexdigest())
 
 
-def judged_queries(data: TaskData, split: str, hasher: Hasher | None = None) -> tuple[list[Record], list[Judged], list[str]]:
-    """Returns the queries of qrels/SPLIT.tsv, their labels, and lines to show. Raises InputError as `load_beir`."""
+def load_judged(data: TaskData) -> Splits:
+    """Reads the judged queries of `data.split` as the test. Raises InputError as `load_beir`."""
+    _check_options(data)
+    hasher = hashlib.sha256()
+    records, _, notes = judged_queries(data, data.split, hasher, BY_SPLIT)
+    return Splits([], {}, {data.split: records}, (), notes, hasher.hexdigest())
+
+
+def judged_queries(
+    data: TaskData, split: str, hasher: Hasher | None = None, fix: str = ""
+) -> tuple[list[Record], list[Judged], list[str]]:
+    """Returns the queries of qrels/SPLIT.tsv, their labels, and lines to show.
+
+    Raises InputError as `load_beir`; where other splits are there, `fix` ends the message.
+    """
     hasher, notes = hasher or hashlib.sha256(), list[str]()
-    path = _path(data.data, os.path.join("qrels", f"{split}.tsv")) if is_beir(data.data) else None
-    if path is None:
+    if not is_beir(data.data):
         raise InputError(f"{data.data}: not a folder in BEIR's layout with corpus.jsonl, queries.jsonl and qrels/{split}.tsv")
+    path = _qrels_path(data.data, split, fix)
     corpus, queries = (_texts(data, name, hasher, notes) for name in ("corpus.jsonl", "queries.jsonl"))
     qrels = _qrels(path, data, queries, corpus, hasher, notes)
     records = _judged(split, qrels, queries, _collection(corpus, data.passage_size), notes)
     return records, [record.label for record in records], notes
+
+
+def _check_options(data: TaskData) -> None:
+    """Raises InputError for options of tables."""
+    for name in ("dev", "test", "text_column", "label_column", "id_column", "group_column", "max_train_rows"):
+        if getattr(data, name):
+            option = name.replace("_", "-")
+            raise InputError(f"--{option}: {data.data} is in BEIR's layout, whose files have names of their own: leave it out")
+
+
+def _qrels_path(folder: str, split: str, fix: str = "") -> str:
+    """Returns the file with the judgements of a split. Raises InputError without it."""
+    found = {name: path for name in _SPLITS if (path := _path(folder, os.path.join("qrels", f"{name}.tsv")))}
+    if split not in found:
+        raise InputError(f"{folder}: no qrels/{split}.tsv; qrels there: {', '.join(found) or 'none'}{fix if found else ''}")
+    return found[split]
 
 
 def _path(folder: str, name: str) -> str | None:

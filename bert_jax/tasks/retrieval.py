@@ -26,7 +26,7 @@ from bert_jax.modules import DOCUMENT_PROMPTS, QUERY_PROMPTS, first_of
 from bert_jax.pooling import Embedding
 from bert_jax.pretrained import Model
 from bert_jax.static import StaticEmbedder
-from bert_jax.tasks.beir import Judged, is_beir, judged_queries, load_beir
+from bert_jax.tasks.beir import Judged, is_beir, judged_queries, load_beir, load_judged
 from bert_jax.tasks.candidates import Candidates, no_target
 from bert_jax.tasks.common import temperature_of
 from bert_jax.tasks.figures import Figure, Listing, example_cells, highest
@@ -66,7 +66,9 @@ class Retrieval(Candidates[TeacherScores, Ranking]):
 
     def load(self, task: Task, data: TaskData) -> Splits | None:
         """Reads a folder in BEIR's layout; other data is a table."""
-        return load_beir(data, task.test_only) if is_beir(data.data) else None
+        if not is_beir(data.data):
+            return None
+        return load_judged(data) if task.test_only else load_beir(data)
 
     def load_split(self, split: str, path: str, data: TaskData, hasher: Hasher) -> tuple[Sequence[Record], list[str]] | None:
         """Reads the judged queries of a folder in BEIR's layout, which are searched in its corpus."""

@@ -55,6 +55,7 @@ class TaskData(Checked):
     """File to evaluate on, instead of the one in `data`; retrieval: also a folder in BEIR's layout, whose corpus is searched."""
     test: str | None = None
     """File to predict at the end, instead of the one in `data`; retrieval: also a folder in BEIR's layout."""
+    split: tyro.conf.Suppress[Literal["train", "dev", "test"]] = "test"
     text_column: tuple[str, ...] = ()
     """Columns of the text or the two texts; similarity: two or three texts; multiple_choice: the context, then the choices."""
     label_column: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--score-column"])] = ()
