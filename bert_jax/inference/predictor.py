@@ -27,7 +27,7 @@ _OF_THE_PROCESS = ("_devices", "_where", "_params", "_run_batch")  # what is not
 
 def devices() -> list[jax.Device]:
     """Returns the devices that predict: the one of `jax.default_device`, the accelerators of this process, or one CPU."""
-    if (chosen := jax.config.jax_default_device) is not None:
+    if (chosen := getattr(jax.config, "jax_default_device", None)) is not None:
         return jax.local_devices(backend=chosen)[:1] if isinstance(chosen, str) else [chosen]
     return jax.local_devices()[: 1 if jax.default_backend() == "cpu" else None]  # a CPU uses all cores
 

@@ -36,3 +36,11 @@ def test_rows_on_three_devices_give_what_one_gives(predictor, inputs, monkeypatc
             close(got, one)
     placed = jax.tree.leaves(of_predictors.place(predictor.model.params))[0]
     assert len(placed.devices()) == 3
+
+
+def test_the_default_device_predicts_alone():
+    with jax.default_device(jax.local_devices()[2]):
+        assert of_predictors.devices() == [jax.local_devices()[2]]
+    with jax.default_device("cpu"):
+        assert of_predictors.devices() == jax.local_devices()[:1]
+    assert of_predictors.devices() == jax.local_devices()[:1]  # a CPU uses all cores
