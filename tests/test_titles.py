@@ -29,6 +29,8 @@ WINGS = "Wings\n\nA wing lifts\nthe plane.\n\nDrag\n\nA wing drags.\n\nIt is slo
         ("# Nothing below", "", []),
         ("A title\n\nIt ends.\n\nC\n\n- a list\n\nlower case\n\nAsk:\n\n| a | b |", "",
          [("A title", "It ends.\n\nC\n\n- a list\n\nlower case\n\nAsk:\n\n| a | b |")]),
+        ("Wings\n\n'It lifts.'\n\nHe said--\n\nLift (or not)\n\n(It drags.)", "",
+         [("Wings", "'It lifts.'\n\nHe said--"), ("Wings: Lift (or not)", "(It drags.)")]),
         ("翼\n\n一", "", [("", "翼\n\n一")]),
         ("飛行機の翼\n\n翼は飛行機を持ち上げる。", "", [("飛行機の翼", "翼は飛行機を持ち上げる。")]),
         ("one two three " * 5 + "Four", "", [("", ("one two three " * 5 + "Four"))]),
@@ -108,6 +110,12 @@ def test_a_table_has_titles_in_a_column(tmp_path, capsys):
     found = [row["text"] for row in rows(out / "queries.jsonl")]
     assert found == [*(f"Page {i}{part}" for i in range(6) for part in ("", ": Part")), "Own"]
     assert capsys.readouterr().out.endswith("13 queries of 7 titles\n")
+
+
+def test_texts_of_one_file_have_ids_of_their_own(tmp_path):
+    main(["titles", "stdlib:", "--out", str(tmp_path / "out")])
+    ids = [row["_id"] for row in rows(tmp_path / "out" / "corpus.jsonl")]
+    assert len(set(ids)) == len(ids) > 1000
 
 
 def test_splits_do_not_move_when_titles_are_added():

@@ -22,7 +22,9 @@ SPLITS = ("train", "dev", "test")
 _MOST_WORDS, _MOST_CHARACTERS = 12, 120  # the limits of a heading
 _MARKED = re.compile(r"#{1,6}\s+(.*?)[\s#]*")
 _FENCE = re.compile(r"\s*(```|~~~)")
-_PLAIN = re.compile(r"(?![-*+•|>=_])[^\W_].*[^.!?:;,。！？：；，]")  # begins no list or table, ends no sentence
+_PLAIN = re.compile(  # begins no list and no table; ends no sentence, neither in quotes nor in brackets
+    r"(?![-*+•|>=_])[^\W_].*[^-.!?:;,。！？：；，…–—'\"’”»)\]」』]['\"’”»)\]」』]*"
+)
 
 
 class Titled(NamedTuple):
@@ -106,11 +108,13 @@ def read(paths: Sequence[str], title_column: str, text_column: str, skipped: lis
     """
     fix = "; name text files or tables only, with a pattern such as 'folder/**/*.txt'"
     for path in paths:
+        format = files.format_of(path, files.DOCUMENTS, fix)
         request = files.Request(path, (title_column, text_column), documents="file")
-        for number, (_, place, record) in enumerate(files.read_records(request, files.format_of(path, files.DOCUMENTS, fix))):
+        for number, (_, place, record) in enumerate(files.read_records(request, format)):
+            id = path if format == "txt" else f"{path}#{number}"
             values = files.decode(record) if isinstance(record, bytes) else record
             if isinstance(values, str):
-                yield Titled(path, "", values)
+                yield Titled(id, "", values)
             elif isinstance(values, Bad):
                 if skipped is None:
                     raise InputError(f"{path}{place}: {values.reason}; correct it, or leave it out (--on-error skip)")
@@ -119,7 +123,7 @@ def read(paths: Sequence[str], title_column: str, text_column: str, skipped: lis
                 raise InputError(f"{path}{place}: no text in {text_column!r}, it has {', '.join(values)} (--text-column)")
             elif text:
                 title = values.get(title_column)
-                yield Titled(f"{path}#{number}", "" if title is None else " ".join(str(title).split()), text)
+                yield Titled(id, "" if title is None else " ".join(str(title).split()), text)
 
 
 @dataclass
