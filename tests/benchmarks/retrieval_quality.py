@@ -9,7 +9,7 @@ folder has judgements for training and for the test. On each set, for each of --
 sentence-transformers (peer_retrieval_quality.py) train from the same weights on the same table at equal steps, batch size, rate,
 schedule and loss. `bert_jax evaluate` scores both: nDCG@10 of the test queries in the whole corpus.
 
-  sparse        starts with a masked-LM head that `bert_jax train` made on the corpus
+  sparse        starts from --sparse-model, which has a masked-LM head; without it, `bert_jax train` makes one on the corpus
   multi_vector  starts with a projection drawn by seed 0; no markers
   cross         learns, by the pointwise loss, from 3 negatives that the untrained dense model ranks below each document
                 (`bert_jax mine`); reranks the first --depth documents of that model, and of the dense model that the seed trained
@@ -64,11 +64,11 @@ class Recipe(NamedTuple):
 
 # `hard` is the dense form on mined negatives, with 1 + NEGATIVES documents in a row.
 LONG_TEXTS = {
-    "dense": Recipe(60, 16, 5e-5, 64), "multi_vector": Recipe(60, 16, 1e-4, 64), "sparse": Recipe(60, 8, 1e-4, 64),
+    "dense": Recipe(60, 16, 5e-5, 64), "multi_vector": Recipe(60, 16, 1e-4, 64), "sparse": Recipe(120, 16, 1e-4, 64),
     "cross": Recipe(120, 4, 1e-4, 96), "hard": Recipe(60, 8, 5e-5, 64),
 }  # fmt: skip
 SHORT_TEXTS = {
-    "dense": Recipe(100, 32, 1e-4, 32), "multi_vector": Recipe(100, 32, 1e-4, 32), "sparse": Recipe(100, 16, 1e-4, 32),
+    "dense": Recipe(100, 32, 1e-4, 32), "multi_vector": Recipe(100, 32, 1e-4, 32), "sparse": Recipe(100, 16, 3e-4, 32),
     "cross": Recipe(150, 8, 1e-4, 48), "hard": Recipe(100, 16, 1e-4, 32),
 }  # fmt: skip
 
@@ -175,7 +175,9 @@ def prepare(cores: Cores, on: Set, form: str) -> None:
         if form == "cross":
             words = ["--negatives", NEGATIVES, "--skip-top", 0, "--margin", 1, "--max-seq-length", on.recipes["dense"].length]
             ours(cores, folder, "mine", model, "--data", on.folder / "data", "--out", on.table("mined"), *words)
-        if form == "sparse":
+        if form == "sparse" and on.args.sparse_model is not None:
+            model = on.args.sparse_model
+        elif form == "sparse":
             work = folder / "pretraining"
             ours(
                 cores, folder, "train", "bert_mini", "--init-from", model, "--workdir", work, "--num-steps", steps,
@@ -189,7 +191,8 @@ def prepare(cores: Cores, on: Set, form: str) -> None:
             call(cores, folder, HERE / "ours_retrieval_quality.py", *words)
         return {"scores": {} if form == "cross" else {METRIC: evaluated(cores, on, folder, on.start(form), recipe.length)}}
 
-    on.once(f"start-{form}", make, *recipe, *[steps] * (form == "sparse"))
+    own = [steps if on.args.sparse_model is None else str(on.args.sparse_model)] * (form == "sparse")
+    on.once(f"start-{form}", make, *recipe, *own)
 
 
 def scores_of(cores: Cores, on: Set, folder: Path, form: str, model: Path) -> dict[str, float]:
@@ -371,6 +374,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a folder in BEIR's layout, or with cran.all.1400, cran.qry and cranqrel")
     parser.add_argument("--model", type=Path, help="directory of the model that is trained")
+    parser.add_argument("--sparse-model", type=Path, help="sparse: directory of a model with a masked-LM head to start from")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--extras", nargs="*", choices=EXTRAS, default=list(EXTRAS))
