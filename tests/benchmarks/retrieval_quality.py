@@ -1,6 +1,7 @@
 r"""Retrieval quality: every form before and after training beside sentence-transformers, reranking, distillation and Matryoshka.
 
-    python tests/benchmarks/retrieval_quality.py --data DATA/retrieval/cranfield --model MINILM --out runs/quality --cores 0 1
+    python tests/benchmarks/retrieval_quality.py --data DATA/retrieval/cranfield --model MINILM --sparse-model TINY \
+        --out runs/quality --cores 0 1
     python tests/benchmarks/retrieval_quality.py --tiny --out runs/quality-tiny --seeds 0
 
 Two sets: --data, a folder in BEIR's layout or the files of Cranfield, and a synthetic one, whose documents name a customer where
@@ -9,7 +10,7 @@ folder has judgements for training and for the test. On each set, for each of --
 sentence-transformers (peer_retrieval_quality.py) train from the same weights on the same table at equal steps, batch size, rate,
 schedule and loss. `bert_jax evaluate` scores both: nDCG@10 of the test queries in the whole corpus.
 
-  sparse        starts from --sparse-model, which has a masked-LM head; without it, `bert_jax train` makes one on the corpus
+  sparse        starts from --sparse-model, which has a masked-LM head
   multi_vector  starts with a projection drawn by seed 0; no markers
   cross         learns, by the pointwise loss, from 3 negatives that the untrained dense model ranks below each document
                 (`bert_jax mine`); reranks the first --depth documents of that model, and of the dense model that the seed trained
@@ -48,7 +49,6 @@ HERE = Path(__file__).parent
 FORMS = ("dense", "multi_vector", "sparse", "cross")
 EXTRAS = ("distilled", "matryoshka")
 METRIC = "ndcg_at_10"
-MLM_BATCH, MLM_RATE = 16, 1e-4
 Job = Callable[[Cores], None]
 Make = Callable[[Path], dict[str, Any]]  # the folder of a run -> what it measured
 
@@ -80,6 +80,7 @@ class Set:
     name: str
     folder: Path
     model: Path
+    sparse_model: Path
     recipes: Mapping[str, Recipe]
     args: argparse.Namespace
 
@@ -168,31 +169,18 @@ def tuned(
 
 def prepare(cores: Cores, on: Set, form: str) -> None:
     """Makes the model that both sides start from, and scores it; for cross, mines the negatives."""
-    recipe, steps = on.recipes[form], on.args.mlm_steps
+    recipe, model = on.recipes[form], on.sparse_model if form == "sparse" else on.model
 
     def make(folder: Path) -> dict[str, Any]:
-        model = on.model
         if form == "cross":
             words = ["--negatives", NEGATIVES, "--skip-top", 0, "--margin", 1, "--max-seq-length", on.recipes["dense"].length]
             ours(cores, folder, "mine", model, "--data", on.folder / "data", "--out", on.table("mined"), *words)
-        if form == "sparse" and on.args.sparse_model is not None:
-            model = on.args.sparse_model
-        elif form == "sparse":
-            work = folder / "pretraining"
-            ours(
-                cores, folder, "train", "bert_mini", "--init-from", model, "--workdir", work, "--num-steps", steps,
-                "--batch-size", MLM_BATCH, "--optim.learning-rate", MLM_RATE, "--optim.warmup-steps", steps // 10, "--eval-every",
-                steps, "--checkpoint-every", steps, "--data.source", on.folder / "corpus.txt", "--data.documents", "line",
-                "--data.eval-fraction", 0.05, "--data.max-seq-length", recipe.length, "--data.num-workers", 1,
-            )  # fmt: skip
-            model = work / "export"
         if form != "dense":
             words = ["--form", form, "--model", model, "--out", on.start(form)]
             call(cores, folder, HERE / "ours_retrieval_quality.py", *words)
         return {"scores": {} if form == "cross" else {METRIC: evaluated(cores, on, folder, on.start(form), recipe.length)}}
 
-    own = [steps if on.args.sparse_model is None else str(on.args.sparse_model)] * (form == "sparse")
-    on.once(f"start-{form}", make, *recipe, *own)
+    on.once(f"start-{form}", make, *recipe, *[str(on.sparse_model)] * (form == "sparse"))
 
 
 def scores_of(cores: Cores, on: Set, folder: Path, form: str, model: Path) -> dict[str, float]:
@@ -366,7 +354,7 @@ def make_sets(args: argparse.Namespace, cores: Cores) -> list[Set]:
                 call(cores, folder, HERE / "ours_retrieval_quality.py", *words)
         if args.steps is not None:
             recipes = {form: recipe._replace(steps=args.steps) for form, recipe in recipes.items()}
-        sets.append(Set(name, folder, model, recipes, args))
+        sets.append(Set(name, folder, model, args.sparse_model or model, recipes, args))
     return sets
 
 
@@ -374,13 +362,12 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a folder in BEIR's layout, or with cran.all.1400, cran.qry and cranqrel")
     parser.add_argument("--model", type=Path, help="directory of the model that is trained")
-    parser.add_argument("--sparse-model", type=Path, help="sparse: directory of a model with a masked-LM head to start from")
+    parser.add_argument("--sparse-model", type=Path, help="directory of the model that the sparse form is trained from")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--extras", nargs="*", choices=EXTRAS, default=list(EXTRAS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="of every training, in place of those of its recipe")
-    parser.add_argument("--mlm-steps", type=int, default=200, help="sparse: steps that make the masked-LM head")
     parser.add_argument("--depth", type=int, default=20, help="cross: documents of a query that are reranked")
     parser.add_argument("--cores", type=int, nargs="+", default=[0], help="numbers of the cores to use")
     parser.add_argument("--no-peers", action="store_true", help="bert_jax alone")
@@ -390,7 +377,8 @@ def parse() -> argparse.Namespace:
         parser.error("--model is missing")
     if "distilled" in args.extras and "cross" not in args.forms:
         parser.error("--extras distilled needs its teacher: add cross to --forms, or give --extras without distilled")
-    args.mlm_steps = 2 if args.tiny else args.mlm_steps
+    if args.sparse_model is None and "sparse" in args.forms and not args.tiny:
+        parser.error("--sparse-model is missing: give it, or --forms without sparse")
     return args
 
 
