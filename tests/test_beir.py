@@ -96,14 +96,14 @@ def test_a_folder_without_judgements_of_the_split_is_refused(tmp_path):
 
 def test_the_judgements_of_any_split_are_scored(tmp_path):
     task = dataclasses.replace(find_task("retrieval"), test_only=True)
-    folder = write(tmp_path)
-    splits = load_splits(task, TaskData(data=folder, split="dev"))
+    dev, folder = dataclasses.replace(task, split="dev"), write(tmp_path)
+    splits = load_splits(dev, TaskData(data=folder))
     assert [record.texts for record in splits.test["dev"]] == [("what is slender",)]
     assert not splits.train
     with pytest.raises(InputError, match=r"no qrels/test.tsv; qrels there: train, dev; choose one of them with --split"):
         load_splits(task, TaskData(data=folder))
     with pytest.raises(InputError, match=r"--split is for retrieval from a folder in BEIR's layout"):
-        load_splits(task, TaskData(data=f"{folder}/queries.jsonl", split="dev"))
+        load_splits(dev, TaskData(data=f"{folder}/queries.jsonl"))
 
 
 TRAIN = QRELS["train"]

@@ -77,13 +77,13 @@ def evaluate(
     if is_static(home := find(model)):
         given = {"max_seq_length": max_seq_length, "null_threshold": null_threshold, "label_threshold": label_threshold}
         refuse_for_tables(model, given | {"special_tokens": special_tokens, "chunk_documents": task_data.chunk_documents})
-        static_scores.evaluate(model, home, task_data, task, out, command, precision, rescore)
+        static_scores.evaluate(model, home, task_data, task_data.split, task, out, command, precision, rescore)
         return
     described = pretrained.describe(model)
     name = task or described.tuned.task
     if name is None:
         raise InputError(f"{model} does not name the task that it was fine-tuned on: give --task")
-    row = dataclasses.replace(in_precision(task_of(name, described), precision, rescore), test_only=True)
+    row = dataclasses.replace(in_precision(task_of(name, described), precision, rescore), test_only=True, split=task_data.split)
     if row.kind.has_classes:
         row = dataclasses.replace(row, labels=described.labels)
     length = described.window if row.kind.reads_windows else described.max_length

@@ -20,8 +20,8 @@ from bert_jax.tuned import Tuned
 
 
 def evaluate(
-    model: str, home: Path, data: TaskData, name: str | None, out: str, command: str, precision: Precision = "float32",
-    rescore: int | None = None,
+    model: str, home: Path, data: TaskData, split: str, name: str | None, out: str, command: str,
+    precision: Precision = "float32", rescore: int | None = None,
 ) -> None:  # fmt: skip
     """Searches the documents of a data set for its queries; writes results.json, report.html and predictions/.
 
@@ -29,6 +29,7 @@ def evaluate(
       model: the table, as it is called in the results.
       home: its directory.
       data: the data set.
+      split: the split of it.
       name: the task that is asked for: retrieval, or None.
       out: folder to write.
       command: the command line, for the results.
@@ -38,7 +39,7 @@ def evaluate(
     Raises:
       InputError: another task is asked for, or the table or the data cannot be read.
     """
-    task = dataclasses.replace(find_task(name or "retrieval"), test_only=True)
+    task = dataclasses.replace(find_task(name or "retrieval"), test_only=True, split=split)
     if not isinstance(task.kind, Retrieval):
         raise InputError(f"{model} is a table of token vectors, for --task retrieval; {task.name} needs an encoder")
     task = in_precision(task, precision, rescore)
@@ -49,8 +50,8 @@ def evaluate(
         print(note, file=sys.stderr)
     predicted = dict[str, Predicted]()
     for each, records in splits.test.items():
-        split = Split(each, records, Encoded(()))
-        predicted[each] = Predicted(split, kind.rank_by(embedder, split), (), Tuned(task.name))
+        part = Split(each, records, Encoded(()))
+        predicted[each] = Predicted(part, kind.rank_by(embedder, part), (), Tuned(task.name))
     scores = {each: kind.scores(own.labelled(), task.metrics) for each, own in predicted.items()}
     for own in predicted.values():
         kind.write(workdir / "predictions", own)

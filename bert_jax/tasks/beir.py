@@ -110,12 +110,12 @@ def load_beir(data: TaskData) -> Splits:
     return Splits(train, dev, test, (), notes, hasher.hexdigest())
 
 
-def load_judged(data: TaskData) -> Splits:
-    """Reads the judged queries of `data.split` as the test. Raises InputError as `load_beir`."""
+def load_judged(data: TaskData, split: str) -> Splits:
+    """Reads the judged queries of a split as the test. Raises InputError as `load_beir`."""
     _check_options(data)
     hasher = hashlib.sha256()
-    records, _, notes = judged_queries(data, data.split, hasher, BY_SPLIT)
-    return Splits([], {}, {data.split: records}, (), notes, hasher.hexdigest())
+    records, _, notes = judged_queries(data, split, hasher, BY_SPLIT)
+    return Splits([], {}, {split: records}, (), notes, hasher.hexdigest())
 
 
 def judged_queries(

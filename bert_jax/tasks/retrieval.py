@@ -68,7 +68,7 @@ class Retrieval(Candidates[TeacherScores, Ranking]):
         """Reads a folder in BEIR's layout; other data is a table."""
         if not is_beir(data.data):
             return None
-        return load_judged(data) if task.test_only else load_beir(data)
+        return load_judged(data, task.split) if task.test_only else load_beir(data)
 
     def load_split(self, split: str, path: str, data: TaskData, hasher: Hasher) -> tuple[Sequence[Record], list[str]] | None:
         """Reads the judged queries of a folder in BEIR's layout, which are searched in its corpus."""

@@ -53,7 +53,7 @@ def load_splits(task: Task, data: TaskData) -> Splits:
     """
     if (own := task.kind.load(task, data)) is not None:
         return own
-    if data.split != "test":
+    if task.split != "test":
         raise InputError(f"--split is for retrieval from a folder in BEIR's layout; {data.data} is none: give the file (--data)")
     hasher, notes = hashlib.sha256(), list[str]()
     paths = find_files(task, data)

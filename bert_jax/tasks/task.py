@@ -39,6 +39,7 @@ class Task:
     stem: str | None = None  # for multiple_choice, the column whose text begins every choice
     skip_ragged: bool = False  # leave out and count lines whose number of fields differs from the header's, instead of an error
     test_only: bool = False  # the task has no training data
+    split: str = "test"  # the split that is the test, where there is no training data
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,6 @@ class TaskData(Checked):
     """File to evaluate on, instead of the one in `data`; retrieval: also a folder in BEIR's layout, whose corpus is searched."""
     test: str | None = None
     """File to predict at the end, instead of the one in `data`; retrieval: also a folder in BEIR's layout."""
-    split: tyro.conf.Suppress[Literal["train", "dev", "test"]] = "test"
     text_column: tuple[str, ...] = ()
     """Columns of the text or the two texts; similarity: two or three texts; multiple_choice: the context, then the choices."""
     label_column: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--score-column"])] = ()
