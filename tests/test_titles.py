@@ -27,6 +27,8 @@ WINGS = "Wings\n\nA wing lifts\nthe plane.\n\nDrag\n\nA wing drags.\n\nIt is slo
         ("Part One\n\nChapter 1\n\nIt began.", "", [("Part One: Chapter 1", "It began.")]),
         ("Two lines\n\nWithout a full stop", "", [("Two lines", "Without a full stop")]),
         ("# Nothing below", "", []),
+        ("Wings\n\nThey lift.\n\n~~~~\n\nDrag\n\nThey drag.", "",
+         [("Wings", "They lift.\n\n~~~~"), ("Wings: Drag", "They drag.")]),
         ("A title\n\nIt ends.\n\nC\n\n- a list\n\nlower case\n\nAsk:\n\n| a | b |", "",
          [("A title", "It ends.\n\nC\n\n- a list\n\nlower case\n\nAsk:\n\n| a | b |")]),
         ("Wings\n\n'It lifts.'\n\nHe said--\n\nLift (or not)\n\n(It drags.)", "",
@@ -141,6 +143,26 @@ def test_what_gives_no_data_set_is_refused(text, words, message, tmp_path):
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
+def test_rows_that_are_no_text_are_named_or_skipped_and_missing_titles_are_none(tmp_path, capsys):
+    table = tmp_path / "t.jsonl"
+    bad = [
+        '{"title": "T", "text": "half \\ud800 pair"}',
+        '{"title": "\\udc00", "text": "a text"}',
+        '{"title": "T", "text": 3}',
+        "{",
+    ]
+    good = [json.dumps({"title": f"Title {i}", "text": f"A text of {i} words."}) for i in range(4)]
+    nan = '{"title": NaN, "text": "Own heading\\n\\nThe text below it."}'
+    for line in bad:
+        table.write_text("\n".join([*good, line]) + "\n")
+        with pytest.raises(InputError, match=r"t.jsonl:5: .*--on-error skip"):
+            main(["titles", str(table), "--out", str(tmp_path / "none")])
+    table.write_text("\n".join([*good, *bad, nan]) + "\n")
+    main(["titles", str(table), "--out", str(tmp_path / "out"), "--min-words", "2", "--on-error", "skip"])
+    assert [row["text"] for row in rows(tmp_path / "out" / "queries.jsonl")] == [*(f"Title {i}" for i in range(4)), "Own heading"]
+    assert "4 texts left out that cannot be read" in capsys.readouterr().out
+
+
 def test_nothing_is_written_over_and_unreadable_texts_may_be_skipped(tmp_path, capsys):
     source = write(tmp_path / "text", **{f"t{i}": f"Title {i}\n\nA text of {i} words" for i in range(4)})
     (tmp_path / "text" / "bad.txt").write_bytes(b"\xff")
@@ -153,5 +175,5 @@ def test_nothing_is_written_over_and_unreadable_texts_may_be_skipped(tmp_path, c
 
 def test_a_table_without_the_text_names_its_columns(tmp_path):
     (tmp_path / "t.csv").write_text("title,body\na,b\n")
-    with pytest.raises(InputError, match=r"t.csv:2: no text in 'text', it has .*body.*--text-column"):
+    with pytest.raises(InputError, match=r"t.csv:2: no 'text', it has title, body"):
         main(["titles", str(tmp_path / "t.csv"), "--out", str(tmp_path / "out")])

@@ -42,6 +42,7 @@ def titles(
     from bert_jax.data import files
     from bert_jax.disk import write_text
     from bert_jax.tasks import titles as texts
+    from bert_jax.tasks.beir import HEADER, SPLITS
     from bert_jax.tasks.labels import few
 
     for name, size in (("dev", dev_size), ("test", test_size)):
@@ -59,17 +60,18 @@ def titles(
         for id, text in found.documents(texts.read(paths, title_column, text_column, skipped if on_error == "skip" else None)):
             yield json.dumps({"_id": id, "title": "", "text": text}, ensure_ascii=False) + "\n"
         if not found.queries:
-            raise InputError(f"{', '.join(sources)}: no headings with {min_words} words below them: see bert_jax titles --help")
+            unread = f"; {len(skipped)} texts cannot be read: {few(skipped)}" * bool(skipped)
+            raise InputError(f"{', '.join(sources)}: no headings with {min_words} words below them{unread}")
         parts.update(texts.split(found.titles.values(), dev_size, test_size))
 
-    parts: dict[str, str] = {}
+    parts: dict[str, str] = {}  # filled before the corpus is whole, so that data that cannot be split leave no file
     write_text(folder / "corpus.jsonl", corpus())
     lines = (json.dumps({"_id": f"q{n}", "text": query}, ensure_ascii=False) + "\n" for query, n in found.queries.items())
     write_text(folder / "queries.jsonl", lines)
-    for split in texts.SPLITS:
+    for split in SPLITS:
         own = [query for query in found.queries if parts[found.titles[query]] == split]
         judged = [f"q{found.queries[query]}\t{id}\t1\n" for query in own for id in found.answers[query]]
-        write_text(folder / "qrels" / f"{split}.tsv", ["query-id\tcorpus-id\tscore\n", *judged])
+        write_text(folder / "qrels" / f"{split}.tsv", ["\t".join(HEADER) + "\n", *judged])
         print(f"{split}: {len(own)} queries with {len(judged)} documents")
     said = (
         (skipped, "texts left out that cannot be read"),

@@ -92,13 +92,13 @@ class Predictor(ABC):
     def _compile(self) -> None:
         self._devices = devices()[: 1 if self.exact else None]
         self._where = _replicated(self._devices)
-        self._params, outputs = jax.device_put(self.model.params, self._where), self._outputs
+        self._params = jax.device_put(self.model.params, self._where)
         if isinstance(self._where, NamedSharding):  # a program of its own for the rows of each device: kernels are not cut
-            rows = PartitionSpec(*self._where.mesh.axis_names)
-            outputs = jax.shard_map(
-                outputs, mesh=self._where.mesh, in_specs=(PartitionSpec(), rows), out_specs=rows, check_vma=False
-            )
-        self._run_batch = jax.jit(outputs)
+            mesh, rows = self._where.mesh, PartitionSpec(*self._where.mesh.axis_names)
+            cut = jax.shard_map(self._outputs, mesh=mesh, in_specs=(PartitionSpec(), rows), out_specs=rows, check_vma=False)
+            self._run_batch = jax.jit(cut, in_shardings=(self._where, NamedSharding(mesh, rows)))
+        else:
+            self._run_batch = jax.jit(self._outputs)
 
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in vars(self).items() if name not in _OF_THE_PROCESS}
@@ -126,8 +126,8 @@ class Predictor(ABC):
           examples: any number, of any lengths.
           params: parameters in place of the model's, for a model in training; fewer shapes are then compiled, with more padding.
         """
-        few_shapes, params = params is not None, self._params if params is None else params
-        params = self._arguments(jax.device_put(params, self._where))
+        few_shapes = params is not None
+        params = self._arguments(self._params if params is None else jax.device_put(params, self._where))
         results: list[dict[str, np.ndarray]] = [{} for _ in examples]
         in_flight: deque[tuple[PackedBatch, dict[str, jax.Array]]] = deque()
 

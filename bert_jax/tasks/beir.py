@@ -26,8 +26,8 @@ from bert_jax.tasks.ranking import Ranking, by_descending_id
 from bert_jax.tasks.splits import Splits
 from bert_jax.tasks.task import TaskData
 
-_SPLITS = ("train", "dev", "test")
-_HEADER = ("query-id", "corpus-id", "score")
+SPLITS = ("train", "dev", "test")
+HEADER = ("query-id", "corpus-id", "score")
 BY_SPLIT = "; choose one of them with --split"
 
 
@@ -92,8 +92,7 @@ def load_beir(data: TaskData) -> Splits:
     """
     _check_options(data)
     hasher, notes = hashlib.sha256(), list[str]()
-    _qrels_path(data.data, "train")
-    paths = {name: path for name in _SPLITS if (path := _path(data.data, os.path.join("qrels", f"{name}.tsv")))}
+    paths = _qrels_paths(data.data, "train")
     corpus, queries = (_texts(data, name, hasher, notes) for name in ("corpus.jsonl", "queries.jsonl"))
     read = {name: _qrels(path, data, queries, corpus, hasher, notes) for name, path in paths.items()}
     notes += _unjudged(queries, read.values())
@@ -128,7 +127,7 @@ def judged_queries(
     hasher, notes = hasher or hashlib.sha256(), list[str]()
     if not is_beir(data.data):
         raise InputError(f"{data.data}: not a folder in BEIR's layout with corpus.jsonl, queries.jsonl and qrels/{split}.tsv")
-    path = _qrels_path(data.data, split, fix)
+    path = _qrels_paths(data.data, split, fix)[split]
     corpus, queries = (_texts(data, name, hasher, notes) for name in ("corpus.jsonl", "queries.jsonl"))
     qrels = _qrels(path, data, queries, corpus, hasher, notes)
     records = _judged(split, qrels, queries, _collection(corpus, data.passage_size), notes)
@@ -143,12 +142,12 @@ def _check_options(data: TaskData) -> None:
             raise InputError(f"--{option}: {data.data} is in BEIR's layout, whose files have names of their own: leave it out")
 
 
-def _qrels_path(folder: str, split: str, fix: str = "") -> str:
-    """Returns the file with the judgements of a split. Raises InputError without it."""
-    found = {name: path for name in _SPLITS if (path := _path(folder, os.path.join("qrels", f"{name}.tsv")))}
+def _qrels_paths(folder: str, split: str, fix: str = "") -> dict[str, str]:
+    """Returns the files with the judgements of all splits. Raises InputError without that of `split`."""
+    found = {name: path for name in SPLITS if (path := _path(folder, os.path.join("qrels", f"{name}.tsv")))}
     if split not in found:
         raise InputError(f"{folder}: no qrels/{split}.tsv; qrels there: {', '.join(found) or 'none'}{fix if found else ''}")
-    return found[split]
+    return found
 
 
 def _path(folder: str, name: str) -> str | None:
@@ -198,9 +197,9 @@ def _qrels(
 ) -> list[_Qrel]:
     """Returns the judgements of a file. Raises InputError for one that is no number, is given twice, or has an unknown id."""
     unknown, again, found = list[str](), list[str](), dict[tuple[str, str], _Qrel]()
-    table = files.read_table(path, "none", hasher, header=_HEADER, skip_bad=data.on_error == "skip")
+    table = files.read_table(path, "none", hasher, header=HEADER, skip_bad=data.on_error == "skip")
     for row in table.rows:
-        query, document = (str(value_in(row, column)) for column in _HEADER[:2])
+        query, document = (str(value_in(row, column)) for column in HEADER[:2])
         try:
             relevance = int(str(value_in(row, "score")))
         except ValueError:

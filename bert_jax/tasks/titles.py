@@ -12,16 +12,16 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bert_jax.data import files
-from bert_jax.data.files import Bad
+from bert_jax.data.files import Bad, Row
 from bert_jax.errors import InputError
+from bert_jax.tasks.parsing import checked_text, text_in, value_in
 
-SPLITS = ("train", "dev", "test")
 _MOST_WORDS, _MOST_CHARACTERS = 12, 120  # the limits of a heading
 _MARKED = re.compile(r"#{1,6}\s+(.*?)[\s#]*")
-_FENCE = re.compile(r"\s*(```|~~~)")
+_FENCE = re.compile(r"\s*```")
 _PLAIN = re.compile(  # begins no list and no table; ends no sentence, neither in quotes nor in brackets
     r"(?![-*+•|>=_])[^\W_].*[^-.!?:;,。！？：；，…–—'\"’”»)\]」』]['\"’”»)\]」』]*"
 )
@@ -112,18 +112,27 @@ def read(paths: Sequence[str], title_column: str, text_column: str, skipped: lis
         request = files.Request(path, (title_column, text_column), documents="file")
         for number, (_, place, record) in enumerate(files.read_records(request, format)):
             id = path if format == "txt" else f"{path}#{number}"
-            values = files.decode(record) if isinstance(record, bytes) else record
-            if isinstance(values, str):
-                yield Titled(id, "", values)
-            elif isinstance(values, Bad):
+            try:
+                one = _titled(id, path + place, record, title_column, text_column)
+            except InputError as error:
                 if skipped is None:
-                    raise InputError(f"{path}{place}: {values.reason}; correct it, or leave it out (--on-error skip)")
+                    raise InputError(f"{error}; correct it, or leave it out (--on-error skip)") from None
                 skipped.append(path + place)
-            elif not isinstance(text := values.get(text_column), str | None) or text_column not in values:
-                raise InputError(f"{path}{place}: no text in {text_column!r}, it has {', '.join(values)} (--text-column)")
-            elif text:
-                title = values.get(title_column)
-                yield Titled(id, "" if title is None else " ".join(str(title).split()), text)
+            else:
+                yield one
+
+
+def _titled(id: str, place: str, record: bytes | Mapping[str, Any] | Bad, title_column: str, text_column: str) -> Titled:
+    """Returns the text of a record. Raises InputError if it cannot be read, or has no text."""
+    values = files.decode(record) if isinstance(record, bytes) else record
+    if isinstance(values, Bad):
+        raise InputError(f"{place}: {values.reason}")
+    if isinstance(values, str):
+        return Titled(id, "", values)
+    row = Row(place, values)
+    title = value_in(row, title_column) if title_column in values else None
+    shown = "" if title is None else checked_text(row, title_column, str(title))
+    return Titled(id, " ".join(shown.split()), text_in(row, text_column))
 
 
 @dataclass
