@@ -11,7 +11,7 @@ from bert_jax.config import ParallelConfig
 from bert_jax.model import heads
 from bert_jax.model.config import BertConfig
 from bert_jax.training.chunking import in_chunks
-from bert_jax.training.contrastive import DOT, MAX_SIM, Known, Vectors, contrastive_loss, flops
+from bert_jax.training.contrastive import DOT, MAX_SIM, Known, Vectors, contrastive_loss, flops, known_of_pairs
 from bert_jax.training.parallel import Devices, make_devices, make_mesh
 
 N, C, D = 6, 3, 8
@@ -81,11 +81,12 @@ def test_late_interaction_sums_the_best_match_of_each_token_of_the_query_in_both
         assert found == pytest.approx(((there + back) / 2).mean(), rel=1e-6)
 
 
-def test_known_positives_and_copies_are_no_negatives():
+@pytest.mark.parametrize("width", [2, 40])  # few are compared one by one, many are searched
+def test_known_positives_and_copies_are_no_negatives(width):
     documents = APART.documents.copy()
     documents[1, 2] = documents[0, 0]  # a copy of query 0's positive
     documents[3, 1] = 4  # a copy of query 4
-    positives = np.concatenate([APART.positives, np.full((N, 1), -1)], axis=1)
+    positives = np.concatenate([APART.positives, np.full((N, width - 1), -1)], axis=1)
     positives[2, 1] = documents[5, 0]  # the positive of query 5 answers query 2, too
     known = Known(APART.queries, documents, positives)
     dropped = [(0, 1, 2), (4, 3, 1), (2, 5, 0)]
@@ -99,6 +100,15 @@ def test_known_positives_and_copies_are_no_negatives():
     other = np.logaddexp.reduce(scores, axis=1) - own
     both = mean(QUERIES, DOCUMENTS, ONES, 0.1, known=known, both_directions=True)
     assert both == pytest.approx((each.mean() + other.mean()) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_many_known_positives_take_no_memory_for_each_pair_of_texts(both):
+    count = 1024
+    known = known_of_pairs(np.arange(2 * count, dtype=np.int32).reshape(count, 2))
+    vectors = np.zeros((count, 1, 4), np.float32)
+    program = compiled.lower(vectors[:, 0], vectors, np.ones(count, np.float32), 0.1, known=known, both_directions=both).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 100 << 20  # a byte for each comparison would be 1 GiB
 
 
 def test_distillation_leaves_out_the_copies_of_the_positive_that_fill_up_rows_with_fewer_negatives():

@@ -95,7 +95,8 @@ def _of_document(document: Vectors, queries: Vectors) -> Float[Array, " M"]:
 MAX_SIM = Scoring(
     _prepare_tokens, _of_query, _of_document, lambda queries, documents: queries.present.shape[1] * documents.present.shape[1]
 )
-_MOST_CELLS = 2**26  # float32 numbers of scores that are computed at a time
+_MOST_CELLS = 2**26  # float32 numbers of scores, or comparisons of texts, that are computed at a time
+_FEW = 16  # positives of a query that are compared one by one
 
 
 def contrastive_loss(
@@ -152,7 +153,9 @@ def contrastive_loss(
             nats = _nats(scoring.documents, q, flat, own * each, of_all, temperature, wrong, block)
             if both_directions:
                 back = None if known is None else _FalseQueries(known.documents[:, 0], known.queries, known.positives)
-                nats = (nats + _nats(scoring.queries, first, q, own, weights, temperature, back, block)) / 2
+                compared = 1 if known is None else known.positives.shape[1]
+                fewer = min(block, max(1, _MOST_CELLS // (count * compared)))
+                nats = (nats + _nats(scoring.queries, first, q, own, weights, temperature, back, fewer)) / 2
             total += nats
         if distillation is not None:
             assert teacher_scores is not None
@@ -184,8 +187,9 @@ class _FalseNegatives(NamedTuple):
     def of(self, n: Int[Array, ""]) -> Bool[Array, " M"]:
         """Marks the documents that are no negatives of query n."""
         candidates = jnp.asarray(self.candidates)
-        positive = jnp.any(candidates[:, None] == jnp.asarray(self.own)[n][None], axis=1)
-        return positive | (candidates == jnp.asarray(self.anchors)[n])
+        own = jnp.asarray(self.own)[n]
+        method = "compare_all" if own.shape[0] <= _FEW else "binary_search"  # without M x P comparisons for each query
+        return jnp.isin(candidates, own, method=method) | (candidates == jnp.asarray(self.anchors)[n])
 
 
 class _FalseQueries(NamedTuple):
